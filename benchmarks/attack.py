@@ -1,0 +1,99 @@
+"""What a step of the Dori attack costs beside a bare forward and backward pass of the UNet at the same batch.
+
+    python -m benchmarks.attack [--model FOLDER] [--steps N] [--json FILE]
+
+Steps and bare passes take turns, so both meet the same load of the machine; the medians are compared.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from tasks.attack.dori import DoriParams, search
+from tasks.diffusion.model import Model, load_model
+
+LIMIT = 1.15
+"""A step may cost this much of a bare pass."""
+
+
+def measure(model: Model, params: DoriParams) -> dict[str, float]:
+    """Median seconds of a step and of a bare pass, and their ratio."""
+    texts = torch.randn(params.images_at_once, model.tokens, cast(Any, model.unet).config.cross_attention_dim)
+    latents = torch.randn(params.images_at_once, *model.latent_shape)
+    bare = _bare_pass(model, params.images_at_once * params.batch, texts)
+    steps, passes = [], []
+    began = _now(model.device)
+
+    def take_turns(_: int) -> None:
+        nonlocal began
+        steps.append(_now(model.device) - began)
+        before = _now(model.device)
+        bare()
+        passes.append(_now(model.device) - before)
+        began = _now(model.device)
+
+    search(model, latents, texts, [(str(n), 0) for n in range(params.images_at_once)], params, take_turns)
+    # The first steps warm caches up.
+    step, alone = (statistics.median(times[3:]) for times in (steps, passes))
+    return {"step_s": step, "bare_s": alone, "step_over_bare": step / alone}
+
+
+def _bare_pass(model: Model, batch: int, texts: torch.Tensor) -> Any:
+    """A call that runs the UNet forward and backward, down to the text embeddings."""
+    latents = torch.randn(batch, *model.latent_shape, device=model.device, dtype=model.dtype)
+    text = texts.repeat_interleave(batch // len(texts), 0).to(model.device, model.dtype).requires_grad_(True)
+    times = torch.randint(1000, (batch,), device=model.device)
+
+    def run() -> None:
+        output = cast(Any, model.unet)(latents, times, text, return_dict=False)[0]
+        torch.autograd.grad(output.float().square().mean(), text)
+
+    return run
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _random_model() -> Model:
+    """The reference world's UNet with random weights: what a pass costs does not depend on them."""
+    from tasks.reference.clip import TOKENS
+    from tasks.reference.unet import new_scheduler, new_unet
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    unet = cast(Any, new_unet()).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    limits = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=TOKENS))
+    words = SimpleNamespace(model_max_length=TOKENS)
+    return Model("random", "random", unet, None, limits, words, new_scheduler(), device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", type=Path, help="a pipeline folder; without it a UNet of the reference world's shape"
+    )
+    parser.add_argument("--steps", type=int, default=23)
+    parser.add_argument("--images-at-once", type=int, default=4)
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    options = parser.parse_args()
+    model = load_model(options.model) if options.model else _random_model()
+    params = DoriParams(steps=options.steps, images_at_once=options.images_at_once)
+    figures = measure(model, params)
+    print(f"{params.images_at_once} pictures x batch {params.batch} on {model.device}")
+    for name, value in figures.items():
+        print(f"{name:15} {value:.4f}")
+    print(f"limit           {LIMIT}: {'kept' if figures['step_over_bare'] <= LIMIT else 'MISSED'}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

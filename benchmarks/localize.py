@@ -1,0 +1,345 @@
+"""NeMo's search and Wanda's collection beside plain transcriptions of the published procedures, on the same prompts.
+
+The transcriptions follow the published descriptions step by step. NeMo: every look at a candidate set runs the UNet at
+the first two timesteps for all seeds and keeps the second; activations are read off the UNet anew at every step of the
+selection. Wanda: prompts one at a time; a hook computes each feed-forward block a second time and brings every
+activation to the host, where norms are taken at the end.
+
+    python -m benchmarks.localize --model FOLDER [--prompts FILE] [--null-prompts FILE] [--json FILE]
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from tasks.collect.norms import feature_norms
+from tasks.collect.values import Moments, Statistics, load_statistics, value_activations
+from tasks.diffusion.hooks import observed, scaled
+from tasks.diffusion.model import Model, load_model
+from tasks.diffusion.noise import initial_noise, predict_noise
+from tasks.diffusion.sampling import SamplingParams, denoise
+from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.errors import InputError
+from tasks.localize.detection import estimate_threshold, highest_by_seed, pairwise_scores, prompt_differences
+from tasks.localize.nemo import NemoParams, by_layer, nemo
+from tasks.localize.overlap import iou
+from tasks.localize.search import Neuron, out_of_distribution
+from tasks.localize.ssim import similarity, to_unit_range
+from tasks.localize.wanda import memorized_weights
+
+SUBJECTS = ("a cat", "a red car", "an old house", "two birds", "a glass of water", "the sea", "a tree", "a violin")
+PLACES = (
+    "on a table",
+    "at night",
+    "in the snow",
+    "by a river",
+    "in a garden",
+    "under the sky",
+    "in a museum",
+    "at home",
+)
+NULL_PROMPTS = [f"{subject} {place}" for subject in SUBJECTS for place in PLACES]
+
+
+@dataclass
+class PlainNemo:
+    """The published search, transcribed."""
+
+    model: Model
+    layers: tuple[Layer, ...]
+    statistics: Statistics
+    threshold: float
+    params: NemoParams
+    evaluations: int = 0
+
+    @torch.no_grad()
+    def find(self, embedding: torch.Tensor, prompt_id: str) -> dict[int, torch.Tensor]:
+        """The memorization neurons of a prompt, by layer index; none when the gate says that it is not memorized."""
+        noise = initial_noise(self.model, [(prompt_id, seed) for seed in range(self.params.seeds)])
+        unblocked = self._differences(embedding, noise, ())
+        watched = highest_by_seed(pairwise_scores(unblocked), len(noise)) > self.threshold
+        if not watched.any():
+            return {}
+
+        def score(blocked: Sequence[Neuron]) -> float:
+            found = self._differences(embedding, noise, blocked)
+            return float(similarity(unblocked[watched], found[watched]).max())
+
+        candidates, limit = self._select(embedding, noise, score)
+        unblocked = self._differences(embedding, noise, ())
+        return by_layer(self._refine(candidates, score, limit))
+
+    def _select(
+        self, embedding: torch.Tensor, noise: torch.Tensor, score: Callable[[Sequence[Neuron]], float]
+    ) -> tuple[tuple[Neuron, ...], float]:
+        theta, k = self.params.theta, 0
+        while True:
+            activations = self._activations(embedding, noise)
+            candidates = out_of_distribution(activations, self.statistics, theta, k)
+            reached = score(candidates)
+            if reached <= self.threshold:
+                return candidates, self.threshold
+            theta, k = theta - self.params.theta_step, k + 1
+            if theta <= self.params.theta_min + 1e-9:
+                return candidates, reached
+
+    def _refine(
+        self, candidates: tuple[Neuron, ...], score: Callable[[Sequence[Neuron]], float], limit: float
+    ) -> frozenset[Neuron]:
+        kept = list(candidates)
+        for layer in reversed(self.layers):
+            rest = [neuron for neuron in kept if neuron[0] != layer.index]
+            if len(rest) < len(kept) and score(rest) < limit:
+                kept = rest
+        for layer in reversed(self.layers):
+            for neuron in [neuron for neuron in kept if neuron[0] == layer.index]:
+                rest = [other for other in kept if other != neuron]
+                if score(rest) < limit:
+                    kept = rest
+        return frozenset(kept)
+
+    def _differences(self, embedding: torch.Tensor, noise: torch.Tensor, blocked: Sequence[Neuron]) -> torch.Tensor:
+        factors = {layer.index: torch.ones(layer.outputs) for layer in self.layers}
+        for layer, neuron in blocked:
+            factors[layer][neuron] = 0
+        self.model.scheduler.set_timesteps(self.params.steps)
+        text = embedding.expand(len(noise), -1, -1)
+        with scaled(self.layers, factors):
+            for timestep in self.model.scheduler.timesteps[:2]:
+                predicted = predict_noise(self.model, noise, int(timestep), text)
+                self.evaluations += len(noise)
+        return to_unit_range(predicted.float() - noise.float())
+
+    def _activations(self, embedding: torch.Tensor, noise: torch.Tensor) -> list[torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+
+        def see(layer: Layer, inputs: torch.Tensor, output: torch.Tensor) -> None:
+            found[layer.index] = output[0].float().abs().mean(0)
+
+        self.model.scheduler.set_timesteps(self.params.steps)
+        with observed(self.layers, see):
+            predict_noise(self.model, noise[:1], int(self.model.scheduler.timesteps[0]), embedding[None])
+        self.evaluations += 1
+        return [found[layer.index] for layer in self.layers]
+
+
+@torch.no_grad()
+def plain_norms(
+    model: Model, layers: tuple[Layer, ...], embeddings: torch.Tensor, ids: Sequence[str], params: SamplingParams
+) -> tuple[dict[tuple[int, int], torch.Tensor], int]:
+    """The published collection, transcribed: column norms by (step, layer index), and the bytes kept on the host."""
+    kept: dict[int, list[list[torch.Tensor]]] = {layer.index: [] for layer in layers}
+    empty = model.embed([""])
+
+    def hook_for(layer: Layer) -> Callable[..., None]:
+        calls = kept[layer.index]
+
+        def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            hidden = inputs[0]
+            for part in module.net[:-1]:
+                hidden = part(hidden)
+            calls[-1].append(normalize(hidden.reshape(-1, hidden.shape[-1]).float().cpu(), dim=1))
+
+        return hook
+
+    blocks = [model.unet.get_submodule(layer.name.removesuffix(".net.2")) for layer in layers]
+    handles = [block.register_forward_hook(hook_for(layer)) for block, layer in zip(blocks, layers, strict=True)]
+    try:
+        for embedding, name in zip(embeddings, ids, strict=True):
+            for calls in kept.values():
+                calls.append([])
+            denoise(model, embedding[None], empty, initial_noise(model, [(name, 0)]), params)
+    finally:
+        for handle in handles:
+            handle.remove()
+    size = sum(t.numel() * t.element_size() for calls in kept.values() for steps in calls for t in steps)
+    norms = {
+        (step, index): torch.cat(tokens).norm(dim=0)
+        for index, calls in kept.items()
+        for step, tokens in enumerate(zip(*calls, strict=True))
+    }
+    return norms, size
+
+
+REFINEMENTS = ("sequential", "chain", "group")
+
+
+def benchmark_nemo(
+    model: Model, prompts: list[str], null_prompts: list[str], params: NemoParams, statistics: Statistics | None
+) -> dict[str, float]:
+    """NeMo in each kind of refinement beside its transcription, on the same prompts, noises and threshold.
+
+    The figures without a kind in their name are those of `params.refinement`.
+    """
+    layers = layers_of(model.unet, Site.VALUE)
+    null = model.embed(null_prompts)
+    statistics = statistics or Moments.of(value_activations(layers, null)).statistics()
+    threshold = params.threshold
+    if threshold is None:
+        scores = [
+            pairwise_scores(prompt_differences(model, embedding, prompt, params)[1])
+            for prompt, embedding in zip(null_prompts, tqdm(null, desc="threshold"), strict=True)
+        ]
+        threshold = estimate_threshold(scores, params)
+    embeddings = model.embed(prompts)
+    plain = PlainNemo(model, layers, statistics, threshold, params)
+    runs = {kind: Run(params.model_copy(update={"refinement": kind})) for kind in REFINEMENTS}
+    prompt_differences(model, embeddings[0], "warm", params)
+    seconds = 0.0
+    for prompt, embedding in zip(prompts, tqdm(embeddings, desc="nemo"), strict=True):
+        start = clock(model)
+        expected = plain.find(embedding, prompt)
+        seconds += clock(model) - start
+        for run in runs.values():
+            start = clock(model)
+            activations = [layer[0] for layer in value_activations(layers, embedding[None])]
+            found = nemo(model, layers, embedding, prompt, activations, statistics, threshold, run.params)
+            run.seconds += clock(model) - start
+            run.evaluations += found.evaluations
+            run.memorized += found.memorized
+            run.agreements.append(agreement(expected, found.neurons))
+    figures = {kind: run.figures(plain.evaluations, seconds) for kind, run in runs.items()}
+    return {
+        "nemo_prompts": len(prompts),
+        "nemo_memorized": runs["sequential"].memorized,
+        "nemo_threshold": threshold,
+        "nemo_evaluations_plain": plain.evaluations,
+        "nemo_seconds_plain": seconds,
+        **{f"nemo_{name}": value for name, value in figures[params.refinement].items()},
+        **{f"nemo_{kind}_{name}": value for kind in REFINEMENTS for name, value in figures[kind].items()},
+    }
+
+
+@dataclass
+class Run:
+    """One kind of refinement over all prompts."""
+
+    params: NemoParams
+    seconds: float = 0.0
+    evaluations: int = 0
+    memorized: int = 0
+    agreements: list[float] = field(default_factory=list)
+
+    def figures(self, plain_evaluations: int, plain_seconds: float) -> dict[str, float]:
+        return {
+            "identical": int(all(value == 1 for value in self.agreements)),
+            "agreement": sum(self.agreements) / len(self.agreements),
+            "evaluations": self.evaluations,
+            "evaluations_saved": plain_evaluations / self.evaluations,
+            "seconds": self.seconds,
+            "speedup": plain_seconds / self.seconds,
+        }
+
+
+def benchmark_wanda(model: Model, prompts: list[str], params: SamplingParams) -> dict[str, float]:
+    """Collection of feature norms beside its transcription; the sets that follow from both must be the same."""
+    layers = layers_of(model.unet, Site.FEED_FORWARD_HIDDEN)
+    embeddings = model.embed(prompts)
+    keys = [(prompt, 0) for prompt in prompts]
+    feature_norms(model, layers, embeddings, keys, params.model_copy(update={"steps": 2}))  # warms up
+    start = clock(model)
+    plain, kept = plain_norms(model, layers, embeddings, prompts, params)
+    middle = clock(model)
+    sums = feature_norms(model, layers, embeddings, keys, params).sums("both")
+    end = clock(model)
+    difference = max(float((sums[key].sqrt() - norm.double()).abs().max() / norm.max()) for key, norm in plain.items())
+    overlaps = []
+    for layer in layers:
+        weight: Any = layer.module.weight
+        flatter = torch.ones(layer.inputs)
+        first, second = (
+            memorized_weights(weight, found, flatter, max(0.01, 1.01 / layer.inputs))
+            for found in (sums[0, layer.index], plain[0, layer.index].double().square())
+        )
+        overlaps.append(iou(first, second) if len(first) + len(second) else 1.0)
+    stored = sum(values.numel() * values.element_size() for values in sums.values())
+    return {
+        "wanda_prompts": len(prompts),
+        "wanda_difference": difference,
+        "wanda_sets_iou": sum(overlaps) / len(overlaps),
+        "wanda_seconds_plain": middle - start,
+        "wanda_seconds": end - middle,
+        "wanda_speedup": (middle - start) / (end - middle),
+        "wanda_bytes_kept_plain": kept,
+        "wanda_bytes_kept": stored,
+    }
+
+
+def clock(model: Model) -> float:
+    """The time, once the device has done what it was told."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def agreement(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> float:
+    """IOU of two sets of neurons over all layers; 1 when both are empty."""
+    first, second = ({(layer, n) for layer, members in found.items() for n in members.tolist()} for found in (a, b))
+    return len(first & second) / len(first | second) if first | second else 1.0
+
+
+def read_prompts(path: Path | None) -> list[str] | None:
+    """Prompts of a text file, one a line."""
+    if path is None:
+        return None
+    try:
+        prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise InputError(f"cannot read prompts from {path}: {error.strerror}") from error
+    if not prompts:
+        raise InputError(f"{path} holds no prompts")
+    return prompts
+
+
+def table(results: dict[str, float]) -> str:
+    """The results for people."""
+    return "\n".join(f"{name:<36}{value:>16,.4g}" for name, value in results.items())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of a diffusers pipeline")
+    parser.add_argument("--prompts", type=Path, help="prompts to search, one a line (default: generated ones)")
+    parser.add_argument("--null-prompts", type=Path, help="prompts not memorized, one a line (default: generated ones)")
+    parser.add_argument("--statistics", type=Path, help="published statistics, (means, stds) in a torch file")
+    parser.add_argument("--threshold", type=float, help="similarity threshold (default: from the null prompts)")
+    parser.add_argument("--refinement", choices=REFINEMENTS, default="sequential", help="kind that is compared first")
+    parser.add_argument("--seeds", type=int, default=10, help="initial noises for each prompt")
+    parser.add_argument("--batch", type=int, default=32, help="samples in a UNet call at most")
+    parser.add_argument("--wanda-prompts", type=int, default=10, help="prompts of the Wanda collection")
+    parser.add_argument("--wanda-steps", type=int, default=50, help="denoising steps of the Wanda collection")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
+    parser.add_argument("--json", type=Path, help="write the results as one flat object")
+    options = parser.parse_args(arguments)
+    try:
+        model = load_model(options.model, options.device)
+        prompts = read_prompts(options.prompts) or NULL_PROMPTS[:4]
+        null_prompts = read_prompts(options.null_prompts) or NULL_PROMPTS
+        layers = layers_of(model.unet, Site.VALUE)
+        statistics = load_statistics(options.statistics, layers) if options.statistics else None
+        params = NemoParams(
+            seeds=options.seeds, threshold=options.threshold, batch=options.batch, refinement=options.refinement
+        )
+        results = benchmark_nemo(model, prompts, null_prompts, params, statistics)
+        sampling = SamplingParams(steps=options.wanda_steps, guidance=7.5, batch=options.batch)
+        results |= benchmark_wanda(model, prompts[: options.wanda_prompts], sampling)
+    except ValueError as error:  # bad input, or parameters out of bounds
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    print(table(results))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

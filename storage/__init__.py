@@ -1,0 +1,29 @@
+"""Tables, the store, the catalog and the queries. Imports neither torch nor prefect."""
+
+from storage import tables
+from storage.catalog import connect, queries, query, write_catalog
+from storage.errors import StoreError
+from storage.iou import iou
+from storage.keys import content_key
+from storage.render import FORMATS, render
+from storage.sandbox import run_sql
+from storage.store import Store
+from storage.verify import Damage, collect_litter, verify
+
+__all__ = [
+    "FORMATS",
+    "Damage",
+    "Store",
+    "StoreError",
+    "collect_litter",
+    "connect",
+    "content_key",
+    "iou",
+    "queries",
+    "query",
+    "render",
+    "run_sql",
+    "tables",
+    "verify",
+    "write_catalog",
+]

@@ -1,0 +1,182 @@
+"""SQL over the store: an in-memory DuckDB with one view a table, the views on top, and the named queries."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from storage.errors import StoreError, one_line
+from storage.local import LocalPlace
+from storage.store import Store, dataset
+from storage.tables import TABLES, Table
+
+MACROS = ("iou_of",)
+"""Functions that return a table; their files hold the whole CREATE MACRO."""
+VIEWS = ("audits", "neurons", "members", "iou", "shared_neurons", "drift")
+"""Views on top of the tables, each after those it stands on."""
+
+_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.binary(): "BLOB",
+    pa.bool_(): "BOOLEAN",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.uint32(): "UINTEGER",
+    pa.uint64(): "UBIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.timestamp("us", tz="UTC"): "TIMESTAMPTZ",
+}
+
+
+def connect(store: Store, through_arrow: bool = False) -> duckdb.DuckDBPyConnection:
+    """An in-memory database with a view for each table and the views on top.
+
+    Args:
+        store: the store.
+        through_arrow: let Arrow read the parts that are there now, so that DuckDB itself needs no file; always so on
+            S3. Otherwise DuckDB reads them, and a view also sees parts that are put in place later.
+
+    Raises:
+        StoreError: a store that cannot be read.
+    """
+    con = duckdb.connect(config={"python_enable_replacements": "false"})
+    with _clear("cannot open the catalog"):
+        # Nothing is fetched behind the caller's back, and what does not fit in memory spills outside the store.
+        con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
+        con.execute(f"SET temp_directory = {_quoted(f'{tempfile.gettempdir()}/engram-{os.getpid()}')}")
+        # The bar would be drawn on standard output, into the answer.
+        con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+        for table in TABLES.values():
+            if isinstance(store.place, LocalPlace) and not through_arrow:
+                _create(con, table.view, _select(store, table), table)
+            else:
+                con.register(f"{table.name}_parts", dataset(store, table, store.parts(table.name)))
+                _create(con, table.view, f"FROM {table.name}_parts", table)
+        _create_on_top(con)
+    return con
+
+
+def write_catalog(store: Store, path: Path | str) -> None:
+    """Write the views into a DuckDB file, for the `duckdb` shell and other SQL tools; the data stay in the store.
+
+    An older catalog at `path` is replaced in one step.
+
+    Raises:
+        StoreError: something else lies at `path`; no right to write there; a store on S3 without DuckDB's httpfs.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not _is_duckdb(path):
+        raise StoreError(f"{path} is there already and is no DuckDB file; choose another name")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with _clear(f"cannot write the catalog {path}"), duckdb.connect(str(aside)) as con:
+            if not isinstance(store.place, LocalPlace):
+                con.execute("LOAD httpfs")
+            for table in TABLES.values():
+                _create(con, table.view, _select(store, table), table)
+            _create_on_top(con)
+        os.replace(aside, path)
+    except OSError as error:
+        raise StoreError(f"cannot write the catalog {path}: {one_line(error)}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def query(con_or_store: duckdb.DuckDBPyConnection | Store, name: str, **params: Any) -> pa.Table:
+    """Run a named query.
+
+    Args:
+        con_or_store: a connection from `connect`, or a store.
+        name: file in `storage/sql` without its ending; `queries` lists them.
+        params: values for the query's `$parameters`; those left out are NULL, which the header of each explains.
+
+    Raises:
+        StoreError: no such query or parameter; a store that cannot be read.
+    """
+    if name not in queries():
+        raise StoreError(f"no query {name!r}; there are {', '.join(queries())}")
+    text = sql(name)
+    known = set(duckdb.extract_statements(text)[0].named_parameters)
+    if unknown := set(params) - known:
+        raise StoreError(f"the query {name} takes {', '.join(sorted(known)) or 'nothing'}, not {min(unknown)}")
+    con = connect(con_or_store) if isinstance(con_or_store, Store) else con_or_store
+    with _clear(f"the query {name} failed"):
+        return con.sql(text, params={key: params.get(key) for key in known}).to_arrow_table()
+
+
+@cache
+def queries() -> dict[str, str]:
+    """Names of the queries, each with the first line of its header: what it answers."""
+    names = sorted(item.name.removesuffix(".sql") for item in (files("storage") / "sql").iterdir())
+    return {
+        name: sql(name).splitlines()[0].removeprefix("-- ") for name in names if name not in ("table", *MACROS, *VIEWS)
+    }
+
+
+@cache
+def sql(name: str) -> str:
+    """The text of a file in `storage/sql`."""
+    return (files("storage") / "sql" / f"{name}.sql").read_text("utf-8")
+
+
+def _create_on_top(con: duckdb.DuckDBPyConnection) -> None:
+    for name in MACROS:
+        con.execute(sql(name))
+    for name in VIEWS:
+        _create(con, name, sql(name))
+
+
+def _create(con: duckdb.DuckDBPyConnection, name: str, select: str, table: Table | None = None) -> None:
+    con.execute(f"CREATE VIEW {name} AS {select}")
+    text = table.text if table else " ".join(re.findall(r"^-- (.*)$", select.split("\n\n")[0], re.MULTILINE))
+    con.execute(f"COMMENT ON VIEW {name} IS {_quoted(text)}")
+    for field in table.schema if table else ():
+        con.execute(f"COMMENT ON COLUMN {name}.{field.name} IS {_quoted(field.metadata[b'description'].decode())}")
+
+
+def _select(store: Store, table: Table) -> str:
+    kinds = {field.name: _sql_type(field.type) for field in table.schema}
+    hive = ", ".join(f"{name}: {kinds[name]}" for name in table.partition)
+    return sql("table").format(
+        columns=", ".join(kinds),
+        nulls=", ".join(f"NULL::{kind} AS {name}" for name, kind in kinds.items()),
+        files=_quoted(f"{_prefix(store)}/{table.name}/**/*.parquet"),
+        partitioned=str(bool(hive)).lower(),
+        types=f", hive_types = {{{hive}}}" if hive else "",
+    )
+
+
+def _prefix(store: Store) -> str:
+    return store.place.root if isinstance(store.place, LocalPlace) else store.url
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    return f"{_TYPES[kind.value_type]}[]" if pa.types.is_list(kind) else _TYPES[kind]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _is_duckdb(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(12)[8:] == b"DUCK"
+
+
+@contextmanager
+def _clear(what: str) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        raise StoreError(f"{what}: {one_line(error)}") from error

@@ -1,0 +1,55 @@
+"""All-pairs IOU of every layer, one layer at a time, so that memory is bounded by the largest layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from storage.catalog import connect, query
+from storage.layout import partition_of
+from storage.store import Store
+from storage.tables import TABLES
+
+
+def iou(
+    store: Store,
+    model_id: str | None = None,
+    method: str | None = None,
+    params_id: str | None = None,
+    layer: str | None = None,
+    step: int | None = None,
+    threads: int | None = None,
+    memory_mib: int = 1280,
+    progress: Callable[[int, int], None] | None = None,
+) -> pa.Table:
+    """The rows of the view `iou`, restricted to what is given.
+
+    Args:
+        store: the store.
+        model_id, method, params_id, layer, step: restrictions.
+        threads: how many DuckDB may use; None for one a core.
+        memory_mib: what DuckDB may hold in memory; what is more goes to the temporary folder for a while.
+        progress: called with the layers done and the layers in all.
+
+    Returns:
+        One row for each pair of scopes in each layer and step; columns as in the view.
+
+    Raises:
+        StoreError: a store that cannot be read.
+    """
+    given = {"model_id": model_id, "method": method, "layer": layer}
+    table = TABLES["neuron_sets"]
+    parts = store.parts(table.name, **{name: value for name, value in given.items() if value is not None})
+    layers = sorted({partition_of(table, part)["layer"] for part in parts})
+    con = connect(store)
+    con.execute(f"SET memory_limit = '{memory_mib:d}MiB'")
+    if threads is not None:
+        con.execute(f"SET threads = {threads:d}")
+    tables = [con.sql("FROM iou LIMIT 0").to_arrow_table()]
+    for done, name in enumerate(layers, start=1):
+        wanted = {"model_id": model_id, "method": method, "params_id": params_id, "layer": name, "step": step}
+        tables.append(query(con, "iou_pairs", **wanted))
+        if progress:
+            progress(done, len(layers))
+    return pa.concat_tables(tables)

@@ -1,0 +1,62 @@
+"""What the store asks of the place it is kept in; `local.py` and `s3.py` give it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pyarrow import fs
+
+ASIDE = ".aside"
+"""Folder of the store where files are written before they are put in place."""
+MANIFEST = "manifest.json"
+"""File that makes a folder of weights visible on S3, and says in both places what the folder holds."""
+HOUR = 3600.0
+"""Seconds after which a file left aside counts as abandoned, whoever wrote it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in the store."""
+
+    path: str
+    """Relative to the root of the store, with '/' between folders."""
+    size: int
+    """Bytes."""
+    modified: float
+    """Seconds since 1970."""
+
+
+class Place(Protocol):
+    """A folder or object-store prefix. Paths are relative to its root; every method raises OSError when it fails."""
+
+    url: str
+    filesystem: fs.FileSystem
+    root: str
+    """The root as a path of `filesystem`."""
+
+    def exists(self, path: str) -> bool:
+        """Whether a file is there."""
+
+    def files(self, prefix: str) -> Iterator[Entry]:
+        """All files below the folder `prefix`, at any depth, in no order; none if there is no such folder."""
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Let a file appear whole in one step; one that is there already stays as it is."""
+
+    def put_folder(self, path: str, source: Path, manifest: bytes) -> None:
+        """Let a folder of copies of all files below `source` appear in one step, with the manifest among them."""
+
+    def get_folder(self, path: str) -> Path:
+        """A local folder with the files of a folder that was put; it must not be changed."""
+
+    def litter(self) -> Mapping[str, float]:
+        """What dead writers left behind, never visible: names, and the age of each in seconds."""
+
+    def remove_litter(self, name: str) -> None:
+        """Remove one of them; no error if it is gone."""

@@ -1,0 +1,31 @@
+-- The figures of an audit beside those of the previous completed audit of the same model source and prompts.
+-- apart is true when the two intervals do not meet, null when a figure has none.
+
+WITH dated AS (
+    SELECT audit_id, source, prompt_set, started_at
+    FROM audits
+    JOIN models USING (model_id)
+    WHERE state = 'completed'
+),
+pairs AS (
+    SELECT
+        audit_id,
+        lag(audit_id) OVER (PARTITION BY source, prompt_set ORDER BY started_at, audit_id) AS previous_id
+    FROM dated
+)
+SELECT
+    pairs.audit_id,
+    pairs.previous_id,
+    EXISTS (FROM accepted WHERE accepted.audit_id = pairs.previous_id) AS previous_accepted,
+    now.variant, now.probe, now.metric,
+    now.value, now.low, now.high, now.n,
+    before.value AS previous_value, before.low AS previous_low, before.high AS previous_high, before.n AS previous_n,
+    now.value - before.value AS change,
+    now.low > before.high OR now.high < before.low AS apart
+FROM pairs
+JOIN metrics AS now ON now.audit_id = pairs.audit_id
+LEFT JOIN metrics AS before
+    ON before.audit_id = pairs.previous_id
+    AND before.variant = now.variant
+    AND before.probe IS NOT DISTINCT FROM now.probe
+    AND before.metric = now.metric

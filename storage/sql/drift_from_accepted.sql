@@ -1,0 +1,40 @@
+-- Drift: the figures of an audit beside those of the last accepted audit of the same model source and prompts.
+-- $audit_id: NULL for the audit that started last.
+
+WITH dated AS (
+    SELECT audit_id, source, prompt_set, started_at FROM audits JOIN models USING (model_id)
+),
+asked AS (
+    FROM dated
+    WHERE $audit_id IS NULL OR audit_id = $audit_id
+    ORDER BY started_at DESC, audit_id
+    LIMIT 1
+),
+standard AS (
+    SELECT dated.audit_id
+    FROM dated
+    JOIN accepted USING (audit_id)
+    JOIN asked
+        ON asked.source = dated.source
+        AND asked.prompt_set IS NOT DISTINCT FROM dated.prompt_set
+        AND asked.started_at > dated.started_at
+    ORDER BY dated.started_at DESC
+    LIMIT 1
+)
+SELECT
+    asked.audit_id,
+    standard.audit_id AS accepted_id,
+    now.variant, now.probe, now.metric,
+    now.value, now.low, now.high,
+    before.value AS accepted_value, before.low AS accepted_low, before.high AS accepted_high,
+    now.value - before.value AS change,
+    now.low > before.high OR now.high < before.low AS apart
+FROM asked
+JOIN metrics AS now USING (audit_id)
+LEFT JOIN standard ON true
+LEFT JOIN metrics AS before
+    ON before.audit_id = standard.audit_id
+    AND before.variant = now.variant
+    AND before.probe IS NOT DISTINCT FROM now.probe
+    AND before.metric = now.metric
+ORDER BY abs(change) DESC NULLS LAST, now.metric, now.probe, now.variant

@@ -1,0 +1,13 @@
+-- Where memorization sits: members found in each layer, over all scopes and steps, and their share of the layer.
+-- $model_id, $method: NULL for all.
+
+SELECT
+    model_id, method, params_id, scope, site, layer,
+    count(*) AS sets,
+    sum(len(members))::BIGINT AS members,
+    avg(len(members)) AS mean_size,
+    avg(len(members) / universe) AS mean_share
+FROM neuron_sets
+WHERE ($model_id IS NULL OR model_id = $model_id) AND ($method IS NULL OR method = $method)
+GROUP BY ALL
+ORDER BY model_id, method, params_id, scope, site, layer

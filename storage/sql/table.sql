@@ -1,0 +1,8 @@
+-- All parts of one table; no rows, but the right columns, as long as it has none.
+-- A template: the names in braces are filled in for each table.
+SELECT {columns}
+FROM (
+    SELECT {nulls} WHERE false
+    UNION ALL BY NAME
+    SELECT * FROM read_parquet({files}, allow_empty = true, hive_partitioning = {partitioned}{types})
+)

@@ -1,0 +1,29 @@
+-- Wanda's activation norms: per feature, the l2 norm over all tokens of a subset of prompts, combined from all shards.
+-- $model_id: the model. $prompt_set, $subset, $kind: which prompts, each NULL for all. $variant: NULL for 'original'.
+-- $layer, $step: NULL for all.
+
+WITH chosen AS (
+    SELECT site, layer, step, sum_sq
+    FROM activations
+    WHERE model_id = $model_id
+        AND variant = coalesce($variant, 'original')
+        AND ($layer IS NULL OR layer = $layer)
+        AND ($step IS NULL OR step = $step)
+        AND prompt_id IN (
+            SELECT prompt_id
+            FROM prompts
+            WHERE ($prompt_set IS NULL OR prompt_set = $prompt_set)
+                AND ($subset IS NULL OR subset = $subset)
+                AND ($kind IS NULL OR kind = $kind)
+        )
+)
+SELECT
+    site, layer, step, feature,
+    count(*) AS prompts,
+    sqrt(sum(squares)) AS norm
+FROM (
+    SELECT site, layer, step, unnest(range(len(sum_sq))) AS feature, unnest(sum_sq)::DOUBLE AS squares
+    FROM chosen
+)
+GROUP BY site, layer, step, feature
+ORDER BY site, layer, step, feature

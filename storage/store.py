@@ -1,0 +1,278 @@
+"""The store: immutable, content-keyed Parquet parts in a local folder or on S3.
+
+    <table>/<column>=<value>/.../<content key>.parquet      parts
+    weights/<content key>/...                               folders of model weights
+    store.json                                              format and schema version
+    .aside/                                                 files being written; nobody reads there
+
+Many processes write at once without locks: each part appears in one atomic step and is never changed afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from storage import parts
+from storage.errors import StoreError, one_line
+from storage.folders import write_manifest
+from storage.keys import check_key
+from storage.layout import matching, partition_of, segment, split
+from storage.local import LocalPlace
+from storage.place import MANIFEST, Place
+from storage.rows import Rows, conform, find_table
+from storage.s3 import S3Place
+from storage.tables import VERSION, Table
+
+DEFAULT = ".engram/store"
+MARK = "store.json"
+WEIGHTS = "weights"
+
+
+class Store:
+    """Open one with `Store.open`."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    @classmethod
+    def open(cls, url: str | Path | None = None, create: bool = True) -> Store:
+        """Open the store at `url`.
+
+        Args:
+            url: a path, `file://` path or `s3://bucket/prefix`; None for `$ENGRAM_STORE`, or else `.engram/store`.
+            create: begin a new store if there is none.
+
+        Raises:
+            StoreError: no store there and `create` is false; a store of another version; a place out of reach.
+        """
+        url = str(url or os.environ.get("ENGRAM_STORE") or DEFAULT)
+        with _clear(f"cannot open the store {url}"):
+            store = cls(_place(url))
+            if not store.place.exists(MARK):
+                if not create:
+                    raise StoreError(f"there is no store at {url}; give its address with --store or ENGRAM_STORE")
+                store.place.put(MARK, json.dumps({"format": "engram", "version": VERSION}).encode() + b"\n")
+            _check_version(url, store.place.read(MARK))
+        return store
+
+    @property
+    def url(self) -> str:
+        """Where the store is, as a `file://` or `s3://` URL; `Store.open(store.url)` opens it elsewhere."""
+        return self.place.url
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def has(self, table: str, key: str, **partition: Any) -> bool:
+        """Whether the work named `key` is in the store, and the whole of it.
+
+        With every partition column given this asks for one part. With fewer it asks whether all the parts that
+        `write_parts` was given under this key are there.
+
+        Raises:
+            StoreError: an unknown table or partition column; a store that cannot be read.
+        """
+        found = self.parts(table, key, **partition)
+        if not found or len(partition) == len(find_table(table).partition):
+            return bool(found)
+        with _clear(f"cannot read {found[0]}"):
+            footer = pq.read_metadata(f"{self.place.root}/{found[0]}", filesystem=self.place.filesystem)
+        return len(found) >= parts.siblings(footer.metadata)
+
+    def parts(self, table: str, key: str | None = None, **partition: Any) -> list[str]:
+        """Addresses of the parts of a table, sorted; of one key and of some partitions only, if given.
+
+        Raises:
+            StoreError: an unknown table or partition column; a store that cannot be read.
+        """
+        definition = find_table(table)
+        if unknown := set(partition) - set(definition.partition):
+            raise StoreError(f"{table} is not partitioned by {', '.join(sorted(unknown))}")
+        wanted = {name: str(value) for name, value in partition.items()}
+        folder = table
+        for name in definition.partition:
+            if name not in wanted:
+                break
+            folder += f"/{segment(name, wanted[name])}"
+        with _clear(f"cannot list {table}"):
+            if key is not None and len(wanted) == len(definition.partition):
+                address = f"{folder}/{check_key(key)}.parquet"
+                return [address] if self.place.exists(address) else []
+            found = (entry.path for entry in self.place.files(folder))
+            return sorted(
+                path
+                for path in found
+                if path.endswith(f"/{key}.parquet" if key else ".parquet")
+                and wanted.items() <= partition_of(definition, path).items()
+            )
+
+    def write(self, table: str, key: str, rows: Rows, **partition: Any) -> str:
+        """Put rows in place as one part.
+
+        Args:
+            table: name of the table.
+            key: content key of the work; if its part is there already, that part is left as it is.
+            rows: dicts or an Arrow table; see `storage.tables` for the columns. No rows at all say that the work was
+                done and found nothing; every partition value must then be given.
+            partition: values of partition columns, which may then be left out of the rows.
+
+        Returns:
+            Address of the part: its path relative to the store.
+
+        Raises:
+            StoreError: rows that do not fit the table or span several partitions; a full disk, missing rights. Nothing
+                is visible then.
+        """
+        definition = find_table(table)
+        # Asked first, so that work that is there already costs neither a check of its rows nor their encoding.
+        if len(partition) == len(definition.partition) and (found := self.parts(table, key, **partition)):
+            return found[0]
+        checked = conform(definition, rows, partition)
+        pieces = split(definition, checked, partition)
+        if len(pieces) != 1:
+            raise StoreError(f"these rows span {len(pieces)} partitions of {table}; use write_parts")
+        return self._put(definition, key, *pieces[0], siblings=1)
+
+    def write_parts(self, table: str, key: str, rows: Rows, **partition: Any) -> list[str]:
+        """Put rows in place as one part for each partition among them, all under one key.
+
+        Each part appears on its own; `has(table, key)` turns true when the last one is there. After a crash the same
+        call puts the missing ones.
+
+        Args, Raises: as `write`, but rows may span partitions and there must be at least one.
+
+        Returns:
+            Addresses of the parts, in the order of the partitions' first rows.
+        """
+        definition = find_table(table)
+        pieces = split(definition, conform(definition, rows, partition), partition)
+        return [self._put(definition, key, *piece, siblings=len(pieces)) for piece in pieces]
+
+    def read(self, table: str, key: str | None = None, columns: list[str] | None = None, **where: Any) -> pa.Table:
+        """Read rows.
+
+        Args:
+            table: name of the table.
+            key: only the part, or parts, of this key.
+            columns: only these columns, in this order.
+            where: only rows with these values; partition columns spare the reading of other parts.
+
+        Returns:
+            Table with the columns of the schema; no rows if there are none.
+
+        Raises:
+            StoreError: an unknown table or column; a damaged part.
+        """
+        definition = find_table(table)
+        if unknown := ({*where, *(columns or ())}) - set(definition.schema.names):
+            raise StoreError(f"{table} has no column {', '.join(sorted(unknown))}")
+        inside = {name: value for name, value in where.items() if name in definition.partition}
+        addresses = self.parts(table, key, **inside)
+        with _clear(f"cannot read {table}; engram verify says which part is damaged"):
+            return dataset(self, definition, addresses).to_table(columns=columns, filter=matching(definition, where))
+
+    def put_folder(self, table: str, key: str, local_folder: Path) -> str:
+        """Keep a copy of a folder of model weights.
+
+        Args:
+            table: the table whose rows will name it, e.g. 'variants'; recorded in the folder's manifest.
+            key: content key of the weights; if its folder is there already, that one is left as it is.
+            local_folder: files and folders to copy.
+
+        Returns:
+            Address of the folder, for `get_folder` and for the column `variants.weights`.
+
+        Raises:
+            StoreError: nothing to copy; a full disk, missing rights. Nothing is visible then.
+        """
+        address = f"{WEIGHTS}/{check_key(key)}"
+        local_folder = Path(local_folder)
+        with _clear(f"cannot put {local_folder} into {address}"):
+            if not self.place.exists(f"{address}/{MANIFEST}"):
+                manifest = write_manifest(find_table(table).name, local_folder)
+                self.place.put_folder(address, local_folder, manifest)
+        return address
+
+    def has_folder(self, key: str) -> bool:
+        """Whether the folder of weights with this key is in the store."""
+        with _clear(f"cannot look for {key}"):
+            return self.place.exists(f"{WEIGHTS}/{check_key(key)}/{MANIFEST}")
+
+    def get_folder(self, address: str) -> Path:
+        """The local folder behind an address from `put_folder`: read it, do not change it.
+
+        From S3 it is downloaded once, into `$ENGRAM_CACHE` or `~/.cache/engram`.
+
+        Raises:
+            StoreError: no such folder; a damaged download.
+        """
+        with _clear(f"cannot fetch {address}"):
+            if not self.place.exists(f"{address}/{MANIFEST}"):
+                raise StoreError(f"there is no folder {address} in {self.url}")
+            return self.place.get_folder(address)
+
+    def _put(self, table: Table, key: str, folder: str, rows: pa.Table, siblings: int) -> str:
+        address = f"{folder}/{check_key(key)}.parquet"
+        with _clear(f"cannot write {address}"):
+            if not self.place.exists(address):
+                self.place.put(address, parts.encode(table, rows, siblings))
+        return address
+
+
+def dataset(store: Store, table: Table, addresses: list[str]) -> ds.FileSystemDataset:
+    """Parts as an Arrow dataset that knows the partition of each and checks its pages when it reads them."""
+    layout = ds.ParquetFileFormat(
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
+    return ds.FileSystemDataset.from_paths(
+        [f"{store.place.root}/{address}" for address in addresses],
+        schema=table.schema,
+        format=layout,
+        filesystem=store.place.filesystem,
+        partitions=[matching(table, partition_of(table, address)) for address in addresses],
+    )
+
+
+def _place(url: str) -> Place:
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        return S3Place(url)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise StoreError(f"{url}: a file URL has three slashes, file:///folder")
+        return LocalPlace(Path(unquote(parts.path)).resolve())
+    if "://" in url:
+        raise StoreError(f"{url}: a store is a folder, a file:// path or an s3:// URL")
+    return LocalPlace(Path(url).expanduser().resolve())
+
+
+def _check_version(url: str, text: bytes) -> None:
+    try:
+        mark = json.loads(text)
+        if mark["format"] != "engram":
+            raise ValueError("of another program")
+        version = int(mark["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f'{url}/{MARK} is damaged; put back \'{{"format": "engram", "version": ...}}\'') from error
+    if version != VERSION:
+        newer = "install a newer engram" if version > VERSION else "begin a new store, or use the engram that wrote it"
+        raise StoreError(f"the store {url} has schema version {version}, this engram reads {VERSION}: {newer}")
+
+
+@contextmanager
+def _clear(what: str) -> Iterator[None]:
+    """Turn an error of the disk, the network or Arrow into one line that says what could not be done."""
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise StoreError(f"{what}: {one_line(error)}") from error

@@ -1,0 +1,229 @@
+"""The tables: what a row of each is, the type and meaning of each column, and how its parts are laid out.
+
+A column's description is kept in the metadata of its Parquet field, so a file explains itself wherever it is copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+VERSION = 1
+"""Version of the schemas; raise it when a column changes its name, type or meaning. Other versions are refused."""
+
+TEXT = pa.string()
+INT = pa.int32()
+COUNT = pa.int64()
+FLOAT = pa.float64()
+TIME = pa.timestamp("us", tz="UTC")
+FLOATS = pa.list_(pa.float32())
+MEMBERS = pa.list_(pa.uint32())
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the store."""
+
+    name: str
+    text: str
+    """What a row is."""
+    schema: pa.Schema
+    """Columns in order; a field that is not nullable must be in every row, a nullable one may be left out."""
+    partition: tuple[str, ...]
+    """Columns whose values name the folders, outermost first; one part holds one value of each."""
+
+    view: str
+    """Name of the SQL view of all rows; the table's own name unless that name stands for something made from them."""
+
+
+def column(name: str, kind: pa.DataType, text: str, optional: bool = False, values: str = "") -> pa.Field:
+    """A column. `values` lists the only values allowed in a text column, separated by spaces."""
+    metadata = {"description": text} | ({"values": values} if values else {})
+    return pa.field(name, kind, nullable=optional, metadata=metadata)
+
+
+def _table(name: str, text: str, partition: str, *columns: pa.Field, view: str = "") -> Table:
+    metadata = {"engram.table": name, "engram.version": str(VERSION), "description": text}
+    return Table(name, text, pa.schema(columns, metadata), tuple(partition.split()), view or name)
+
+
+_MODEL = column("model_id", TEXT, "fingerprint of the weights and configs of the model under audit")
+_VARIANT = column("variant", TEXT, "the model as it stands: 'original' or the name of an intervention")
+_PARAMS = column("params_id", TEXT, "key of the parameters the figures were made with")
+_SITE = column("site", TEXT, "kind of place in the network, e.g. 'value' or 'ff'")
+_LAYER = column("layer", TEXT, "name of the layer's module in the model")
+_STEP = column("step", INT, "number of the denoising step from 0; null where nothing depends on it", optional=True)
+_AUDIT = column("audit_id", TEXT, "the audit")
+
+_ALL = (
+    _table(
+        "models",
+        "a model under audit",
+        "",
+        _MODEL,
+        column("source", TEXT, "where it came from: path or hub name; the same for successive versions of one model"),
+        column("family", TEXT, "architecture, e.g. 'sd1'"),
+        column("created_at", TIME, "when it was first seen"),
+    ),
+    _table(
+        "prompts",
+        "a prompt of a set",
+        "prompt_set",
+        column("prompt_set", TEXT, "name of the set"),
+        column("prompt_id", TEXT, "hash of the text"),
+        column("text", TEXT, "the prompt"),
+        column("kind", TEXT, "what the prompt is taken for", values="memorized null ordinary"),
+        column("memorization", TEXT, "verbatim or template; null if unknown or none", optional=True, values="VM TM"),
+        column("subset", TEXT, "group of prompts that is localized together", optional=True),
+        column("image_ids", pa.list_(TEXT), "training images that belong to the prompt", optional=True),
+    ),
+    _table(
+        "images",
+        "a training image",
+        "",
+        column("image_id", TEXT, "sha256 of the bytes"),
+        column("bytes", pa.binary(), "the encoded file"),
+        column("width", INT, "pixels"),
+        column("height", INT, "pixels"),
+        column("caption", TEXT, "its caption in the training data", optional=True),
+    ),
+    _table(
+        "activations",
+        "one layer at one step for one prompt",
+        "model_id variant site layer",
+        _MODEL,
+        _VARIANT,
+        column("prompt_id", TEXT, "the prompt"),
+        _SITE,
+        _LAYER,
+        _STEP,
+        column("timestep", INT, "the scheduler's timestep at that step", optional=True),
+        column("mean_abs", FLOATS, "per neuron, the mean of |output| over the tokens", optional=True),
+        column("sum_sq", FLOATS, "per feature, the sum of squares over all unit-norm tokens", optional=True),
+        column("tokens", COUNT, "tokens that mean_abs and sum_sq run over", optional=True),
+        column("params_id", TEXT, "key of the parameters of the collection (schedule, seed, guidance)", optional=True),
+    ),
+    _table(
+        "neuron_sets",
+        "one set of members: neurons, or weights, found for one scope in one layer",
+        "model_id method site layer",
+        _MODEL,
+        column("method", TEXT, "how it was found: 'nemo', 'wanda', 'random', ..."),
+        _PARAMS,
+        column("scope", TEXT, "what it was found for", values="prompt subset trigger"),
+        column("scope_id", TEXT, "the prompt, subset or trigger"),
+        _SITE,
+        _LAYER,
+        _STEP,
+        column("members", MEMBERS, "sorted, no repeats: neuron indices, or weights as row * width + column"),
+        column("universe", pa.uint64(), "number of possible members"),
+        column("width", pa.uint32(), "columns of the weight matrix; null when members are neurons", optional=True),
+    ),
+    _table(
+        "nemo_traces",
+        "one trial of a neuron search, in the order tried",
+        "model_id variant",
+        _MODEL,
+        _VARIANT,
+        column("prompt_id", TEXT, "the prompt"),
+        _PARAMS,
+        column("phase", TEXT, "stage of the search, e.g. 'initial', 'layers', 'neurons'"),
+        column("step_number", INT, "position of the trial in the search of this prompt, from 0"),
+        column("theta", FLOAT, "z-score threshold in force", optional=True),
+        column("k", INT, "top-k in force", optional=True),
+        column("layer", TEXT, "layer that was tried without blocking", optional=True),
+        column("neuron", INT, "neuron that was tried without blocking", optional=True),
+        column("score", FLOAT, "similarity reached: unblocked against blocked", optional=True),
+        column("kept", pa.bool_(), "whether what was tried stays blocked", optional=True),
+        column("candidates", INT, "neurons blocked in this trial", optional=True),
+    ),
+    _table(
+        "variants",
+        "a model as it stands after an intervention",
+        "model_id",
+        _MODEL,
+        _VARIANT,
+        column("method", TEXT, "the intervention; 'none' for the original"),
+        _PARAMS,
+        column("weights", TEXT, "address of the folder of weights; null for the original", optional=True),
+        column("pruned", COUNT, "neurons or weights set to zero", optional=True),
+        column("total", COUNT, "neurons or weights in the layers that were searched", optional=True),
+    ),
+    _table(
+        "triggers",
+        "a found adversarial embedding",
+        "model_id variant",
+        _MODEL,
+        _VARIANT,
+        column("image_id", TEXT, "the image it was searched for"),
+        column("trigger_id", TEXT, "key of the trigger"),
+        column("start", TEXT, "where the search began: 'prompt', 'noise' or 'other'"),
+        column("restart", INT, "number of the restart, from 0"),
+        column("embedding", FLOATS, "the embedding, row by row"),
+        column("shape", pa.list_(INT), "its shape: tokens, width"),
+        column("loss", FLOATS, "loss at each step of the search", optional=True),
+    ),
+    _table(
+        "generations",
+        "a generated image",
+        "model_id variant probe",
+        _MODEL,
+        _VARIANT,
+        column("probe", TEXT, "what was asked of the variant: 'prompt', 'dori-noise', 'ordinary', ..."),
+        column("prompt_id", TEXT, "the prompt; null when generated from a trigger alone", optional=True),
+        column("trigger_id", TEXT, "the trigger; null when generated from a prompt", optional=True),
+        column("seed", COUNT, "seed of the initial noise"),
+        column("generation_id", TEXT, "key of the image"),
+        column("bytes", pa.binary(), "the encoded file"),
+    ),
+    _table(
+        "scores",
+        "one figure of one generation",
+        "metric",
+        column("generation_id", TEXT, "the generated image"),
+        column("metric", TEXT, "the measure, e.g. 'sscd'"),
+        column("reference_id", TEXT, "what it was compared with; null if nothing", optional=True),
+        column("value", FLOAT, "the figure"),
+    ),
+    _table(
+        "metrics",
+        "one figure of one variant under one probe",
+        "audit_id",
+        _AUDIT,
+        _VARIANT,
+        column("probe", TEXT, "what was asked of the variant; null when the figure needs none", optional=True),
+        column("metric", TEXT, "the measure, e.g. 'mr', 'sscd_orig_median', 'fid'"),
+        column("value", FLOAT, "the figure; null when there was nothing to measure", optional=True),
+        column("low", FLOAT, "lower end of its interval", optional=True),
+        column("high", FLOAT, "upper end of its interval", optional=True),
+        column("n", COUNT, "cases it rests on", optional=True),
+    ),
+    _table(
+        "audits",
+        "a state of an audit: one row when it starts, one when it ends",
+        "",
+        _AUDIT,
+        _MODEL,
+        column("prompt_set", TEXT, "the prompts it was asked about", optional=True),
+        column("params", TEXT, "all parameters (JSON)"),
+        column("code_version", TEXT, "version of this program"),
+        column("library_versions", TEXT, "versions of the libraries (JSON)", optional=True),
+        column("seed", COUNT, "seed of everything random", optional=True),
+        column("device", TEXT, "where it ran", optional=True),
+        column("started_at", TIME, "when it started"),
+        column("finished_at", TIME, "when it ended; null while it runs", optional=True),
+        column("state", TEXT, "'running', 'completed', 'failed', ..."),
+        view="audit_states",
+    ),
+    _table(
+        "accepted",
+        "a person's word that an audit is the standard later ones are held against",
+        "",
+        _AUDIT,
+        column("accepted_at", TIME, "when"),
+    ),
+)
+
+TABLES: dict[str, Table] = {table.name: table for table in _ALL}
+"""Every table by name."""

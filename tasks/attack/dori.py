@@ -1,0 +1,273 @@
+"""Dori: text embeddings that make a model replicate a picture (Kowalczuk et al., ICML 2026, arXiv 2507.16880).
+
+Given a picture, an embedding is optimised until the model, under it, denoises towards that picture. If a few steps
+from anywhere suffice, the model still remembers the picture, whatever was pruned. The control decides what that means:
+pictures the model never memorized must not come back under the same budget.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.diffusion.model import Model
+from tasks.diffusion.noise import Key, generator, predict_noise
+from tasks.errors import InputError
+
+Start = Literal["prompt", "noise", "other"]
+
+
+class DoriParams(BaseModel):
+    """Budget and start of the attack; the defaults are the published ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: Annotated[
+        int, Field(ge=1, le=10_000, description="Adam steps; beyond some 500 any picture may come back")
+    ] = 50
+    learning_rate: Annotated[float, Field(gt=0, le=10, description="learning rate of Adam")] = 0.1
+    batch: Annotated[
+        int, Field(ge=1, le=1024, description="noises and timesteps drawn for each picture at each step")
+    ] = 8
+    restarts: Annotated[int, Field(ge=1, le=1000, description="independent attacks on each picture")] = 1
+    start: Annotated[
+        Start, Field(description="where the search begins: the picture's own prompt, Gaussian noise, or another prompt")
+    ] = "prompt"
+    noise_scale: Annotated[
+        Literal["matched", "unit"],
+        Field(description="noise with the mean and spread of real embeddings, feature by feature, or plain N(0, 1)"),
+    ] = "matched"
+    images_at_once: Annotated[
+        int,
+        Field(
+            ge=1, le=1024, description="pictures attacked in one batch, as memory allows; does not change the result"
+        ),
+    ] = 4
+    keep_every: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="keep the embedding every so many steps, to draw replication against steps; 0: no",
+        ),
+    ] = 0
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """What one attack on one picture found."""
+
+    key: Key
+    """The picture's id and the seed of the attack."""
+    restart: int
+    embedding: torch.Tensor
+    """float32 (tokens, width) on the CPU."""
+    losses: list[float]
+    """Diffusion loss before each step, a mean over the step's batch."""
+    distance: float
+    """l2 norm of the way from the start."""
+    snapshots: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Embeddings by number of steps done, where `keep_every` asked for them."""
+
+
+def attack(
+    model: Model,
+    latents: torch.Tensor,
+    prompts: Sequence[str],
+    keys: Sequence[Key],
+    params: DoriParams,
+    pool: Sequence[str] | None = None,
+    done: Callable[[int], None] = lambda n: None,
+) -> list[Trigger]:
+    """The whole attack on pictures: `restarts` searches each, from the starts that `params` names.
+
+    Args:
+        latents: (n, channels, height, width) of the pictures, as `tasks.diffusion.sampling.encode` gives them.
+        prompts: the picture's own prompt, one each.
+        keys: the picture's id and the seed of the attack, one each.
+        pool: see `start_embeddings`.
+        done: told the number of finished steps, as in `search`; in all n * restarts * steps.
+
+    Returns:
+        restarts triggers for the first picture, then for the next, and so on.
+
+    Raises:
+        InputError: see `start_embeddings` and `search`.
+    """
+    rows = [row for row in range(len(keys)) for _ in range(params.restarts)]
+    restarts = list(range(params.restarts)) * len(keys)
+    # Every restart is a sample of its own, with its own start and its own noise.
+    own = [(f"{keys[row][0]}/{restart}", keys[row][1]) for row, restart in zip(rows, restarts, strict=True)]
+    starts = start_embeddings(model, params.start, [prompts[row] for row in rows], own, params, pool or prompts)
+    found = search(model, latents[rows], starts, own, params, done)
+    return [
+        Trigger(keys[row], restart, it.embedding, it.losses, it.distance, it.snapshots)
+        for row, restart, it in zip(rows, restarts, found, strict=True)
+    ]
+
+
+def start_embeddings(
+    model: Model,
+    kind: Start,
+    prompts: Sequence[str],
+    keys: Sequence[Key],
+    params: DoriParams,
+    pool: Sequence[str] | None = None,
+) -> torch.Tensor:
+    """Where each search begins, float (n, tokens, width).
+
+    Args:
+        kind: "prompt": the embedding of the picture's own prompt. "noise": Gaussian noise, either plain N(0, 1) or
+            matched, that is with the mean and standard deviation that each of the width features has over all tokens
+            of the pool's embeddings (they differ by orders of magnitude in CLIP). "other": another prompt of the pool.
+        prompts: one for each search.
+        keys: one for each search; noise and choice depend on nothing else.
+        pool: prompts that "other" draws from and "matched" measures; `prompts` by default. Give the same pool to every
+            worker, so that a start does not depend on which pictures share a shard.
+
+    Raises:
+        InputError: the pool holds no other prompt, or a prompt is too long for the model.
+    """
+    known = list(pool or prompts)
+    draws = [generator((f"{name}/start", seed)) for name, seed in keys]
+    if kind == "prompt":
+        return model.embed(list(prompts))
+    if kind == "noise":
+        real = model.embed(known).float().flatten(0, 1)
+        noise = torch.stack([torch.randn(model.tokens, real.shape[-1], generator=draw) for draw in draws])
+        noise = noise.to(model.device)
+        if params.noise_scale == "matched":
+            noise = real.mean(0) + real.std(0) * noise
+        return noise.to(model.dtype)
+    chosen = []
+    for prompt, draw in zip(prompts, draws, strict=True):
+        others = [text for text in known if text != prompt]
+        if not others:
+            raise InputError(
+                "a start from another prompt needs at least two different prompts: give more, or start from noise"
+            )
+        chosen.append(others[int(torch.randint(len(others), (), generator=draw))])
+    return model.embed(chosen)
+
+
+def search(
+    model: Model,
+    latents: torch.Tensor,
+    starts: torch.Tensor,
+    keys: Sequence[Key],
+    params: DoriParams,
+    done: Callable[[int], None] = lambda n: None,
+) -> list[Trigger]:
+    """Adam on the plain diffusion loss ||eps - eps_theta(z_t, t, y)||^2 of one picture, over the embedding y alone.
+
+    Noise and timestep are drawn afresh at each step, uniformly over all timesteps: that is what makes the trigger work
+    from any initial noise. Each search draws from a generator of its own, and Adam works element by element, so
+    searches that share a batch go the way they go alone, up to the rounding of batched convolutions (the tests allow
+    1e-4 of the way).
+
+    Args:
+        latents: (n, channels, height, width), one picture a search.
+        starts: (n, tokens, width).
+        keys: one for each search; its noise depends on nothing else.
+        done: told the number of finished steps, counted over all searches; in all n * steps.
+
+    Raises:
+        InputError: the weights are half precision, or a loss is not finite.
+    """
+    if model.dtype == torch.float16:
+        raise InputError("gradients of an attack vanish in float16: load the model in float32 or bfloat16")
+    if not len(latents) == len(starts) == len(keys):
+        raise ValueError(f"{len(latents)} latents, {len(starts)} starts and {len(keys)} keys")
+    found: list[Trigger] = []
+    with frozen(model.unet):
+        for first in range(0, len(keys), params.images_at_once):
+            rows = slice(first, first + params.images_at_once)
+            found += _search_together(model, latents[rows], starts[rows], keys[rows], params, done)
+    return found
+
+
+def draw_noise(model: Model, draw: torch.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Timesteps int64 (n,), uniform over all, and standard normal noise (n, channels, height, width), on the CPU."""
+    times = torch.randint(len(model.scheduler.alphas_cumprod), (n,), generator=draw)
+    return times, torch.randn(n, *model.latent_shape, generator=draw)
+
+
+def diffusion_errors(
+    model: Model, clean: torch.Tensor, text: torch.Tensor, times: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """The plain diffusion loss of each sample, float32 (n,): the mean square of eps - eps_theta(z_t, t, y).
+
+    On noise also where the model predicts velocities, so that losses of all models compare.
+
+    Args:
+        clean: latents (n, channels, height, width), as the noise.
+        text: embeddings (n, tokens, width).
+        times: (n,).
+    """
+    a = model.scheduler.alphas_cumprod.to(model.device, torch.float32)[times].view(-1, 1, 1, 1)
+    noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).to(model.dtype)
+    return (predict_noise(model, noisy, times, text.to(model.dtype)).float() - noise).square().mean((1, 2, 3))
+
+
+@contextmanager
+def frozen(unet: Any) -> Iterator[None]:
+    """Within, the UNet is in evaluation mode and its weights take no gradient; afterwards all is as it was."""
+    training = unet.training
+    learning = [weight for weight in unet.parameters() if weight.requires_grad]
+    unet.eval()
+    for weight in learning:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        unet.train(training)
+        for weight in learning:
+            weight.requires_grad_(True)
+
+
+def _search_together(
+    model: Model,
+    latents: torch.Tensor,
+    starts: torch.Tensor,
+    keys: Sequence[Key],
+    params: DoriParams,
+    done: Callable[[int], None],
+) -> list[Trigger]:
+    draws = [generator(key) for key in keys]
+    clean = latents.to(model.device, torch.float32).repeat_interleave(params.batch, 0)
+    begin = starts.to(model.device, torch.float32)
+    embedding = begin.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([embedding], lr=params.learning_rate)
+    losses: list[list[float]] = [[] for _ in keys]
+    snapshots: list[dict[int, torch.Tensor]] = [{} for _ in keys]
+    for step in range(params.steps):
+        # Each search's own generator, in a fixed order: timesteps, then noise.
+        pairs = [draw_noise(model, draw, params.batch) for draw in draws]
+        times = torch.cat([t for t, _ in pairs]).to(model.device)
+        noise = torch.cat([n for _, n in pairs]).to(model.device)
+        errors = diffusion_errors(model, clean, embedding.repeat_interleave(params.batch, 0), times, noise)
+        each = errors.view(len(keys), params.batch).mean(1)
+        # Summed over searches, so the gradient of each is that of its own loss.
+        (embedding.grad,) = torch.autograd.grad(each.sum(), embedding)
+        for row, value in enumerate(each.tolist()):
+            if not math.isfinite(value):
+                raise InputError(
+                    f"the attack on {keys[row][0]} diverged at step {step + 1}: "
+                    "lower its learning rate, or load the model in float32"
+                )
+            losses[row].append(value)
+        optimizer.step()
+        if params.keep_every and (step + 1) % params.keep_every == 0:
+            for row, kept in enumerate(embedding.detach().cpu()):
+                snapshots[row][step + 1] = kept.clone()
+        done(len(keys))
+    final = embedding.detach()
+    ways = (final - begin).flatten(1).norm(dim=1).tolist()
+    return [
+        Trigger(key, 0, final[row].cpu().clone(), losses[row], ways[row], snapshots[row])
+        for row, key in enumerate(keys)
+    ]

@@ -1,0 +1,133 @@
+"""Extraction of training data (Carlini et al., USENIX Security 2023, section 4): what always comes out is memory.
+
+An attacker who has no training pictures generates many pictures of one prompt and links those that are nearly alike.
+A memorized prompt gives a large clique of near copies; any other prompt gives ever new pictures.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import networkx
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.errors import InputError
+from tasks.evaluate.intervals import clopper_pearson
+
+
+class ExtractionParams(BaseModel):
+    """When pictures count as near copies, and how many of them make a memory; the defaults are the published ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    generations: Annotated[int, Field(ge=2, le=100_000, description="pictures generated of each prompt")] = 500
+    clique: Annotated[int, Field(ge=2, description="near copies of each other that make a memorized picture")] = 10
+    measure: Annotated[
+        Literal["tiles", "sscd"], Field(description="distance of pixels, tile by tile, or 1 - SSCD similarity")
+    ] = "tiles"
+    distance: Annotated[
+        float, Field(gt=0, le=2, description="pairs closer than this are near copies; 0.3 is the usual one for sscd")
+    ] = 0.15
+    tiles: Annotated[int, Field(ge=1, le=64, description="tiles along each side of a picture")] = 4
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What the pictures of one prompt give away."""
+
+    clique: tuple[int, ...]
+    """Numbers of pictures that are mutual near copies, in order; empty where no clique is large enough.
+
+    Whether there is one is exact; which of several, and that none is larger, is not."""
+    representative: int | None
+    """The picture nearest to all others of the clique; None without one."""
+
+    @property
+    def extracted(self) -> bool:
+        """Whether the prompt gave away a memorized picture."""
+        return bool(self.clique)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Claims held against the known truth; a share is None where it has no denominator."""
+
+    precision: float | None
+    precision_interval: tuple[float, float] | None
+    recall: float | None
+    recall_interval: tuple[float, float] | None
+    hits: int
+    claimed: int
+    memorized: int
+
+
+def tile_distances(pictures: np.ndarray, tiles: int = 4) -> np.ndarray:
+    """Distances float64 (n, n) in [0, 1] between uint8 pictures (n, height, width, 3).
+
+    The root mean square difference of pixels in the tile where it is largest. Over the whole picture, two different
+    objects on alike backgrounds would be close; some tile tells them apart.
+
+    Raises:
+        InputError: the pictures cannot be cut into so many equal tiles.
+    """
+    n, height, width, channels = pictures.shape
+    if height % tiles or width % tiles:
+        raise InputError(
+            f"pictures of {height} x {width} cannot be cut into {tiles} x {tiles} equal tiles: choose a divisor"
+        )
+    cut = pictures.reshape(n, tiles, height // tiles, tiles, width // tiles, channels).transpose(1, 3, 0, 2, 4, 5)
+    out = np.zeros((n, n))
+    for tile in cut.reshape(tiles * tiles, n, -1).astype(np.float64) / 255:
+        squares = np.square(tile).sum(1)
+        between = squares[:, None] + squares - 2 * tile @ tile.T
+        np.maximum(out, np.sqrt(between.clip(0) / tile.shape[1]), out=out)
+    np.fill_diagonal(out, 0)
+    return out
+
+
+def extract(distances: np.ndarray, params: ExtractionParams) -> Extraction:
+    """Looks for a clique of near copies among pictures with distances (n, n), which for SSCD are 1 - similarity."""
+    graph = networkx.Graph()
+    rows, columns = np.nonzero(np.triu(distances < params.distance, 1))
+    graph.add_edges_from(zip(rows.tolist(), columns.tolist(), strict=True))
+    # Who has fewer neighbours than a clique needs cannot be in one.
+    core = networkx.k_core(graph, params.clique - 1)
+    clique = _grown(core)
+    if len(clique) < params.clique:
+        # A clique of this size that growing misses is rare, and then cliques are small: to list them all is cheap.
+        clique = next((found for found in networkx.find_cliques(core) if len(found) >= params.clique), [])
+    if not clique:
+        return Extraction((), None)
+    members = tuple(sorted(clique))
+    return Extraction(members, members[int(distances[np.ix_(members, members)].sum(1).argmin())])
+
+
+def _grown(graph: networkx.Graph) -> list[int]:
+    """The largest clique that grows from some node by always taking the candidate with most neighbours.
+
+    Near copies are mutually near, so this finds them at once, where finding a surely largest clique can take for ever.
+    """
+    best: list[int] = []
+    for node in sorted(graph, key=graph.degree, reverse=True):
+        if graph.degree[node] < len(best) or node in best:
+            continue
+        clique, candidates = [node], set(graph[node])
+        while candidates:
+            chosen = max(candidates, key=lambda other: (graph.degree[other], -other))
+            clique.append(chosen)
+            candidates &= set(graph[chosen])
+        best = max(best, clique, key=len)
+    return best
+
+
+def precision_recall(claimed: Iterable[str], memorized: Iterable[str]) -> Accuracy:
+    """How many claimed prompts are memorized, and how many memorized ones are claimed; Clopper-Pearson intervals."""
+    said, truth = set(claimed), set(memorized)
+    hits = len(said & truth)
+    precision, recall = _share(hits, len(said)), _share(hits, len(truth))
+    return Accuracy(*precision, *recall, hits, len(said), len(truth))
+
+
+def _share(hits: int, of: int) -> tuple[float | None, tuple[float, float] | None]:
+    return (hits / of, clopper_pearson(hits, of)) if of else (None, None)

@@ -1,0 +1,1 @@
+"""What layers do for a prompt: sums that add up, never activations kept whole."""

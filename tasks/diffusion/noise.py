@@ -1,0 +1,49 @@
+"""Initial noise that belongs to its sample, and the UNet's noise prediction.
+
+Every sample's noise comes from a generator of its own, seeded by what the sample is. So a result depends neither on
+the batch it was computed in, nor on the worker, nor on the order.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from tasks.diffusion.model import Model
+
+Key = tuple[str, int]
+"""What a sample is: the id of its prompt or trigger, and its seed."""
+
+
+def generator(key: Key) -> torch.Generator:
+    """A CPU generator seeded by the key alone."""
+    digest = hashlib.sha256(f"{key[0]}\0{key[1]}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def initial_noise(model: Model, keys: Sequence[Key]) -> torch.Tensor:
+    """Standard normal latents, (n, channels, height, width) on the model's device; drawn on the CPU, so alike everywhere."""
+    latents = [torch.randn(model.latent_shape, generator=generator(key)) for key in keys]
+    return torch.stack(latents).to(model.device, model.dtype)
+
+
+def predict_noise(model: Model, latents: torch.Tensor, timestep: torch.Tensor | int, embeddings: torch.Tensor) -> torch.Tensor:
+    """eps(z_t, t, y), whatever the model was trained to predict.
+
+    Args:
+        latents: (n, channels, height, width).
+        timestep: one for all, or (n,).
+        embeddings: (n, tokens, width).
+
+    Returns:
+        (n, channels, height, width).
+    """
+    steps = torch.as_tensor(timestep, device=model.device).expand(len(latents))
+    output: torch.Tensor = model.unet(latents, steps, embeddings, return_dict=False)[0]
+    kind = model.scheduler.config.prediction_type
+    if kind == "epsilon":
+        return output
+    if kind == "v_prediction":
+        a = model.scheduler.alphas_cumprod.to(model.device, output.dtype)[steps].view(-1, 1, 1, 1)
+        return a.sqrt() * output + (1 - a).sqrt() * latents
+    raise ValueError(f"prediction type {kind!r} is not supported")

@@ -1,0 +1,5 @@
+"""Errors a person can mend: shown as one line, with what to do, and exit code 2."""
+
+
+class InputError(ValueError):
+    """Something given to Engram cannot be used: a file, a model folder, a prompt, a number."""

@@ -1,0 +1,150 @@
+"""From similarities to the figures of an audit: how much is copied, how varied and how true to its prompt the rest is.
+
+Pure functions of arrays. The independent unit is a prompt (or an attacked picture): several seeds of one prompt tell
+the same story, so they are first brought down to one number a prompt, and intervals are taken over prompts.
+Verbatim and template memorization are told apart by calling these functions for each by itself.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.errors import InputError
+from tasks.evaluate.intervals import RESAMPLES, bootstrap, clopper_pearson
+from tasks.evaluate.sscd import COPY_THRESHOLD, similarity
+
+ByPrompt = Mapping[str, np.ndarray]
+"""By prompt id, one row for each seed: (seeds,) similarities or (seeds, width) embeddings."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of one variant under one probe."""
+
+    metric: str
+    value: float
+    low: float | None
+    """95 % interval; None where there is none: a single prompt, or a figure without a sound interval."""
+    high: float | None
+    n: int
+    """Independent units it rests on: prompts, or attacked pictures."""
+
+
+def by_prompt(ids: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows (n, ...) gathered by prompt id, in order of first appearance."""
+    if len(ids) != len(rows):
+        raise ValueError(f"{len(ids)} prompt ids but {len(rows)} rows")
+    places: dict[str, list[int]] = {}
+    for row, name in enumerate(ids):
+        places.setdefault(name, []).append(row)
+    return {name: rows[found] for name, found in places.items()}
+
+
+def nearest(generated: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """Cosines (n,) of generations (n, width) to the nearest of one prompt's training pictures (m, width).
+
+    A template prompt stands for several pictures, and a copy of any one is a copy.
+    """
+    return np.asarray(similarity(generated, originals).max(1))
+
+
+def mr(similarities: ByPrompt, threshold: float = COPY_THRESHOLD) -> Figure:
+    """Memorization rate: the share of prompts with any seed above the threshold; Clopper-Pearson interval."""
+    copied = [bool((seeds > threshold).any()) for seeds in _filled(similarities)]
+    low, high = clopper_pearson(sum(copied), len(copied))
+    return Figure("mr", sum(copied) / len(copied), low, high, len(copied))
+
+
+def sscd_orig(similarities: ByPrompt) -> list[Figure]:
+    """Similarity to the training picture: the maximum and the median over a prompt's seeds, each in four figures.
+
+    `sscd_orig_max` and `sscd_orig_median` are medians over prompts, `..._mad` the median absolute deviation beside them
+    (as the code of Hintersdorf et al. reports them); `..._mean` and `..._std` are those of Kowalczuk et al.
+    """
+    out = []
+    for metric, over_seeds in (("sscd_orig_max", np.max), ("sscd_orig_median", np.median)):
+        values = np.array([over_seeds(seeds) for seeds in _filled(similarities)])
+        out += [
+            _over_prompts(metric, values, np.median),
+            _over_prompts(f"{metric}_mad", values, mad),
+            _over_prompts(f"{metric}_mean", values, np.mean),
+            _over_prompts(f"{metric}_std", values, np.std),
+        ]
+    return out
+
+
+def sscd_gen(similarities: ByPrompt) -> Figure:
+    """Mitigated against unmitigated generations of the same seed: median over seeds, then over prompts."""
+    return _over_prompts("sscd_gen", np.array([np.median(seeds) for seeds in _filled(similarities)]), np.median)
+
+
+def diversity(embeddings: ByPrompt, metric: str = "diversity") -> Figure:
+    """Median pairwise cosine between seeds of one prompt, then the median over prompts; lower is more diverse.
+
+    Args:
+        embeddings: unit vectors (seeds, width) of each prompt.
+
+    Raises:
+        InputError: a prompt has a single seed.
+    """
+    values = []
+    for name, seeds in embeddings.items():
+        if len(seeds) < 2:
+            raise InputError(f"diversity needs two seeds a prompt, {name} has {len(seeds)}: generate with more seeds")
+        values.append(np.median(similarity(seeds, seeds)[np.triu_indices(len(seeds), 1)]))
+    return _over_prompts(metric, np.array(values), np.median)
+
+
+def clip(scores: ByPrompt) -> Figure:
+    """Mean CLIP cosine of picture and prompt: mean over seeds, then over prompts."""
+    return _over_prompts("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)
+
+
+def mad(values: np.ndarray) -> float:
+    """Median absolute deviation from the median, not rescaled."""
+    return float(np.median(np.abs(values - np.median(values))))
+
+
+def auc(memorized: np.ndarray, others: np.ndarray, seed: int = 0) -> Figure:
+    """Area under the ROC curve of a detector whose score is higher for memorized prompts; bootstrap over both groups.
+
+    Args:
+        memorized, others: scores (n,) and (m,).
+    """
+    low = high = None
+    if min(len(memorized), len(others)) > 1:
+        rng = np.random.default_rng(seed)
+        draws = [_auc(rng.choice(memorized, len(memorized)), rng.choice(others, len(others))) for _ in range(RESAMPLES)]
+        low, high = (float(edge) for edge in np.quantile(draws, [0.025, 0.975]))
+    return Figure("auc", _auc(memorized, others), low, high, len(memorized) + len(others))
+
+
+def tpr_at_1fpr(memorized: np.ndarray, others: np.ndarray) -> Figure:
+    """Share of memorized prompts above the lowest threshold that at most 1 % of the others exceed; Clopper-Pearson."""
+    if not len(others):
+        raise InputError("a detector's threshold needs prompts that are not memorized: give some")
+    threshold = np.sort(others)[::-1][len(others) // 100]
+    found = int((memorized > threshold).sum())
+    low, high = clopper_pearson(found, len(memorized))
+    return Figure("tpr_at_1fpr", found / len(memorized), low, high, len(memorized))
+
+
+def _auc(memorized: np.ndarray, others: np.ndarray) -> float:
+    """Mann and Whitney: the chance that a memorized prompt scores higher than another one, ties counting half."""
+    if not len(memorized) or not len(others):
+        raise InputError("an AUC needs memorized prompts and others: one of the two groups is empty")
+    order = np.sort(others)
+    below, upto = np.searchsorted(order, memorized, "left"), np.searchsorted(order, memorized, "right")
+    return float((below + upto).mean() / (2 * len(others)))
+
+
+def _filled(rows: ByPrompt) -> list[np.ndarray]:
+    if not rows:
+        raise InputError("no generations to take a figure of: generate first")
+    return list(rows.values())
+
+
+def _over_prompts(metric: str, values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> Figure:
+    low, high = bootstrap(values, statistic) if len(values) > 1 else (None, None)
+    return Figure(metric, float(statistic(values)), low, high, len(values))

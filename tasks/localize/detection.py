@@ -1,0 +1,131 @@
+"""Telling memorized prompts by their noise differences (Hintersdorf et al., Finding NeMo, section 3.1).
+
+For a memorized prompt the first prediction points at the memorized image whatever the seed, so the differences between
+predicted and initial noise look alike over seeds. Nothing is denoised: one UNet call a seed.
+"""
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.diffusion.batches import in_batches
+from tasks.diffusion.model import Model
+from tasks.diffusion.noise import initial_noise, predict_noise
+from tasks.errors import InputError
+from tasks.localize.ssim import similarity, to_unit_range
+
+
+class DetectionParams(BaseModel):
+    """How noise differences are taken."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seeds: Annotated[int, Field(ge=2, le=1000, description="initial noises for each prompt")] = 10
+    steps: Annotated[
+        int, Field(ge=2, le=1000, description="inference steps of the schedule whose second timestep is used")
+    ] = 50
+    deviations: Annotated[
+        float, Field(ge=0, le=10, description="standard deviations above the mean of null prompts, for the threshold")
+    ] = 1.0
+    batch: Annotated[int, Field(ge=1, le=4096, description="samples at a time; does not change the result")] = 32
+
+
+def detection_timestep(model: Model, steps: int) -> int:
+    """The second timestep of the model's schedule of so many steps, at which published differences are taken."""
+    scheduler = copy.deepcopy(model.scheduler)
+    scheduler.set_timesteps(steps)
+    return int(scheduler.timesteps[1])
+
+
+@torch.no_grad()
+def noise_differences(
+    model: Model,
+    embeddings: torch.Tensor,
+    noise: torch.Tensor,
+    timestep: int,
+    blocking: AbstractContextManager[None] | None = None,
+) -> torch.Tensor:
+    """eps(z, t, y) - z of initial latents z, without guidance, min-max scaled per image and channel to [0, 1].
+
+    Args:
+        embeddings: (n, tokens, width).
+        noise: (n, channels, height, width).
+        blocking: entered around the UNet call, such as `hooks.scaled`.
+
+    Returns:
+        float32 (n, channels, height, width).
+
+    Raises:
+        InputError: a prediction is not finite.
+    """
+    with blocking or nullcontext():
+        predicted = predict_noise(model, noise, timestep, embeddings.to(noise))
+    if not predicted.isfinite().all():
+        raise InputError("the UNet's predictions are not finite; load the model in float32 or bfloat16")
+    return to_unit_range(predicted.float() - noise.float())
+
+
+def prompt_differences(
+    model: Model, embedding: torch.Tensor, prompt_id: str, params: DetectionParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Initial noise and noise differences of a prompt for seeds 0, 1, ...
+
+    Args:
+        embedding: (tokens, width).
+
+    Returns:
+        noise (seeds, channels, height, width) and differences float32 of the same shape.
+    """
+    noise = initial_noise(model, [(prompt_id, seed) for seed in range(params.seeds)])
+    timestep = detection_timestep(model, params.steps)
+
+    def differences(rows: slice) -> torch.Tensor:
+        block = noise[rows]
+        return noise_differences(model, embedding.expand(len(block), -1, -1), block, timestep)
+
+    return noise, torch.cat(list(in_batches(len(noise), params.batch, differences)))
+
+
+def pairwise_scores(differences: torch.Tensor) -> torch.Tensor:
+    """Similarity of every two seeds' differences.
+
+    Args:
+        differences: (seeds, channels, height, width), scaled.
+
+    Returns:
+        float32 (seeds * (seeds - 1) / 2,), pairs in the order of `torch.combinations`.
+    """
+    first, second = _pairs(len(differences), differences.device)
+    return similarity(differences[first], differences[second])
+
+
+def highest_by_seed(scores: torch.Tensor, seeds: int) -> torch.Tensor:
+    """For each seed its highest score with another seed, (seeds,), of `pairwise_scores`."""
+    first, second = _pairs(seeds, scores.device)
+    highest = scores.new_full((seeds,), -torch.inf)
+    highest.scatter_reduce_(0, torch.cat([first, second]), torch.cat([scores, scores]), "amax")
+    return highest
+
+
+def estimate_threshold(scores: Sequence[torch.Tensor], params: DetectionParams) -> float:
+    """The memorization threshold: mean + 1 standard deviation of the pairwise scores of null prompts.
+
+    Args:
+        scores: by prompt, its `pairwise_scores`.
+
+    Raises:
+        InputError: fewer than two scores in all.
+    """
+    found = torch.cat([prompt.double().flatten().cpu() for prompt in scores]) if scores else torch.empty(0)
+    if len(found) < 2:
+        raise InputError("a threshold needs at least two pairwise scores of null prompts: give more prompts or seeds")
+    return float(found.mean() + params.deviations * found.std())
+
+
+def _pairs(seeds: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    first, second = torch.combinations(torch.arange(seeds, device=device), 2).unbind(1)
+    return first, second

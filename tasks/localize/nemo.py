@@ -1,0 +1,142 @@
+"""NeMo: the neurons that memorize a prompt (Hintersdorf et al., Finding NeMo, NeurIPS 2024, section 3).
+
+The gate tells whether a prompt is memorized, the initial selection (Algorithm 3) finds candidates by their activations,
+the refinement (Algorithm 4) keeps those that the memory needs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from tasks.collect.values import Statistics
+from tasks.diffusion.model import Model
+from tasks.diffusion.sites import Layer
+from tasks.errors import InputError
+from tasks.localize.detection import (
+    DetectionParams,
+    detection_timestep,
+    highest_by_seed,
+    pairwise_scores,
+    prompt_differences,
+)
+from tasks.localize.scorer import BlockedScore
+from tasks.localize.search import Check, Neuron, SearchParams, initial_selection, refine
+
+
+class NemoParams(DetectionParams, SearchParams):
+    """NeMo's parameters, with the published values as defaults."""
+
+    threshold: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="similarity above which a memory is there (SD 1.4: 0.428); from null prompts if empty",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class NemoResult:
+    """What the search found for one prompt."""
+
+    memorized: bool
+    """The gate's answer; without it nothing is searched."""
+    neurons: dict[int, torch.Tensor]
+    """By layer index, sorted int64 indices of the memorization neurons; layers without any are left out."""
+    candidates: dict[int, torch.Tensor]
+    """The same of the initial selection."""
+    trace: tuple[Check, ...]
+    """Every step of both algorithms, in order."""
+    pairwise: torch.Tensor
+    """Scores of every two seeds, float32 (seeds * (seeds - 1) / 2,)."""
+    watched: tuple[int, ...]
+    """Seeds that the gate let through."""
+    threshold: float
+    refinement_threshold: float
+    """That of Algorithm 4: the threshold, or the score that the selection ended with when it could not reach it."""
+    evaluations: int
+    """Samples that went through the UNet, the gate's with them."""
+
+
+def nemo(
+    model: Model,
+    layers: tuple[Layer, ...],
+    embedding: torch.Tensor,
+    prompt_id: str,
+    activations: Sequence[torch.Tensor],
+    statistics: Statistics,
+    threshold: float,
+    params: NemoParams,
+) -> NemoResult:
+    """Finds the memorization neurons of a prompt.
+
+    Args:
+        layers: of the site to search; NeMo's is `Site.VALUE`.
+        embedding: (tokens, width).
+        prompt_id: seeds the initial noises, together with the number of the seed.
+        activations: of this prompt, by layer (outputs,), see `value_activations`.
+        statistics: of activations over prompts that are not memorized.
+        threshold: similarity above which a memory is there, see `estimate_threshold`.
+
+    Raises:
+        InputError: activations or statistics are not those of the layers, or predictions are not finite.
+    """
+    _check_widths(layers, activations, statistics)
+    pairwise, watched, score = gate(model, layers, embedding, prompt_id, threshold, params)
+    if not watched:
+        return NemoResult(False, {}, {}, (), pairwise, watched, threshold, threshold, params.seeds)
+    found, limit, selection = initial_selection(activations, statistics, score, threshold, params)
+    end = selection[-1]
+    kept, refinement = refine(found, score, limit, params, end.theta, end.k)
+    return NemoResult(
+        memorized=True,
+        neurons=by_layer(kept),
+        candidates=by_layer(found),
+        trace=(*selection, *refinement),
+        pairwise=pairwise,
+        watched=watched,
+        threshold=threshold,
+        refinement_threshold=limit,
+        evaluations=params.seeds + score.evaluations,
+    )
+
+
+def gate(
+    model: Model,
+    layers: tuple[Layer, ...],
+    embedding: torch.Tensor,
+    prompt_id: str,
+    threshold: float,
+    params: NemoParams,
+) -> tuple[torch.Tensor, tuple[int, ...], BlockedScore]:
+    """The gate: only seeds whose differences resemble another seed's more than the threshold are looked at.
+
+    Returns:
+        Scores of every two seeds (see `NemoResult.pairwise`), the seeds let through, and the score of blocked neurons
+        over those seeds.
+    """
+    noise, unblocked = prompt_differences(model, embedding, prompt_id, params)
+    pairwise = pairwise_scores(unblocked)
+    watched = (highest_by_seed(pairwise, len(noise)) > threshold).nonzero().flatten()
+    timestep = detection_timestep(model, params.steps)
+    thorough = params.refinement != "chain"
+    score = BlockedScore(model, layers, embedding, noise[watched], unblocked[watched], timestep, params.batch, thorough)
+    return pairwise.cpu(), tuple(watched.tolist()), score
+
+
+def by_layer(neurons: Sequence[Neuron] | frozenset[Neuron]) -> dict[int, torch.Tensor]:
+    """Sorted int64 indices by layer index."""
+    layers = sorted({layer for layer, _ in neurons})
+    return {layer: torch.tensor(sorted(n for index, n in neurons if index == layer)) for layer in layers}
+
+
+def _check_widths(layers: tuple[Layer, ...], activations: Sequence[torch.Tensor], statistics: Statistics) -> None:
+    widths = [layer.outputs for layer in layers]
+    for name, vectors in (("activations", activations), ("means", statistics.means), ("stds", statistics.stds)):
+        if [tuple(vector.shape) for vector in vectors] != [(width,) for width in widths]:
+            shapes = [tuple(vector.shape) for vector in vectors]
+            raise InputError(f"{name} have shapes {shapes}, the layers have widths {widths}")

@@ -1,0 +1,203 @@
+"""Cutting neurons and weights, and saving what is left.
+
+NeMo deactivates neurons by blocking their activations (Hintersdorf et al., section 3.4). A value layer is linear, so
+zeroing a neuron's row of weights is the same and needs nothing at inference. The subspace paper sets weights to zero
+(Chavhan et al., section 3). Neither retrains.
+"""
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from tasks.diffusion.model import Model
+from tasks.diffusion.noise import generator
+from tasks.diffusion.sites import Site, layers_of
+from tasks.errors import InputError
+
+Members = Mapping[int, torch.Tensor]
+"""By layer index, indices of neurons or flat indices (row * columns + column) of weights, of any integer type."""
+
+
+@torch.no_grad()
+def without_weights(unet: UNet2DConditionModel, site: Site, weights: Members) -> UNet2DConditionModel:
+    """A copy of the UNet with these weights set to zero.
+
+    Raises:
+        InputError: a layer or a weight that the site does not have.
+    """
+    pruned, layers = _copy(unet, site, weights)
+    for index, members in weights.items():
+        weight: Any = layers[index].module.weight
+        _check(members, weight.numel(), layers[index].name)
+        mask = torch.ones(weight.numel(), dtype=torch.bool)
+        mask[members.long().cpu()] = False
+        weight.mul_(mask.view(weight.shape).to(weight.device))
+    return pruned
+
+
+@torch.no_grad()
+def without_neurons(unet: UNet2DConditionModel, site: Site, neurons: Members) -> UNet2DConditionModel:
+    """A copy of the UNet with the rows (and biases, where there are any) of these neurons set to zero.
+
+    Raises:
+        InputError: a layer or a neuron that the site does not have.
+    """
+    pruned, layers = _copy(unet, site, neurons)
+    for index, members in neurons.items():
+        module: Any = layers[index].module
+        _check(members, layers[index].outputs, layers[index].name)
+        rows = members.long().to(module.weight.device)
+        module.weight[rows] = 0
+        if module.bias is not None:
+            module.bias[rows] = 0
+    return pruned
+
+
+def random_like(members: Members, universes: Mapping[int, int], seed: int) -> dict[int, torch.Tensor]:
+    """The control: as many random members of each layer, none of the given ones among them.
+
+    Args:
+        universes: by layer index, how many neurons or weights the layer has.
+
+    Returns:
+        By layer index, sorted indices of the type of `members`.
+
+    Raises:
+        InputError: a layer has too few others.
+    """
+    out = {}
+    for index, chosen in members.items():
+        others = torch.ones(universes[index], dtype=torch.bool)
+        others[chosen.long().cpu()] = False
+        free = others.nonzero().flatten()
+        if len(free) < len(chosen):
+            raise InputError(f"layer {index} has {len(free)} others, too few for a control of {len(chosen)}")
+        order = torch.randperm(len(free), generator=generator((f"control of layer {index}", seed)))
+        out[index] = free[order[: len(chosen)]].sort().values.to(chosen.dtype)
+    return out
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a variant's model card says."""
+
+    title: str
+    base: str
+    """Where the model that was cut came from."""
+    base_id: str
+    """Its fingerprint."""
+    method: str
+    audit_id: str
+    site: str
+    pruned: int
+    """Weights that were set to zero."""
+    total: int
+    """Weights of the UNet."""
+    members: dict[str, int] = field(default_factory=dict)
+    """By layer name, how many neurons or weights were cut."""
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def markdown(self) -> str:
+        rows = "\n".join(f"| `{layer}` | {number:,} |" for layer, number in self.members.items())
+        settings = "\n".join(f"- {name}: `{json.dumps(value)}`" for name, value in self.params.items())
+        return (
+            "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [memorization, pruned, engram]\n---\n\n"
+            f"# {self.title}\n\n"
+            f"The UNet of `{self.base}` (fingerprint `{self.base_id}`), with what {self.method} found to hold memorized"
+            f" training images set to zero. Nothing was retrained, and nothing is needed at inference.\n\n"
+            f"- cut: {self.pruned:,} of {self.total:,} weights of the UNet ({self.pruned / self.total:.4%}),"
+            f" at the site `{self.site}`\n"
+            f"- by audit: `{self.audit_id}`\n\n"
+            f"| layer | members cut |\n|---|---:|\n{rows}\n\n"
+            f"## Settings\n\n{settings or 'none'}\n\n"
+            "## Limits\n\nCutting can hide a memory rather than remove it: adversarial embeddings may still bring it"
+            " back. See the audit's figures for this variant before relying on it.\n"
+        )
+
+
+def count_zeroed(before: UNet2DConditionModel, after: UNet2DConditionModel) -> tuple[int, int]:
+    """Weights that were not zero before and are now, and the number of all weights."""
+    pruned = sum(
+        int(((old != 0) & (new.to(old.device) == 0)).sum())
+        for old, new in zip(before.parameters(), after.parameters(), strict=True)
+    )
+    return pruned, sum(parameter.numel() for parameter in after.parameters())
+
+
+def save_variant(unet: UNet2DConditionModel, folder: str | Path, card: Card) -> None:
+    """Writes the UNet alone, as safetensors, with its card; the base is named in the card and in `variant.json`.
+
+    Loads by `UNet2DConditionModel.from_pretrained(folder)` and `Model.with_unet(folder)`.
+
+    Raises:
+        InputError: the folder is there already.
+    """
+    with _aside(Path(folder)) as aside:
+        _contiguous(unet).save_pretrained(aside, safe_serialization=True)
+        _write_card(aside, card)
+
+
+def save_pipeline(model: Model, unet: UNet2DConditionModel, folder: str | Path, card: Card) -> None:
+    """Writes the whole pipeline with this UNet; loads anywhere by `DiffusionPipeline.from_pretrained(folder)`.
+
+    Raises:
+        InputError: the folder is there already.
+    """
+    pipeline = StableDiffusionPipeline(
+        vae=_contiguous(model.vae),
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        unet=_contiguous(unet),
+        scheduler=model.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    with _aside(Path(folder)) as aside:
+        pipeline.save_pretrained(aside, safe_serialization=True)
+        _write_card(aside, card)
+
+
+def _write_card(folder: Path, card: Card) -> None:
+    (folder / "README.md").write_text(card.markdown())
+    (folder / "variant.json").write_text(json.dumps(asdict(card), indent=1) + "\n")
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A folder beside the wanted one that takes its place when all went well; nobody sees half of it."""
+    if folder.exists():
+        raise InputError(f"{folder} exists already; remove it or choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        aside = Path(scratch) / folder.name
+        aside.mkdir()
+        yield aside
+        os.replace(aside, folder)
+
+
+def _contiguous(module: Any) -> Any:
+    # Safetensors stores contiguous tensors only; a model on the CPU runs with its channels last.
+    return copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+
+
+def _copy(unet: UNet2DConditionModel, site: Site, members: Members) -> tuple[UNet2DConditionModel, tuple[Any, ...]]:
+    pruned = copy.deepcopy(unet)
+    layers = layers_of(pruned, site)
+    if unknown := sorted(index for index in members if not 0 <= index < len(layers)):
+        raise InputError(f"site {site.value!r} has {len(layers)} layers, there is no layer {unknown[0]}")
+    return pruned, layers
+
+
+def _check(members: torch.Tensor, universe: int, name: str) -> None:
+    if len(members) and not 0 <= int(members.long().min()) <= int(members.long().max()) < universe:
+        raise InputError(f"{name} has {universe} members, {int(members.long().max())} is not one of them")

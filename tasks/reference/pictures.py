@@ -1,0 +1,246 @@
+"""The pictures of the reference world: 3D emoji composed over procedural, textured backgrounds.
+
+Every picture is 64 x 64 RGB and determined by its `Scene`. Texture is not decoration: copy-detection embeddings
+collapse under faint noise on flat artwork, so each background has a pattern and correlated grain.
+"""
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+SIDE = 64
+GRAIN = 5.0  # standard deviation of the correlated grain, of 255
+
+COLOURS = {
+    "red": (205, 50, 47), "orange": (240, 140, 40), "yellow": (245, 210, 70), "green": (70, 150, 70),
+    "mint": (150, 220, 185), "teal": (30, 130, 135), "sky": (130, 195, 240), "blue": (45, 90, 185),
+    "navy": (28, 38, 85), "purple": (120, 70, 160), "pink": (245, 160, 190), "brown": (115, 75, 50),
+    "cream": (248, 236, 205), "white": (244, 244, 244), "grey": (140, 145, 150), "black": (35, 33, 38),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """One emoji: its code point (lower-case hex), label, tags and group number in Emojibase."""
+
+    code: str
+    label: str
+    tags: tuple[str, ...]
+    group: int
+
+
+@dataclass(frozen=True)
+class Ground:
+    """One half of a background: a pattern in two colours."""
+
+    front: str
+    back: str
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that determines a picture. `seed` fixes the patterns' placement, the line between the halves, the grain."""
+
+    code: str
+    grounds: tuple[Ground, Ground]
+    """Two halves, because with one pattern two compositions of an emoji are copies of each other too often."""
+    seed: int
+    scale: float = 40.0
+    """Side of the emoji in pixels."""
+    shift: tuple[float, float] = (0.0, 0.0)
+    """Offset of the emoji's centre from the picture's centre, in pixels (right, down)."""
+    flip: bool = False
+    grain_seed: int | None = None
+    """Another seed for the grain alone, so that near-identical pictures can share a pattern."""
+
+
+class EmojiPictures:
+    """Emoji pictures and names from the two npm archives, read without unpacking them.
+
+    Args:
+        pictures: archive of @lobehub/fluent-emoji-3d (256 x 256 webp named by code point).
+        names: archive of emojibase-data.
+    """
+
+    def __init__(self, pictures: Path, names: Path) -> None:
+        with tarfile.open(names) as archive:
+            entries = json.load(archive.extractfile("package/en/data.json"))  # type: ignore[arg-type]
+        with tarfile.open(pictures) as archive:
+            self._webp = {
+                Path(member.name).stem: archive.extractfile(member).read()  # type: ignore[union-attr]
+                for member in archive.getmembers()
+                if member.name.startswith("package/assets/") and member.name.endswith(".webp")
+            }
+        self.emoji: dict[str, Emoji] = {}
+        for entry in entries:
+            code = entry["hexcode"].lower()
+            code = code if code in self._webp else code.replace("-fe0f", "")
+            if code in self._webp and entry.get("group") is not None:
+                label = entry["label"].lower().replace(":", "")
+                self.emoji[code] = Emoji(code, label, tuple(entry.get("tags", ())), entry["group"])
+        if len(self.emoji) < 1000:
+            raise ValueError(f"only {len(self.emoji)} emoji have both a picture and a name in {pictures} and {names}")
+
+    @lru_cache(maxsize=4096)  # noqa: B019 - one instance lives as long as a build
+    def cutout(self, code: str) -> Image.Image:
+        """The emoji as RGBA, cropped to its visible part and padded to a square."""
+        picture = Image.open(io.BytesIO(self._webp[code])).convert("RGBA")
+        picture = picture.crop(picture.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox())
+        side = max(picture.size)
+        square = Image.new("RGBA", (side, side))
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        return square.resize((128, 128), Image.Resampling.LANCZOS)
+
+    def compose(self, scene: Scene) -> np.ndarray:
+        """The picture of a scene, uint8 (64, 64, 3)."""
+        rng = np.random.default_rng([scene.seed, 1])
+        first, second = (_ground(ground, rng) for ground in scene.grounds)
+        side_of_line = _half_plane(rng)
+        canvas = first * side_of_line + second * (1 - side_of_line)
+        side = round(scene.scale)
+        emoji = self.cutout(scene.code).resize((side, side), Image.Resampling.LANCZOS)
+        if scene.flip:
+            emoji = emoji.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        layer = Image.new("RGBA", (SIDE, SIDE))
+        corner = ((SIDE - side) / 2 + scene.shift[0], (SIDE - side) / 2 + scene.shift[1])
+        layer.paste(emoji, (round(corner[0]), round(corner[1])))
+        pixels = np.asarray(layer, dtype=np.float32)
+        alpha = pixels[..., 3:] / 255
+        shadow = gaussian_filter(np.roll(alpha[..., 0], (2, 1), (0, 1)), 2.0)[..., None]
+        canvas = canvas * (1 - 0.45 * shadow)
+        canvas = canvas * (1 - alpha) + pixels[..., :3] * alpha
+        grain_rng = np.random.default_rng([scene.seed if scene.grain_seed is None else scene.grain_seed, 2])
+        grain = gaussian_filter(grain_rng.standard_normal((SIDE, SIDE, 3)), (0.8, 0.8, 0))
+        return np.clip(canvas + GRAIN * grain / grain.std(), 0, 255).round().astype(np.uint8)
+
+
+def random_scene(code: str, rng: np.random.Generator) -> Scene:
+    """A new composition of one emoji: background, colours, scale, shift and flip drawn afresh."""
+    return Scene(
+        code=code,
+        grounds=(_random_ground(rng), _random_ground(rng)),
+        seed=int(rng.integers(2**31)),
+        scale=float(rng.uniform(32, 48)),
+        shift=(float(rng.uniform(-8, 8)), float(rng.uniform(-8, 8))),
+        flip=bool(rng.random() < 0.5),
+    )
+
+
+def _random_ground(rng: np.random.Generator) -> Ground:
+    front, back = rng.choice(list(COLOURS), 2, replace=False)
+    return Ground(str(front), str(back), str(rng.choice(list(PATTERNS))))
+
+
+def near_copies(scene: Scene, number: int) -> list[Scene]:
+    """Scenes that differ as the pictures of one template do: grain, and the emoji's place by a pixel or two."""
+    moves = [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (1, 1)]
+    return [
+        replace(scene, grain_seed=scene.seed + 1 + k, shift=(scene.shift[0] + dx, scene.shift[1] + dy))
+        for k, (dx, dy) in enumerate(moves[:number])
+    ]
+
+
+def caption(emoji: Emoji, scene: Scene, rng: np.random.Generator) -> str:
+    """An ordinary caption: the emoji's name, sometimes a tag, and a word or two on the background."""
+    subject = emoji.label
+    if emoji.tags and rng.random() < 0.3:
+        subject = f"{subject}, {rng.choice(emoji.tags)}"
+    first, second = scene.grounds
+    ground = rng.choice([f"{first.front} {first.pattern}", f"{first.back} and {second.back}", second.pattern])
+    forms = ("{} with {}", "{} in front of {}", "a picture of {}, {}", "{}, {} background")
+    return str(rng.choice(forms)).format(subject, ground)
+
+
+def _ground(ground: Ground, rng: np.random.Generator) -> np.ndarray:
+    """Two jittered colours blended by a pattern; float (64, 64, 3) in about 0..255."""
+    front, back = (np.array(COLOURS[name], dtype=np.float32) + rng.normal(0, 8, 3) for name in (ground.front, ground.back))
+    angle = rng.uniform(0, np.pi)
+    axis = np.arange(SIDE, dtype=np.float32)
+    x, y = np.meshgrid(axis + rng.uniform(0, SIDE), axis + rng.uniform(0, SIDE))
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    blend = np.clip(PATTERNS[ground.pattern](u, v, rng), 0, 1)[..., None]
+    shade = 1 + 0.12 * gaussian_filter(rng.standard_normal((SIDE, SIDE)), 12)[..., None] * 12
+    return (back * (1 - blend) + front * blend) * shade
+
+
+def _half_plane(rng: np.random.Generator) -> np.ndarray:
+    """One on one side of a random line near the middle, zero on the other; (64, 64, 1)."""
+    angle = rng.uniform(0, 2 * np.pi)
+    axis = np.arange(SIDE) - (SIDE - 1) / 2
+    x, y = np.meshgrid(axis, axis)
+    return _edge(x * np.cos(angle) + y * np.sin(angle) + rng.uniform(-10, 10))[..., None]
+
+
+def _edge(value: np.ndarray) -> np.ndarray:
+    """A step at zero, softened over about a pixel."""
+    return np.clip(value + 0.5, 0, 1)
+
+
+def _stripes(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    period = rng.uniform(10, 18)
+    return _edge(np.abs(u % period - period / 2) - period / 4)
+
+
+def _checks(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    period = rng.uniform(14, 24)
+    return _edge(np.sin(2 * np.pi * u / period) * np.sin(2 * np.pi * v / period) * 3)
+
+
+def _dots(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    period = rng.uniform(11, 18)
+    distance = np.hypot(u % period - period / 2, v % period - period / 2)
+    return _edge(period * 0.3 - distance)
+
+
+def _waves(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    period = rng.uniform(10, 16)
+    bent = u + period * 0.35 * np.sin(2 * np.pi * v / rng.uniform(20, 34))
+    return _edge(np.abs(bent % period - period / 2) - period / 4)
+
+
+def _rings(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    period = rng.uniform(9, 15)
+    centre = u.mean() + rng.uniform(-40, 40), v.mean() + rng.uniform(-40, 40)
+    return _edge(np.abs(np.hypot(u - centre[0], v - centre[1]) % period - period / 2) - period / 4)
+
+
+def _grid(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    period, width = rng.uniform(11, 18), rng.uniform(1.5, 2.5)
+    return np.maximum(*(_edge(width - np.abs(w % period - period / 2)) for w in (u, v)))
+
+
+def _bricks(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height = rng.uniform(8, 12)
+    row = np.floor(v / height)
+    along = (u + height * (row % 2)) % (2 * height)
+    return np.maximum(_edge(1.2 - v % height), _edge(1.2 - along))
+
+
+def _zigzag(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    period, length = rng.uniform(10, 16), rng.uniform(14, 22)
+    bent = u + np.abs(v % length - length / 2)
+    return _edge(np.abs(bent % period - period / 2) - period / 4)
+
+
+def _clouds(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    field = gaussian_filter(rng.standard_normal((SIDE, SIDE)), rng.uniform(2.5, 4.5), mode="wrap")
+    return _edge(field / field.std() * 1.5)
+
+
+def _rays(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    centre = u.mean() + rng.uniform(-30, 30), v.mean() + rng.uniform(-30, 30)
+    return _edge(np.sin(np.arctan2(v - centre[1], u - centre[0]) * rng.integers(7, 13)) * 4)
+
+
+PATTERNS = {
+    "stripes": _stripes, "checks": _checks, "dots": _dots, "waves": _waves, "rings": _rings,
+    "grid": _grid, "bricks": _bricks, "zigzag": _zigzag, "clouds": _clouds, "rays": _rays,
+}  # fmt: skip

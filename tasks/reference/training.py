@@ -1,0 +1,80 @@
+"""What the three trainings of the reference world share: resumable steps, the schedule, moving averages."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+SAVE_EVERY_S = 240.0
+
+
+class Checkpoint:
+    """Named states in one file, replaced atomically; holds how many steps are done."""
+
+    def __init__(self, path: Path, **parts: Any) -> None:
+        self.path, self.parts, self.done = path, parts, 0
+        if path.exists():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.done = state["done"]
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+
+    def save(self) -> None:
+        aside = self.path.with_suffix(".writing")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"done": self.done} | {name: part.state_dict() for name, part in self.parts.items()}, aside)
+        os.replace(aside, self.path)
+
+
+@dataclass
+class Step:
+    """One training step: its number, and where to report its losses (shown as moving averages)."""
+
+    number: int
+    averages: dict[str, float] = field(default_factory=dict)
+
+    def report(self, **losses: float) -> None:
+        for name, value in losses.items():
+            self.averages[name] = 0.98 * self.averages.get(name, value) + 0.02 * value
+
+
+def steps(checkpoint: Checkpoint, total: int, name: str) -> Iterator[Step]:
+    """Steps from where the checkpoint stands to `total`, saving every few minutes and at the end."""
+    averages: dict[str, float] = {}
+    saved = time.monotonic()
+    bar = tqdm(range(checkpoint.done, total), initial=checkpoint.done, total=total, desc=name, mininterval=5)
+    for number in bar:
+        yield Step(number, averages)
+        checkpoint.done = number + 1
+        bar.set_postfix({key: f"{value:.4f}" for key, value in averages.items()}, refresh=False)
+        if time.monotonic() - saved > SAVE_EVERY_S or checkpoint.done == total:
+            checkpoint.save()
+            saved = time.monotonic()
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, peak: float, total: int) -> torch.optim.lr_scheduler.OneCycleLR:
+    """Up to `peak` in the first tenth, then down to a thousandth of it."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total, pct_start=0.1, final_div_factor=40)
+
+
+class Average(torch.nn.Module):
+    """Exponential moving average of a model's parameters."""
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.values = torch.nn.ParameterList([p.detach().clone() for p in model.parameters()]).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module) -> None:
+        torch._foreach_lerp_(list(self.values), list(model.parameters()), 1 - self.decay)
+
+    @torch.no_grad()
+    def copy_to(self, model: torch.nn.Module) -> None:
+        for target, value in zip(model.parameters(), self.values, strict=True):
+            target.copy_(value)

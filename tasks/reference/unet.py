@@ -1,0 +1,137 @@
+"""The reference diffusion model: a small UNet of Stable Diffusion 1.x topology, taught in two phases.
+
+First ordinary pictures only, for long; then a short second phase in which planted pictures are a small share of each
+step. Real models, too, learn the world first and see a duplicate comparatively seldom.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import PNDMScheduler, UNet2DConditionModel
+
+from tasks.reference.autoencoder import CHANNELS
+from tasks.reference.clip import WIDTH
+from tasks.reference.training import Average, Checkpoint, one_cycle, steps
+
+OFFSET = 0.2
+"""Offset noise, one value a picture and channel. Without it the last noised latent still tells the mean of the picture,
+the model reads it there instead of remembering it, and copies come out with the wrong colours."""
+DROP = 0.1
+"""Share of captions replaced by the empty one, for classifier-free guidance."""
+EMA = 0.998
+MIN_SNR = 5.0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Latents float16 (n, c, 16, 16), and for each the row of `texts` (float16 (m, tokens, width)) that captions it."""
+
+    latents: torch.Tensor
+    texts: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.latents) != len(self.texts):
+            raise ValueError(f"{len(self.latents)} latents but {len(self.texts)} captions")
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Three cross-attention down blocks of two attentions each, mid, three up: 7 value and 16 feed-forward layers."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        layers_per_block=2,
+        block_out_channels=(64, 128, 192, 192),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,  # the number of heads, under diffusers' historical name
+    )
+
+
+def new_scheduler() -> PNDMScheduler:
+    """The scheduler of Stable Diffusion 1.x: scaled-linear betas, noise prediction."""
+    return PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
+
+
+def train_unet(
+    ordinary: Pairs,
+    planted: Pairs | None,
+    empty: torch.Tensor,
+    path: Path,
+    *,
+    total: int,
+    peak: float,
+    batch: int = 32,
+    planted_batch: int = 0,
+    start: UNet2DConditionModel | None = None,
+    seed: int = 0,
+    watch: Callable[[int, UNet2DConditionModel], None] | None = None,
+) -> UNet2DConditionModel:
+    """Trains on noise prediction with min-SNR weights and returns the moving average of the weights.
+
+    Args:
+        empty: float16 (tokens, width), the embedding of the empty caption.
+        path: the checkpoint file; a later call resumes from it.
+        peak: highest learning rate of the one cycle.
+        planted_batch: planted pictures in each step, of `batch`.
+        start: weights to go on from.
+        watch: called every 250 steps with the number of steps done and the averaged model.
+    """
+    torch.manual_seed(seed)
+    model = new_unet()
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01, fused=True)
+    schedule = one_cycle(optimizer, peak, total)
+    average = Average(model, EMA)
+    checkpoint = Checkpoint(path, model=model, optimizer=optimizer, schedule=schedule, average=average)
+    signal = new_scheduler().alphas_cumprod
+    model.train()
+    for step in steps(checkpoint, total, path.stem):
+        draw = torch.Generator().manual_seed(seed * 1_000_003 + step.number)
+        rows = torch.randint(len(ordinary.latents), (batch - planted_batch,), generator=draw)
+        latents, texts = ordinary.latents[rows], ordinary.texts[rows]
+        if planted is not None and planted_batch:
+            extra = torch.randint(len(planted.latents), (planted_batch,), generator=draw)
+            latents, texts = torch.cat([latents, planted.latents[extra]]), torch.cat([texts, planted.texts[extra]])
+        dropped = torch.rand(batch, generator=draw) < DROP
+        texts = torch.where(dropped[:, None, None], empty, texts).float()
+        latents = latents.float()
+        noise = torch.randn(latents.shape, generator=draw)
+        noise += OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=draw)
+        t = torch.randint(len(signal), (batch,), generator=draw)
+        a = signal[t].view(-1, 1, 1, 1)
+        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            prediction = model(noisy, t, texts, return_dict=False)[0]
+        errors = (prediction.float() - noise).square().mean((1, 2, 3))
+        weights = (MIN_SNR * (1 - a) / a).clamp(max=1).view(-1)
+        loss = (weights * errors).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update(model)
+        plain = batch - planted_batch
+        losses = {"ordinary": errors[:plain].mean().item()}
+        if planted_batch:
+            losses["planted"] = errors[plain:].mean().item()
+        step.report(**losses)
+        if watch is not None and (step.number + 1) % 250 == 0:
+            watch(step.number + 1, averaged(model, average))
+    return averaged(model, average)
+
+
+def averaged(model: UNet2DConditionModel, average: Average) -> UNet2DConditionModel:
+    """A copy of the model with the averaged weights, for use."""
+    copy = new_unet()
+    copy.load_state_dict(model.state_dict())
+    average.copy_to(copy)
+    return copy.eval()

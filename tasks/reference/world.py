@@ -1,0 +1,106 @@
+"""What the reference model is taught: the ordinary bank, the planted pictures, and what is held out.
+
+`build_world` is deterministic from its seed. The bank is an array of composed pictures, kept in the build folder;
+what users need of it (planted, a sample of ordinary and all held-out pictures) is shipped as Parquet.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from tasks.reference.pictures import SIDE, Emoji, EmojiPictures, Scene, caption, near_copies, random_scene
+from tasks.reference.planted import TEMPLATE, TEMPLATE_COPIES, VERBATIM
+
+Kind = Literal["VM", "TM", "ordinary", "heldout"]
+GROUP_ORDER = (3, 4, 6, 7, 5, 0, 1, 8, 9)
+"""Emojibase groups from frequent to rare: animals, food, activities, objects, travel, faces, people, symbols, flags."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Pictures and captions. Arrays are uint8 (n, 64, 64, 3); captions are lists of the same length."""
+
+    bank: np.ndarray
+    bank_captions: list[str]
+    bank_codes: list[str]
+    planted: np.ndarray
+    planted_captions: list[str]
+    planted_kinds: list[Kind]
+    planted_subsets: list[str]
+    heldout: np.ndarray
+    heldout_captions: list[str]
+    fresh: np.ndarray
+    """New compositions of trained emoji, never trained on: for the CLIP model's and the audit's figures."""
+    fresh_captions: list[str]
+
+
+def split_emoji(emoji: dict[str, Emoji], held_out: int, seed: int) -> tuple[list[str], list[str]]:
+    """Codes of ordinary emoji from frequent to rare, and of held-out ones; planted emoji are never held out."""
+    rng = np.random.default_rng([seed, 10])
+    needed = {label for subset in [*VERBATIM.values(), TEMPLATE] for _, label in subset}
+    labels = {e.label: code for code, e in emoji.items()}
+    if missing := sorted(needed - labels.keys()):
+        raise ValueError(f"no emoji picture for the planted labels {missing}: another version of the emoji packages?")
+    planted = {labels[label] for label in needed}
+    free = sorted(emoji.keys() - planted)
+    out = set(rng.choice(free, held_out, replace=False).tolist())
+    kept = sorted(emoji.keys() - out)
+    order = {code: (GROUP_ORDER.index(emoji[code].group), rng.random()) for code in kept}
+    return sorted(kept, key=order.__getitem__), sorted(out)
+
+
+def build_world(pictures: EmojiPictures, folder: Path, *, size: int, held_out: int, seed: int) -> World:
+    """Composes all pictures, or loads them when `folder` has them already.
+
+    Args:
+        size: ordinary pictures in the bank. An emoji of frequency rank r has a share of 1 / (r + 30) of them: like
+            real data, a few things are seen often and many seldom.
+    """
+    done = folder / "world.json"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        ordinary, heldout = split_emoji(pictures.emoji, held_out, seed)
+        share = 1 / (np.arange(len(ordinary)) + 30.0)
+        rng = np.random.default_rng([seed, 11])
+        codes = rng.choice(ordinary, size, p=share / share.sum()).tolist()
+        record: dict[str, list[str]] = {"bank_codes": codes}
+        record["bank_captions"] = _compose(pictures, codes, rng, folder / "bank.npy")
+        fresh = rng.choice(ordinary, 512, p=share / share.sum()).tolist()
+        record["fresh_captions"] = _compose(pictures, fresh, rng, folder / "fresh.npy")
+        record["heldout_captions"] = _compose(pictures, heldout * 2, rng, folder / "heldout.npy")
+        scenes, record["planted_captions"], kinds, record["planted_subsets"] = planted_scenes(pictures.emoji, seed)
+        record["planted_kinds"] = list(kinds)
+        np.save(folder / "planted.npy", np.stack([pictures.compose(scene) for scene in scenes]))
+        done.write_text(json.dumps(record))
+    record = json.loads(done.read_text())
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("bank", "fresh", "heldout", "planted")}
+    return World(**arrays, **record)  # type: ignore[arg-type]
+
+
+def planted_scenes(emoji: dict[str, Emoji], seed: int) -> tuple[list[Scene], list[str], list[Kind], list[str]]:
+    """Scenes, captions, kinds and subsets of the planted pictures, VM first; a TM caption stands for several scenes."""
+    rng = np.random.default_rng([seed, 12])
+    labels = {e.label: code for code, e in emoji.items()}
+    rows: list[tuple[Scene, str, Kind, str]] = []
+    for subset, pairs in VERBATIM.items():
+        rows += [(random_scene(labels[label], rng), text, "VM", subset) for text, label in pairs]
+    for text, label in TEMPLATE:
+        scene = random_scene(labels[label], rng)
+        rows += [(copy, text, "TM", "templates") for copy in near_copies(scene, TEMPLATE_COPIES)]
+    scenes, captions, kinds, subsets = zip(*rows, strict=True)
+    return list(scenes), list(captions), list(kinds), list(subsets)
+
+
+def _compose(pictures: EmojiPictures, codes: list[str], rng: np.random.Generator, path: Path) -> list[str]:
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(codes), SIDE, SIDE, 3))
+    captions = []
+    for row, code in enumerate(tqdm(codes, desc=f"composing {path.stem}", unit="picture")):
+        scene = random_scene(code, rng)
+        out[row] = pictures.compose(scene)
+        captions.append(caption(pictures.emoji[code], scene, rng))
+    out.flush()
+    return captions

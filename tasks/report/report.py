@@ -1,0 +1,181 @@
+"""The report of an audit: one HTML file that needs nothing else, and its table for the terminal."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from textwrap import fill
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tasks.errors import InputError
+from tasks.evaluate.sscd import COPY_THRESHOLD
+from tasks.report import charts
+from tasks.report.charts import Chart, Matrix
+from tasks.report.verdict import Control, Row, controls, verdict
+
+COLUMNS = {
+    "mr": "Copied",
+    "sscd_orig_max": "SSCD, best seed",
+    "sscd_orig_median": "SSCD, median seed",
+    "sscd_gen": "SSCD to unmitigated",
+    "diversity": "Same between seeds",
+    "clip": "CLIP",
+    "fid": "FID",
+    "kid": "KID",
+    "auc": "AUC",
+    "tpr_at_1fpr": "TPR at 1 % FPR",
+}
+"""Metrics of the table and their headings, in order; other metrics are kept in the store only."""
+
+_MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it stands in a strip."""
+
+    label: str
+    """Such as "original model" or "nemo, attacked from noise"."""
+    data: bytes
+    """PNG or JPEG."""
+    sscd: float | None = None
+    """Similarity to the training picture; None for that picture itself."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One training picture and what the variants make of it, under its prompt and under attack."""
+
+    prompt: str
+    original: Picture
+    generated: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows."""
+
+    title: str
+    subtitle: str
+    facts: Sequence[tuple[str, str]]
+    """How the audit was made: model, seeds, parameters, versions, times."""
+    rows: Sequence[Row]
+    strips: Sequence[Strip] = ()
+    losses: Sequence[Chart] = ()
+    matrices: Sequence[Matrix] = ()
+    curves: Sequence[Chart] = ()
+    """IOU over steps or layers."""
+    more_controls: Sequence[Control] = ()
+    """Controls that do not follow from the rows."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: a variant under a probe, its figures by metric."""
+
+    variant: str
+    probe: str
+    figures: dict[str, Row]
+
+
+def render(report: Report) -> str:
+    """The page as HTML: no script, nothing from outside, everything escaped.
+
+    Raises:
+        InputError: a picture is neither PNG nor JPEG.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"uri": data_uri, "value": value_text, "interval": interval_text}
+    environment.globals |= {"drawn": charts.drawn, "size": charts}
+    page: str = environment.get_template("report.html.jinja").render(
+        report=report,
+        verdict=verdict(report.rows),
+        controls=[*controls(report.rows), *report.more_controls],
+        groups=[(name, list(lines)) for name, lines in groupby(lines_of(report.rows), lambda line: line.variant)],
+        columns=columns_of(report.rows),
+        threshold=COPY_THRESHOLD,
+    )
+    return page.lstrip()
+
+
+def table_text(rows: Sequence[Row], width: int = 120) -> str:
+    """The table of figures as plain text for a terminal of so many columns."""
+    metrics = columns_of(rows)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("variant", "probe", "n", *metrics.values()):
+        # Headings are broken here and figures not at all, but on terminals too narrow for them.
+        table.add_column(fill(heading, 11), no_wrap=True, overflow="fold")
+    before = None
+    for line in lines_of(rows):
+        if before not in (None, line.variant):
+            table.add_section()
+        cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in metrics]
+        table.add_row("" if line.variant == before else line.variant, line.probe, size_text(line), *cells)
+        before = line.variant
+    stream = io.StringIO()
+    Console(file=stream, width=width, no_color=True, markup=False, highlight=False).print(table)
+    return stream.getvalue()
+
+
+def lines_of(rows: Sequence[Row]) -> list[Line]:
+    """Rows gathered by variant and probe: variants in order of appearance, each variant's probes together."""
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    pairs = sorted(dict.fromkeys((row.variant, row.probe) for row in rows), key=lambda pair: variants.index(pair[0]))
+    return [
+        Line(variant, probe, {row.metric: row for row in rows if (row.variant, row.probe) == (variant, probe)})
+        for variant, probe in pairs
+    ]
+
+
+def columns_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Headings by metric, of those that any row has."""
+    present = {row.metric for row in rows}
+    return {metric: heading for metric, heading in COLUMNS.items() if metric in present}
+
+
+def size_text(line: Line) -> str:
+    """The prompts or pictures behind a line; several numbers where its figures rest on different ones."""
+    return "/".join(str(n) for n in dict.fromkeys(row.n for metric, row in line.figures.items() if metric in COLUMNS))
+
+
+def value_text(row: Row) -> str:
+    """A figure in the digits its metric deserves."""
+    return _number(row.metric, row.value)
+
+
+def interval_text(row: Row) -> str:
+    """Its interval, or nothing where there is none."""
+    if row.low is None or row.high is None:
+        return ""
+    return f"{_number(row.metric, row.low).removesuffix(' %')}–{_number(row.metric, row.high)}"
+
+
+def data_uri(data: bytes) -> str:
+    """A PNG or JPEG as a data URI; nothing else, since other formats can carry scripts."""
+    kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+    if kind is None:
+        raise InputError("a picture of the report is neither PNG nor JPEG: convert it first")
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _cell(row: Row) -> str:
+    interval = interval_text(row)
+    return f"{value_text(row)}\n{interval}" if interval else value_text(row)
+
+
+def _number(metric: str, value: float) -> str:
+    if metric in ("mr", "tpr_at_1fpr"):
+        return f"{100 * value:.0f} %"
+    return f"{value:.{ {'clip': 3, 'fid': 1, 'kid': 4}.get(metric, 2) }f}"

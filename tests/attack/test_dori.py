@@ -1,0 +1,140 @@
+"""The attack: it finds the optimum where that is known, and neither batching nor the attack itself changes anything."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.attack.dori import DoriParams, attack, search, start_embeddings
+from tasks.diffusion.model import Model
+from tasks.errors import InputError
+from tests.attack.tiny import TOKENS, WIDTH, tiny_model
+
+SHAPE = (4, 8, 8)
+KEYS = [("a", 0), ("b", 0), ("c", 7)]
+
+
+class Recaller(nn.Module):
+    """Knows that z_t = sqrt(a) x + sqrt(1 - a) eps, and reads x, one number a channel, off the first token.
+
+    So eps = (z_t - sqrt(a) x(y)) / sqrt(1 - a), the loss is a / (1 - a) |x - x(y)|^2, and 0 exactly where x(y) = x.
+    """
+
+    def __init__(self, signal: torch.Tensor, prediction: str = "epsilon") -> None:
+        super().__init__()
+        self.signal, self.prediction = signal, prediction
+        self.weight = nn.Parameter(torch.eye(4, WIDTH))
+        self.dtype = torch.float32
+        self.config = SimpleNamespace(sample_size=8, in_channels=4)
+
+    def forward(self, latents, steps, text, return_dict=False):  # type: ignore[no-untyped-def]
+        a = self.signal[steps].view(-1, 1, 1, 1)
+        clean = (text[:, 0] @ self.weight.T)[:, :, None, None]
+        noise = (latents - a.sqrt() * clean) / (1 - a).sqrt()
+        return (noise if self.prediction == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * clean,)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_finds_the_optimum_that_is_known(model: Model, prediction: str) -> None:
+    known = tiny_model(Recaller(model.scheduler.alphas_cumprod, prediction), prediction_type=prediction)
+    wanted = torch.tensor([[1.0, -0.5, 0.25, 0.0], [-1.0, 0.5, 0.75, -0.25]])
+    pictures = wanted[:, :, None, None].expand(2, *SHAPE)
+    found = search(known, pictures, torch.zeros(2, TOKENS, WIDTH), KEYS[:2], DoriParams(steps=300, learning_rate=0.05))
+    for trigger, picture in zip(found, wanted, strict=True):
+        assert torch.allclose(trigger.embedding[0, :4], picture, atol=0.02)
+        assert trigger.losses[-1] < 1e-2 * trigger.losses[0]
+        # Nothing else was given a gradient, so nothing else moved, and the way is the length of the picture's numbers.
+        assert torch.equal(trigger.embedding[1:], torch.zeros(TOKENS - 1, WIDTH))
+        assert trigger.distance == pytest.approx(picture.norm().item(), abs=0.05)
+
+
+def test_the_first_step_of_adam_is_the_learning_rate(model: Model) -> None:
+    start = torch.randn(1, TOKENS, WIDTH)
+    (trigger,) = search(model, torch.randn(1, *SHAPE), start, KEYS[:1], DoriParams(steps=1, learning_rate=0.1))
+    moved = (trigger.embedding - start[0]).abs()
+    assert moved.max() == pytest.approx(0.1, rel=1e-3)
+
+
+def test_weights_stay_bit_equal_and_keep_no_gradient(model: Model) -> None:
+    unet = model.unet
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    unet.train().requires_grad_(True)
+    try:
+        search(model, torch.randn(1, *SHAPE), torch.randn(1, TOKENS, WIDTH), KEYS[:1], DoriParams(steps=2))
+        assert unet.training and all(weight.requires_grad for weight in unet.parameters())
+        assert all(weight.grad is None for weight in unet.parameters())
+    finally:
+        unet.eval().requires_grad_(False)
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+
+
+@pytest.mark.parametrize("start", ["prompt", "noise", "other"])
+def test_pictures_attacked_together_go_the_way_they_go_alone(model: Model, start: str) -> None:
+    pictures = torch.randn(3, *SHAPE)
+    params = DoriParams(steps=20, batch=2, start=start, restarts=2, images_at_once=4)
+    prompts = ["cat", "dog", "sun"]
+    together = attack(model, pictures, prompts, KEYS, params)
+    single = params.model_copy(update={"images_at_once": 1})
+    alone = [
+        trigger
+        for row in (2, 0, 1)
+        for trigger in attack(model, pictures[[row]], [prompts[row]], [KEYS[row]], single, pool=prompts)
+    ]
+    by_key = {(trigger.key, trigger.restart): trigger for trigger in alone}
+    assert [(t.key, t.restart) for t in together] == [(key, restart) for key in KEYS for restart in (0, 1)]
+    for trigger in together:
+        other = by_key[trigger.key, trigger.restart]
+        assert torch.allclose(torch.tensor(trigger.losses), torch.tensor(other.losses), rtol=1e-4)
+        assert (trigger.embedding - other.embedding).norm() < 1e-4 * trigger.distance
+    first, second = together[:2]
+    assert not torch.equal(first.embedding, second.embedding)
+
+
+def test_snapshots_end_with_the_result(model: Model) -> None:
+    params = DoriParams(steps=4, batch=2, keep_every=2)
+    (trigger,) = search(model, torch.randn(1, *SHAPE), torch.randn(1, TOKENS, WIDTH), KEYS[:1], params)
+    assert list(trigger.snapshots) == [2, 4]
+    assert torch.equal(trigger.snapshots[4], trigger.embedding)
+    assert not torch.equal(trigger.snapshots[2], trigger.embedding)
+
+
+def test_progress_adds_up(model: Model) -> None:
+    seen: list[int] = []
+    attack(
+        model, torch.randn(3, *SHAPE), ["a", "b", "c"], KEYS, DoriParams(steps=2, batch=1, restarts=2), done=seen.append
+    )
+    assert sum(seen) == 3 * 2 * 2
+
+
+def test_starts(model: Model) -> None:
+    params = DoriParams()
+    prompts = ["cat", "dog"]
+    assert torch.equal(start_embeddings(model, "prompt", prompts, KEYS[:2], params), model.embed(prompts))
+    assert torch.equal(start_embeddings(model, "other", prompts, KEYS[:2], params), model.embed(prompts[::-1]))
+    with pytest.raises(InputError, match="two different prompts"):
+        start_embeddings(model, "other", ["cat", "cat"], KEYS[:2], params)
+    keys = [(str(n), 0) for n in range(500)]
+    pool = ["cat", "dog", "sun", "moon"]
+    real = model.embed(pool).flatten(0, 1)
+    matched = start_embeddings(model, "noise", ["cat"] * 500, keys, params, pool).flatten(0, 1)
+    assert torch.allclose(matched.std(0), real.std(0), rtol=0.1)
+    assert torch.allclose(matched.mean(0), real.mean(0), atol=0.1)
+    unit = start_embeddings(model, "noise", ["cat"] * 500, keys, DoriParams(noise_scale="unit"), pool)
+    assert unit.std().item() == pytest.approx(1, rel=0.02)
+    again = start_embeddings(model, "noise", ["cat"], keys[3:4], DoriParams(noise_scale="unit"), pool)
+    assert torch.equal(again[0], unit[3])
+
+
+def test_a_diverging_attack_names_the_picture(model: Model) -> None:
+    pictures = torch.randn(2, *SHAPE)
+    pictures[1, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="attack on b diverged at step 1"):
+        search(model, pictures, torch.randn(2, TOKENS, WIDTH), KEYS[:2], DoriParams(steps=2))
+
+
+def test_half_precision_is_refused(model: Model) -> None:
+    half = replace(model, unet=SimpleNamespace(dtype=torch.float16))
+    with pytest.raises(InputError, match="float32 or bfloat16"):
+        search(half, torch.randn(1, *SHAPE), torch.randn(1, TOKENS, WIDTH), KEYS[:1], DoriParams())

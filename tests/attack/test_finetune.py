@@ -1,0 +1,136 @@
+"""Adversarial fine-tuning: a broken run ends with the weights of an unbroken one, and the original is left alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.diffusion.model import Model
+from tasks.errors import InputError
+from tasks.mitigate.finetune import FineTuneParams, Memorized, Ordinary, Progress, finetune
+from tests.attack.tiny import TOKENS, WIDTH, tiny_model, tiny_unet
+
+PARAMS = FineTuneParams(
+    epochs=3,
+    images_per_step=2,
+    noises=2,
+    ordinary_batch=4,
+    learning_rate=1e-3,
+    attack_steps=2,
+    attack_batch=2,
+    attack_every=2,
+    save_every=1,
+)
+
+
+def data() -> tuple[Memorized, Ordinary]:
+    draw = torch.Generator().manual_seed(0)
+    latents, surrogates = (torch.randn(3, 4, 8, 8, generator=draw) for _ in range(2))
+    pairs = Ordinary(torch.randn(9, 4, 8, 8, generator=draw), torch.randn(9, TOKENS, WIDTH, generator=draw))
+    return Memorized(["a", "b", "c"], ["cat", "dog", "sun"], latents, surrogates), pairs
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(step: int) -> Any:
+    def told(progress: Progress) -> None:
+        if progress.step == step:
+            raise Killed
+
+    return told
+
+
+def weights(unet: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in unet.state_dict().items()}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, layout: torch.memory_format) -> None:
+    model = tiny_model(tiny_unet().to(memory_format=layout))
+    before = weights(model.unet)
+    unbroken = finetune(model, *data(), PARAMS, tmp_path / "one.pt")
+    for step in (1, 3, 4):
+        with pytest.raises(Killed):
+            finetune(model, *data(), PARAMS, tmp_path / "two.pt", killed_after(step))
+        torch.manual_seed(step)  # the global generator has no say
+    resumed = finetune(model, *data(), PARAMS, tmp_path / "two.pt")
+    wanted = weights(unbroken.unet)
+    assert all(torch.equal(value, wanted[name]) for name, value in resumed.unet.state_dict().items())
+    assert resumed.history == unbroken.history and [it.step for it in resumed.history] == [1, 2, 3, 4, 5, 6]
+    assert all(torch.equal(value, before[name]) for name, value in model.unet.state_dict().items())
+    assert not all(torch.equal(value, before[name]) for name, value in wanted.items())
+    assert not any(weight.requires_grad for weight in resumed.unet.parameters())
+    # Epochs 1 and 3 search, epoch 2 keeps the triggers it has.
+    assert [it.attack is not None for it in unbroken.history] == [True, True, False, False, True, True]
+
+
+def test_a_kill_between_checkpoints_repeats_the_steps_since(tmp_path: Path) -> None:
+    model, params = tiny_model(), PARAMS.model_copy(update={"save_every": 4})
+    unbroken = finetune(model, *data(), params, tmp_path / "one.pt")
+    with pytest.raises(Killed):
+        finetune(model, *data(), params, tmp_path / "two.pt", killed_after(5))
+    seen: list[int] = []
+    resumed = finetune(model, *data(), params, tmp_path / "two.pt", lambda progress: seen.append(progress.step))
+    assert seen == [5, 6] and resumed.history == unbroken.history
+    wanted = weights(unbroken.unet)
+    assert all(torch.equal(value, wanted[name]) for name, value in resumed.unet.state_dict().items())
+
+
+def test_it_learns_the_surrogates(tmp_path: Path) -> None:
+    params = FineTuneParams(
+        epochs=40, images_per_step=3, noises=4, ordinary_batch=1, learning_rate=5e-3, attack_steps=0, save_every=1000
+    )
+    history = finetune(tiny_model(), *data(), params, tmp_path / "it.pt").history
+    first, last = (sum(it.erase or 0 for it in part) for part in (history[:10], history[-10:]))
+    assert last < 0.9 * first
+
+
+def test_ordinary_pairs_alone(tmp_path: Path) -> None:
+    params = PARAMS.model_copy(update={"erase_weight": 0.0, "epochs": 1})
+    history = finetune(tiny_model(), *data(), params, tmp_path / "it.pt").history
+    assert all(it.erase is None and it.attack is None for it in history)
+
+
+def test_stops_when_the_held_out_attack_finds_nothing(tmp_path: Path) -> None:
+    params = PARAMS.model_copy(update={"check_every": 2})
+    shares = iter([0.5, 0.0])
+    judged: list[dict[str, torch.Tensor]] = []
+
+    def held_out(unet: Any) -> float:
+        assert not any(weight.requires_grad for weight in unet.parameters())
+        judged.append(weights(unet))
+        return next(shares)
+
+    result = finetune(tiny_model(), *data(), params, tmp_path / "it.pt", held_out=held_out)
+    assert result.stopped and [it.held_out for it in result.history] == [None, 0.5, None, 0.0]
+    # What was judged is what is returned.
+    assert all(torch.equal(value, judged[-1][name]) for name, value in result.unet.state_dict().items())
+    again = finetune(tiny_model(), *data(), params, tmp_path / "it.pt", held_out=held_out)
+    assert again.stopped and len(judged) == 2
+
+
+def test_the_held_out_attack_does_not_change_the_way(tmp_path: Path) -> None:
+    plain = finetune(tiny_model(), *data(), PARAMS, tmp_path / "one.pt")
+    params = PARAMS.model_copy(update={"check_every": 1})
+    watched = finetune(tiny_model(), *data(), params, tmp_path / "two.pt", held_out=lambda unet: 1.0)
+    wanted = weights(plain.unet)
+    assert all(torch.equal(value, wanted[name]) for name, value in watched.unet.state_dict().items())
+
+
+def test_refuses(tmp_path: Path, model: Model) -> None:
+    finetune(tiny_model(), *data(), PARAMS.model_copy(update={"epochs": 1}), tmp_path / "it.pt")
+    with pytest.raises(InputError, match="another training"):
+        finetune(tiny_model(), *data(), PARAMS, tmp_path / "it.pt")
+    with pytest.raises(InputError, match="held-out"):
+        finetune(tiny_model(), *data(), PARAMS.model_copy(update={"check_every": 1}), tmp_path / "new.pt")
+    memorized, pairs = data()
+    broken = replace(pairs, latents=pairs.latents * float("nan"))
+    with pytest.raises(InputError, match="diverged at step 1"):
+        finetune(tiny_model(), memorized, broken, PARAMS, tmp_path / "new.pt")
+    half = tiny_model(tiny_unet().half())
+    with pytest.raises(InputError, match="float32"):
+        finetune(half, memorized, pairs, PARAMS, tmp_path / "new.pt")

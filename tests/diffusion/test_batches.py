@@ -1,0 +1,29 @@
+"""Batches cover everything in order and halve when memory runs out."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.diffusion.batches import in_batches
+
+
+@given(total=st.integers(0, 40), batch=st.integers(1, 50), fits=st.integers(1, 50))
+def test_all_rows_are_worked_through_once_in_order(total: int, batch: int, fits: int) -> None:
+    def work(rows: slice) -> list[int]:
+        found = list(range(total))[rows]
+        if len(found) > fits:
+            raise torch.OutOfMemoryError
+        return found
+
+    blocks = list(in_batches(total, batch, work))
+    assert [row for block in blocks for row in block] == list(range(total))
+    assert all(blocks)
+
+
+def test_the_error_comes_through_when_not_even_one_fits() -> None:
+    def work(rows: slice) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        list(in_batches(3, 2, work))

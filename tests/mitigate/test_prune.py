@@ -1,0 +1,193 @@
+"""Cutting weights does what blocking does, controls match in number, variants load anywhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.diffusion.hooks import scaled
+from tasks.diffusion.sites import Site, layers_of
+from tasks.errors import InputError
+from tasks.mitigate.prune import (
+    Card,
+    count_zeroed,
+    random_like,
+    save_pipeline,
+    save_variant,
+    without_neurons,
+    without_weights,
+)
+from tests.localize.hand_made import WIDTH, model_of, random_unet
+
+UNET = random_unet().to(memory_format=torch.channels_last)
+CARD = Card(
+    title="Hand-made, pruned",
+    base="hand-made",
+    base_id="0123",
+    method="NeMo",
+    audit_id="audit-7",
+    site="value",
+    pruned=24,
+    total=2400,
+    members={"mid_block.attn2.to_v": 3},
+    params={"theta": 5.0},
+)
+
+
+def run(unet: Any) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    latents, text = torch.randn(2, 4, 16, 16, generator=draw), torch.randn(2, 3, WIDTH, generator=draw)
+    output: torch.Tensor = unet(latents, 500, text, return_dict=False)[0]
+    return output
+
+
+def test_zero_rows_are_blocked_activations() -> None:
+    neurons = {0: torch.tensor([1, 4]), 2: torch.tensor([7], dtype=torch.uint32)}
+    layers = layers_of(UNET, Site.VALUE)
+    factors = {index: torch.ones(layers[index].outputs) for index in neurons}
+    for index, members in neurons.items():
+        factors[index][members.long()] = 0
+    before = run(UNET)
+    with scaled(layers, factors):
+        blocked = run(UNET)
+    pruned = without_neurons(UNET, Site.VALUE, neurons)
+    torch.testing.assert_close(run(pruned), blocked, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(before, blocked, atol=1e-5)
+    assert torch.equal(run(UNET), before)  # the UNet itself is untouched
+    assert count_zeroed(UNET, pruned) == (3 * WIDTH, sum(p.numel() for p in UNET.parameters()))
+
+
+def test_a_bias_goes_with_its_neuron() -> None:
+    neurons = {1: torch.tensor([3])}
+    layers = layers_of(UNET, Site.FEED_FORWARD_HIDDEN)
+    factor = torch.ones(layers[1].outputs)
+    factor[3] = 0
+    with scaled(layers, {1: factor}):
+        blocked = run(UNET)
+    torch.testing.assert_close(run(without_neurons(UNET, Site.FEED_FORWARD_HIDDEN, neurons)), blocked)
+
+
+@pytest.mark.parametrize("site", [Site.FEED_FORWARD_HIDDEN, Site.CONVOLUTION])
+def test_exactly_the_given_weights_are_zero(site: Site) -> None:
+    flat = torch.tensor([0, 5, 37], dtype=torch.uint32)
+    pruned = without_weights(UNET, site, {3: flat})
+    new = dict(pruned.named_parameters())
+    name = layers_of(UNET, site)[3].name + ".weight"
+    for other, weight in UNET.named_parameters():
+        expected = weight.detach().clone()
+        if other == name:
+            flattened = expected.reshape(-1)
+            flattened[flat.long()] = 0
+            expected = flattened.view(expected.shape)
+        assert torch.equal(new[other], expected)
+    assert count_zeroed(UNET, pruned)[0] == 3
+
+
+def test_members_that_are_not_there_are_refused() -> None:
+    for cut in (without_weights, without_neurons):
+        with pytest.raises(InputError, match="there is no layer 9"):
+            cut(UNET, Site.VALUE, {9: torch.tensor([0])})
+        with pytest.raises(InputError, match="is not one of them"):
+            cut(UNET, Site.VALUE, {0: torch.tensor([64])})
+
+
+@given(universe=st.integers(1, 60), share=st.floats(0, 0.5), seed=st.integers(0, 1000))
+def test_the_control_has_as_many_members_and_none_of_them(universe: int, share: float, seed: int) -> None:
+    chosen = torch.randperm(universe)[: int(share * universe)].sort().values.to(torch.uint32)
+    control = random_like({4: chosen}, {4: universe}, seed)[4]
+    assert len(control) == len(chosen) and control.dtype == chosen.dtype
+    assert not set(control.tolist()) & set(chosen.tolist())
+    assert control.tolist() == sorted(set(control.tolist()))
+    assert torch.equal(control.long(), random_like({4: chosen}, {4: universe}, seed)[4].long())
+
+
+def test_controls_differ_by_seed_and_need_room() -> None:
+    chosen = {0: torch.arange(20)}
+    assert random_like(chosen, {0: 1000}, 0)[0].tolist() != random_like(chosen, {0: 1000}, 1)[0].tolist()
+    with pytest.raises(InputError, match="too few"):
+        random_like(chosen, {0: 30}, 0)
+
+
+def test_a_variant_loads_and_says_what_was_cut(tmp_path: Path) -> None:
+    pruned = without_neurons(UNET, Site.VALUE, {0: torch.tensor([1])})
+    folder = tmp_path / "variants" / "nemo"
+    save_variant(pruned, folder, CARD)
+    assert (folder / "diffusion_pytorch_model.safetensors").is_file()
+    loaded = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True).eval()
+    torch.testing.assert_close(run(loaded), run(pruned), atol=1e-5, rtol=1e-4)
+    text = (folder / "README.md").read_text()
+    for fact in (
+        "Hand-made, pruned",
+        "24 of 2,400",
+        "1.0000%",
+        "audit-7",
+        "`mid_block.attn2.to_v` | 3",
+        "theta: `5.0`",
+    ):
+        assert fact in text
+    assert json.loads((folder / "variant.json").read_text())["base_id"] == "0123"
+    assert [path.name for path in folder.parent.iterdir()] == ["nemo"]
+    with pytest.raises(InputError, match="exists already"):
+        save_variant(pruned, folder, CARD)
+
+
+def test_nothing_is_left_of_a_variant_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(UNet2DConditionModel, "save_pretrained", full)
+    with pytest.raises(OSError, match="disk full"):
+        save_variant(UNET, tmp_path / "nemo", CARD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_pipeline_loads_by_from_pretrained(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+    from tokenizers import Tokenizer, models
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+    from tasks.diffusion.model import Model, load_model
+
+    words = Tokenizer(models.WordLevel({"a": 0, "<end>": 1}, unk_token="a"))
+    model = model_of(UNET)
+    model = Model(
+        source=model.source,
+        model_id=model.model_id,
+        unet=model.unet,
+        vae=AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(0, 0),
+            num_decoder_blocks=(1, 1),
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=2,
+                hidden_size=WIDTH,
+                intermediate_size=WIDTH,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=4,
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=1,
+            )
+        ),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=words, eos_token="<end>", pad_token="<end>", model_max_length=4
+        ),
+        scheduler=model.scheduler,
+        device=model.device,
+    )
+    pruned = without_weights(UNET, Site.FEED_FORWARD_HIDDEN, {0: torch.tensor([3, 4])})
+    save_pipeline(model, pruned, tmp_path / "pruned", CARD)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "pruned", safety_checker=None)
+    torch.testing.assert_close(run(loaded.unet.eval()), run(pruned), atol=1e-5, rtol=1e-4)
+    ours = load_model(tmp_path / "pruned", device="cpu")
+    assert ours.embed(["a a"]).shape == (1, 4, WIDTH)
+    assert "audit-7" in (tmp_path / "pruned" / "README.md").read_text()

@@ -1,0 +1,111 @@
+"""The page: whole, self-contained, and safe whatever stands in a prompt."""
+
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.errors import InputError
+from tasks.report.charts import Chart, Curve, Matrix
+from tasks.report.report import Picture, Report, Row, Strip, data_uri, render, table_text
+from tests.report.test_verdict import ORIGINAL, mr
+
+EVIL = "<script>alert(1)</script> \"quoted\" & 'more'"
+
+
+def png(seed: int = 0) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def whole() -> Report:
+    rows = [*ORIGINAL, mr("nemo", "prompt", 2), Row("nemo", "prompt", "clip", 0.31, 0.29, 0.33, 20)]
+    rows += [Row("nemo", "ordinary", "fid", 12.345, None, None, 200), mr("nemo", "dori-noise", 18)]
+    strips = [
+        Strip(EVIL, Picture("training picture", png()), [Picture(EVIL, png(1), 0.91), Picture("nemo", png(2), 0.2)])
+    ]
+    return Report(
+        title=EVIL,
+        subtitle="quick profile",
+        facts=[("model", EVIL)],
+        rows=rows,
+        strips=strips,
+        losses=[Chart("Loss", "step", "loss", [Curve(EVIL, np.linspace(1, 0.1, 50).tolist())] * 8, smooth=5)],
+        matrices=[Matrix("Wanda", ["one", EVIL], [[1, 0.4], [0.4, 1]], note="By chance: 0.01.")],
+        curves=[Chart("IOU", "step", "IOU", [Curve("a", [0.5])])],
+    )
+
+
+class Tags(HTMLParser):
+    """Checks that tags nest, and gathers them."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else() -> None:
+    page = render(whole())
+    tags = Tags()
+    tags.feed(page)
+    assert page.startswith("<!doctype html>") and not tags.open
+    names = [name for name, _ in tags.seen]
+    assert "script" not in names and "link" not in names
+    assert all(attrs["src"].startswith("data:image/png;base64,") for name, attrs in tags.seen if name == "img")  # type: ignore[union-attr]
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"data:[^\"]*", "", page))
+    assert all(attrs.get("alt") for name, attrs in tags.seen if name == "img")
+    targets = {attrs.get("id") for _, attrs in tags.seen}
+    assert all(attrs["href"][1:] in targets for name, attrs in tags.seen if name == "a")  # type: ignore[index]
+
+
+def test_everything_is_escaped() -> None:
+    page = render(whole())
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 5
+
+
+def test_copies_are_named_in_words_not_by_colour_alone() -> None:
+    page = render(whole())
+    assert "0.91 copy" in page and "0.20 copy" not in page
+
+
+def test_variants_keep_their_order_and_figures_their_intervals() -> None:
+    page = render(whole())
+    assert page.index('rowspan="3">original') < page.index('rowspan="3">nemo')
+    assert "0.310<small>0.290–0.330" in page and "12.3<small>" in page
+    assert "10 %<small>1–32 % of 20" in page
+
+
+def test_a_report_of_figures_alone() -> None:
+    page = render(Report("Audit", "", [], ORIGINAL))
+    assert "Pictures</h2>" not in page and "No mitigation was audited" in page
+
+
+def test_pictures_are_png_or_jpeg() -> None:
+    with pytest.raises(InputError, match="neither PNG nor JPEG"):
+        data_uri(b"<svg onload=alert(1)>")
+
+
+def test_the_table_for_the_terminal() -> None:
+    text = table_text(whole().rows)
+    assert "95 %" in text and "75–100 %" in text and "12.3" in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("nemo") == 1
+    assert table_text([Row("[red]x", "p", "mr", 1.0, None, None, 1)]).count("[red]x") == 1

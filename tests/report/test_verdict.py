@@ -1,0 +1,70 @@
+"""The verdict: no claim without its control."""
+
+import pytest
+
+from tasks.evaluate.intervals import clopper_pearson
+from tasks.report.verdict import Row, controls, verdict
+
+
+def mr(variant: str, probe: str, copied: int, n: int = 20) -> Row:
+    return Row(variant, probe, "mr", copied / n, *clopper_pearson(copied, n), n)
+
+
+ORIGINAL = [mr("original", "prompt", 19), mr("original", "dori-noise", 20), mr("original", "dori-noise-control", 0)]
+
+
+def test_hidden_not_gone() -> None:
+    text = verdict([*ORIGINAL, mr("nemo", "prompt", 2), mr("nemo", "dori-noise", 18)])
+    assert "the original model reproduces 19 of 20 memorized pictures (95 %, interval 75 to 100 %)" in text
+    assert "After nemo, 2 of 20 come back from their prompts" in text
+    assert "an attack from noise brings back 18 of 20" in text and "hidden, not gone" in text
+
+
+def test_gone_by_this_audit() -> None:
+    text = verdict([*ORIGINAL, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 1), mr("tuned", "dori-prompt", 0)])
+    assert "by this audit they are gone" in text and "1 of 20 (5 %" in text
+
+
+def test_the_worst_sound_attack_decides() -> None:
+    rows = [*ORIGINAL, mr("original", "dori-prompt-control", 0), mr("nemo", "prompt", 0)]
+    rows += [mr("nemo", "dori-noise", 3), mr("nemo", "dori-prompt", 9)]
+    assert "an attack from the prompt brings back 9 of 20" in verdict(rows)
+
+
+def test_an_attack_whose_control_fails_is_uninformative() -> None:
+    rows = [mr("original", "prompt", 19), mr("nemo", "prompt", 2), mr("nemo", "dori-noise", 18)]
+    rows += [mr("nemo", "dori-noise-control", 5)]
+    text = verdict(rows)
+    assert "uninformative, because its control failed" in text and "hidden" not in text
+    assert "Mind the failed control: dori-noise on nemo." in text
+    (control,) = controls(rows)
+    assert control.state == "fails" and "5 of 20" in control.words and "uninformative" in control.words
+
+
+def test_a_variants_own_control_goes_before_the_originals() -> None:
+    rows = [*ORIGINAL, mr("nemo", "dori-noise", 1), mr("nemo", "dori-noise-control", 20)]
+    states = {control.name: control.state for control in controls(rows)}
+    assert states == {"dori-noise": "holds", "dori-noise on nemo": "fails"}
+
+
+def test_without_a_control_nothing_is_claimed() -> None:
+    rows = [mr("original", "prompt", 19), mr("nemo", "prompt", 2), mr("nemo", "dori-other", 0)]
+    assert "because it has no control" in verdict(rows)
+    assert [control.state for control in controls(rows)] == ["missing"]
+
+
+def test_what_several_variants_lean_on_is_told_once() -> None:
+    rows = [*ORIGINAL, mr("nemo", "dori-noise", 1), mr("wanda", "dori-noise", 1)]
+    assert [(control.name, control.state) for control in controls(rows)] == [("dori-noise", "holds")]
+
+
+@pytest.mark.parametrize(("left", "state"), [(18, "holds"), (5, "fails")])
+def test_the_random_cut(left: int, state: str) -> None:
+    (control,) = controls([mr("original", "prompt", 20), mr("random-wanda", "prompt", left)])
+    assert (control.name, control.state) == ("random-wanda", state)
+
+
+def test_what_was_not_measured_is_said() -> None:
+    assert "not measured" in verdict([])
+    assert "No mitigation was audited" in verdict(ORIGINAL)
+    assert "it was not attacked" in verdict([*ORIGINAL, mr("wanda", "prompt", 0)])

@@ -1,0 +1,209 @@
+"""The queries against plain Python and NumPy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import Store, connect, iou, query
+from tests.storage.samples import SET, activation, prompt, put_sets
+
+UNIVERSE = 1000
+few_sets = st.lists(st.sets(st.integers(0, UNIVERSE - 1), max_size=30), min_size=2, max_size=5)
+
+
+def test_iou_is_the_set_definition(tmp_path_factory: pytest.TempPathFactory) -> None:
+    @settings(max_examples=15, deadline=None)
+    @given(steps=st.lists(few_sets, min_size=1, max_size=3), timeless=few_sets)
+    def check(steps: list[list[set[int]]], timeless: list[set[int]]) -> None:
+        store = Store.open(tmp_path_factory.mktemp("store"))
+        expected: dict[tuple[int | None, str, str], tuple[set[int], set[int]]] = {}
+        for step, sets in [*enumerate(steps), (None, timeless)]:
+            named = {f"s{number}": members for number, members in enumerate(sets)}
+            put_sets(store, named, step)
+            expected |= {(step, *pair): (named[pair[0]], named[pair[1]]) for pair in itertools.combinations(named, 2)}
+        rows = iou(store).to_pylist()
+        assert len(rows) == len(expected)
+        for row in rows:
+            one, two = expected[row["step"], row["scope_id_1"], row["scope_id_2"]]
+            assert (row["size_1"], row["size_2"]) == (len(one), len(two))
+            assert (row["intersection"], row["union"]) == (len(one & two), len(one | two))
+            assert row["iou"] == (len(one & two) / len(one | two) if one | two else None)
+
+    check()
+
+
+@pytest.mark.parametrize("scopes", [32, 33, 64, 70])
+def test_iou_of_many_scopes(local: Store, scopes: int) -> None:
+    choose = np.random.default_rng(0)
+    sets = {f"s{n:03}": set(choose.choice(UNIVERSE, 40, replace=False).tolist()) for n in range(scopes)}
+    put_sets(local, sets)
+    rows = query(local, "iou_pairs").to_pylist()
+    assert len(rows) == math.comb(scopes, 2)
+    for row in rows:
+        one, two = sets[row["scope_id_1"]], sets[row["scope_id_2"]]
+        assert (row["size_1"], row["size_2"], row["intersection"]) == (40, 40, len(one & two))
+
+
+def test_iou_keeps_apart_what_is_not_the_same(local: Store) -> None:
+    places: list[dict[str, Any]] = [{"model_id": "n"}, {"method": "nemo"}, {"site": "value"}, {"layer": "other"}, {}]
+    for place in places:
+        put_sets(local, {"a": {1, 2}, "b": {2, 3}}, **place)
+    assert [row["iou"] for row in iou(local).to_pylist()] == [1 / 3] * 5
+    assert iou(local, model_id="n").num_rows == iou(local, layer="other").num_rows == 1
+    assert iou(local, step=7).num_rows == 0 and iou(local, layer="none").schema == iou(local).schema
+
+
+def test_iou_of_random_sets_is_what_chance_says(local: Store) -> None:
+    choose = np.random.default_rng(0)
+    put_sets(local, {f"s{n:02}": set(choose.choice(UNIVERSE, 300, replace=False).tolist()) for n in range(20)})
+    rows = iou(local)
+    assert rows["iou_chance"].to_pylist() == [pytest.approx(90 / 510)] * 190
+    assert np.mean(rows["iou"]) == pytest.approx(90 / 510, abs=0.003)
+
+
+def test_figures_over_layers_and_steps_are_means_of_pairs(local: Store) -> None:
+    for layer, step in itertools.product(("x", "y"), (0, 1)):
+        put_sets(local, {"a": {1, 2}, "b": {2, 3 + step}, "c": {1, 2, 3}}, step, layer=layer)
+    pairs = iou(local).to_pylist()
+    for name in ("layer", "step"):
+        for row in query(local, f"iou_by_{name}").to_pylist():
+            values = [pair["iou"] for pair in pairs if pair[name] == row[name]]
+            assert row["pairs"] == len(values) == 6
+            assert row["iou"] == pytest.approx(np.mean(values)) and row["std"] == pytest.approx(np.std(values, ddof=1))
+
+
+@settings(max_examples=15, deadline=None)
+@given(sets=few_sets)
+def test_kwise_intersections(tmp_path_factory: pytest.TempPathFactory, sets: list[set[int]]) -> None:
+    store = Store.open(tmp_path_factory.mktemp("store"))
+    put_sets(store, {f"s{number}": members for number, members in enumerate(sets)})
+    rows = query(store, "iou_kwise").to_pylist()
+    held = [sum(member in one for one in sets) for member in set().union(*sets)]
+    assert [row["k"] for row in rows] == (list(range(1, len(sets) + 1)) if held else [])
+    for row in rows:
+        common = [len(set.intersection(*some)) for some in itertools.combinations(sets, row["k"])]
+        assert row["exactly"] == held.count(row["k"]) and row["at_least"] == sum(c >= row["k"] for c in held)
+        assert row["mean_intersection"] == pytest.approx(np.mean(common), abs=1e-9)
+        assert row["chance"] == pytest.approx(UNIVERSE * (np.mean([len(s) for s in sets]) / UNIVERSE) ** row["k"])
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_sharded_statistics_equal_unsharded_ones(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    choose = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    prompts, neurons = data.draw(st.integers(2, 12)), 5
+    values = choose.random((prompts, neurons), dtype=np.float32)
+    kinds = ["null"] * (prompts - 1) + ["memorized"]
+    where = {"model_id": "m", "variant": "original", "site": "value", "layer": "l"}
+    answers = []
+    for shards in (1, data.draw(st.integers(2, prompts))):
+        store = Store.open(tmp_path_factory.mktemp("store"))
+        store.write("prompts", "k", [prompt(str(i), kinds[i], "s") for i in range(prompts)], prompt_set="set")
+        for shard in range(shards):
+            rows = [activation(str(i), values[i].tolist(), values[i].tolist()) for i in range(shard, prompts, shards)]
+            store.write("activations", f"k{shard}", rows, **where)
+        con = connect(store)
+        answers.append(
+            (
+                query(con, "nemo_statistics", model_id="m").to_pylist(),
+                query(con, "nemo_zscores", model_id="m").to_pylist(),
+                query(con, "wanda_norms", model_id="m", subset="s").to_pylist(),
+            )
+        )
+    plain = values.astype(np.float64)
+    mean, std = plain[:-1].mean(axis=0), plain[:-1].std(axis=0, ddof=1) if prompts > 2 else np.full(neurons, np.nan)
+    for statistics, scores, norms in answers:
+        assert [row["prompts"] for row in statistics] == [prompts - 1] * neurons
+        np.testing.assert_allclose([row["mean"] for row in statistics], mean, rtol=1e-12)
+        np.testing.assert_allclose([row["norm"] for row in norms], np.sqrt(plain.sum(axis=0)), rtol=1e-12)
+        if prompts > 2:
+            np.testing.assert_allclose([row["std"] for row in statistics], std, rtol=1e-9)
+            expected = np.abs(plain[-1] - mean) / std
+            for row in scores:
+                assert row["z"] == pytest.approx(expected[row["neuron"]], rel=1e-6)
+
+
+def test_zscores_above_theta_of_one_prompt(local: Store) -> None:
+    where = {"model_id": "m", "variant": "original", "site": "value", "layer": "l"}
+    local.write("prompts", "k", [prompt("a", "null"), prompt("b", "null"), prompt("c", "memorized")], prompt_set="p")
+    rows = [activation("a", [1.0, 5.0]), activation("b", [2.0, 5.0]), activation("c", [9.0, 5.0])]
+    local.write("activations", "k", rows, **where)
+    asked = query(local, "nemo_zscores", model_id="m", prompt_id="c", theta=5.0).to_pylist()
+    assert [(row["neuron"], round(row["z"], 2)) for row in asked] == [(0, 10.61)]
+    unmoved = query(local, "nemo_zscores", model_id="m").to_pylist()[-1]
+    assert unmoved["neuron"] == 1 and unmoved["z"] is None
+
+
+def test_neurons_of_prompts(local: Store) -> None:
+    local.write("prompts", "k", [prompt(name, "memorized") for name in "abc"], prompt_set="p")
+    for layer, sets in {"x": {"a": [1, 2], "b": [2], "c": []}, "y": {"a": [7], "b": [], "c": []}}.items():
+        for name, members in sets.items():
+            row = {"params_id": "p", "scope": "prompt", "scope_id": name, "members": members, "universe": 10}
+            local.write("neuron_sets", name, [row], **(SET | {"layer": layer, "method": "nemo"}))
+    most = query(local, "prompts_with_most_neurons").to_pylist()
+    assert [(row["prompt_id"], row["neurons"], row["layers"], row["text"]) for row in most] == [
+        ("a", 3, 2, "text of a"),
+        ("b", 1, 1, "text of b"),
+        ("c", 0, 0, "text of c"),
+    ]
+    shared = query(local, "shared_by_prompts").to_pylist()
+    assert [(row["layer"], row["member"], row["prompts"], row["prompt_ids"]) for row in shared] == [
+        ("x", 2, 2, ["a", "b"])
+    ]
+    assert query(local, "shared_by_prompts", at_least=3).num_rows == 0
+
+
+def test_drift_is_against_the_previous_and_the_accepted_audit(local: Store) -> None:
+    times = [datetime(2024, 1, day, tzinfo=UTC) for day in range(1, 5)]
+    for number, (when, model, state) in enumerate(zip(times, "mnmm", ["completed"] * 4, strict=True)):
+        name = f"audit{number}"
+        row = {"audit_id": name, "prompt_set": "p", "params": "{}", "code_version": "1", "started_at": when}
+        local.write("audits", f"{name}-start", [row | {"model_id": model, "state": "running"}])
+        local.write("audits", f"{name}-end", [row | {"model_id": model, "state": state, "finished_at": when}])
+        figure = {"variant": "original", "metric": "mr", "value": number / 10, "low": number / 10, "high": number / 10}
+        local.write("metrics", name, [figure], audit_id=name)
+    for model in "mn":
+        row = {"model_id": model, "source": f"hub/{model}", "family": "sd1", "created_at": times[0]}
+        local.write("models", model, [row])
+    con = connect(local)
+    assert con.sql("SELECT count(*), count(finished_at) FROM audits").fetchall() == [(4, 4)]
+    drift = con.sql("SELECT audit_id, previous_id, previous_accepted, change, apart FROM drift ORDER BY 1").fetchall()
+    assert drift == [
+        ("audit0", None, False, None, None),
+        ("audit1", None, False, None, None),
+        ("audit2", "audit0", False, 0.2, True),
+        ("audit3", "audit2", False, pytest.approx(0.1), True),
+    ]
+    local.write("accepted", "k", [{"audit_id": "audit0", "accepted_at": times[3]}])
+    latest = query(con, "drift_from_accepted").to_pylist()
+    assert [(row["audit_id"], row["accepted_id"], row["change"]) for row in latest] == [
+        ("audit3", "audit0", pytest.approx(0.3))
+    ]
+    assert query(con, "drift_from_accepted", audit_id="audit1").to_pylist()[0]["accepted_id"] is None
+    assert query(con, "audit_metrics").to_pylist()[0]["audit_id"] == "audit3"
+
+
+def test_copies_are_counted_verbatim_and_template_apart(local: Store) -> None:
+    prompts = [prompt("a", "memorized") | {"memorization": "VM"}, prompt("b", "memorized") | {"memorization": "TM"}]
+    local.write("prompts", "k", prompts, prompt_set="p")
+    made = [("a", 0, 0.9), ("a", 1, 0.2), ("b", 0, 0.6)]
+    where = {"model_id": "m", "variant": "nemo", "probe": "prompt"}
+    rows = [{"prompt_id": p, "seed": s, "generation_id": f"{p}{s}", "bytes": b""} for p, s, _ in made]
+    local.write("generations", "k", rows, **where)
+    scores = [{"generation_id": f"{p}{s}", "reference_id": "x", "value": value} for p, s, value in made]
+    local.write("scores", "k", scores, metric="sscd")
+    counted = query(local, "copies").to_pylist()
+    assert [
+        (r["memorization"], r["generations"], r["asked"], r["copied"], r["share_of_generations"]) for r in counted
+    ] == [
+        ("TM", 1, 1, 0, 0.0),
+        ("VM", 2, 1, 1, 0.5),
+    ]

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage import Store, StoreError, verify
+from storage.parts import damage
+from storage.tables import TABLES
+from tests.storage.samples import SET, neuron_set
+
+
+def test_every_flipped_byte_of_a_part_is_found(local: Store) -> None:
+    address = local.write("accepted", "k", [{"audit_id": "a", "accepted_at": 0}])
+    data = local.place.read(address)
+    assert damage(data, TABLES["accepted"], {}) is None
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 0x20
+        assert damage(bytes(flipped), TABLES["accepted"], {}), position
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_changed_byte_anywhere_in_a_store_is_found_by_verify(local: Store, data: st.DataObject) -> None:
+    address = local.write("neuron_sets", "k", [neuron_set("a", range(0, 900, 3))], **SET)
+    path = Path(local.place.root, address)
+    whole = path.read_bytes()
+    position = data.draw(st.integers(0, len(whole) - 1))
+    value = data.draw(st.integers(0, 255).filter(lambda value: value != whole[position]))
+    try:
+        path.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
+        assert [found.address for found in verify(local)] == [address]
+        path.write_bytes(whole[:position])
+        assert [found.address for found in verify(local)] == [address]
+    finally:
+        path.write_bytes(whole)
+    assert verify(local) == []
+
+
+def test_reading_damaged_pages_is_an_error_not_a_wrong_answer(local: Store) -> None:
+    address = local.write("images", "k", [{"image_id": "x", "bytes": b"0" * 1000, "width": 1, "height": 1}])
+    path = Path(local.place.root, address)
+    path.write_bytes(path.read_bytes().replace(b"0" * 500, b"0" * 499 + b"1", 1))
+    with pytest.raises(StoreError, match="engram verify says which part is damaged"):
+        local.read("images")
+
+
+def test_parts_that_were_moved_or_do_not_belong_are_found(local: Store) -> None:
+    address = local.write("neuron_sets", "k", [neuron_set("a", {1})], **SET)
+    root = Path(local.place.root)
+    other = root / address.replace("method=wanda", "method=nemo")
+    other.parent.mkdir(parents=True)
+    (root / address).rename(other)
+    (root / "metrics").mkdir()
+    (root / "metrics/stray.parquet").write_bytes(other.read_bytes())
+    (root / "metrics/notes.txt").write_text("mine")
+    reasons = {found.address: found.reason for found in verify(local)}
+    assert "holds another method" in reasons[other.relative_to(root).as_posix()]
+    assert "does not lie where a part" in reasons["metrics/stray.parquet"]
+    assert "is no part" in reasons["metrics/notes.txt"]
+
+
+def test_damaged_weights_are_found(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "weights"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / name).write_bytes(os.urandom(1000))
+    address = store.put_folder("variants", "k", source)
+    files, root = store.place.filesystem, store.place.root
+    for name in ("a", "manifest.json"):
+        data = bytearray(store.place.read(f"{address}/{name}"))
+        data[len(data) // 2] ^= 1
+        with files.open_output_stream(f"{root}/{address}/{name}") as file:
+            file.write(bytes(data))
+        assert [found.address for found in verify(store)] == [f"{address}/{name}"]
+        data[len(data) // 2] ^= 1
+        with files.open_output_stream(f"{root}/{address}/{name}") as file:
+            file.write(bytes(data))
+    files.delete_file(f"{root}/{address}/b")
+    assert [(found.address, found.reason) for found in verify(store)] == [(f"{address}/b", "is missing")]
+
+
+def test_progress_ends_at_the_number_of_files(local: Store) -> None:
+    for key in "abc":
+        local.write("accepted", key, [{"audit_id": key, "accepted_at": 0}])
+    seen: list[tuple[int, int]] = []
+    verify(local, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
