@@ -55,8 +55,8 @@ class Sscd:
         InputError: no model is installed, or the given file is not the pinned one.
     """
 
-    def __init__(self, params: SscdParams = SscdParams(), device: str | torch.device = "cpu") -> None:
-        self.params = params
+    def __init__(self, params: SscdParams | None = None, device: str | torch.device = "cpu") -> None:
+        self.params = params = params or SscdParams()
         if params.weights is not None:
             path = Path(params.weights)
             self.source = f"sscd_disc_mixup torchscript sha256:{_verified(path, params.sha256)}"

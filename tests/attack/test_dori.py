@@ -63,7 +63,8 @@ def test_weights_stay_bit_equal_and_keep_no_gradient(model: Model) -> None:
     unet.train().requires_grad_(True)
     try:
         search(model, torch.randn(1, *SHAPE), torch.randn(1, TOKENS, WIDTH), KEYS[:1], DoriParams(steps=2))
-        assert unet.training and all(weight.requires_grad for weight in unet.parameters())
+        assert unet.training
+        assert all(weight.requires_grad for weight in unet.parameters())
         assert all(weight.grad is None for weight in unet.parameters())
     finally:
         unet.eval().requires_grad_(False)

@@ -28,10 +28,12 @@ def test_near_copies_of_one_picture_are_extracted() -> None:
     copies = others[:1] + rng.integers(-4, 5, (12, 16, 16, 3))
     pictures = np.concatenate([others, copies]).clip(0, 255).astype(np.uint8)
     found = extract(tile_distances(pictures), ExtractionParams())
-    assert found.extracted and found.clique == (0, *range(40, 52))
+    assert found.extracted
+    assert found.clique == (0, *range(40, 52))
     assert found.representative == 0  # the copies are all made of it, so it lies in their middle
     none = extract(tile_distances(pictures[:40]), ExtractionParams())
-    assert not none.extracted and none.representative is None
+    assert not none.extracted
+    assert none.representative is None
 
 
 @settings(max_examples=60)
@@ -44,18 +46,22 @@ def test_a_clique_is_found_where_there_is_one(n: int, size: int, seed: int) -> N
         return all(distances[a, b] == 0 for a, b in itertools.combinations(members, 2))
 
     found = extract(distances, ExtractionParams(clique=size))
-    assert mutual(found.clique) and (not found.extracted or len(found.clique) >= size)
+    assert mutual(found.clique)
+    assert not found.extracted or len(found.clique) >= size
     assert found.extracted == any(mutual(some) for some in itertools.combinations(range(n), size))
 
 
 def test_a_wholly_memorized_prompt_of_the_published_size() -> None:
     found = extract(np.zeros((500, 500)), ExtractionParams())
-    assert found.extracted and len(found.clique) == 500
+    assert found.extracted
+    assert len(found.clique) == 500
 
 
 def test_precision_and_recall_by_hand() -> None:
     found = precision_recall(["a", "b", "c"], ["a", "b", "d", "e"])
     assert (found.precision, found.recall, found.hits) == (2 / 3, 0.5, 2)
-    assert found.precision_interval == clopper_pearson(2, 3) and found.recall_interval == clopper_pearson(2, 4)
+    assert found.precision_interval == clopper_pearson(2, 3)
+    assert found.recall_interval == clopper_pearson(2, 4)
     nothing = precision_recall([], ["a"])
-    assert nothing.precision is None and nothing.recall == 0
+    assert nothing.precision is None
+    assert nothing.recall == 0

@@ -60,7 +60,8 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, layout: torch.me
     resumed = finetune(model, *data(), PARAMS, tmp_path / "two.pt")
     wanted = weights(unbroken.unet)
     assert all(torch.equal(value, wanted[name]) for name, value in resumed.unet.state_dict().items())
-    assert resumed.history == unbroken.history and [it.step for it in resumed.history] == [1, 2, 3, 4, 5, 6]
+    assert resumed.history == unbroken.history
+    assert [it.step for it in resumed.history] == [1, 2, 3, 4, 5, 6]
     assert all(torch.equal(value, before[name]) for name, value in model.unet.state_dict().items())
     assert not all(torch.equal(value, before[name]) for name, value in wanted.items())
     assert not any(weight.requires_grad for weight in resumed.unet.parameters())
@@ -75,7 +76,8 @@ def test_a_kill_between_checkpoints_repeats_the_steps_since(tmp_path: Path) -> N
         finetune(model, *data(), params, tmp_path / "two.pt", killed_after(5))
     seen: list[int] = []
     resumed = finetune(model, *data(), params, tmp_path / "two.pt", lambda progress: seen.append(progress.step))
-    assert seen == [5, 6] and resumed.history == unbroken.history
+    assert seen == [5, 6]
+    assert resumed.history == unbroken.history
     wanted = weights(unbroken.unet)
     assert all(torch.equal(value, wanted[name]) for name, value in resumed.unet.state_dict().items())
 
@@ -106,11 +108,13 @@ def test_stops_when_the_held_out_attack_finds_nothing(tmp_path: Path) -> None:
         return next(shares)
 
     result = finetune(tiny_model(), *data(), params, tmp_path / "it.pt", held_out=held_out)
-    assert result.stopped and [it.held_out for it in result.history] == [None, 0.5, None, 0.0]
+    assert result.stopped
+    assert [it.held_out for it in result.history] == [None, 0.5, None, 0.0]
     # What was judged is what is returned.
     assert all(torch.equal(value, judged[-1][name]) for name, value in result.unet.state_dict().items())
     again = finetune(tiny_model(), *data(), params, tmp_path / "it.pt", held_out=held_out)
-    assert again.stopped and len(judged) == 2
+    assert again.stopped
+    assert len(judged) == 2
 
 
 def test_the_held_out_attack_does_not_change_the_way(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ SIMILARITIES = {
 
 def test_gathering() -> None:
     gathered = figures.by_prompt(["b", "a", "b"], np.array([1.0, 2.0, 3.0]))
-    assert list(gathered) == ["b", "a"] and gathered["b"].tolist() == [1, 3]
+    assert list(gathered) == ["b", "a"]
+    assert gathered["b"].tolist() == [1, 3]
     with pytest.raises(ValueError, match="1 prompt ids but 2 rows"):
         figures.by_prompt(["a"], np.zeros(2))
 
@@ -67,7 +68,8 @@ def test_diversity_is_the_median_pair() -> None:
 
 def test_clip_is_a_mean_over_prompts() -> None:
     figure = figures.clip({"a": np.array([0.2, 0.4]), "b": np.array([0.1])})
-    assert figure.value == pytest.approx(0.2) and figure.n == 2
+    assert figure.value == pytest.approx(0.2)
+    assert figure.n == 2
 
 
 def test_no_generations() -> None:
@@ -101,4 +103,5 @@ def test_the_threshold_lets_one_in_a_hundred_pass(others: list[float]) -> None:
 def test_tpr_by_hand() -> None:
     others = np.arange(200.0)  # two of 200 may exceed the threshold: it is 197
     figure = figures.tpr_at_1fpr(np.array([197.0, 197.5, 300.0, 0.0]), others)
-    assert figure.value == 0.5 and figure.n == 4
+    assert figure.value == 0.5
+    assert figure.n == 4

@@ -19,9 +19,11 @@ def test_clopper_pearson_is_scipys_exact_interval(trials: int, data: st.DataObje
 def test_clopper_pearson_by_hand() -> None:
     # No success in n trials: the high edge solves (1 - p)^n = 0.025.
     low, high = clopper_pearson(0, 24)
-    assert low == 0 and (1 - high) ** 24 == pytest.approx(0.025)
+    assert low == 0
+    assert (1 - high) ** 24 == pytest.approx(0.025)
     low, high = clopper_pearson(24, 24)
-    assert high == 1 and low**24 == pytest.approx(0.025)
+    assert high == 1
+    assert low**24 == pytest.approx(0.025)
 
 
 @settings(max_examples=30)

@@ -37,10 +37,12 @@ def test_a_copy_is_near_and_another_picture_is_not(model: Sscd) -> None:
     a, b = pictures(2)
     darker, cropped = (0.9 * a).astype(np.uint8), np.asarray(Image.fromarray(a[2:-2, 2:-2]).resize((64, 64)))
     embeddings = model.embed(np.stack([a, darker, cropped, b]))
-    assert embeddings.shape == (4, 512) and embeddings.dtype == np.float32
+    assert embeddings.shape == (4, 512)
+    assert embeddings.dtype == np.float32
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     copies, other = similarity(embeddings[:1], embeddings)[0, 1:3], similarity(embeddings[:1], embeddings)[0, 3]
-    assert (copies > COPY_THRESHOLD).all() and other < COPY_THRESHOLD
+    assert (copies > COPY_THRESHOLD).all()
+    assert other < COPY_THRESHOLD
 
 
 def test_neighbours_and_order_do_not_matter(model: Sscd) -> None:

@@ -17,12 +17,14 @@ def test_hidden_not_gone() -> None:
     text = verdict([*ORIGINAL, mr("nemo", "prompt", 2), mr("nemo", "dori-noise", 18)])
     assert "the original model reproduces 19 of 20 memorized pictures (95 %, interval 75 to 100 %)" in text
     assert "After nemo, 2 of 20 come back from their prompts" in text
-    assert "an attack from noise brings back 18 of 20" in text and "hidden, not gone" in text
+    assert "an attack from noise brings back 18 of 20" in text
+    assert "hidden, not gone" in text
 
 
 def test_gone_by_this_audit() -> None:
     text = verdict([*ORIGINAL, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 1), mr("tuned", "dori-prompt", 0)])
-    assert "by this audit they are gone" in text and "1 of 20 (5 %" in text
+    assert "by this audit they are gone" in text
+    assert "1 of 20 (5 %" in text
 
 
 def test_the_worst_sound_attack_decides() -> None:
@@ -35,10 +37,13 @@ def test_an_attack_whose_control_fails_is_uninformative() -> None:
     rows = [mr("original", "prompt", 19), mr("nemo", "prompt", 2), mr("nemo", "dori-noise", 18)]
     rows += [mr("nemo", "dori-noise-control", 5)]
     text = verdict(rows)
-    assert "uninformative, because its control failed" in text and "hidden" not in text
+    assert "uninformative, because its control failed" in text
+    assert "hidden" not in text
     assert "Mind the failed control: dori-noise on nemo." in text
     (control,) = controls(rows)
-    assert control.state == "fails" and "5 of 20" in control.words and "uninformative" in control.words
+    assert control.state == "fails"
+    assert "5 of 20" in control.words
+    assert "uninformative" in control.words
 
 
 def test_a_variants_own_control_goes_before_the_originals() -> None:
