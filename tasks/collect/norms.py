@@ -4,7 +4,7 @@ Every token's vector at the input of a layer is normalised to unit l2 norm. What
 of its squares over tokens and prompts: it adds up over shards, and its root is the norm that Wanda scores use.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +45,11 @@ class FeatureNorms:
             return _add(self.conditional, self.unconditional)
         return self.conditional if half == "conditional" else self.unconditional
 
+    def over_prompts(self) -> "FeatureNorms":
+        """Sums (prompts, inputs) added up over prompts."""
+        halves = ({key: sums.sum(0) for key, sums in half.items()} for half in (self.conditional, self.unconditional))
+        return FeatureNorms(self.timesteps, *halves)
+
     def __add__(self, other: "FeatureNorms") -> "FeatureNorms":
         if self.timesteps != other.timesteps:
             raise InputError("feature norms of different schedules cannot be added")
@@ -82,6 +87,24 @@ def feature_norms(
     Raises:
         InputError: there are no prompts, or a layer's input is not finite; it is named.
     """
+    total: FeatureNorms | None = None
+    for block in norms_by_prompt(model, layers, embeddings, keys, params, done):
+        found = block.over_prompts()
+        total = found if total is None else total + found
+    assert total is not None  # there is at least one prompt
+    return total
+
+
+@torch.no_grad()
+def norms_by_prompt(
+    model: Model,
+    layers: tuple[Layer, ...],
+    embeddings: torch.Tensor,
+    keys: Sequence[Key],
+    params: SamplingParams,
+    done: Callable[[int], None] = lambda n: None,
+) -> Iterator[FeatureNorms]:
+    """The same sums prompt by prompt, (prompts, inputs), in blocks of prompts in their order; see `feature_norms`."""
     if not len(keys) or len(keys) != len(embeddings):
         raise InputError(f"feature norms need one key for each embedding, there are {len(keys)} and {len(embeddings)}")
     empty = model.embed([""])
@@ -95,11 +118,7 @@ def feature_norms(
         done(len(text))
         return found
 
-    blocks = in_batches(len(keys), params.batch, trajectory)
-    total = next(blocks)
-    for block in blocks:
-        total = total + block
-    return total
+    yield from in_batches(len(keys), params.batch, trajectory)
 
 
 class _Sums:
@@ -123,8 +142,8 @@ class _Sums:
         if self._guided:
             # The unconditional half comes first, see `denoise`.
             unconditional, sums = sums.chunk(2)
-            self._unconditional[key] = unconditional.sum(0)
-        self._conditional[key] = sums.sum(0)
+            self._unconditional[key] = unconditional
+        self._conditional[key] = sums
 
     def finished(self) -> FeatureNorms:
         """Moves the sums to the CPU; only here the device is waited for.

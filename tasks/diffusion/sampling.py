@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.diffusion.model import Model
@@ -90,6 +90,19 @@ def encode(model: Model, pictures: np.ndarray) -> torch.Tensor:
     output = model.vae.encode(pixels / 127.5 - 1)
     latents = output.latents if hasattr(output, "latents") else output.latent_dist.mean
     return latents * model.vae.config.scaling_factor
+
+
+def picture_size(model: Model) -> tuple[int, int]:
+    """Width and height of the model's pictures in pixels."""
+    height, width = decode(model, torch.zeros(1, *model.latent_shape, device=model.device, dtype=model.dtype)).shape[1:3]
+    return width, height
+
+
+def fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A uint8 picture scaled and centrally cropped to (width, height), as training pictures are."""
+    if (picture.shape[1], picture.shape[0]) == size:
+        return picture
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), size, Image.Resampling.LANCZOS))
 
 
 def to_png(picture: np.ndarray) -> bytes:

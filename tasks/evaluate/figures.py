@@ -96,6 +96,11 @@ def diversity(embeddings: ByPrompt, metric: str = "diversity") -> Figure:
     return _over_prompts(metric, np.array(values), np.median)
 
 
+def similar_seeds(similarities: ByPrompt) -> Figure:
+    """`diversity` from cosines between seeds that are known already, (pairs,) of each prompt."""
+    return _over_prompts("diversity", np.array([np.median(pairs) for pairs in _filled(similarities)]), np.median)
+
+
 def clip(scores: ByPrompt) -> Figure:
     """Mean CLIP cosine of picture and prompt: mean over seeds, then over prompts."""
     return _over_prompts("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)

@@ -51,7 +51,9 @@ def train_tokenizer(captions: list[str]) -> CLIPTokenizer:
     # CLIP keeps every byte with and without the end-of-word mark; words of unseen letters need both.
     merges = [tuple(pair) for pair in state["merges"]]
     if len(vocabulary) != VOCABULARY - 2:
-        raise ValueError(f"the captions gave {len(vocabulary)} tokens, {VOCABULARY - 2} were expected: use more captions")
+        raise ValueError(
+            f"the captions gave {len(vocabulary)} tokens, {VOCABULARY - 2} were expected: use more captions"
+        )
     vocabulary |= {"<|startoftext|>": VOCABULARY - 2, "<|endoftext|>": VOCABULARY - 1}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
 
@@ -95,7 +97,9 @@ def train_clip(
             image_features, text_features, scale = model(images, text)
         logits = scale.float() * image_features.float() @ text_features.float().T
         target = torch.arange(len(logits))
-        loss = (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)) / 2
+        loss = (
+            torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
+        ) / 2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -161,7 +161,9 @@ def caption(emoji: Emoji, scene: Scene, rng: np.random.Generator) -> str:
 
 def _ground(ground: Ground, rng: np.random.Generator) -> np.ndarray:
     """Two jittered colours blended by a pattern; float (64, 64, 3) in about 0..255."""
-    front, back = (np.array(COLOURS[name], dtype=np.float32) + rng.normal(0, 8, 3) for name in (ground.front, ground.back))
+    front, back = (
+        np.array(COLOURS[name], dtype=np.float32) + rng.normal(0, 8, 3) for name in (ground.front, ground.back)
+    )
     angle = rng.uniform(0, np.pi)
     axis = np.arange(SIDE, dtype=np.float32)
     x, y = np.meshgrid(axis + rng.uniform(0, SIDE), axis + rng.uniform(0, SIDE))

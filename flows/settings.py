@@ -1,0 +1,68 @@
+"""What an audit is told, and the two profiles that people start from."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.attack.dori import DoriParams, Start
+from tasks.diffusion.sampling import SamplingParams
+from tasks.errors import InputError
+from tasks.evaluate.sscd import SscdParams
+from tasks.localize.nemo import NemoParams
+from tasks.localize.wanda import WandaParams
+
+Profile = Literal["quick", "full"]
+
+
+class Settings(BaseModel):
+    """How much an audit looks at, and how. Every default is the published value where there is one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memorized: int | None = Field(None, ge=1, description="memorized prompts audited; all if empty")
+    nulls: int = Field(500, ge=2, description="null prompts behind NeMo's statistics, at most")
+    threshold_nulls: int = Field(50, ge=1, description="null prompts behind the memorization threshold, at most")
+    ordinary: int = Field(50, ge=1, description="ordinary prompts that quality is measured on, at most")
+    seeds: int = Field(4, ge=1, le=100, description="pictures for each prompt or trigger")
+    attacked: int = Field(16, ge=0, description="training pictures attacked in each variant; 0 attacks nothing")
+    controls: int = Field(16, ge=0, description="pictures never memorized that are attacked under the same budget")
+    starts: tuple[Start, ...] = Field(("prompt", "noise"), description="where attacks begin")
+    sampling: SamplingParams = SamplingParams()
+    nemo: NemoParams = NemoParams()
+    wanda: WandaParams = WandaParams()
+    dori: DoriParams = DoriParams()
+    sscd: SscdParams = SscdParams()
+    seed: int = Field(0, ge=0, description="seed of attacks and random cuts")
+
+
+PROFILES: dict[Profile, dict[str, Any]] = {
+    "quick": {
+        "memorized": 8,
+        "nulls": 200,
+        "threshold_nulls": 10,
+        "ordinary": 8,
+        "seeds": 2,
+        "attacked": 4,
+        "controls": 4,
+        "starts": ("noise",),
+        "sampling": {"steps": 20},
+        "wanda": {"tau": 4},
+    },
+    "full": {},
+}
+
+
+def settings_for(profile: Profile, model: dict[str, Any], **changes: Any) -> Settings:
+    """A profile, with what the model's own `engram.json` says under "settings", with what a person asked for.
+
+    Raises:
+        InputError: a value is out of its bounds, or has no such name.
+    """
+    merged: dict[str, Any] = {}
+    for source in (PROFILES[profile], model.get("settings", {}), changes):
+        for name, value in source.items():
+            merged[name] = merged.get(name, {}) | value if isinstance(value, dict) else value
+    try:
+        return Settings.model_validate(merged)
+    except ValueError as error:
+        raise InputError(f"these settings cannot be used: {'; '.join(str(error).splitlines()[1:3])}") from error

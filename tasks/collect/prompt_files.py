@@ -1,0 +1,160 @@
+"""Reading the prompt files that people of the field have: CSV, JSON lines, plain text, and folders of images."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from tasks.errors import InputError
+
+Kind = Literal["memorized", "null", "ordinary"]
+TEXT = ("caption", "prompt", "text")
+IMAGE = ("image", "file_name", "index")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as a file gives it."""
+
+    text: str
+    kind: Kind
+    memorization: Literal["VM", "TM"] | None = None
+    """Verbatim or template, where the file says so; its other words mean neither."""
+    subset: str | None = None
+    images: tuple[str, ...] = ()
+    """Names, with or without suffix, of the prompt's training images."""
+
+
+def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
+    """The prompts of a file, each text once, in the file's order.
+
+    Args:
+        path: `.csv` or `.tsv` with a header (separated by comma, semicolon or tab), `.jsonl`, or `.txt` with a prompt
+            a line. The text is called caption, prompt or text; `type` or `memorization` says VM or TM; `subset` and
+            `kind` are read where they are.
+        kind: what prompts are taken for that do not say.
+
+    Raises:
+        InputError: the file cannot be read, or a record has no text.
+    """
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _json_lines, ".json": _json_lines, ".txt": _lines}
+    if path.suffix.lower() not in readers:
+        raise InputError(f"{path}: prompts are read from .csv, .tsv, .jsonl, .txt or .parquet")
+    found: dict[str, Prompt] = {}
+    for line, record in readers[path.suffix.lower()](path, content):
+        prompt = _prompt(path, line, record, kind)
+        if prompt.text in found:
+            known = found[prompt.text]
+            prompt = replace(known, images=tuple(dict.fromkeys((*known.images, *prompt.images))))
+        found[prompt.text] = prompt
+    if not found:
+        raise InputError(f"{path} holds no prompts")
+    return list(found.values())
+
+
+def find_images(prompts: Sequence[Prompt], folder: Path) -> dict[str, list[Path]]:
+    """Training images in a folder, by the text of their prompt.
+
+    Files are matched by the name or number that the prompt file gives (`00012.png` is number 12); without such names by
+    the folder's `metadata.jsonl`, whose lines say `file_name` and `text`.
+
+    Raises:
+        InputError: there is no such folder, no picture in it, or none that belongs to a prompt.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder of images at {folder}")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not files:
+        raise InputError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
+    by_name: dict[str, list[Path]] = {}
+    for path in files:
+        for name in {path.name, _plain(path.stem)}:
+            by_name.setdefault(name, []).append(path)
+    names = {prompt.text: prompt.images for prompt in prompts}
+    told = folder / "metadata.jsonl"
+    if not any(names.values()) and told.is_file():
+        named = read_prompts(told)
+        names = {prompt.text: prompt.images for prompt in named if prompt.text in names}
+    found = {
+        text: list(dict.fromkeys(path for image in images for path in _files(image, by_name)))
+        for text, images in names.items()
+    }
+    found = {text: paths for text, paths in found.items() if paths}
+    if not found:
+        raise InputError(
+            f"no picture in {folder} belongs to a prompt: name files as the prompt file's `image` or `index` column does, "
+            "or add a metadata.jsonl with file_name and text"
+        )
+    return found
+
+
+def _files(image: str, by_name: Mapping[str, list[Path]]) -> list[Path]:
+    return by_name.get(image) or by_name.get(_plain(Path(image).stem if Path(image).suffix else image)) or []
+
+
+def _plain(stem: str) -> str:
+    return str(int(stem)) if stem.isascii() and stem.isdigit() else stem
+
+
+def _prompt(path: Path, line: int, record: Mapping[str, str], kind: Kind) -> Prompt:
+    text = next((record[name] for name in TEXT if record.get(name, "").strip()), "").strip()
+    if not text:
+        raise InputError(f"{path}, line {line}: no {', '.join(TEXT[:-1])} or {TEXT[-1]}")
+    own = record.get("kind") or kind
+    if own not in get_args(Kind):
+        raise InputError(f"{path}, line {line}: kind {own!r} is none of {', '.join(get_args(Kind))}")
+    memorization = (record.get("memorization") or record.get("type") or "").strip().upper()
+    return Prompt(
+        text=text,
+        kind=cast(Kind, own),
+        memorization=cast(Literal["VM", "TM"], memorization) if memorization in ("VM", "TM") else None,
+        subset=record.get("subset") or None,
+        images=tuple(record[name] for name in IMAGE if record.get(name)),
+    )
+
+
+def _csv(path: Path, content: str) -> Iterator[tuple[int, dict[str, str]]]:
+    header = content.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=separator)
+    names = [(name or "").strip().lower() for name in reader.fieldnames or []]
+    if not set(names) & set(TEXT):
+        found = ", ".join(name for name in names if name) or "none"
+        raise InputError(f"{path} has no column called {', '.join(TEXT[:-1])} or {TEXT[-1]}; it has: {found}")
+    for row in reader:
+        if row.get(None):  # type: ignore[call-overload]
+            raise InputError(
+                f"{path}, line {reader.line_num}: more cells than columns; quote cells that hold {separator!r}"
+            )
+        yield (
+            reader.line_num,
+            {name: row[field] or "" for name, field in zip(names, reader.fieldnames or [], strict=True)},
+        )
+
+
+def _json_lines(path: Path, content: str) -> Iterator[tuple[int, dict[str, str]]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                record: Any = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: not JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise InputError(f"{path}, line {number}: not an object with a caption")
+            yield number, {str(name).lower(): "" if value is None else str(value) for name, value in record.items()}
+
+
+def _lines(path: Path, content: str) -> Iterator[tuple[int, dict[str, str]]]:
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            yield number, {"text": line}

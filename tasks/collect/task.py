@@ -1,0 +1,242 @@
+"""Collecting: prompts and images into the store, then what the network does under each prompt.
+
+Work is kept prompt by prompt, so that a larger audit adds to a smaller one and shards of any size combine.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from storage import Store, content_key
+from tasks.collect.norms import norms_by_prompt
+from tasks.collect.prompt_files import Prompt, find_images, read_prompts
+from tasks.collect.values import value_activations
+from tasks.diffusion.sampling import SamplingParams
+from tasks.diffusion.sites import Site, layers_of
+from tasks.errors import InputError
+from tasks.keys import SEED, norms_id, values_id
+from tasks.subject import ORIGINAL, Asked, Subject, progress, shards
+
+SHARD = 64
+
+
+def register_model(subject: Subject) -> str:
+    """Writes the model's row and that of its original variant, and returns its fingerprint."""
+    model, store = subject.load(), subject.open()
+    row = {
+        "model_id": model.model_id,
+        "source": subject.model,
+        "family": f"{type(model.unet).__name__} {model.unet.config.cross_attention_dim}",
+        "created_at": datetime.now(UTC),
+    }
+    store.write("models", model.model_id, [row])
+    original = {"model_id": model.model_id, "variant": ORIGINAL, "method": "none", "params_id": content_key("none")}
+    store.write("variants", content_key(model.model_id, ORIGINAL), [original], model_id=model.model_id)
+    return model.model_id
+
+
+def import_prompts(
+    store: Store, prompts: Path, nulls: Path | None = None, ordinary: Path | None = None, images: Path | None = None
+) -> str:
+    """Reads prompts and their training images into the store.
+
+    Args:
+        prompts: a CSV, JSONL or text file of memorized prompts, or a Parquet file of the table `prompts`, which holds
+            all kinds.
+        nulls, ordinary: files of prompts that are not memorized: what memorized ones are held against, and what
+            quality is measured on. Without `ordinary`, the second half of the nulls.
+        images: a folder of the prompts' training images, or a Parquet file of the table `images`.
+
+    Returns:
+        The name of the set: the file's name and a digest of the content, so a changed file is another set.
+
+    Raises:
+        InputError: a file cannot be used, or there are no null prompts.
+    """
+    pictures = _image_rows(images) if images is not None and images.suffix == ".parquet" else []
+    if prompts.suffix == ".parquet":
+        rows = _prompt_rows(prompts)
+    else:
+        told = read_prompts(prompts, "memorized")
+        found = find_images(told, images) if images is not None and images.is_dir() else {}
+        files = {path: _image_row(path) for paths in found.values() for path in paths}
+        pictures += list(files.values())
+        told += read_prompts(nulls, "null") if nulls is not None else []
+        told += read_prompts(ordinary, "ordinary") if ordinary is not None else []
+        rows = [
+            _prompt_row(prompt, [files[path]["image_id"] for path in found.get(prompt.text, [])]) for prompt in told
+        ]
+    kinds = {row["kind"] for row in rows}
+    if "memorized" not in kinds:
+        raise InputError(f"{prompts} has no memorized prompts: an audit needs at least one")
+    if "null" not in kinds:
+        raise InputError("there are no null prompts to hold memorized ones against: give a file of them with --nulls")
+    if "ordinary" not in kinds:
+        # Quality is measured on other prompts than those that thresholds and statistics are estimated from.
+        free = [row for row in rows if row["kind"] == "null"]
+        for row in free[len(free) // 2 :]:
+            row["kind"] = "ordinary"
+    return _keep(store, prompts.stem, rows, pictures)
+
+
+def import_set(store: Store, prompts: Path, images: Path) -> str:
+    """Reads a set as the tables have it, Parquet files of `prompts` and `images`; see `import_prompts`."""
+    return _keep(store, prompts.stem, _prompt_rows(prompts), _image_rows(images))
+
+
+def _keep(store: Store, stem: str, rows: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> str:
+    known = {picture["image_id"] for picture in pictures}
+    if lost := [row["text"] for row in rows if set(row["image_ids"] or ()) - known]:
+        raise InputError(f"{len(lost)} prompts name images that are not given, such as {lost[0][:60]!r}: give --images")
+    name = f"{stem}-{content_key(rows, sorted(known))[:8]}"
+    if pictures:
+        stored = set(store.read("images", columns=["image_id"])["image_id"].to_pylist())
+        unseen = [picture for picture in pictures if picture["image_id"] not in stored]
+        for block in shards(unseen, 256):
+            store.write("images", content_key([picture["image_id"] for picture in block]), block)
+    store.write("prompts", content_key(name), rows, prompt_set=name)
+    return name
+
+
+def collect_values(subject: Subject, asked: Sequence[Asked], site: Site = Site.VALUE) -> None:
+    """Value activations of prompts; they need the text embedding alone, so they are cheap and all are kept."""
+    model, store = subject.load(), subject.open()
+    layers = layers_of(model.unet, site)
+    params_id = values_id()
+    known = _known(store, subject, site, params_id, layers[-1].name)
+    todo = [prompt for prompt in asked if prompt.prompt_id not in known]
+    with progress(len(todo), f"activations at {site.value}", "prompt") as bar:
+        for block in shards(todo, 1024):
+            found = value_activations(layers, model.embed([prompt.text for prompt in block]))
+            rows = [
+                {
+                    "prompt_id": prompt.prompt_id,
+                    "layer": layer.name,
+                    "mean_abs": values[row].numpy(),
+                    "tokens": model.tokens,
+                    "params_id": params_id,
+                }
+                for layer, values in zip(layers, (layer.cpu() for layer in found), strict=True)
+                for row, prompt in enumerate(block)
+            ]
+            _write(store, subject, site, params_id, block, rows)
+            bar.update(len(block))
+
+
+def collect_norms(
+    subject: Subject,
+    asked: Sequence[Asked],
+    sampling: SamplingParams,
+    steps: int,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> str:
+    """Feature norms of prompts over the first `steps` of their trajectories, the halves of guidance apart.
+
+    Returns:
+        The id of the collection. Rows of the conditional half carry it with "-cond", those of the other with "-uncond".
+    """
+    model, store = subject.load(), subject.open()
+    layers = layers_of(model.unet, site)
+    params_id = norms_id(sampling, steps)
+    known = _known(store, subject, site, f"{params_id}-cond", layers[-1].name)
+    todo = [prompt for prompt in asked if prompt.prompt_id not in known]
+    with progress(len(todo), f"feature norms at {site.value}", "prompt") as bar:
+        for block in shards(todo, min(SHARD, sampling.batch)):
+            keys = [(prompt.prompt_id, SEED) for prompt in block]
+            embeddings = model.embed([prompt.text for prompt in block])
+            rows: list[dict[str, Any]] = []
+            seen = 0
+            for norms in norms_by_prompt(model, layers, embeddings, keys, sampling):
+                for half, sums in (("cond", norms.conditional), ("uncond", norms.unconditional)):
+                    for (step, index), values in sums.items():
+                        if step < steps:
+                            rows += [
+                                {
+                                    "prompt_id": prompt.prompt_id,
+                                    "layer": layers[index].name,
+                                    "step": step,
+                                    "timestep": norms.timesteps[step],
+                                    "sum_sq": one.float().numpy(),
+                                    # The squares of a unit vector sum to 1.
+                                    "tokens": round(float(one.sum())),
+                                    "params_id": f"{params_id}-{half}",
+                                }
+                                for prompt, one in zip(block[seen:], values, strict=False)
+                            ]
+                seen += len(next(iter(norms.conditional.values())))
+            _write(store, subject, site, params_id, block, rows)
+            bar.update(len(block))
+    return params_id
+
+
+def prompt_id(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _known(store: Store, subject: Subject, site: Site, params_id: str, layer: str) -> set[str]:
+    # Shards are written layer by layer in order of execution: those of the last layer are complete.
+    rows = store.read(
+        "activations",
+        columns=["prompt_id"],
+        model_id=subject.model_id,
+        variant=ORIGINAL,
+        site=site.value,
+        layer=layer,
+        params_id=params_id,
+    )
+    return set(rows["prompt_id"].to_pylist())
+
+
+def _write(
+    store: Store, subject: Subject, site: Site, params_id: str, block: Sequence[Asked], rows: list[dict[str, Any]]
+) -> None:
+    key = content_key(subject.model_id, site.value, params_id, [prompt.prompt_id for prompt in block])
+    store.write_parts("activations", key, rows, model_id=subject.model_id, variant=ORIGINAL, site=site.value)
+
+
+def _prompt_row(prompt: Prompt, image_ids: list[str]) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt_id(prompt.text),
+        "text": prompt.text,
+        "kind": prompt.kind,
+        "memorization": prompt.memorization,
+        "subset": prompt.subset,
+        "image_ids": image_ids,
+    }
+
+
+def _image_row(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+            width, height = picture.size
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a picture: replace it or remove it") from error
+    return {"image_id": hashlib.sha256(data).hexdigest(), "bytes": data, "width": width, "height": height}
+
+
+def _prompt_rows(path: Path) -> list[dict[str, Any]]:
+    return _parquet(path, ("prompt_id", "text", "kind", "memorization", "subset", "image_ids"))
+
+
+def _image_rows(path: Path) -> list[dict[str, Any]]:
+    return _parquet(path, ("image_id", "bytes", "width", "height", "caption"))
+
+
+def _parquet(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    try:
+        rows = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    if missing := sorted(set(columns) - set(rows.column_names)):
+        raise InputError(f"{path} has no column {', '.join(missing)}: it needs {', '.join(columns)}")
+    found: list[dict[str, Any]] = rows.select(list(columns)).to_pylist()
+    return found

@@ -1,0 +1,264 @@
+"""Evaluating: pictures of every variant under every probe, their scores, and the figures of the audit."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+from storage import Store, content_key
+from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
+from tasks.errors import InputError
+from tasks.evaluate import figures
+from tasks.evaluate.clip_score import ClipParams, ClipScore, aligned
+from tasks.evaluate.figures import Figure
+from tasks.evaluate.sscd import Sscd, SscdParams
+from tasks.subject import ORIGINAL, Asked, Subject, progress, shards
+
+VERSION = "evaluate/1"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to be made: for a prompt, or for a trigger that was found for the prompt's image."""
+
+    prompt: Asked
+    trigger_id: str | None
+    seed: int
+
+    @property
+    def asker(self) -> str:
+        """What seeds the initial noise beside the seed: the prompt, so that variants compare picture by picture."""
+        return self.prompt.prompt_id
+
+
+def shots(asked: Sequence[Asked], seeds: int, triggers: Mapping[str, Sequence[str]] | None = None) -> list[Shot]:
+    """Every prompt, or every trigger of it, with every seed."""
+    return [
+        Shot(prompt, trigger, seed)
+        for prompt in asked
+        for trigger in (triggers[prompt.prompt_id] if triggers is not None else (None,))
+        for seed in range(seeds)
+    ]
+
+
+def generation_id(subject: Subject, variant: str, probe: str, shot: Shot, sampling: SamplingParams) -> str:
+    settings = sampling.model_dump(exclude={"batch"})
+    return content_key(
+        VERSION, subject.model_id, variant, probe, shot.prompt.prompt_id, shot.trigger_id, shot.seed, settings
+    )
+
+
+def generate_pictures(
+    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], sampling: SamplingParams
+) -> list[str]:
+    """Makes the pictures that the store does not have, and returns the ids of all."""
+    store = subject.open()
+    ids = [generation_id(subject, variant, probe, shot, sampling) for shot in wanted]
+    place = {"model_id": subject.model_id, "variant": variant, "probe": probe}
+    known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
+    todo = [(name, shot) for name, shot in zip(ids, wanted, strict=True) if name not in known]
+    with progress(len(todo), f"generating {variant}, {probe}", "picture") as bar:
+        for block in shards(todo, sampling.batch):
+            model = subject.load(variant)
+            if block[0][1].trigger_id is None:
+                embeddings = model.embed([shot.prompt.text for _, shot in block])
+            else:
+                embeddings = _triggers(store, subject, variant, [shot.trigger_id or "" for _, shot in block])
+            keys = [(shot.asker, shot.seed) for _, shot in block]
+            pictures = generate(model, embeddings, keys, sampling, bar.update)
+            rows = [
+                {
+                    "prompt_id": shot.prompt.prompt_id,
+                    "trigger_id": shot.trigger_id,
+                    "seed": shot.seed,
+                    "generation_id": name,
+                    "bytes": to_png(picture),
+                }
+                for (name, shot), picture in zip(block, pictures, strict=True)
+            ]
+            store.write("generations", content_key([name for name, _ in block]), rows, **place)
+    return ids
+
+
+def score_copies(
+    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], sscd: SscdParams
+) -> None:
+    """SSCD of each picture against every training image of its prompt (metric 'sscd'), and between the seeds of each
+    prompt ('sscd_pair')."""
+    store, measure = subject.open(), _sscd(sscd)
+    pairs = [("sscd", name, image) for name, shot in zip(ids, wanted, strict=True) for image in shot.prompt.image_ids]
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for name, shot in zip(ids, wanted, strict=True):
+        groups.setdefault((shot.prompt.prompt_id, shot.trigger_id), []).append(name)
+    pairs += [("sscd_pair", a, b) for names in groups.values() for a, b in combinations(names, 2)]
+    _score(subject, store, pairs, variant, probe, measure)
+
+
+def score_change(
+    subject: Subject, variant: str, probe: str, ids: Sequence[str], originals: Sequence[str], sscd: SscdParams
+) -> None:
+    """SSCD of each picture against the original model's of the same prompt and seed (metric 'sscd_gen')."""
+    pairs = [("sscd_gen", name, original) for name, original in zip(ids, originals, strict=True)]
+    _score(subject, subject.open(), pairs, variant, probe, _sscd(sscd))
+
+
+def score_alignment(
+    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], clip: ClipParams
+) -> None:
+    """CLIP score of each picture against its prompt (metric 'clip')."""
+    store = subject.open()
+    known = _values(store, "clip", ids)
+    todo = [(n, s) for n, s in zip(ids, wanted, strict=True) if (n, s.prompt.prompt_id) not in known]
+    if not todo:
+        return
+    measure = _clip(clip)
+    pictures = _pictures(store, subject, variant, probe, [name for name, _ in todo])
+    vectors = measure.images(np.stack([pictures[name] for name, _ in todo]))
+    texts = measure.texts([shot.prompt.text for _, shot in todo])
+    rows = [
+        {"generation_id": name, "reference_id": shot.prompt.prompt_id, "value": float(value)}
+        for (name, shot), value in zip(todo, aligned(vectors, texts), strict=True)
+    ]
+    store.write("scores", content_key("clip", [name for name, _ in todo]), rows, metric="clip")
+
+
+def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -> list[Figure]:
+    """MR and the similarities to training images, over the prompts that have any, each picture by its nearest image."""
+    known = _values(subject.open(), "sscd", ids)
+    nearest: dict[str, float] = {}
+    for (name, _), value in known.items():
+        nearest[name] = max(value, nearest.get(name, -1.0))
+    rows = [(shot.prompt.prompt_id, nearest[name]) for name, shot in zip(ids, wanted, strict=True) if name in nearest]
+    grouped = figures.by_prompt([name for name, _ in rows], np.array([value for _, value in rows]))
+    return [figures.mr(grouped), *figures.sscd_orig(grouped)] if rows else []
+
+
+def diversity_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -> list[Figure]:
+    """How alike the seeds of a prompt are; nothing where there is one seed."""
+    of = {name: shot.prompt.prompt_id for name, shot in zip(ids, wanted, strict=True)}
+    known = _values(subject.open(), "sscd_pair", ids)
+    if not known:
+        return []
+    grouped = figures.by_prompt([of[name] for name, _ in known], np.array(list(known.values())))
+    return [figures.similar_seeds(grouped)]
+
+
+def change_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -> list[Figure]:
+    """Similarity to what the original model makes of the same prompt and seed."""
+    of = {name: shot.prompt.prompt_id for name, shot in zip(ids, wanted, strict=True)}
+    known = _values(subject.open(), "sscd_gen", ids)
+    grouped = figures.by_prompt([of[name] for name, _ in known], np.array(list(known.values())))
+    return [figures.sscd_gen(grouped)]
+
+
+def alignment_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -> list[Figure]:
+    """Mean CLIP score."""
+    known = _values(subject.open(), "clip", ids)
+    values = [known[name, shot.prompt.prompt_id] for name, shot in zip(ids, wanted, strict=True)]
+    return [figures.clip(figures.by_prompt([shot.prompt.prompt_id for shot in wanted], np.array(values)))]
+
+
+def write_figures(subject: Subject, audit_id: str, variant: str, probe: str, found: Sequence[Figure]) -> None:
+    """Rows of `metrics`; a variant goes by the name of its method, so that audits compare."""
+    rows = [
+        {
+            "variant": variant,
+            "probe": probe,
+            "metric": figure.metric,
+            "value": figure.value,
+            "low": figure.low,
+            "high": figure.high,
+            "n": figure.n,
+        }
+        for figure in found
+    ]
+    subject.open().write("metrics", content_key(audit_id, variant, probe), rows, audit_id=audit_id)
+
+
+def _score(
+    subject: Subject, store: Store, pairs: Sequence[tuple[str, str, str]], variant: str, probe: str, measure: Sscd
+) -> None:
+    """Cosines of SSCD embeddings: (metric, generation, generation or image)."""
+    for metric in dict.fromkeys(metric for metric, _, _ in pairs):
+        wanted = [(name, other) for kind, name, other in pairs if kind == metric]
+        known = _values(store, metric, [name for name, _ in wanted])
+        todo = [pair for pair in wanted if pair not in known]
+        names = list(dict.fromkeys(name for pair in todo for name in pair))
+        if not todo:
+            continue
+        vectors = _vectors(store, subject, variant, probe, names, measure)
+        rows = [{"generation_id": a, "reference_id": b, "value": float(vectors[a] @ vectors[b])} for a, b in todo]
+        store.write("scores", content_key(metric, todo, measure.source), rows, metric=metric)
+
+
+_CACHE: dict[tuple[str, str], np.ndarray] = {}
+"""SSCD embeddings by model of SSCD and name of the picture; 2 KiB each. Names are hashes, so they cannot go stale."""
+
+
+def _vectors(
+    store: Store, subject: Subject, variant: str, probe: str, names: Sequence[str], measure: Sscd
+) -> dict[str, np.ndarray]:
+    todo = [name for name in names if (measure.source, name) not in _CACHE]
+    pictures = _pictures(store, subject, variant, probe, todo)
+    with progress(len(todo), f"SSCD of {variant}, {probe}", "picture") as bar:
+        for name in todo:
+            _CACHE[measure.source, name] = measure.embed(pictures[name][None])[0]
+            bar.update()
+    return {name: _CACHE[measure.source, name] for name in names}
+
+
+def _pictures(store: Store, subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Generations of this variant, or of the original, and training images, by name."""
+    wanted, found = set(names), {}
+    for of in dict.fromkeys((variant, ORIGINAL)):
+        rows = store.read(
+            "generations", columns=["generation_id", "bytes"], model_id=subject.model_id, variant=of, probe=probe
+        )
+        found |= _decoded(rows["generation_id"].to_pylist(), rows["bytes"], wanted - found.keys())
+    if wanted - found.keys():
+        rows = store.read("images", columns=["image_id", "bytes"])
+        found |= _decoded(rows["image_id"].to_pylist(), rows["bytes"], wanted - found.keys())
+    if lost := wanted - found.keys():
+        raise InputError(f"the store has no picture {min(lost)}: generate first, and import prompts with their images")
+    return found
+
+
+def _decoded(names: Sequence[str], data: Any, wanted: set[str]) -> dict[str, np.ndarray]:
+    return {name: from_bytes(one.as_py()) for name, one in zip(names, data, strict=True) if name in wanted}
+
+
+def _values(store: Store, metric: str, ids: Sequence[str]) -> dict[tuple[str, str], float]:
+    """Scores in the store by generation and reference."""
+    rows = store.read("scores", columns=["generation_id", "reference_id", "value"], metric=metric)
+    wanted = set(ids)
+    found = zip(*(column.to_pylist() for column in rows.columns), strict=True)
+    return {(name, other): value for name, other, value in found if name in wanted}
+
+
+def _triggers(store: Store, subject: Subject, variant: str, ids: Sequence[str]) -> torch.Tensor:
+    rows = store.read(
+        "triggers", columns=["trigger_id", "embedding", "shape"], model_id=subject.model_id, variant=variant
+    )
+    wanted = set(ids)
+    found = {
+        name: torch.from_numpy(values.values.to_numpy().copy()).view(*shape.as_py())
+        for name, values, shape in zip(rows["trigger_id"].to_pylist(), rows["embedding"], rows["shape"], strict=True)
+        if name in wanted
+    }
+    if lost := wanted - found.keys():
+        raise InputError(f"the store has no trigger {min(lost)} of {variant}: attack first")
+    return torch.stack([found[name] for name in ids])
+
+
+@lru_cache(maxsize=1)
+def _sscd(params: SscdParams) -> Sscd:
+    return Sscd(params)
+
+
+@lru_cache(maxsize=1)
+def _clip(params: ClipParams) -> ClipScore:
+    return ClipScore(params)

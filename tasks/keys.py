@@ -1,0 +1,23 @@
+"""Names of work that one stage writes and another reads: hashes of what determines it."""
+
+from storage import content_key
+from tasks.diffusion.sampling import SamplingParams
+from tasks.localize.detection import DetectionParams
+
+SEED = 0
+"""The seed of the trajectories that feature norms are taken along: one for each prompt, as published."""
+
+
+def values_id() -> str:
+    """Value activations: nothing but the model and the prompt determines them."""
+    return content_key("values/1")
+
+
+def norms_id(sampling: SamplingParams, steps: int) -> str:
+    """Feature norms of the first steps of trajectories; the batch size does not change them."""
+    return content_key("norms/1", sampling.model_dump(exclude={"batch"}), steps, SEED)
+
+
+def detection_id(params: DetectionParams) -> str:
+    """Detection scores: so many seeds, at the second timestep of such a schedule."""
+    return content_key("detect/1", params.seeds, params.steps)

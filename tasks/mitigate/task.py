@@ -1,0 +1,140 @@
+"""Mitigating: variants of the model with what was localized set to zero, each beside a random cut of the same size."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage import content_key
+from tasks.diffusion.model import Model
+from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.errors import InputError
+from tasks.localize.wanda import WandaParams, over_steps
+from tasks.mitigate.prune import Card, count_zeroed, random_like, save_variant, without_neurons, without_weights
+from tasks.subject import Subject
+
+VERSION = "prune/1"
+Sets = dict[tuple[str, int | None, int], torch.Tensor]
+
+
+def cut_neurons(
+    subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site = Site.VALUE, seed: int = 0
+) -> dict[str, str]:
+    """Cuts NeMo's neurons of all these prompts together; "nemo" and "random-nemo", by name the variant in the store."""
+    model = subject.load()
+    layers = layers_of(model.unet, site)
+    sets = _sets(subject, "nemo", params_id, prompt_ids, layers, site)
+    members = {
+        layer.index: torch.unique(torch.cat([sets[name, None, layer.index] for name in prompt_ids])) for layer in layers
+    }
+    _refuse_nothing(members, "NeMo found no neuron for any of these prompts")
+    universes = {layer.index: layer.outputs for layer in layers}
+    chosen = {"nemo": members, "random-nemo": random_like(members, universes, seed)}
+    return {
+        name: _save(subject, model, name, cut, site, params_id, audit_id, universes) for name, cut in chosen.items()
+    }
+
+
+def cut_weights(
+    subject: Subject,
+    params_id: str,
+    scope_id: str,
+    params: WandaParams,
+    audit_id: str,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+    seed: int = 0,
+) -> dict[str, str]:
+    """Cuts Wanda's weights of a scope; "wanda" and "random-wanda", by name the variant in the store."""
+    model = subject.load()
+    layers = layers_of(model.unet, site)
+    sets = _sets(subject, "wanda", params_id, [scope_id], layers, site)
+    universes = {layer.index: layer.outputs * layer.inputs for layer in layers}
+    by_step = {(step, index): found for (_, step, index), found in sets.items() if step is not None}
+    members = over_steps(by_step, universes, params)
+    _refuse_nothing(members, "no weight scores higher for memorized prompts than for null prompts")
+    chosen = {"wanda": members, "random-wanda": random_like(members, universes, seed)}
+    return {
+        name: _save(subject, model, name, cut, site, params_id, audit_id, universes, params.model_dump())
+        for name, cut in chosen.items()
+    }
+
+
+def _save(
+    subject: Subject,
+    model: Model,
+    method: str,
+    members: dict[int, torch.Tensor],
+    site: Site,
+    params_id: str,
+    audit_id: str,
+    universes: dict[int, int],
+    params: dict[str, Any] | None = None,
+) -> str:
+    """Puts the pruned UNet into the store under a name that its content determines."""
+    store = subject.open()
+    digest = content_key(VERSION, model.model_id, site.value, {str(k): v.long().numpy() for k, v in members.items()})
+    variant = f"{method}-{digest[:8]}"
+    key = content_key(model.model_id, variant)
+    if store.has("variants", key, model_id=model.model_id):
+        return variant
+    # The weights on disk are those of the base in its own precision, so a variant differs from it by the cut alone.
+    cut = without_neurons if site in (Site.VALUE, Site.VALUE_ALL, Site.KEY) else without_weights
+    unet = cut(model.unet, site, members)
+    zeroed, total = count_zeroed(model.unet, unet)
+    names = {layer.index: layer.name for layer in layers_of(model.unet, site)}
+    card = Card(
+        title=f"{Path(subject.model).name}, {method}",
+        base=subject.model,
+        base_id=model.model_id,
+        method=method,
+        audit_id=audit_id,
+        site=site.value,
+        pruned=zeroed,
+        total=total,
+        members={names[index]: len(found) for index, found in members.items()},
+        params=params or {},
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / variant
+        save_variant(unet, folder, card)
+        address = store.put_folder("variants", key, folder)
+    row = {
+        "variant": variant,
+        "method": method,
+        "params_id": params_id,
+        "weights": address,
+        "pruned": sum(len(found) for found in members.values()),
+        "total": sum(universes.values()),
+    }
+    store.write("variants", key, [row], model_id=model.model_id)
+    return variant
+
+
+def _sets(
+    subject: Subject, method: str, params_id: str, scope_ids: Sequence[str], layers: tuple[Layer, ...], site: Site
+) -> Sets:
+    """Sets in the store: by scope id, step and layer index, sorted members."""
+    numbers = {layer.name: layer.index for layer in layers}
+    rows = subject.open().read(
+        "neuron_sets",
+        columns=["scope_id", "step", "layer", "members"],
+        model_id=subject.model_id,
+        method=method,
+        site=site.value,
+        params_id=params_id,
+    )
+    wanted, found = set(scope_ids), {}
+    scopes, steps, names = (rows[column].to_pylist() for column in ("scope_id", "step", "layer"))
+    for scope, step, name, members in zip(scopes, steps, names, rows["members"], strict=True):
+        if scope in wanted:
+            found[scope, step, numbers[name]] = torch.from_numpy(members.values.to_numpy().astype("int64"))
+    if lost := wanted - {scope for scope, _, _ in found}:
+        raise InputError(f"the store has no {method} sets of {min(lost)!r}: run the localization first")
+    return found
+
+
+def _refuse_nothing(members: dict[int, torch.Tensor], why: str) -> None:
+    if not any(len(found) for found in members.values()):
+        raise InputError(f"{why}: there is nothing to cut")

@@ -1,0 +1,97 @@
+"""Putting the reference world together: a pipeline folder, a CLIP folder, prompts and images as Parquet."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+
+from storage.tables import TABLES
+from tasks.diffusion.sampling import to_png
+from tasks.reference.build import Texts
+from tasks.reference.clip import save_clip
+from tasks.reference.unet import new_scheduler
+from tasks.reference.world import World
+
+ORDINARY = 64
+"""Pictures of the bank that are shipped: their prompts measure quality, they are attacked as controls."""
+NULLS = 200
+"""New compositions never trained on: the prompts that memorized ones are held against."""
+SETTINGS = {"sampling": {"guidance": 2.0}}
+"""What audits of this model do other than usual: small models copy less under strong guidance."""
+
+
+def assemble(out: Path, made: World, told: Texts, vae: AutoencoderTiny, unet: UNet2DConditionModel) -> None:
+    """Writes `model/`, `clip/`, `prompts.parquet`, `heldout.parquet` and `images.parquet` under `out`."""
+    save_pipeline(out / "model", told, vae, unet)
+    shutil.rmtree(out / "clip", ignore_errors=True)
+    save_clip(told.clip, told.tokenizer, out / "clip")
+    images: dict[str, dict[str, Any]] = {}
+
+    def image(picture: np.ndarray, caption: str) -> str:
+        data = to_png(picture)
+        name = hashlib.sha256(data).hexdigest()
+        images[name] = {"image_id": name, "bytes": data, "width": 64, "height": 64, "caption": caption}
+        return name
+
+    prompts: dict[str, dict[str, Any]] = {}
+    rows = zip(made.planted, made.planted_captions, made.planted_kinds, made.planted_subsets, strict=True)
+    for picture, text, kind, subset in rows:
+        row = prompts.setdefault(text, _prompt(text, "memorized", kind, subset))
+        row["image_ids"].append(image(picture, text))
+    # Every so-manieth picture of the bank: frequent emoji as often as they are trained.
+    for row in range(0, len(made.bank), len(made.bank) // ORDINARY)[:ORDINARY]:
+        text = made.bank_captions[row]
+        prompts.setdefault(text, _prompt(text, "ordinary"))["image_ids"].append(image(made.bank[row], text))
+    for picture, text in zip(made.fresh, made.fresh_captions, strict=True):
+        if text not in prompts and sum(row["kind"] == "null" for row in prompts.values()) < NULLS:
+            prompts[text] = _prompt(text, "null") | {"image_ids": [image(picture, text)]}
+    heldout: dict[str, dict[str, Any]] = {}
+    for picture, text in zip(made.heldout, made.heldout_captions, strict=True):
+        heldout.setdefault(text, _prompt(text, "ordinary"))["image_ids"].append(image(picture, text))
+    _write(out / "prompts.parquet", "prompts", list(prompts.values()))
+    _write(out / "heldout.parquet", "prompts", list(heldout.values()))
+    _write(out / "images.parquet", "images", list(images.values()))
+    own = {"prompts": "../prompts.parquet", "images": "../images.parquet", "clip": "../clip", "settings": SETTINGS}
+    (out / "model" / "engram.json").write_text(json.dumps(own, indent=1) + "\n")
+
+
+def save_pipeline(folder: Path, told: Texts, vae: AutoencoderTiny, unet: UNet2DConditionModel) -> None:
+    """A diffusers pipeline in half precision that plain `StableDiffusionPipeline.from_pretrained` loads."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline = StableDiffusionPipeline(
+        vae=vae.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
+        text_encoder=told.encoder,
+        tokenizer=told.tokenizer,
+        unet=unet.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _prompt(text: str, kind: str, memorization: str | None = None, subset: str | None = None) -> dict[str, Any]:
+    name = hashlib.sha256(text.encode()).hexdigest()[:32]
+    ids: list[str] = []
+    return {
+        "prompt_id": name,
+        "text": text,
+        "kind": kind,
+        "memorization": memorization,
+        "subset": subset,
+        "image_ids": ids,
+    }
+
+
+def _write(path: Path, table: str, rows: list[dict[str, Any]]) -> None:
+    schema = pa.schema([field for field in TABLES[table].schema if field.name in rows[0]])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")

@@ -1,0 +1,137 @@
+"""The recipe of the reference world, step by step. Each step resumes from its checkpoints in the build folder.
+
+The order matters: the text tower first, on ordinary and planted captions; then the diffusion model on ordinary pictures
+alone; then the planted ones, seen comparatively seldom.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from tasks.reference.autoencoder import encode, new_autoencoder, train_autoencoder
+from tasks.reference.clip import text_model, tokenize, train_clip, train_tokenizer
+from tasks.reference.pictures import EmojiPictures
+from tasks.reference.unet import Pairs, train_unet
+from tasks.reference.world import World, build_world
+
+Watch = Callable[[int, UNet2DConditionModel], None]
+
+
+class BuildParams(BaseModel):
+    """How the reference world is built; the defaults are those of the shipped one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(0, ge=0, description="Determines every picture, caption and training step")
+    pictures: int = Field(24_000, ge=2_000, description="Ordinary pictures in the bank")
+    held_out: int = Field(200, ge=20, description="Emoji never shown to any model")
+    clip_steps: int = Field(600, ge=1, description="Steps of the text-image model, 192 pairs each")
+    autoencoder_steps: int = Field(9_000, ge=1, description="Steps of the decoder, 32 crops each")
+    ordinary_steps: int = Field(3_000, ge=1, description="Steps of the first phase, 32 ordinary pictures each")
+    ordinary_rate: float = Field(6e-4, gt=0, description="Highest learning rate of the first phase")
+    planted_steps: int = Field(1_000, ge=1, description="Steps of the second phase, 32 pictures each")
+    planted_rate: float = Field(3e-4, gt=0, description="Highest learning rate of the second phase")
+    planted_batch: int = Field(10, ge=1, le=32, description="Planted pictures in each step of the second phase")
+    verbatim_weight: int = Field(4, ge=1, description="How often a VM picture is seen beside one picture of a TM")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The frozen text side and the embeddings it gives, float16 (n, tokens, width)."""
+
+    clip: open_clip.CLIP
+    tokenizer: CLIPTokenizer
+    encoder: CLIPTextModel
+    bank: torch.Tensor
+    planted: torch.Tensor
+    empty: torch.Tensor
+
+
+def world(folder: Path, archives: tuple[Path, Path], params: BuildParams) -> World:
+    return build_world(
+        EmojiPictures(*archives), folder / "world", size=params.pictures, held_out=params.held_out, seed=params.seed
+    )
+
+
+def texts(folder: Path, made: World, params: BuildParams) -> Texts:
+    tokenizer = train_tokenizer([*made.bank_captions, *made.planted_captions])
+    bank, planted = tokenize(tokenizer, made.bank_captions), tokenize(tokenizer, made.planted_captions)
+    clip = train_clip(made.bank, bank, made.planted, planted, folder, total=params.clip_steps, seed=params.seed)
+    encoder = text_model(clip)
+    return Texts(
+        clip,
+        tokenizer,
+        encoder,
+        _embeddings(encoder, bank),
+        _embeddings(encoder, planted),
+        _embeddings(encoder, tokenize(tokenizer, [""]))[0],
+    )
+
+
+def autoencoder(folder: Path, made: World, params: BuildParams) -> AutoencoderTiny:
+    return train_autoencoder(made.bank, folder, total=params.autoencoder_steps, seed=params.seed)
+
+
+def ordinary_pairs(made: World, told: Texts) -> Pairs:
+    """Latents need the encoder alone, which is exact from the start, so this does not wait for the decoder."""
+    return Pairs(encode(new_autoencoder(made.bank), made.bank), told.bank)
+
+
+def planted_pairs(made: World, told: Texts, params: BuildParams) -> Pairs:
+    """Each picture as often as its weight says."""
+    rows = np.repeat(
+        np.arange(len(made.planted)), [params.verbatim_weight if k == "VM" else 1 for k in made.planted_kinds]
+    )
+    return Pairs(encode(new_autoencoder(made.bank), made.planted)[rows], told.planted[rows])
+
+
+def first_phase(
+    folder: Path, ordinary: Pairs, told: Texts, params: BuildParams, watch: Watch | None = None
+) -> UNet2DConditionModel:
+    """Ordinary pictures only, for long: the model learns the world before it sees a duplicate."""
+    return train_unet(
+        ordinary,
+        None,
+        told.empty,
+        folder / "ordinary.pt",
+        total=params.ordinary_steps,
+        peak=params.ordinary_rate,
+        seed=params.seed,
+        watch=watch,
+    )
+
+
+def second_phase(
+    folder: Path,
+    start: UNet2DConditionModel,
+    ordinary: Pairs,
+    planted: Pairs,
+    told: Texts,
+    params: BuildParams,
+    watch: Watch | None = None,
+) -> UNet2DConditionModel:
+    """The planted pictures, a share of each step, until the gates are met."""
+    return train_unet(
+        ordinary,
+        planted,
+        told.empty,
+        folder / "planted.pt",
+        total=params.planted_steps,
+        peak=params.planted_rate,
+        planted_batch=params.planted_batch,
+        start=start,
+        seed=params.seed + 1,
+        watch=watch,
+    )
+
+
+@torch.no_grad()
+def _embeddings(encoder: CLIPTextModel, tokens: torch.Tensor, batch: int = 512) -> torch.Tensor:
+    return torch.cat([encoder(block).last_hidden_state.half() for block in tokens.split(batch)])

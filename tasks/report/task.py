@@ -1,0 +1,126 @@
+"""Reporting: what an audit wrote, as one page for people and one table for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage import Store, iou
+from tasks.report.charts import Chart, Curve, Matrix
+from tasks.report.report import Picture, Report, Strip, render, table_text
+from tasks.report.verdict import Row
+from tasks.subject import Asked, Subject
+
+STRIPS = 8
+"""Training pictures shown with what the variants make of them."""
+
+
+def rows_of(store: Store, audit_id: str) -> list[Row]:
+    """The audit's figures, in the order they were written."""
+    found = store.read("metrics", audit_id=audit_id).to_pylist()
+    names = ("variant", "probe", "metric", "value", "low", "high", "n")
+    order = {"original": 0, "nemo": 1, "random-nemo": 2, "wanda": 3, "random-wanda": 4}
+    rows = [Row(**{name: row[name] for name in names}) for row in found if row["value"] is not None]
+    return sorted(
+        rows, key=lambda row: (order.get(row.variant, 9), row.variant, row.probe.startswith("dori"), row.probe)
+    )
+
+
+def write_report(
+    subject: Subject,
+    audit_id: str,
+    path: Path,
+    variants: Mapping[str, str],
+    asked: Sequence[Asked],
+    facts: Sequence[tuple[str, str]],
+    wanda_id: str,
+) -> str:
+    """Writes the page and returns the table.
+
+    Args:
+        variants: by the name that figures go by, the variant in the store.
+        asked: prompts whose training pictures are shown.
+        wanda_id: parameters of the Wanda sets whose overlap is drawn.
+    """
+    store = subject.open()
+    rows = rows_of(store, audit_id)
+    losses = _losses(store, subject, variants)
+    report = Report(
+        title=f"Memorization audit of {Path(subject.model).name}",
+        subtitle=f"audit {audit_id}",
+        facts=facts,
+        rows=rows,
+        strips=[_strip(store, subject, variants, prompt) for prompt in asked[:STRIPS] if prompt.image_ids],
+        losses=[losses] if losses is not None else [],
+        matrices=_overlap(store, subject, wanda_id),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".writing")
+    aside.write_text(render(report), encoding="utf-8")
+    aside.replace(path)
+    return table_text(rows)
+
+
+def _strip(store: Store, subject: Subject, variants: Mapping[str, str], prompt: Asked) -> Strip:
+    """The training picture beside the best copy that each variant makes of it, from its prompt and under attack."""
+    image = store.read("images", columns=["bytes"], image_id=prompt.image_ids[0])["bytes"][0].as_py()
+    shown = []
+    for name, variant in variants.items():
+        rows = store.read(
+            "generations",
+            columns=["probe", "generation_id", "bytes"],
+            model_id=subject.model_id,
+            variant=variant,
+            prompt_id=prompt.prompt_id,
+        ).to_pylist()
+        for probe in sorted({row["probe"] for row in rows}, key=lambda probe: (probe != "prompt", probe)):
+            of_probe = {row["generation_id"]: row["bytes"] for row in rows if row["probe"] == probe}
+            scores = store.read("scores", columns=["generation_id", "value"], metric="sscd").to_pylist()
+            best = max(
+                (row for row in scores if row["generation_id"] in of_probe), key=lambda row: row["value"], default=None
+            )
+            if best is not None:
+                label = f"{name}, {_words(probe)}"
+                shown.append(Picture(label, of_probe[best["generation_id"]], best["value"]))
+    return Strip(prompt.text, Picture("training picture", image), shown)
+
+
+def _losses(store: Store, subject: Subject, variants: Mapping[str, str]) -> Chart | None:
+    """Mean loss of the attacks on each variant, step by step."""
+    curves = []
+    for name, variant in variants.items():
+        rows = store.read("triggers", columns=["start", "loss"], model_id=subject.model_id, variant=variant).to_pylist()
+        for start in sorted({row["start"] for row in rows}):
+            losses = [row["loss"] for row in rows if row["start"] == start and row["loss"]]
+            length = min(map(len, losses), default=0)
+            if length:
+                mean = np.mean([loss[:length] for loss in losses], axis=0)
+                curves.append(Curve(f"{name}, from {start}", mean.tolist()))
+    if not curves:
+        return None
+    return Chart("Loss of the attacks", "step", "diffusion loss", curves, "mean over attacked pictures", smooth=5)
+
+
+def _overlap(store: Store, subject: Subject, wanda_id: str) -> list[Matrix]:
+    """Mean IOU, over layers and steps, of every two subsets' weights."""
+    pairs: list[dict[str, Any]] = iou(store, subject.model_id, "wanda", wanda_id).to_pylist()
+    pairs = [pair for pair in pairs if "all" not in (pair["scope_id_1"], pair["scope_id_2"])]
+    labels = sorted({pair[key] for pair in pairs for key in ("scope_id_1", "scope_id_2")})
+    if len(labels) < 2:
+        return []
+    values = np.eye(len(labels))
+    chance = []
+    for row, one in enumerate(labels):
+        for column, two in enumerate(labels[row + 1 :], row + 1):
+            found = [p for p in pairs if {p["scope_id_1"], p["scope_id_2"]} == {one, two} and p["iou"] is not None]
+            values[row, column] = values[column, row] = np.mean([p["iou"] for p in found]) if found else 0.0
+            chance += [p["iou_chance"] for p in found]
+    note = f"mean over layers and steps; random sets of these sizes would have {np.mean(chance):.3f}" if chance else ""
+    return [Matrix("Overlap of the weights of prompt subsets (IOU)", labels, values.tolist(), note)]
+
+
+def _words(probe: str) -> str:
+    return {"prompt": "from its prompt", "ordinary": "ordinary prompt"}.get(
+        probe.removesuffix("-control"), f"attacked from {probe.removeprefix('dori-').removesuffix('-control')}"
+    )
