@@ -55,7 +55,7 @@ class Audited(BaseModel):
 
 def _stage(function: Callable[..., Any], name: str) -> Any:
     # The store knows what is done; Prefect keeps no results and hashes no arguments.
-    return task(function, name=name, cache_policy=NO_CACHE, persist_result=False)
+    return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
 
 import_prompts = _stage(collecting.import_prompts, "import prompts")

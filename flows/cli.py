@@ -124,7 +124,10 @@ def catalog(file: Annotated[Path, typer.Argument(help="The DuckDB file to write.
 @app.command()
 def audits(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None:
     """List the audits in the store."""
-    columns = "audit_id, state, started_at, finished_at - started_at AS took, prompt_set, device, model_id"
+    columns = (
+        "audit_id, state, started_at, date_diff('second', started_at, finished_at) AS seconds, "
+        "prompt_set, device, model_id"
+    )
     _print(run_sql(Store.open(store, create=False), f"SELECT {columns} FROM audits ORDER BY started_at"), form)
 
 

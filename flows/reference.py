@@ -1,6 +1,8 @@
 """The reference world: built from emoji packages, and measured against the gates it has to pass."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from prefect import flow, task
@@ -36,8 +38,8 @@ def build(pictures: str, names: str, folder: str, out: str, params: recipe.Build
     """
     place = Path(folder)
 
-    def step(function, name: str):  # type: ignore[no-untyped-def]
-        return task(function, name=name, cache_policy=NO_CACHE, persist_result=False)
+    def step(function: Callable[..., Any], name: str) -> Any:
+        return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
     made = step(recipe.world, "compose pictures")(place, (Path(pictures), Path(names)), params)
     told = step(recipe.texts, "train text-image model")(place, made, params)
@@ -84,7 +86,8 @@ def _of_planted(subject: Subject, settings: Settings) -> list[gates.Gate]:
         out.append(gates.Gate(f"planted: {kind} prompts reproduced", rate.value, ">=", least))
     ordinary = prompts_of(subject, "ordinary", settings.ordinary)
     scores = localizing.scores_of(subject, [*memorized, *ordinary], settings.nemo)
-    found = auc(*(np.array([scores[p.prompt_id].mean() for p in group]) for group in (memorized, ordinary)))
+    own, others = (np.array([scores[p.prompt_id].mean() for p in group]) for group in (memorized, ordinary))
+    found = auc(own, others)
     return [*out, gates.Gate("detection: AUC of noise differences", found.value, ">=", 0.95)]
 
 

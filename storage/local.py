@@ -113,7 +113,7 @@ def _raise_unless_missing(error: OSError) -> None:
 
 
 def _writer_is_dead(name: str) -> bool:
-    host, pid, *_ = name.split("~") + ["", ""]
+    host, pid, *_ = [*name.split("~"), "", ""]
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:

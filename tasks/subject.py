@@ -1,6 +1,6 @@
 """What every stage is told: a model, a set of prompts and a store. Small enough to hand to a worker anywhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,10 +90,14 @@ def prompts_of(subject: Subject, kind: Kind, limit: int | None = None) -> list[A
 
 
 @contextmanager
-def progress(total: int, what: str, unit: str) -> Iterator[tqdm]:
-    """A bar on the terminal; call `.update(n)`. Nothing is shown when there is nothing to do."""
+def progress(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal: call with what was done. Nothing is shown when there is nothing to do."""
     with tqdm(total=total, desc=what, unit=unit, disable=None if total else True, leave=False) as bar:
-        yield bar
+
+        def done(n: int) -> None:
+            bar.update(n)
+
+        yield done
 
 
 def shards(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -51,14 +51,14 @@ def attack_images(
     known = set(stored["trigger_id"].to_pylist())
     todo = [p for p in asked if any(names[p.prompt_id, r] not in known for r in range(params.restarts))]
     total = len(todo) * params.restarts * params.steps
-    with progress(total, f"attacking {variant} from {params.start}", "step") as bar:
+    with progress(total, f"attacking {variant} from {params.start}", "step") as done:
         for block in shards(todo, params.images_at_once):
             model = subject.load(variant)
             size = picture_size(model)
             pictures = [fitted(from_bytes(_image(subject, prompt.image_ids[0])), size) for prompt in block]
             latents = encode(model, np.stack(pictures))
             keys = [(prompt.image_ids[0], seed) for prompt in block]
-            found = attack(model, latents, [p.text for p in block], keys, params, pool, bar.update)
+            found = attack(model, latents, [p.text for p in block], keys, params, pool, done)
             of = [prompt for prompt in block for _ in range(params.restarts)]
             rows = [
                 {

@@ -92,7 +92,7 @@ def find_images(prompts: Sequence[Prompt], folder: Path) -> dict[str, list[Path]
     found = {text: paths for text, paths in found.items() if paths}
     if not found:
         raise InputError(
-            f"no picture in {folder} belongs to a prompt: name files as the prompt file's `image` or `index` column does, "
+            f"no picture in {folder} belongs to a prompt: name files as the prompt file's image or index column does, "
             "or add a metadata.jsonl with file_name and text"
         )
     return found

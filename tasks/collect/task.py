@@ -112,7 +112,7 @@ def collect_values(subject: Subject, asked: Sequence[Asked], site: Site = Site.V
     params_id = values_id()
     known = _known(store, subject, site, params_id, layers[-1].name)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
-    with progress(len(todo), f"activations at {site.value}", "prompt") as bar:
+    with progress(len(todo), f"activations at {site.value}", "prompt") as done:
         for block in shards(todo, 1024):
             found = value_activations(layers, model.embed([prompt.text for prompt in block]))
             rows = [
@@ -127,7 +127,7 @@ def collect_values(subject: Subject, asked: Sequence[Asked], site: Site = Site.V
                 for row, prompt in enumerate(block)
             ]
             _write(store, subject, site, params_id, block, rows)
-            bar.update(len(block))
+            done(len(block))
 
 
 def collect_norms(
@@ -147,7 +147,7 @@ def collect_norms(
     params_id = norms_id(sampling, steps)
     known = _known(store, subject, site, f"{params_id}-cond", layers[-1].name)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
-    with progress(len(todo), f"feature norms at {site.value}", "prompt") as bar:
+    with progress(len(todo), f"feature norms at {site.value}", "prompt") as done:
         for block in shards(todo, min(SHARD, sampling.batch)):
             keys = [(prompt.prompt_id, SEED) for prompt in block]
             embeddings = model.embed([prompt.text for prompt in block])
@@ -172,7 +172,7 @@ def collect_norms(
                             ]
                 seen += len(next(iter(norms.conditional.values())))
             _write(store, subject, site, params_id, block, rows)
-            bar.update(len(block))
+            done(len(block))
     return params_id
 
 

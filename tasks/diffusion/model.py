@@ -80,7 +80,9 @@ def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype
     """
     folder = Path(source)
     if not (folder / "model_index.json").is_file():
-        raise InputError(f"no diffusers pipeline at {folder} (no model_index.json): give the folder of a saved pipeline")
+        raise InputError(
+            f"no diffusers pipeline at {folder} (no model_index.json): give the folder of a saved pipeline"
+        )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         pipeline = DiffusionPipeline.from_pretrained(
@@ -126,7 +128,7 @@ def _fingerprint(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def audit_defaults(folder: str | Path) -> dict[str, Any]:
-    """What a model folder says of its own audit in `engram.json` (prompts, images, guidance, ...); empty without one."""
+    """What a model folder says of its own audit in `engram.json` (prompts, images, settings); empty without one."""
     path = Path(folder) / "engram.json"
     if not path.is_file():
         return {}

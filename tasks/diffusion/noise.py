@@ -22,12 +22,14 @@ def generator(key: Key) -> torch.Generator:
 
 
 def initial_noise(model: Model, keys: Sequence[Key]) -> torch.Tensor:
-    """Standard normal latents, (n, channels, height, width) on the model's device; drawn on the CPU, so alike everywhere."""
+    """Standard normal latents (n, channels, height, width) on the model's device; from the CPU, so alike everywhere."""
     latents = [torch.randn(model.latent_shape, generator=generator(key)) for key in keys]
     return torch.stack(latents).to(model.device, model.dtype)
 
 
-def predict_noise(model: Model, latents: torch.Tensor, timestep: torch.Tensor | int, embeddings: torch.Tensor) -> torch.Tensor:
+def predict_noise(
+    model: Model, latents: torch.Tensor, timestep: torch.Tensor | int, embeddings: torch.Tensor
+) -> torch.Tensor:
     """eps(z_t, t, y), whatever the model was trained to predict.
 
     Args:

@@ -94,7 +94,9 @@ def encode(model: Model, pictures: np.ndarray) -> torch.Tensor:
 
 def picture_size(model: Model) -> tuple[int, int]:
     """Width and height of the model's pictures in pixels."""
-    height, width = decode(model, torch.zeros(1, *model.latent_shape, device=model.device, dtype=model.dtype)).shape[1:3]
+    height, width = decode(model, torch.zeros(1, *model.latent_shape, device=model.device, dtype=model.dtype)).shape[
+        1:3
+    ]
     return width, height
 
 

@@ -66,7 +66,7 @@ def layers_of(unet: UNet2DConditionModel, site: Site) -> tuple[Layer, ...]:
 
 
 def _blocks(unet: UNet2DConditionModel) -> Iterator[tuple[str, str, nn.Module]]:
-    """Part ("down", "mid", "up"), name and module of every residual and transformer block, as a forward pass meets them."""
+    """Part ("down", "mid", "up"), name and module of every residual and transformer block, in order of execution."""
     stages = [("down", f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]
     stages += [("mid", "mid_block", unet.mid_block)] if unet.mid_block is not None else []
     stages += [("up", f"up_blocks.{i}", block) for i, block in enumerate(unet.up_blocks)]

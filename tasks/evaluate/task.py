@@ -61,7 +61,7 @@ def generate_pictures(
     place = {"model_id": subject.model_id, "variant": variant, "probe": probe}
     known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
     todo = [(name, shot) for name, shot in zip(ids, wanted, strict=True) if name not in known]
-    with progress(len(todo), f"generating {variant}, {probe}", "picture") as bar:
+    with progress(len(todo), f"generating {variant}, {probe}", "picture") as done:
         for block in shards(todo, sampling.batch):
             model = subject.load(variant)
             if block[0][1].trigger_id is None:
@@ -69,7 +69,7 @@ def generate_pictures(
             else:
                 embeddings = _triggers(store, subject, variant, [shot.trigger_id or "" for _, shot in block])
             keys = [(shot.asker, shot.seed) for _, shot in block]
-            pictures = generate(model, embeddings, keys, sampling, bar.update)
+            pictures = generate(model, embeddings, keys, sampling, done)
             rows = [
                 {
                     "prompt_id": shot.prompt.prompt_id,
@@ -204,16 +204,17 @@ def _vectors(
 ) -> dict[str, np.ndarray]:
     todo = [name for name in names if (measure.source, name) not in _CACHE]
     pictures = _pictures(store, subject, variant, probe, todo)
-    with progress(len(todo), f"SSCD of {variant}, {probe}", "picture") as bar:
+    with progress(len(todo), f"SSCD of {variant}, {probe}", "picture") as done:
         for name in todo:
             _CACHE[measure.source, name] = measure.embed(pictures[name][None])[0]
-            bar.update()
+            done(1)
     return {name: _CACHE[measure.source, name] for name in names}
 
 
 def _pictures(store: Store, subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Generations of this variant, or of the original, and training images, by name."""
-    wanted, found = set(names), {}
+    wanted = set(names)
+    found: dict[str, np.ndarray] = {}
     for of in dict.fromkeys((variant, ORIGINAL)):
         rows = store.read(
             "generations", columns=["generation_id", "bytes"], model_id=subject.model_id, variant=of, probe=probe

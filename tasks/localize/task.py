@@ -28,7 +28,7 @@ def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) ->
     params_id = detection_id(params)
     known = _traced(store, subject, params_id)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
-    with progress(len(todo), "noise differences", "prompt") as bar:
+    with progress(len(todo), "noise differences", "prompt") as done:
         for prompt in todo:
             _, differences = prompt_differences(model, model.embed([prompt.text])[0], prompt.prompt_id, params)
             rows = [
@@ -43,7 +43,7 @@ def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) ->
             ]
             key = content_key(subject.model_id, params_id, prompt.prompt_id)
             store.write("nemo_traces", key, rows, model_id=subject.model_id, variant=ORIGINAL)
-            bar.update()
+            done(1)
 
 
 def scores_of(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> dict[str, np.ndarray]:
@@ -105,15 +105,15 @@ def localize_nemo(
         site.value,
         sorted(prompt.prompt_id for prompt in nulls),
     )
-    done = _scopes(store, subject, "nemo", params_id, site, layers)
-    todo = [prompt for prompt in asked if prompt.prompt_id not in done]
+    known = _scopes(store, subject, "nemo", params_id, site, layers)
+    todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     if not todo:
         return params_id
     activations = _value_activations(store, subject, [*nulls, *asked], site, layers)
     statistics = Moments.of(
         [torch.stack([activations[p.prompt_id][n] for p in nulls]) for n in range(len(layers))]
     ).statistics()
-    with progress(len(todo), "NeMo", "prompt") as bar:
+    with progress(len(todo), "NeMo", "prompt") as done:
         for prompt in todo:
             found = nemo(
                 model,
@@ -138,7 +138,7 @@ def localize_nemo(
                 for layer in layers
             ]
             _write_sets(store, subject, key, "nemo", params_id, site, "prompt", rows)
-            bar.update()
+            done(1)
     return params_id
 
 
@@ -165,12 +165,12 @@ def localize_wanda(
     for prompt in asked:
         if prompt.subset is not None:
             groups.setdefault(prompt.subset, []).append(prompt)
-    done = _scopes(store, subject, "wanda", params_id, site, layers)
-    todo = [name for name in groups if name not in done]
+    known = _scopes(store, subject, "wanda", params_id, site, layers)
+    todo = [name for name in groups if name not in known]
     if not todo:
         return params_id
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in todo}
-    with progress(len(layers), "Wanda", "layer") as bar:
+    with progress(len(layers), "Wanda", "layer") as done:
         for layer in layers:
             sums = _norms(store, subject, collection, params, site, layer)
             if lost := {prompt.prompt_id for prompt in (*asked, *nulls)} - sums.keys():
@@ -191,7 +191,7 @@ def localize_wanda(
                             "width": layer.inputs,
                         }
                     )
-            bar.update()
+            done(1)
     for name in todo:
         key = content_key(subject.model_id, params_id, name)
         _write_sets(store, subject, key, "wanda", params_id, site, "subset", rows[name])
@@ -281,14 +281,14 @@ def _summed(
 
 
 def _trace(prompt: Asked, params_id: str, layers: tuple[Layer, ...], found: NemoResult) -> list[dict[str, Any]]:
-    gate = {
+    gate: dict[str, Any] = {
         "phase": "gate",
         "step_number": 0,
         "theta": found.threshold,
         "score": float(found.pairwise.max()),
         "kept": found.memorized,
     }
-    checks = [
+    checks: list[dict[str, Any]] = [
         {
             "phase": check.phase,
             "step_number": number,

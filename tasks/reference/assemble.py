@@ -46,9 +46,9 @@ def assemble(out: Path, made: World, told: Texts, vae: AutoencoderTiny, unet: UN
         row = prompts.setdefault(text, _prompt(text, "memorized", kind, subset))
         row["image_ids"].append(image(picture, text))
     # Every so-manieth picture of the bank: frequent emoji as often as they are trained.
-    for row in range(0, len(made.bank), len(made.bank) // ORDINARY)[:ORDINARY]:
-        text = made.bank_captions[row]
-        prompts.setdefault(text, _prompt(text, "ordinary"))["image_ids"].append(image(made.bank[row], text))
+    for number in range(0, len(made.bank), len(made.bank) // ORDINARY)[:ORDINARY]:
+        text = made.bank_captions[number]
+        prompts.setdefault(text, _prompt(text, "ordinary"))["image_ids"].append(image(made.bank[number], text))
     for picture, text in zip(made.fresh, made.fresh_captions, strict=True):
         if text not in prompts and sum(row["kind"] == "null" for row in prompts.values()) < NULLS:
             prompts[text] = _prompt(text, "null") | {"image_ids": [image(picture, text)]}

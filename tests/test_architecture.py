@@ -1,0 +1,86 @@
+"""Imports point down only: flows, the stages' doors, the methods, tasks.diffusion; storage stands apart."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("collect", "localize", "mitigate", "attack", "evaluate", "report")
+HEAVY = ("torch", "diffusers", "transformers", "open_clip", "onnxruntime")
+DOORS = {"tasks.subject", "tasks.keys"}
+
+
+def layer_of(module: str) -> str:
+    """flows, door (task.py and what doors share), diffusion, method, reference or storage."""
+    parts = module.split(".")
+    if parts[0] in ("flows", "storage"):
+        return parts[0]
+    if parts[-1] == "task" or module in DOORS:
+        return "door"
+    return parts[1] if parts[1] in ("diffusion", "reference") else "method"
+
+
+FORBIDDEN = {
+    "storage": (*HEAVY, "prefect", "tasks", "flows"),
+    "diffusion": ("prefect", "pyarrow", "duckdb", "storage", "flows", "door", "method", "reference"),
+    "method": ("prefect", "pyarrow", "duckdb", "storage", "flows", "door", "reference"),
+    "door": ("prefect", "duckdb", "flows", "reference"),
+    "reference": ("prefect", "duckdb", "flows", "door"),
+    "flows": ("torch", "pyarrow", "duckdb"),
+}
+
+
+def imports(source: str) -> Iterator[str]:
+    """Modules that a source file imports, `from a import b` as a.b and a."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names if name.name == "task")
+
+
+def wrong(module: str, source: str) -> list[str]:
+    forbidden = FORBIDDEN[layer_of(module)]
+    found = []
+    for imported in imports(source):
+        top = imported.split(".")[0]
+        layer = layer_of(imported) if top == "tasks" and imported.count(".") > 0 and imported != "tasks.errors" else top
+        if layer in forbidden or top in forbidden:
+            found.append(f"{module} imports {imported}")
+        # A stage reads tables; it never calls the stage before it.
+        if layer_of(module) == "door" and imported.endswith(".task"):
+            found.append(f"{module} imports {imported}")
+    return found
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = [path for top in ("flows", "tasks", "storage") for path in sorted((ROOT / top).rglob("*.py"))]
+    named = [(".".join(path.relative_to(ROOT).with_suffix("").parts), path) for path in files]
+    return [(module, path) for module, path in named if path.name != "__init__.py" and module != "tasks.errors"]
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=[module for module, _ in modules()])
+def test_imports_point_down(module: str, path: Path) -> None:
+    assert wrong(module, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("storage.store", "import torch"),
+        ("storage.store", "from tasks.diffusion.model import Model"),
+        ("tasks.localize.nemo", "import pyarrow as pa"),
+        ("tasks.localize.nemo", "from storage import Store"),
+        ("tasks.localize.nemo", "from tasks.collect.task import collect_values"),
+        ("tasks.localize.task", "from tasks.collect.task import collect_values"),
+        ("tasks.localize.task", "from tasks.collect import task"),
+        ("tasks.diffusion.model", "from tasks.localize.nemo import nemo"),
+        ("tasks.attack.task", "from prefect import flow"),
+        ("flows.audit", "import duckdb"),
+    ],
+)
+def test_the_rules_can_be_broken(module: str, source: str) -> None:
+    assert wrong(module, source)
