@@ -1,0 +1,115 @@
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tasks.collect.prompt_files import Prompt, find_images, read_prompts
+from tasks.errors import InputError
+
+TEXTS = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=40)
+    .map(str.strip)
+    .filter(bool),
+    min_size=1,
+    max_size=8,
+    unique=True,
+)
+
+
+@given(texts=TEXTS, separator=st.sampled_from(",;\t"))
+def test_csv_gives_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], separator: str
+) -> None:
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter=separator)
+    writer.writerow(["", "Caption", "URL", "Index"])
+    writer.writerows([[row, text, "", row] for row, text in enumerate(texts)])
+    path = tmp_path_factory.mktemp("csv") / "prompts.csv"
+    path.write_bytes(stream.getvalue().encode())
+    assert [prompt.text for prompt in read_prompts(path)] == texts
+
+
+@given(texts=TEXTS)
+def test_json_lines_give_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    path = tmp_path_factory.mktemp("json") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"caption": text, "index": 7}) + "\n" for text in texts), encoding="utf-8")
+    assert read_prompts(path, "null") == [Prompt(text, "null", images=("7",)) for text in texts]
+
+
+def test_published_csv(tmp_path: Path) -> None:
+    path = tmp_path / "memorized.csv"
+    rows = ';Caption;URL;type;Index\n0;A "quoted" one;http://x;VM;12\n1;"Rug; 5x8";;TM;13\n2;Other;;N;\n'
+    path.write_text("\ufeff" + rows, encoding="utf-8")
+    assert read_prompts(path) == [
+        Prompt('A "quoted" one', "memorized", "VM", None, ("12",)),
+        Prompt("Rug; 5x8", "memorized", "TM", None, ("13",)),
+        Prompt("Other", "memorized"),
+    ]
+
+
+def test_a_prompt_that_comes_twice_is_one_with_both_images(tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"text": "rug", "image": "a.png"}\n\n{"text": "rug", "image": "b.png"}\n')
+    assert read_prompts(path) == [Prompt("rug", "memorized", images=("a.png", "b.png"))]
+
+
+def test_plain_text(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\n\n  two \n")
+    assert [prompt.text for prompt in read_prompts(path, "null")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"", "no column called"),
+        ("a.csv", b"URL;type\nx;VM\n", "it has: url, type"),
+        ("a.csv", b"caption\n", "holds no prompts"),
+        ("a.csv", b"caption,url\n,x\n", "line 2: no caption"),
+        ("a.csv", b"caption,url\na,b,c\n", "line 2: more cells"),
+        ("a.jsonl", b'{"caption": "x"}\n{oops\n', "line 2: not JSON"),
+        ("a.jsonl", b'["x"]\n', "line 1: not an object"),
+        ("a.jsonl", b'{"caption": "x", "kind": "odd"}\n', "kind 'odd'"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.docx", b"x", "prompts are read from"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        read_prompts(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read"):
+        read_prompts(tmp_path / "none.csv")
+
+
+def test_images_are_found_by_name_and_by_number(tmp_path: Path) -> None:
+    for name in ("00012.png", "b.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    prompts = [Prompt("one", "memorized", images=("12",)), Prompt("two", "memorized", images=("b.jpg",))]
+    found = find_images([*prompts, Prompt("three", "memorized", images=("none",))], tmp_path)
+    assert found == {"one": [tmp_path / "00012.png"], "two": [tmp_path / "b.jpg"]}
+
+
+def test_images_are_found_by_their_metadata(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "x.png", "text": "one"}\n')
+    assert find_images([Prompt("one", "memorized")], tmp_path) == {"one": [tmp_path / "x.png"]}
+
+
+def test_images_that_belong_to_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no pictures"):
+        find_images([], tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match="belongs to a prompt"):
+        find_images([Prompt("one", "memorized", images=("12",))], tmp_path)
+    with pytest.raises(InputError, match="no folder"):
+        find_images([], tmp_path / "none")

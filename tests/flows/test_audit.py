@@ -1,0 +1,180 @@
+"""The whole audit on a model of random weights: that every stage runs, adds up, resumes and refuses."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner
+
+from flows import audit as audits
+from flows.audit import Audited, AuditParams, audit
+from flows.cli import app
+from flows.settings import Settings, settings_for
+from storage import Store, run_sql, verify
+from tasks.errors import InputError
+from tests.flows.world import tiny_world
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SETTINGS: dict[str, Any] = {
+    "memorized": 4,
+    "threshold_nulls": 2,
+    "ordinary": 2,
+    "seeds": 2,
+    "attacked": 2,
+    "controls": 1,
+    "starts": ("noise",),
+    "sampling": {"steps": 2},
+    "nemo": {"seeds": 3, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
+    "wanda": {"sparsity": 0.1, "tau": 2},
+    "dori": {"steps": 2, "batch": 2},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def params(model: Path, tmp_path_factory: pytest.TempPathFactory) -> AuditParams:
+    store = tmp_path_factory.mktemp("audited") / "store"
+    return AuditParams(model=str(model), store=str(store), device="cpu", settings=Settings.model_validate(SETTINGS))
+
+
+@pytest.fixture(scope="session")
+def audited(params: AuditParams) -> Audited:
+    return audit(params)
+
+
+def parts(store: Store) -> set[str]:
+    skipped = ("metrics/", "audits/")
+    tables = ("prompts", "images", "activations", "neuron_sets", "nemo_traces", "variants", "triggers", "generations")
+    return {p for table in (*tables, "scores") for p in store.parts(table) if not p.startswith(skipped)}
+
+
+def test_every_variant_is_measured_under_every_probe(params: AuditParams, audited: Audited) -> None:
+    rows = run_sql(Store.open(params.store), "SELECT variant, probe, metric, value, n FROM metrics").to_pylist()
+    found = {(row["variant"], row["probe"]) for row in rows if row["metric"] == "mr"}
+    cut = {"nemo", "random-nemo", "wanda", "random-wanda"}
+    probed = {(variant, probe) for variant in {"original", *cut} for probe in ("prompt", "ordinary")}
+    attacked = {(variant, "dori-noise") for variant in ("original", "nemo", "wanda")}
+    assert found == probed | attacked | {("original", "dori-noise-control")}
+    numbers = {(row["probe"], row["n"]) for row in rows if row["metric"] == "mr"}
+    assert numbers == {("prompt", 4), ("ordinary", 2), ("dori-noise", 2), ("dori-noise-control", 1)}
+    assert {row["variant"] for row in rows if row["metric"] == "sscd_gen"} == cut
+
+
+def test_the_page_and_the_table(audited: Audited) -> None:
+    page = Path(audited.report).read_text()
+    assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+    assert "picture 0" in page
+    assert "random-wanda" in page
+    assert "dori-noise" in audited.table
+
+
+def test_random_cuts_are_as_large_and_elsewhere(params: AuditParams, audited: Audited) -> None:
+    rows = {row["method"]: row for row in Store.open(params.store).read("variants").to_pylist()}
+    for method in ("nemo", "wanda"):
+        assert rows[method]["pruned"] == rows[f"random-{method}"]["pruned"] > 0
+        assert rows[method]["total"] == rows[f"random-{method}"]["total"]
+        assert rows[method]["weights"] != rows[f"random-{method}"]["weights"]
+
+
+def test_the_store_is_whole_and_says_how_it_was_made(params: AuditParams, audited: Audited) -> None:
+    store = Store.open(params.store)
+    assert verify(store) == []
+    (row,) = run_sql(store, "SELECT state, params FROM audits").to_pylist()
+    assert row["state"] == "completed"
+    assert json.loads(row["params"])["settings"]["dori"]["steps"] == 2
+
+
+def test_a_second_audit_reuses_everything(params: AuditParams, audited: Audited) -> None:
+    store = Store.open(params.store)
+    before = parts(store)
+    again = audit(params)
+    assert parts(store) == before
+    of = [
+        store.read("metrics", audit_id=name).drop(["audit_id"]).to_pylist()
+        for name in (audited.audit_id, again.audit_id)
+    ]
+    assert sorted(of[0], key=str) == sorted(of[1], key=str)
+
+
+def test_batch_sizes_do_not_change_the_figures(params: AuditParams, audited: Audited, tmp_path: Path) -> None:
+    """Convolutions of other batch sizes round differently: a grey level here and there, which similarities show."""
+    small = SETTINGS | {
+        "sampling": {"steps": 2, "batch": 3},
+        "nemo": SETTINGS["nemo"] | {"batch": 2},
+        "dori": SETTINGS["dori"] | {"images_at_once": 1},
+    }
+    other = params.model_copy(update={"store": str(tmp_path / "store"), "settings": Settings.model_validate(small)})
+    again = audit(other)
+    one, two = (
+        {
+            (r["variant"], r["probe"], r["metric"]): r["value"]
+            for r in Store.open(p.store).read("metrics", audit_id=a.audit_id).to_pylist()
+        }
+        for p, a in ((params, audited), (other, again))
+    )
+    assert one.keys() == two.keys()
+    assert one == pytest.approx(two, abs=0.02)
+
+
+def test_an_interrupted_audit_goes_on(params: AuditParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = params.model_copy(update={"store": str(tmp_path / "store")})
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(audits, "attack_images", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            audit(other)
+    store = Store.open(other.store)
+    before = parts(store)
+    assert any(part.startswith("generations/") for part in before)
+    assert run_sql(store, "SELECT state FROM audits").to_pylist() == [{"state": "cancelled"}]
+    audit(other)
+    assert before < parts(store)
+    assert verify(store) == []
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "audit", "--model", str(tmp_path / "none")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1].startswith("engram: no model at")
+    assert "Traceback" not in found.stderr
+
+
+def test_settings_out_of_bounds_are_refused() -> None:
+    with pytest.raises(InputError, match="seeds"):
+        settings_for("quick", {}, seeds=0)
+    with pytest.raises(InputError, match="nonsense"):
+        settings_for("quick", {}, nonsense=1)
+
+
+def test_sql_from_the_command_line(params: AuditParams, audited: Audited) -> None:
+    asked = ["sql", "select count(*) as n from metrics", "--store", params.store, "--format", "csv"]
+    found = CliRunner().invoke(app, asked)
+    assert found.exit_code == 0
+    assert int(found.output.splitlines()[1]) > 0
+
+
+def test_the_overlap_of_two_subsets(params: AuditParams, audited: Audited) -> None:
+    pair = "method = 'wanda' AND scope_id_1 = 'subset 0' AND scope_id_2 = 'subset 1'"
+    rows = run_sql(Store.open(params.store), f"SELECT iou FROM iou WHERE {pair}").to_pylist()
+    assert len(rows) == 2 * 7  # steps and layers
+    assert all(0 <= row["iou"] <= 1 for row in rows)

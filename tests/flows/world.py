@@ -1,0 +1,84 @@
+"""A model folder, prompts and images small enough to audit in seconds; its weights are random."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import pre_tokenizers
+from transformers import CLIPTokenizer
+
+from tasks.diffusion.sampling import to_png
+from tasks.reference.clip import MODEL, TOKENS, WIDTH, save_clip, text_model
+from tasks.reference.unet import new_scheduler
+
+SIDE = 32
+
+
+def tokenizer() -> CLIPTokenizer:
+    """Letter by letter; the end of text has the highest number, as CLIP wants it."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=TOKENS)
+
+
+def tiny_world(folder: Path) -> Path:
+    """Writes model, clip, prompts and images, and returns the folder of the model."""
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**MODEL).eval()
+    save_clip(clip, tokenizer(), folder / "clip")
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+    )
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(0, 0, 0),
+        num_decoder_blocks=(1, 1, 1),
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_model(clip),
+        tokenizer=tokenizer(),
+        unet=unet,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder / "model", safe_serialization=True)
+    prompts, images = [], []
+    rng = np.random.default_rng(0)
+    kinds = [("memorized", "VM", f"subset {n % 2}") for n in range(4)]
+    kinds += [("null", None, None)] * 4 + [("ordinary", None, None)] * 2
+    for number, (kind, memorization, subset) in enumerate(kinds):
+        data = to_png(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        name = hashlib.sha256(data).hexdigest()
+        images.append({"image_id": name, "bytes": data, "width": SIDE, "height": SIDE, "caption": f"picture {number}"})
+        text = f"picture {number}"
+        prompts.append(
+            {
+                "prompt_id": hashlib.sha256(text.encode()).hexdigest()[:32],
+                "text": text,
+                "kind": kind,
+                "memorization": memorization,
+                "subset": subset,
+                "image_ids": [name],
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(prompts), folder / "prompts.parquet")
+    pq.write_table(pa.Table.from_pylist(images), folder / "images.parquet")
+    own = {"prompts": "../prompts.parquet", "images": "../images.parquet", "clip": "../clip"}
+    (folder / "model" / "engram.json").write_text(json.dumps(own))
+    return folder / "model"
