@@ -127,32 +127,31 @@ def _stages(subject: Subject, settings: Settings, clip: ClipParams, audit_id: st
     wanda_id = localize_wanda(subject, memorized, contrast, wanda, settings.sampling)
 
     variants = {ORIGINAL: ORIGINAL} | _cut(subject, settings, wanda, nemo_id, wanda_id, memorized, audit_id)
-    for name, variant in variants.items():
-        evaluate(
-            subject, audit_id, name, variant, "prompt", evaluating.shots(memorized, settings.seeds), settings, None
-        )
-        evaluate(
-            subject, audit_id, name, variant, "ordinary", evaluating.shots(ordinary, settings.seeds), settings, clip
-        )
+    shown: dict[tuple[str, str, str], list[str]] = {}
+
+    def look(name: str, probe: str, wanted: list[evaluating.Shot], by: ClipParams | None = None) -> None:
+        ids = evaluate(subject, audit_id, name, variants[name], probe, wanted, settings, by)
+        shown[name, variants[name], probe] = ids
+
+    for name in variants:
+        look(name, "prompt", evaluating.shots(memorized, settings.seeds))
+        look(name, "ordinary", evaluating.shots(ordinary, settings.seeds), clip)
 
     attacked = [prompt for prompt in memorized if prompt.image_ids][: settings.attacked]
     controls = [prompt for prompt in ordinary if prompt.image_ids][: settings.controls]
     pool = [prompt.text for prompt in (*memorized, *nulls, *ordinary)]
     for start in settings.starts if attacked else ():
         dori = settings.dori.model_copy(update={"start": start})
-        probes = [
-            (name, variants[name], f"dori-{start}", attacked) for name in variants if not name.startswith("random")
-        ]
+        probes = [(name, f"dori-{start}", attacked) for name in variants if not name.startswith("random")]
         if controls:
-            probes.append((ORIGINAL, ORIGINAL, f"dori-{start}-control", controls))
-        for name, variant, probe, prompts in probes:
-            triggers = attack_images(subject, variant, prompts, pool, dori, settings.seed)
-            wanted = evaluating.shots(prompts, settings.seeds, triggers)
-            evaluate(subject, audit_id, name, variant, probe, wanted, settings, None)
+            probes.append((ORIGINAL, f"dori-{start}-control", controls))
+        for name, probe, prompts in probes:
+            triggers = attack_images(subject, variants[name], prompts, pool, dori, settings.seed)
+            look(name, probe, evaluating.shots(prompts, settings.seeds, triggers))
 
     path = _report_path(subject, audit_id)
     facts = _facts(record, settings, variants, len(memorized), len(ordinary))
-    table = write_report(subject, audit_id, path, variants, memorized, facts, wanda_id)
+    table = write_report(subject, audit_id, path, variants, memorized, shown, facts, wanda_id)
     return Audited(audit_id=audit_id, report=str(path), table=table)
 
 
@@ -181,8 +180,8 @@ def evaluate(
     wanted: Sequence[evaluating.Shot],
     settings: Settings,
     clip: ClipParams | None,
-) -> None:
-    """Pictures of one variant under one probe, their scores and figures."""
+) -> list[str]:
+    """Pictures of one variant under one probe, their scores and figures; the ids of the pictures."""
     ids = evaluating.generate_pictures(subject, variant, probe, wanted, settings.sampling)
     evaluating.score_copies(subject, variant, probe, wanted, ids, settings.sscd)
     found = [*evaluating.copy_figures(subject, wanted, ids), *evaluating.diversity_figure(subject, wanted, ids)]
@@ -194,6 +193,7 @@ def evaluate(
         evaluating.score_alignment(subject, variant, probe, wanted, ids, clip)
         found += evaluating.alignment_figure(subject, wanted, ids)
     evaluating.write_figures(subject, audit_id, name, probe, found)
+    return ids
 
 
 def _subject(params: AuditParams) -> tuple[Path, Subject]:
@@ -251,6 +251,7 @@ def _facts(
         ("seeds", f"{settings.seeds} a prompt or trigger"),
         ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
         ("variants", ", ".join(f"{name} = {stored}" for name, stored in variants.items() if name != stored)),
+        ("nothing found by", ", ".join(name for name in ("nemo", "wanda") if name not in variants) or "none"),
         ("device", record["device"]),
         ("started", f"{record['started_at']:%Y-%m-%d %H:%M} UTC"),
         ("versions", libraries),

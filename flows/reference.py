@@ -72,6 +72,8 @@ def check(model: str = "reference", only: list[str] | None = None, device: str |
         found += gates.of_figures(rows_of(subject.open(), audited.audit_id))
         found.append(_held_out(subject, world, settings))
     _show(found)
+    if not only and (world / "README.md").is_file():
+        _write(world / "README.md", found)
     return all(gate.holds for gate in found)
 
 
@@ -104,6 +106,19 @@ def _held_out(subject: Subject, world: Path, settings: Settings) -> gates.Gate:
     evaluating.score_copies(subject, ORIGINAL, probe, wanted, ids, settings.sscd)
     rate = evaluating.copy_figures(subject, wanted, ids)[0]
     return gates.Gate("attack: held-out pictures that come back", rate.value, "<=", 0.05)
+
+
+def _write(readme: Path, found: list[gates.Gate]) -> None:
+    """Puts the table between the marks of the world's README."""
+    lines = ["| gate | measured | wanted | |", "|---|---:|---:|---|"]
+    for gate in found:
+        lines.append(
+            f"| {gate.name} | {gate.value:.3f} | {gate.sense} {gate.limit:g} | {'holds' if gate.holds else 'misses'} |"
+        )
+    before, _, rest = readme.read_text().partition("<!-- gates -->\n")
+    after = rest.partition("<!-- /gates -->")[2]
+    table = "\n".join(lines)
+    readme.write_text(f"{before}<!-- gates -->\n{table}\n<!-- /gates -->{after}")
 
 
 def _show(found: list[gates.Gate]) -> None:

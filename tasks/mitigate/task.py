@@ -22,14 +22,18 @@ Sets = dict[tuple[str, int | None, int], torch.Tensor]
 def cut_neurons(
     subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site = Site.VALUE, seed: int = 0
 ) -> dict[str, str]:
-    """Cuts NeMo's neurons of all these prompts together; "nemo" and "random-nemo", by name the variant in the store."""
+    """Cuts NeMo's neurons of all these prompts together: "nemo" and "random-nemo", by name the variant in the store.
+
+    Nothing where the search found nothing.
+    """
     model = subject.load()
     layers = layers_of(model.unet, site)
     sets = _sets(subject, "nemo", params_id, prompt_ids, layers, site)
     members = {
         layer.index: torch.unique(torch.cat([sets[name, None, layer.index] for name in prompt_ids])) for layer in layers
     }
-    _refuse_nothing(members, "NeMo found no neuron for any of these prompts")
+    if not any(len(found) for found in members.values()):
+        return {}
     universes = {layer.index: layer.outputs for layer in layers}
     chosen = {"nemo": members, "random-nemo": random_like(members, universes, seed)}
     return {
@@ -46,14 +50,18 @@ def cut_weights(
     site: Site = Site.FEED_FORWARD_HIDDEN,
     seed: int = 0,
 ) -> dict[str, str]:
-    """Cuts Wanda's weights of a scope; "wanda" and "random-wanda", by name the variant in the store."""
+    """Cuts Wanda's weights of a scope: "wanda" and "random-wanda", by name the variant in the store.
+
+    Nothing where no weight scored higher for memorized prompts than for null prompts.
+    """
     model = subject.load()
     layers = layers_of(model.unet, site)
     sets = _sets(subject, "wanda", params_id, [scope_id], layers, site)
     universes = {layer.index: layer.outputs * layer.inputs for layer in layers}
     by_step = {(step, index): found for (_, step, index), found in sets.items() if step is not None}
     members = over_steps(by_step, universes, params)
-    _refuse_nothing(members, "no weight scores higher for memorized prompts than for null prompts")
+    if not any(len(found) for found in members.values()):
+        return {}
     chosen = {"wanda": members, "random-wanda": random_like(members, universes, seed)}
     return {
         name: _save(subject, model, name, cut, site, params_id, audit_id, universes, params.model_dump())
@@ -133,8 +141,3 @@ def _sets(
     if lost := wanted - {scope for scope, _, _ in found}:
         raise InputError(f"the store has no {method} sets of {min(lost)!r}: run the localization first")
     return found
-
-
-def _refuse_nothing(members: dict[int, torch.Tensor], why: str) -> None:
-    if not any(len(found) for found in members.values()):
-        raise InputError(f"{why}: there is nothing to cut")

@@ -1,6 +1,6 @@
 """Reporting: what an audit wrote, as one page for people and one table for the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,15 @@ import numpy as np
 from storage import Store, iou
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
+from tasks.report.sheet import sheet
 from tasks.report.verdict import Row
 from tasks.subject import Asked, Subject
 
 STRIPS = 8
 """Training pictures shown with what the variants make of them."""
+
+Shown = Mapping[tuple[str, str, str], Collection[str]]
+"""By name of the variant, variant in the store and probe, the ids of an audit's pictures."""
 
 
 def rows_of(store: Store, audit_id: str) -> list[Row]:
@@ -33,25 +37,29 @@ def write_report(
     path: Path,
     variants: Mapping[str, str],
     asked: Sequence[Asked],
+    shown: Shown,
     facts: Sequence[tuple[str, str]],
     wanda_id: str,
 ) -> str:
-    """Writes the page and returns the table.
+    """Writes the page, and a contact sheet beside it, and returns the table.
 
     Args:
         variants: by the name that figures go by, the variant in the store.
         asked: prompts whose training pictures are shown.
+        shown: the audit's pictures.
         wanda_id: parameters of the Wanda sets whose overlap is drawn.
     """
     store = subject.open()
     rows = rows_of(store, audit_id)
     losses = _losses(store, subject, variants)
+    scores = _best_scores(store)
+    strips = [_strip(store, subject, prompt, shown, scores) for prompt in asked[:STRIPS] if prompt.image_ids]
     report = Report(
         title=f"Memorization audit of {Path(subject.model).name}",
         subtitle=f"audit {audit_id}",
         facts=facts,
         rows=rows,
-        strips=[_strip(store, subject, variants, prompt) for prompt in asked[:STRIPS] if prompt.image_ids],
+        strips=strips,
         losses=[losses] if losses is not None else [],
         matrices=_overlap(store, subject, wanda_id),
     )
@@ -59,31 +67,38 @@ def write_report(
     aside = path.with_suffix(".writing")
     aside.write_text(render(report), encoding="utf-8")
     aside.replace(path)
+    if strips:
+        path.with_name("sheet.png").write_bytes(sheet(strips))
     return table_text(rows)
 
 
-def _strip(store: Store, subject: Subject, variants: Mapping[str, str], prompt: Asked) -> Strip:
+def _strip(store: Store, subject: Subject, prompt: Asked, shown: Shown, scores: Mapping[str, float]) -> Strip:
     """The training picture beside the best copy that each variant makes of it, from its prompt and under attack."""
     image = store.read("images", columns=["bytes"], image_id=prompt.image_ids[0])["bytes"][0].as_py()
-    shown = []
-    for name, variant in variants.items():
+    found = []
+    for (name, variant, probe), ids in shown.items():
         rows = store.read(
             "generations",
-            columns=["probe", "generation_id", "bytes"],
+            columns=["generation_id", "bytes"],
             model_id=subject.model_id,
             variant=variant,
+            probe=probe,
             prompt_id=prompt.prompt_id,
         ).to_pylist()
-        for probe in sorted({row["probe"] for row in rows}, key=lambda probe: (probe != "prompt", probe)):
-            of_probe = {row["generation_id"]: row["bytes"] for row in rows if row["probe"] == probe}
-            scores = store.read("scores", columns=["generation_id", "value"], metric="sscd").to_pylist()
-            best = max(
-                (row for row in scores if row["generation_id"] in of_probe), key=lambda row: row["value"], default=None
-            )
-            if best is not None:
-                label = f"{name}, {_words(probe)}"
-                shown.append(Picture(label, of_probe[best["generation_id"]], best["value"]))
-    return Strip(prompt.text, Picture("training picture", image), shown)
+        of_audit = {row["generation_id"]: row["bytes"] for row in rows if row["generation_id"] in ids}
+        best = max(of_audit.keys() & scores.keys(), key=scores.__getitem__, default=None)
+        if best is not None:
+            found.append(Picture(f"{name}, {_words(probe)}", of_audit[best], scores[best]))
+    return Strip(prompt.text, Picture("training picture", image), found)
+
+
+def _best_scores(store: Store) -> dict[str, float]:
+    """Similarity of each generation to the nearest of its training pictures."""
+    rows = store.read("scores", columns=["generation_id", "value"], metric="sscd")
+    out: dict[str, float] = {}
+    for name, value in zip(rows["generation_id"].to_pylist(), rows["value"].to_pylist(), strict=True):
+        out[name] = max(value, out.get(name, -1.0))
+    return out
 
 
 def _losses(store: Store, subject: Subject, variants: Mapping[str, str]) -> Chart | None:

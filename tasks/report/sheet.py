@@ -1,0 +1,72 @@
+"""A contact sheet: training pictures and what each variant makes of them, as one PNG."""
+
+import io
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from PIL import Image, ImageDraw, ImageFont
+
+from tasks.report.report import Picture, Strip
+
+CELL, GAP, HEAD, SIZE = 112, 6, 34, 11
+COPY, OTHER = (190, 40, 40), (90, 90, 90)
+
+
+def sheet(strips: Sequence[Strip], threshold: float = 0.7) -> bytes:
+    """A row a training picture, a column a variant under a probe; copies are framed.
+
+    Raises:
+        ValueError: there are no strips.
+    """
+    if not strips:
+        raise ValueError("a contact sheet needs at least one training picture")
+    labels = list(dict.fromkeys(picture.label for strip in strips for picture in (strip.original, *strip.generated)))
+    width = GAP + len(labels) * (CELL + GAP)
+    canvas = Image.new("RGB", (width, HEAD + len(strips) * (CELL + SIZE + 2 * GAP)), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(SIZE)
+    for column, label in enumerate(labels):
+        draw.multiline_text((GAP + column * (CELL + GAP), 4), label.replace(", ", ",\n"), "black", font, spacing=2)
+    for row, strip in enumerate(strips):
+        top = HEAD + row * (CELL + SIZE + 2 * GAP)
+        shown = {picture.label: picture for picture in (strip.original, *strip.generated)}
+        for column, label in enumerate(labels):
+            if label in shown:
+                _place(canvas, draw, font, shown[label], GAP + column * (CELL + GAP), top, threshold)
+    stream = io.BytesIO()
+    canvas.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def grid(pictures: Sequence[bytes], columns: int) -> bytes:
+    """Pictures row by row, twice their size when they are small."""
+    opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+    side = max(CELL, opened[0].width)
+    rows = list(zip_longest(*[iter(opened)] * columns))
+    canvas = Image.new("RGB", (columns * (side + GAP) + GAP, len(rows) * (side + GAP) + GAP), "white")
+    for row, line in enumerate(rows):
+        for column, picture in enumerate(line):
+            if picture is not None:
+                place = (GAP + column * (side + GAP), GAP + row * (side + GAP))
+                canvas.paste(picture.resize((side, side), Image.Resampling.LANCZOS), place)
+    stream = io.BytesIO()
+    canvas.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _place(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    picture: Picture,
+    left: int,
+    top: int,
+    threshold: float,
+) -> None:
+    image = Image.open(io.BytesIO(picture.data)).convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
+    canvas.paste(image, (left, top))
+    if picture.sscd is None:
+        return
+    copied = picture.sscd > threshold
+    if copied:
+        draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline=COPY, width=3)
+    draw.text((left, top + CELL + 2), f"SSCD {picture.sscd:.2f}", COPY if copied else OTHER, font)

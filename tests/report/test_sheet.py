@@ -1,0 +1,34 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.diffusion.sampling import to_png
+from tasks.report.report import Picture, Strip
+from tasks.report.sheet import CELL, COPY, GAP, HEAD, grid, sheet
+
+
+def picture(grey: int) -> bytes:
+    return to_png(np.full((8, 8, 3), grey, np.uint8))
+
+
+def test_copies_are_framed_and_others_are_not() -> None:
+    strip = Strip(
+        "rug", Picture("training", picture(0)), [Picture("a", picture(100), 0.9), Picture("b", picture(200), 0.1)]
+    )
+    pixels = np.asarray(Image.open(io.BytesIO(sheet([strip]))))
+    corner = [tuple(pixels[HEAD + 1, GAP + column * (CELL + GAP) + 1].tolist()) for column in range(3)]
+    assert corner == [(0, 0, 0), COPY, (200, 200, 200)]
+
+
+def test_no_pictures_no_sheet() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        sheet([])
+
+
+def test_a_grid_leaves_the_last_places_empty() -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(grid([picture(10)] * 3, 2))))
+    assert pixels.shape == (2 * (CELL + GAP) + GAP, 2 * (CELL + GAP) + GAP, 3)
+    assert pixels[GAP + 1, GAP + 1, 0] == 10
+    assert pixels[-GAP - 2, -GAP - 2, 0] == 255
