@@ -4,8 +4,9 @@
     python -m benchmarks.store --steps 2 --layers 3 --prompts 500 --json FILE
 
 Sets are synthetic: in every layer, step and subset about one weight in a hundred, 60 % of them from a pool that the
-subsets have in common. Rivals: pickled SciPy CSR matrices on disk; sorted NumPy intersections, SciPy products and plain
-NumPy for the answers. The rivals' inputs lie in memory already; the store's answers include reading and decoding.
+subsets have in common. Rivals: pickled SciPy CSR matrices and other encodings on disk; sorted NumPy intersections,
+SciPy products and plain NumPy for the answers. The rivals' time begins when their input lies in memory, decoded and
+sorted; the store's includes finding, reading and decoding it. Rivals use one thread, DuckDB as many as it is given.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,12 +36,24 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from storage import Store, connect, iou, query
-from storage.tables import FLOATS, MEMBERS
+from storage.layout import partition_of
+from storage.tables import FLOATS, MEMBERS, TABLES
 
 FEED_FORWARD = [(320, 1280)] * 5 + [(640, 2560)] * 5 + [(1280, 5120)] * 6
 VALUE = [320, 320, 640, 640, 1280, 1280, 1280]
 MODEL = "benchmark"
+BY = ("store", "numpy", "scipy")
+MEMORY_MIB = 2048
+"""What DuckDB may hold while it answers a query; what is more goes to the temporary folder."""
 START = datetime(2024, 1, 1, tzinfo=UTC)
+
+ENCODINGS: dict[str, tuple[str | None, bool, str]] = {
+    "parquet_default": (None, True, "zstd"),
+    "parquet_plain": (None, False, "zstd"),
+    "parquet_split": ("BYTE_STREAM_SPLIT", False, "zstd"),
+    "parquet_delta_only": ("DELTA_BINARY_PACKED", False, "none"),
+}
+"""Encodings that the store does not use for members: encoding, dictionary, compression."""
 
 Sets = list[list[NDArray[np.uint32]]]
 """Members by step and subset."""
@@ -48,19 +62,19 @@ Sets = list[list[NDArray[np.uint32]]]
 def main() -> None:
     options = parse()
     if options.measure_iou:
-        print(json.dumps(measure_iou(Store.open(options.measure_iou), options.threads)))
+        print(json.dumps(measure_iou(Store.open(options.measure_iou, create=False), options.by, options.threads)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         store = Store.open(Path(folder) / "store")
         figures: dict[str, float] = {}
-        figures |= neuron_sets(store, options)
-        figures |= intersections(store, options)
-        figures |= activations(store, options)
-        fill_small_tables(store, options)
-        figures |= latencies(store, options)
+        for measure in (neuron_sets, intersections, activations, latencies):
+            with timed() as clock:
+                figures |= measure(store, options)
+            print(f"{measure.__name__}: {clock.seconds:.0f} s", file=sys.stderr, flush=True)
     width = max(map(len, figures))
     for name, value in figures.items():
-        print(f"{name:<{width}}  {value:>14,.4g}")
+        # In full where there are digits before the point, else to four digits.
+        print(f"{name:<{width}}  {f'{value:,.0f}' if value >= 10_000 else f'{value:.4g}':>14}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -78,6 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where to put the store; default the system's temporary folder")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--measure-iou", help=argparse.SUPPRESS)
+    parser.add_argument("--by", choices=BY, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -100,8 +115,9 @@ def make_sets(shape: tuple[int, int], options: argparse.Namespace, seed: int) ->
 
 def neuron_sets(store: Store, options: argparse.Namespace) -> dict[str, float]:
     """Write the sets, one part a layer and subset, and weigh them against their rivals."""
-    members = raw = csr = csr_bool = plain = 0
-    seconds = 0.0
+    members = raw = sampled = csr = csr_bool = 0
+    seconds = csr_seconds = 0.0
+    others = dict.fromkeys(ENCODINGS, 0)
     for number, shape in enumerate(FEED_FORWARD[: options.layers]):
         sets = make_sets(shape, options, number)
         for subset in range(options.subsets):
@@ -121,67 +137,81 @@ def neuron_sets(store: Store, options: argparse.Namespace) -> dict[str, float]:
             seconds += clock.seconds
             members += len(lists.values)
             raw += rows.nbytes
-            # The rivals' size does not depend on the step; the first one stands for all.
-            csr += csr_bytes(sets[0][subset], shape, np.int64) * options.steps
-            csr_bool += csr_bytes(sets[0][subset], shape, np.bool_) * options.steps
-            plain += parquet_bytes(lists.slice(0, 1)) * options.steps
-    disk = stored_bytes(store, "neuron_sets")
+            # The rivals' size and time do not depend on the step; the first one stands for all.
+            first = sets[0][subset]
+            sampled += len(first)
+            with timed() as clock:
+                csr += write_csr(options.folder, first, shape, np.int64)
+            csr_seconds += clock.seconds
+            csr_bool += write_csr(options.folder, first, shape, np.bool_)
+            for name in others:
+                others[name] += parquet_bytes(lists.slice(0, 1), *ENCODINGS[name])
     return {
         "members": members,
-        "bytes_per_member": disk / members,
-        "csr_pickle_bytes_per_member": csr / members,
-        "csr_bool_pickle_bytes_per_member": csr_bool / members,
-        "plain_parquet_bytes_per_member": plain / members,
+        "bytes_per_member": stored_bytes(store, "neuron_sets") / members,
+        "csr_pickle_bytes_per_member": csr / sampled,
+        "csr_bool_pickle_bytes_per_member": csr_bool / sampled,
+        **{f"{name}_bytes_per_member": size / sampled for name, size in others.items()},
         "write_mib_per_s": raw / seconds / 2**20,
         "write_members_per_s": members / seconds,
+        "write_csr_pickle_members_per_s": sampled / csr_seconds,
     }
 
 
 def intersections(store: Store, options: argparse.Namespace) -> dict[str, float]:
-    """All pairs of subsets in every layer and step."""
-    program = [sys.executable, "-m", "benchmarks.store", "--measure-iou", store.place.root]
-    program += ["--threads", str(options.threads)]
-    # A process of its own, so that its peak of memory is that of the IOU alone.
-    ours = json.loads(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
-    numpy_s = scipy_s = 0.0
-    total = 0
-    for number, shape in enumerate(FEED_FORWARD[: options.layers]):
-        for sets in make_sets(shape, options, number):
-            with timed() as clock:
-                counts = [
-                    len(np.intersect1d(one, two, assume_unique=True)) for one, two in itertools.combinations(sets, 2)
-                ]
-            numpy_s += clock.seconds
-            with timed() as clock:
-                ends = np.cumsum([0, *map(len, sets)])
-                data = np.ones(ends[-1], np.int32)
-                matrix = sparse.csr_matrix((data, np.concatenate(sets), ends), (len(sets), shape[0] * shape[1]))
-                product = (matrix @ matrix.T).toarray()
-            scipy_s += clock.seconds
-            total += sum(counts)
-            if int(np.triu(product, 1).sum()) != sum(counts):
-                raise SystemExit("NumPy and SciPy disagree")
-    if ours["intersections"] != total:
-        raise SystemExit(f"the store counts {ours['intersections']} members in intersections, NumPy {total}")
+    """All pairs of subsets in every layer and step, each way in a process of its own, whose peak of memory it is."""
+    found = {}
+    for by in BY:
+        program = [sys.executable, "-m", "benchmarks.store", "--measure-iou", store.place.root, "--by", by]
+        program += ["--threads", str(options.threads)]
+        found[by] = json.loads(subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    if len({one["intersections"] for one in found.values()}) != 1:
+        raise SystemExit(f"the three ways disagree: {found}")
     return {
-        "iou_s": ours["seconds"],
-        "iou_numpy_s": numpy_s,
-        "iou_scipy_s": scipy_s,
-        "iou_time_over_numpy": ours["seconds"] / numpy_s,
-        "iou_time_over_scipy": ours["seconds"] / scipy_s,
-        "iou_peak_mib": ours["peak_mib"],
+        "iou_s": found["store"]["seconds"],
+        "iou_numpy_s": found["numpy"]["seconds"],
+        "iou_scipy_s": found["scipy"]["seconds"],
+        "iou_time_over_numpy": found["store"]["seconds"] / found["numpy"]["seconds"],
+        "iou_time_over_scipy": found["store"]["seconds"] / found["scipy"]["seconds"],
+        "iou_peak_mib": found["store"]["peak_mib"],
+        "iou_numpy_peak_mib": found["numpy"]["peak_mib"],
+        "iou_scipy_peak_mib": found["scipy"]["peak_mib"],
     }
 
 
-def measure_iou(store: Store, threads: int) -> dict[str, float]:
+def measure_iou(store: Store, by: str, threads: int) -> dict[str, float]:
     """All IOUs, in this process."""
-    with timed() as clock:
-        rows = iou(store, threads=threads)
-    return {
-        "seconds": clock.seconds,
-        "intersections": int(np.sum(rows["intersection"].to_numpy())),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    seconds, total = 0.0, 0
+    if by == "store":
+        with timed() as clock:
+            rows = iou(store, threads=threads)
+        seconds, total = clock.seconds, int(np.sum(rows["intersection"].to_numpy()))
+    else:
+        count = numpy_intersections if by == "numpy" else scipy_intersections
+        parts = store.parts("neuron_sets")
+        for layer in sorted({partition_of(TABLES["neuron_sets"], part)["layer"] for part in parts}):
+            rows = store.read("neuron_sets", columns=["step", "universe", "members"], layer=layer).combine_chunks()
+            steps, universe = rows["step"].to_numpy(), rows["universe"][0].as_py()
+            members = rows["members"].chunk(0)
+            for step in np.unique(steps):
+                sets = [members[row].values.to_numpy() for row in np.flatnonzero(steps == step)]
+                with timed() as clock:
+                    total += count(sets, universe)
+                seconds += clock.seconds
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "intersections": total, "peak_mib": peak}
+
+
+def numpy_intersections(sets: list[NDArray[np.uint32]], universe: int) -> int:
+    """Members in the intersections of all pairs, the sets being sorted already."""
+    return sum(len(np.intersect1d(one, two, assume_unique=True)) for one, two in itertools.combinations(sets, 2))
+
+
+def scipy_intersections(sets: list[NDArray[np.uint32]], universe: int) -> int:
+    """The same from the product of a sparse matrix, a row a set, with its transpose."""
+    ends = np.cumsum([0, *map(len, sets)])
+    matrix = sparse.csr_matrix((np.ones(ends[-1], np.int32), np.concatenate(sets), ends), (len(sets), universe))
+    return int(np.triu((matrix @ matrix.T).toarray(), 1).sum())
 
 
 def activations(store: Store, options: argparse.Namespace) -> dict[str, float]:
@@ -194,19 +224,20 @@ def activations(store: Store, options: argparse.Namespace) -> dict[str, float]:
         for i, kind in enumerate(kinds)
     ]
     store.write("prompts", "all", prompts, prompt_set="benchmark")
-    raw, seconds, plain_s = 0, 0.0, 0.0
+    raw, seconds, plain_s, plain = 0, 0.0, 0.0, 0
     for number, width in enumerate(VALUE):
         where = {"model_id": MODEL, "variant": "original", "site": "value", "layer": f"value {number}"}
         for first in range(0, count, 5000):
             values = choose.gamma(4.0, 0.1, (min(5000, count - first), width)).astype(np.float32)
             names = pa.array([f"p{first + i}" for i in range(len(values))])
-            rows = pa.table({"prompt_id": names, "mean_abs": lists_of(list(values), FLOATS)})
+            lists = lists_of(list(values), FLOATS)
+            rows = pa.table({"prompt_id": names, "mean_abs": lists})
             with timed() as clock:
                 store.write("activations", f"from{first}", rows, **where)
             seconds += clock.seconds
             raw += values.nbytes
-    con = connect(store)
-    con.execute(f"SET threads = {options.threads}")
+            plain += parquet_bytes(lists, None, False)
+    con = open_sql(store, options)
     with timed() as ours:
         rows = query(con, "nemo_zscores", model_id=MODEL)
     if rows.num_rows != options.memorized * sum(VALUE):
@@ -220,8 +251,10 @@ def activations(store: Store, options: argparse.Namespace) -> dict[str, float]:
         plain_s += clock.seconds
     return {
         "bytes_per_activation": stored_bytes(store, "activations") / (count * sum(VALUE)),
+        "plain_parquet_bytes_per_activation": plain / (count * sum(VALUE)),
         "write_activations_mib_per_s": raw / seconds / 2**20,
         "zscore_s": ours.seconds,
+        "zscore_numpy_s": plain_s,
         "zscore_time_over_numpy": ours.seconds / plain_s,
     }
 
@@ -262,7 +295,12 @@ def fill_small_tables(store: Store, options: argparse.Namespace) -> None:
 
 
 def latencies(store: Store, options: argparse.Namespace) -> dict[str, float]:
-    """What a person waits for ten questions, in milliseconds, on a connection that is open."""
+    """What a person waits for an answer, in milliseconds, on a connection that is open.
+
+    The paper's two figures look at every set there is. Beside the query for one layer stands what the same answer costs
+    when DuckDB cannot tell from the condition which files it needs, and reads them all.
+    """
+    fill_small_tables(store, options)
     layer, prompt = layer_name(options.layers - 1), f"p{options.prompts}"
     questions: dict[str, dict[str, Any]] = {
         "iou_pairs": {"layer": layer, "step": 0},
@@ -271,23 +309,41 @@ def latencies(store: Store, options: argparse.Namespace) -> dict[str, float]:
         "prompts_with_most_neurons": {"method": "nemo"},
         "shared_by_prompts": {"method": "nemo", "at_least": 3},
         "nemo_statistics": {"model_id": MODEL, "layer": "value 0"},
+        "nemo_zscores": {"model_id": MODEL, "layer": "value 6", "prompt_id": prompt, "theta": 3.0},
         "wanda_norms": {"model_id": MODEL, "subset": "subset 3"},
         "audit_metrics": {},
         "drift_from_accepted": {},
         "copies": {},
-        "nemo_zscores": {"model_id": MODEL, "layer": "value 6", "prompt_id": prompt, "theta": 3.0},
     }
-    con = connect(store)
-    con.execute(f"SET threads = {options.threads}")
+    con = open_sql(store, options)
     result = {}
     for name, params in questions.items():
-        times = []
-        for _ in range(options.repeats):
-            with timed() as clock:
-                query(con, name, **params)
-            times.append(clock.seconds * 1000)
-        result[f"query_{name}_ms"] = statistics.median(times)
+        result[f"query_{name}_ms"] = waiting(options.repeats, lambda: query(con, name, **params))  # noqa: B023
+    for name in ("iou_by_layer", "iou_by_step"):
+        result[f"query_{name}_ms"] = waiting(1, lambda: query(con, name, method="wanda"))  # noqa: B023
+    for name, condition in (("pruned", "layer = $layer"), ("unpruned", "reverse(layer) = reverse($layer)")):
+        asked = f"SELECT sum(members[1]) FROM neuron_sets WHERE {condition}"
+        result[f"one_layer_{name}_ms"] = waiting(
+            options.repeats,
+            lambda: con.execute(asked, {"layer": layer}).fetchall(),  # noqa: B023
+        )
     return result
+
+
+def waiting(repeats: int, ask: Callable[[], object]) -> float:
+    """Median milliseconds."""
+    times = []
+    for _ in range(repeats):
+        with timed() as clock:
+            ask()
+        times.append(clock.seconds * 1000)
+    return statistics.median(times)
+
+
+def open_sql(store: Store, options: argparse.Namespace) -> duckdb.DuckDBPyConnection:
+    con = connect(store)
+    con.execute(f"SET threads = {options.threads}; SET memory_limit = '{MEMORY_MIB}MiB'")
+    return con
 
 
 class Clock:
@@ -312,15 +368,22 @@ def lists_of(arrays: list[NDArray[Any]], kind: pa.ListType) -> pa.ListArray:
     return pa.ListArray.from_arrays(ends, np.concatenate(arrays), type=kind)
 
 
-def csr_bytes(members: NDArray[np.uint32], shape: tuple[int, int], kind: type) -> int:
+def write_csr(folder: Path | None, members: NDArray[np.uint32], shape: tuple[int, int], kind: type) -> int:
+    """Bytes of a set as a pickled matrix, on the disk as safely as a part."""
     rows, columns = np.divmod(members.astype(np.int64), shape[1])
-    return len(pickle.dumps(sparse.csr_matrix((np.ones(len(members), kind), (rows, columns)), shape)))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        pickle.dump(sparse.csr_matrix((np.ones(len(members), kind), (rows, columns)), shape), file)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
 
 
-def parquet_bytes(lists: pa.ListArray) -> int:
-    """Bytes with Parquet's defaults and the same compression."""
+def parquet_bytes(lists: pa.ListArray, encoding: str | None, dictionary: bool, compression: str = "zstd") -> int:
+    """Bytes of a list column in another encoding."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"members": lists}), sink, compression="zstd")
+    encodings = {"values.list.element": encoding} if encoding else None
+    options = {"use_dictionary": dictionary, "column_encoding": encodings, "compression": compression}
+    pq.write_table(pa.table({"values": lists}), sink, **options)
     return int(sink.getvalue().size)
 
 

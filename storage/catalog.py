@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from storage.local import LocalPlace
 from storage.store import Store, dataset
 from storage.tables import TABLES, Table
 
-MACROS = ("iou_of",)
+MACROS = ("iou_of", "statistics_of")
 """Functions that return a table; their files hold the whole CREATE MACRO."""
 VIEWS = ("audits", "neurons", "members", "iou", "shared_neurons", "drift")
 """Views on top of the tables, each after those it stands on."""
@@ -39,22 +40,26 @@ _TYPES = {
 }
 
 
-def connect(store: Store, through_arrow: bool = False) -> duckdb.DuckDBPyConnection:
+def connect(store: Store, through_arrow: bool = False, spill: str | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory database with a view for each table and the views on top.
 
     Args:
         store: the store.
         through_arrow: let Arrow read the parts that are there now, so that DuckDB itself needs no file; always so on
             S3. Otherwise DuckDB reads them, and a view also sees parts that are put in place later.
+        spill: folder for what does not fit in memory; None for one of its own in the system's temporary folder.
 
     Raises:
         StoreError: a store that cannot be read.
     """
     con = duckdb.connect(config={"python_enable_replacements": "false"})
     with _clear("cannot open the catalog"):
-        # Nothing is fetched behind the caller's back, and what does not fit in memory spills outside the store.
+        # Nothing is fetched behind the caller's back.
         con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
-        con.execute(f"SET temp_directory = {_quoted(f'{tempfile.gettempdir()}/engram-{os.getpid()}')}")
+        # What does not fit in memory goes outside the store, into a folder that DuckDB makes when it needs one, and
+        # removes. It is this connection's own: two databases that spill into one would write over each other.
+        spill = spill or f"{tempfile.gettempdir()}/engram-{secrets.token_hex(8)}"
+        con.execute(f"SET temp_directory = {_quoted(spill)}")
         # The bar would be drawn on standard output, into the answer.
         con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         for table in TABLES.values():
@@ -70,7 +75,8 @@ def connect(store: Store, through_arrow: bool = False) -> duckdb.DuckDBPyConnect
 def write_catalog(store: Store, path: Path | str) -> None:
     """Write the views into a DuckDB file, for the `duckdb` shell and other SQL tools; the data stay in the store.
 
-    An older catalog at `path` is replaced in one step.
+    Every DuckDB from 1.4 on can open it. Tables that have parts now also show those that come later; a table that has
+    none stays empty until the catalog is written again. An older catalog at `path` is replaced in one step.
 
     Raises:
         StoreError: something else lies at `path`; no right to write there; a store on S3 without DuckDB's httpfs.
@@ -80,11 +86,12 @@ def write_catalog(store: Store, path: Path | str) -> None:
         raise StoreError(f"{path} is there already and is no DuckDB file; choose another name")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with _clear(f"cannot write the catalog {path}"), duckdb.connect(str(aside)) as con:
+        with _clear(f"cannot write the catalog {path}"), duckdb.connect() as con:
             if not isinstance(store.place, LocalPlace):
                 con.execute("LOAD httpfs")
+            con.execute(f"ATTACH {_quoted(str(aside))} AS catalog_file (STORAGE_VERSION 'v1.0.0'); USE catalog_file")
             for table in TABLES.values():
-                _create(con, table.view, _select(store, table), table)
+                _create(con, table.view, _select(store, table, portable=True), table)
             _create_on_top(con)
         os.replace(aside, path)
     except OSError as error:
@@ -145,15 +152,22 @@ def _create(con: duckdb.DuckDBPyConnection, name: str, select: str, table: Table
         con.execute(f"COMMENT ON COLUMN {name}.{field.name} IS {_quoted(field.metadata[b'description'].decode())}")
 
 
-def _select(store: Store, table: Table) -> str:
-    kinds = {field.name: _sql_type(field.type) for field in table.schema}
-    hive = ", ".join(f"{name}: {kinds[name]}" for name in table.partition)
+def _select(store: Store, table: Table, portable: bool = False) -> str:
+    """The rows of a table; `portable` does without `allow_empty`, which DuckDB 1 does not know."""
+    kinds = {field.name: sql_type(field.type) for field in table.schema}
+    none = f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in kinds.items())} WHERE false"
+    if portable and not store.parts(table.name):
+        return none
+    options = [f"hive_partitioning = {str(bool(table.partition)).lower()}"]
+    if table.partition:
+        options.append(f"hive_types = {{{', '.join(f'{name}: {kinds[name]}' for name in table.partition)}}}")
+    if not portable:
+        options.append("allow_empty = true")
     return sql("table").format(
         columns=", ".join(kinds),
-        nulls=", ".join(f"NULL::{kind} AS {name}" for name, kind in kinds.items()),
+        none=none,
         files=_quoted(f"{_prefix(store)}/{table.name}/**/*.parquet"),
-        partitioned=str(bool(hive)).lower(),
-        types=f", hive_types = {{{hive}}}" if hive else "",
+        options=", ".join(options),
     )
 
 
@@ -161,7 +175,8 @@ def _prefix(store: Store) -> str:
     return store.place.root if isinstance(store.place, LocalPlace) else store.url
 
 
-def _sql_type(kind: pa.DataType) -> str:
+def sql_type(kind: pa.DataType) -> str:
+    """What SQL calls the type of a column."""
     return f"{_TYPES[kind.value_type]}[]" if pa.types.is_list(kind) else _TYPES[kind]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,8 +13,22 @@ from storage.place import MANIFEST
 from storage.tables import VERSION
 
 
-def write_manifest(table: str, folder: Path) -> bytes:
-    """Describe the files below `folder`.
+@dataclass(frozen=True)
+class Manifest:
+    """What `read_manifest` finds."""
+
+    files: Mapping[str, Mapping[str, Any]]
+    """By relative path, `size` and `sha256`."""
+    below: str
+    """Folder beside the manifest that the files lie in; empty if they lie beside it themselves."""
+
+    def address(self, name: str) -> str:
+        """Where a file lies, relative to the manifest's folder."""
+        return f"{self.below}/{name}" if self.below else name
+
+
+def write_manifest(table: str, folder: Path, below: str = "") -> bytes:
+    """Describe the files in `folder`, which will lie in the folder `below` beside the manifest.
 
     Raises:
         ValueError: if there are none, or one that has the manifest's own name.
@@ -24,11 +40,11 @@ def write_manifest(table: str, folder: Path) -> bytes:
                 files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest(file)}
     if not files or MANIFEST in files:
         raise ValueError(f"it is empty, no folder, or has a {MANIFEST} of its own")
-    return _sealed({"table": table, "version": VERSION, "files": files})
+    return _sealed({"table": table, "version": VERSION, "below": below, "files": files})
 
 
-def read_manifest(data: bytes) -> dict[str, dict[str, Any]]:
-    """The files in a manifest: relative path to `size` and `sha256`.
+def read_manifest(data: bytes) -> Manifest:
+    """The files in a manifest, and where they lie.
 
     Raises:
         ValueError: if any byte of it has changed.
@@ -36,8 +52,7 @@ def read_manifest(data: bytes) -> dict[str, dict[str, Any]]:
     content = json.loads(data)
     if not isinstance(content, dict) or content.pop("sha256", None) is None or _sealed(content) != data:
         raise ValueError("its bytes have changed since it was written")
-    files: dict[str, dict[str, Any]] = content["files"]
-    return files
+    return Manifest(content["files"], content["below"])
 
 
 def digest(file: BinaryIO) -> str:

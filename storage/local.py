@@ -14,6 +14,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from storage.errors import StoreError
+from storage.folders import write_manifest
 from storage.place import ASIDE, HOUR, MANIFEST, Entry
 
 _number = itertools.count()
@@ -55,7 +56,8 @@ class LocalPlace:
             aside.unlink(missing_ok=True)
         _flush_folder(final.parent)
 
-    def put_folder(self, path: str, source: Path, manifest: bytes) -> None:
+    def put_folder(self, path: str, source: Path, table: str) -> None:
+        manifest = write_manifest(table, source)
         final, aside = self.path / path, self._aside()
         try:
             aside.mkdir()

@@ -13,6 +13,8 @@ ASIDE = ".aside"
 """Folder of the store where files are written before they are put in place."""
 MANIFEST = "manifest.json"
 """File that makes a folder of weights visible on S3, and says in both places what the folder holds."""
+WEIGHTS = "weights"
+"""Folder of the store with the folders of weights."""
 HOUR = 3600.0
 """Seconds after which a file left aside counts as abandoned, whoever wrote it."""
 
@@ -49,8 +51,8 @@ class Place(Protocol):
     def put(self, path: str, data: bytes) -> None:
         """Let a file appear whole in one step; one that is there already stays as it is."""
 
-    def put_folder(self, path: str, source: Path, manifest: bytes) -> None:
-        """Let a folder of copies of all files below `source` appear in one step, with the manifest among them."""
+    def put_folder(self, path: str, source: Path, table: str) -> None:
+        """Let a folder of copies of all files below `source` appear in one step, with a manifest that names `table`."""
 
     def get_folder(self, path: str) -> Path:
         """A local folder with the files of a folder that was put; it must not be changed."""

@@ -1,17 +1,20 @@
 """The store under a prefix of an S3 bucket.
 
 An object appears whole when its upload ends, or not at all, so a part needs no aside here. A folder of weights is many
-objects; its manifest is uploaded last and makes it visible.
+objects, `weights/<key>/<upload>/...`; the manifest beside them is uploaded last, names the upload and makes it visible.
+Every upload has a name of its own, so that no writer touches what another one's manifest has made visible.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,8 +22,9 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from storage.errors import StoreError
-from storage.folders import digest, read_manifest
-from storage.place import HOUR, MANIFEST, Entry
+from storage.folders import digest, read_manifest, write_manifest
+from storage.place import HOUR, MANIFEST, WEIGHTS, Entry
+from storage.tables import TABLES
 
 _UPLOAD = "unfinished upload "
 
@@ -55,14 +59,18 @@ class S3Place:
         if not self.exists(path):
             self._upload(path, data)
 
-    def put_folder(self, path: str, source: Path, manifest: bytes) -> None:
-        for item in sorted(source.rglob("*")):
-            if item.is_file():
-                # Should the copying stop half-way, what arrived has no manifest, so nobody takes it for whole.
-                name = self._name(f"{path}/{item.relative_to(source).as_posix()}")
-                with open(item, "rb") as local, self.filesystem.open_output_stream(name) as remote:
-                    shutil.copyfileobj(local, remote, 1 << 20)
-        self._upload(f"{path}/{MANIFEST}", manifest)
+    def put_folder(self, path: str, source: Path, table: str) -> None:
+        upload = secrets.token_hex(8)
+        manifest = write_manifest(table, source, below=upload)
+        for name, entry in read_manifest(manifest).files.items():
+            # Should the copying stop half-way, what arrived has no manifest, so nobody takes it for whole.
+            remote = self._name(f"{path}/{upload}/{name}")
+            with open(source / name, "rb") as local, self.filesystem.open_output_stream(remote) as stream:
+                shutil.copyfileobj(local, stream, 1 << 20)
+            if self.filesystem.get_file_info(remote).size != entry["size"]:
+                raise OSError(f"{name} changed while it was uploaded")
+        # Another writer of the same key may have come first; then this upload stays unseen, and is litter.
+        self.put(f"{path}/{MANIFEST}", manifest)
 
     def get_folder(self, path: str) -> Path:
         final = _cache() / hashlib.sha256(self.url.encode()).hexdigest()[:16] / path
@@ -71,9 +79,10 @@ class S3Place:
         final.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=final.parent))
         try:
-            for name, entry in read_manifest(self.read(f"{path}/{MANIFEST}")).items():
+            manifest = read_manifest(self.read(f"{path}/{MANIFEST}"))
+            for name, entry in manifest.files.items():
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                source = self.filesystem.open_input_stream(self._name(f"{path}/{name}"))
+                source = self.filesystem.open_input_stream(self._name(f"{path}/{manifest.address(name)}"))
                 with source as remote, open(aside / name, "w+b") as local:
                     shutil.copyfileobj(remote, local, 1 << 20)
                     local.seek(0)
@@ -89,27 +98,39 @@ class S3Place:
         return final
 
     def litter(self) -> Mapping[str, float]:
-        now, found = time.time(), {}
-        folders: dict[str, list[Entry]] = {}
-        for entry in self.files("weights"):
-            folders.setdefault("/".join(entry.path.split("/")[:2]), []).append(entry)
-        for folder, entries in folders.items():
-            age = now - max(entry.modified for entry in entries)
-            if age > HOUR and not any(entry.path == f"{folder}/{MANIFEST}" for entry in entries):
-                found[folder] = age
+        now = time.time()
+        newest: dict[str, float] = {}
+        for entry in self.files(WEIGHTS):
+            upload = "/".join(entry.path.split("/")[:3])
+            newest[upload] = max(entry.modified, newest.get(upload, 0.0))
+        for manifest in [path for path in newest if path.endswith(f"/{MANIFEST}")]:
+            folder = manifest.removesuffix(MANIFEST)
+            try:
+                kept = {f"{folder}{read_manifest(self.read(manifest)).below}"}
+            except ValueError:  # it is damaged: which upload it showed, a person has to say
+                kept = {upload for upload in newest if upload.startswith(folder)}
+            newest = {upload: at for upload, at in newest.items() if upload not in {manifest, *kept}}
+        found = {upload: now - modified for upload, modified in newest.items() if now - modified > HOUR}
         prefix = f"{self.prefix}/" if self.prefix else ""
-        for page in _client().get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix):
-            for upload in page.get("Uploads", []):
-                if (age := now - upload["Initiated"].timestamp()) > HOUR:
-                    found[f"{_UPLOAD}{upload['UploadId']} {upload['Key']}"] = age
+        with _boto3() as client:
+            for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix):
+                for upload in page.get("Uploads", []):
+                    age = now - upload["Initiated"].timestamp()
+                    # A bucket may be shared; uploads of others are none of ours to end.
+                    ours = upload["Key"].removeprefix(prefix).split("/")[0] in (*TABLES, WEIGHTS)
+                    if ours and age > HOUR:
+                        found[f"{_UPLOAD}{upload['UploadId']} {upload['Key']}"] = age
         return found
 
     def remove_litter(self, name: str) -> None:
-        if name.startswith(_UPLOAD):
-            number, key = name.removeprefix(_UPLOAD).split(" ", 1)
-            _client().abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=number)
-        else:
-            self.filesystem.delete_dir(self._name(name))
+        with _boto3() as client:
+            if name.startswith(_UPLOAD):
+                number, key = name.removeprefix(_UPLOAD).split(" ", 1)
+                client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=number)
+            else:
+                # Not through Arrow, which would leave an empty object in place of the folder.
+                for entry in self.files(name):
+                    client.delete_object(Bucket=self.bucket, Key=self._name(entry.path).removeprefix(f"{self.bucket}/"))
 
     def _name(self, path: str) -> str:
         return f"{self.root}/{path}".rstrip("/")
@@ -130,12 +151,18 @@ def _connect() -> fs.S3FileSystem:
     return fs.S3FileSystem(allow_delayed_open=True, **options)
 
 
-def _client() -> Any:
+@contextmanager
+def _boto3() -> Iterator[Any]:
+    """A client for what Arrow cannot do; its errors are turned into OSError."""
     try:
         import boto3
+        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
     except ImportError as error:
         raise StoreError("collecting unfinished uploads on S3 needs boto3: pip install boto3") from error
-    return boto3.client("s3")
+    try:
+        yield boto3.client("s3")
+    except (BotoCoreError, ClientError) as error:
+        raise OSError(str(error)) from error
 
 
 def _cache() -> Path:

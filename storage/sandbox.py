@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 
 import duckdb
 import pyarrow as pa
@@ -28,19 +29,19 @@ def run_sql(store: Store, text: str) -> pa.Table:
         StoreError: any other statement, more than one, a mistake in the SQL, a file outside the store.
     """
     statement = _only_select(text)
-    con = connect(store, through_arrow=True)
-    try:
-        # No directory is allowed, not even the store's: SQL hides writes well, as in WITH x AS (COPY ...) SELECT 1,
-        # and DuckDB knows no directory that is for reading only.
-        con.execute("SET enable_external_access = false")
-        con.execute("SET lock_configuration = true")
-        return con.sql(statement).to_arrow_table()
-    except duckdb.PermissionException as error:
-        raise StoreError(f"SQL reads the store and nothing else: {one_line(error)}") from error
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise StoreError(one_line(error)) from error
-    finally:
-        con.close()
+    # DuckDB may always reach the folder it spills into, so that is a new one, which nobody else can enter and which is
+    # removed with all that is in it.
+    with tempfile.TemporaryDirectory(prefix="engram-") as spill, connect(store, True, spill) as con:
+        try:
+            # No other directory is allowed, not even the store's: SQL hides writes well, as in
+            # WITH x AS (COPY ...) SELECT 1, and DuckDB knows no directory that is for reading only.
+            con.execute("SET enable_external_access = false")
+            con.execute("SET lock_configuration = true")
+            return con.sql(statement).to_arrow_table()
+        except duckdb.PermissionException as error:
+            raise StoreError(f"SQL reads the store and nothing else: {one_line(error)}") from error
+        except (duckdb.Error, pa.ArrowException) as error:
+            raise StoreError(one_line(error)) from error
 
 
 def _only_select(text: str) -> str:

@@ -24,18 +24,16 @@ import pyarrow.parquet as pq
 
 from storage import parts
 from storage.errors import StoreError, one_line
-from storage.folders import write_manifest
 from storage.keys import check_key
 from storage.layout import matching, partition_of, segment, split
 from storage.local import LocalPlace
-from storage.place import MANIFEST, Place
+from storage.place import MANIFEST, WEIGHTS, Place
 from storage.rows import Rows, conform, find_table
 from storage.s3 import S3Place
 from storage.tables import VERSION, Table
 
 DEFAULT = ".engram/store"
 MARK = "store.json"
-WEIGHTS = "weights"
 
 
 class Store:
@@ -196,11 +194,9 @@ class Store:
             StoreError: nothing to copy; a full disk, missing rights. Nothing is visible then.
         """
         address = f"{WEIGHTS}/{check_key(key)}"
-        local_folder = Path(local_folder)
         with _clear(f"cannot put {local_folder} into {address}"):
             if not self.place.exists(f"{address}/{MANIFEST}"):
-                manifest = write_manifest(find_table(table).name, local_folder)
-                self.place.put_folder(address, local_folder, manifest)
+                self.place.put_folder(address, Path(local_folder), find_table(table).name)
         return address
 
     def has_folder(self, key: str) -> bool:
@@ -245,6 +241,8 @@ def dataset(store: Store, table: Table, addresses: list[str]) -> ds.FileSystemDa
 
 def _place(url: str) -> Place:
     parts = urlsplit(url)
+    if parts.scheme in ("s3", "file") and (parts.query or parts.fragment):
+        raise StoreError(f"{url}: a store's URL must not contain '?' or '#'")
     if parts.scheme == "s3":
         return S3Place(url)
     if parts.scheme == "file":

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 1
-"""Version of the schemas; raise it when a column changes its name, type or meaning. Other versions are refused."""
+VERSION = 2
+"""Version of the schemas; raise it whenever a column is added or removed, or changes its name, type or meaning.
+
+Parts of two schemas must not meet in one store: a view takes its columns from the first part it finds, so a column that
+only later parts have would be lost without a word. Stores of other versions are refused."""
 
 TEXT = pa.string()
 INT = pa.int32()
@@ -184,6 +187,7 @@ _ALL = (
         column("generation_id", TEXT, "the generated image"),
         column("metric", TEXT, "the measure, e.g. 'sscd'"),
         column("reference_id", TEXT, "what it was compared with; null if nothing", optional=True),
+        column("scorer", TEXT, "the model the figure was made with, e.g. of SSCD or CLIP; null if none", optional=True),
         column("value", FLOAT, "the figure"),
     ),
     _table(

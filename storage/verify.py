@@ -9,8 +9,8 @@ from storage.errors import StoreError, one_line
 from storage.folders import digest, read_manifest
 from storage.layout import partition_of
 from storage.parts import damage
-from storage.place import MANIFEST
-from storage.store import WEIGHTS, Store
+from storage.place import MANIFEST, WEIGHTS
+from storage.store import Store
 from storage.tables import TABLES, Table
 
 
@@ -30,7 +30,8 @@ def verify(store: Store, gc: bool = False, progress: Callable[[int, int], None] 
 
     Args:
         store: the store.
-        gc: also remove what writers that died left behind; it was never visible, and live writers are not disturbed.
+        gc: also remove what writers that died left behind; it was never visible. What a live writer began less than an
+            hour ago stays.
         progress: called with the files done and the files in all.
 
     Returns:
@@ -92,13 +93,13 @@ def _check_part(store: Store, table: Table, address: str) -> str | None:
 
 def _check_folder(store: Store, manifest: str, present: set[str]) -> Iterator[tuple[str, str | None]]:
     try:
-        files = read_manifest(store.place.read(manifest))
+        found = read_manifest(store.place.read(manifest))
     except (OSError, ValueError) as error:
         yield manifest, one_line(error)
         return
     yield manifest, None
-    for name, entry in files.items():
-        address = f"{manifest.removesuffix(MANIFEST)}{name}"
+    for name, entry in found.files.items():
+        address = f"{manifest.removesuffix(MANIFEST)}{found.address(name)}"
         yield address, _check_file(store, address, entry["sha256"]) if address in present else "is missing"
 
 

@@ -3,13 +3,17 @@
 -- exactly, at_least: members held by that many scopes. mean_intersection: size of the intersection of k scopes, mean
 -- over all choices of k. chance: the same for random sets of the mean size, U * (mean size / U) ^ k.
 
-WITH held AS (
-    SELECT model_id, method, params_id, scope, site, layer, step, member, count(DISTINCT scope_id) AS c
-    FROM members
+WITH sets AS NOT MATERIALIZED (
+    SELECT *
+    FROM neuron_sets
     WHERE ($model_id IS NULL OR model_id = $model_id)
         AND ($method IS NULL OR method = $method)
         AND ($layer IS NULL OR layer = $layer)
         AND ($step IS NULL OR step = $step)
+),
+held AS (
+    SELECT model_id, method, params_id, scope, site, layer, step, member, count(DISTINCT scope_id) AS c
+    FROM (SELECT * EXCLUDE (members), unnest(members) AS member FROM sets)
     GROUP BY ALL
 ),
 counts AS (
@@ -20,7 +24,7 @@ sizes AS (
         model_id, method, params_id, scope, site, layer, step,
         count(DISTINCT scope_id) AS scopes,
         max(universe) AS universe
-    FROM neuron_sets
+    FROM sets
     GROUP BY ALL
 ),
 means AS (
@@ -33,7 +37,7 @@ SELECT
     coalesce(sum(n) FILTER (c >= k), 0)::BIGINT AS at_least,
     -- A member held by c scopes is in C(c, k) of the C(n, k) intersections; the ratio is taken through logarithms.
     coalesce(
-        sum(n * exp(lgamma(c + 1) - lgamma(c - k + 1) - lgamma(scopes + 1) + lgamma(scopes - k + 1)))
+        sum(n * exp(lgamma(c + 1) - lgamma(greatest(c - k, 0) + 1) - lgamma(scopes + 1) + lgamma(scopes - k + 1)))
         FILTER (c >= k),
         0
     ) AS mean_intersection,

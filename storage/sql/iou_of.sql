@@ -37,7 +37,7 @@ bits AS (
     SELECT
         * EXCLUDE (scopes),
         dense_rank() OVER (ORDER BY place, least(own, other), greatest(own, other))::UBIGINT AS pass,
-        1::UBIGINT << (number % 32 + if(own <= other, 0, 32)) AS bit
+        1::UBIGINT << (number % 32 + CASE WHEN own <= other THEN 0 ELSE 32 END) AS bit
     FROM paired
 ),
 -- Pass and member share one 64-bit number: grouping by one integer is what makes this fast.

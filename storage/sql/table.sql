@@ -2,7 +2,7 @@
 -- A template: the names in braces are filled in for each table.
 SELECT {columns}
 FROM (
-    SELECT {nulls} WHERE false
+    {none}
     UNION ALL BY NAME
-    SELECT * FROM read_parquet({files}, allow_empty = true, hive_partitioning = {partitioned}{types})
+    SELECT * FROM read_parquet({files}, {options})
 )

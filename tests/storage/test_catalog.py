@@ -84,6 +84,20 @@ def test_the_catalog_file_opens_without_this_program(local: Store, tmp_path: Pat
     assert [item.name for item in tmp_path.iterdir() if "duckdb" in item.name] == [path.name]
 
 
+def test_older_programs_can_read_the_catalog(local: Store, tmp_path: Path) -> None:
+    path = tmp_path / "catalog.duckdb"
+    put_sets(local, {"a": {1, 2}})
+    write_catalog(local, path)
+    put_sets(local, {"b": {2, 3}})
+    with duckdb.connect(str(path), read_only=True) as con:
+        version = con.sql("SELECT tags['storage_version'] FROM duckdb_databases() WHERE path = $1", params=[str(path)])
+        assert version.fetchall() == [("v1.0.0+",)]
+        texts = con.sql("SELECT sql FROM duckdb_views() WHERE NOT internal").fetchall()
+        assert len(texts) == len(TABLES) + len(VIEWS) and not any("allow_empty" in text for (text,) in texts)
+        assert con.sql("SELECT intersection FROM iou").fetchall() == [(1,)]
+        assert con.sql("SELECT * FROM metrics").columns == TABLES["metrics"].schema.names
+
+
 def test_the_catalog_replaces_nothing_but_a_catalog(local: Store, tmp_path: Path) -> None:
     path = tmp_path / "thesis.txt"
     path.write_text("years of work")

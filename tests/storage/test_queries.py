@@ -142,6 +142,32 @@ def test_zscores_above_theta_of_one_prompt(local: Store) -> None:
     assert unmoved["neuron"] == 1 and unmoved["z"] is None
 
 
+def test_collections_are_not_mixed(local: Store) -> None:
+    where = {"model_id": "m", "variant": "original", "site": "ff", "layer": "l"}
+    local.write("prompts", "k", [prompt(name, "null", "s") for name in "ab"], prompt_set="p")
+    for collection, scale in (("cond", 1.0), ("uncond", 10.0)):
+        rows = [
+            activation(name, [scale * one], [scale * one]) | {"params_id": collection}
+            for name, one in (("a", 1.0), ("b", 3.0))
+        ]
+        local.write("activations", collection, rows, **where)
+    statistics = query(local, "nemo_statistics", model_id="m").to_pylist()
+    assert [(row["params_id"], row["prompts"], row["mean"]) for row in statistics] == [
+        ("cond", 2, 2.0),
+        ("uncond", 2, 20.0),
+    ]
+    norms = query(local, "wanda_norms", model_id="m", subset="s").to_pylist()
+    assert [(row["params_id"], row["sum_sq"], row["norm"]) for row in norms] == [
+        ("cond", 4.0, 2.0),
+        ("uncond", 40.0, pytest.approx(math.sqrt(40))),
+    ]
+    scores = query(local, "nemo_zscores", model_id="m", prompt_id="a").to_pylist()
+    assert [(row["params_id"], row["mean"]) for row in scores] == [("cond", 2.0), ("uncond", 20.0)]
+    for name, params in (("nemo_statistics", {}), ("nemo_zscores", {"prompt_id": "a"}), ("wanda_norms", {})):
+        asked = query(local, name, model_id="m", params_id="uncond", **params).to_pylist()
+        assert asked and {row["params_id"] for row in asked} == {"uncond"}
+
+
 def test_neurons_of_prompts(local: Store) -> None:
     local.write("prompts", "k", [prompt(name, "memorized") for name in "abc"], prompt_set="p")
     for layer, sets in {"x": {"a": [1, 2], "b": [2], "c": []}, "y": {"a": [7], "b": [], "c": []}}.items():
@@ -207,3 +233,11 @@ def test_copies_are_counted_verbatim_and_template_apart(local: Store) -> None:
         ("TM", 1, 1, 0, 0.0),
         ("VM", 2, 1, 1, 0.5),
     ]
+    local.write("scores", "other", [{"generation_id": "a0", "scorer": "other", "value": 0.1}], metric="sscd")
+    apart = query(local, "copies").to_pylist()
+    assert [(r["memorization"], r["scorer"], r["copied"]) for r in apart] == [
+        ("TM", None, 0),
+        ("VM", "other", 0),
+        ("VM", None, 1),
+    ]
+    assert [r["copied"] for r in query(local, "copies", scorer="other").to_pylist()] == [0]

@@ -12,6 +12,7 @@ import pytest
 
 import storage.s3
 from storage import Store, StoreError, collect_litter, connect, query, run_sql, verify, write_catalog
+from tests.storage.conftest import Outage
 from tests.storage.samples import SET, neuron_set, put_sets
 
 
@@ -57,16 +58,45 @@ def test_a_large_part_is_uploaded_in_pieces(s3: Store) -> None:
     assert s3.read("images")["bytes"][0].as_py() == data and verify(s3) == []
 
 
-def test_unfinished_uploads_and_folders_are_collected_after_an_hour(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def keys_in(bucket: str) -> set[str]:
+    return {item["Key"] for item in boto3.client("s3").list_objects_v2(Bucket=bucket).get("Contents", [])}
+
+
+def test_unfinished_uploads_and_folders_are_collected_after_an_hour(
+    s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client, bucket = boto3.client("s3"), s3.url.split("/")[2]
+    (tmp_path / "unet").write_bytes(b"whole")
+    s3.put_folder("variants", "whole", tmp_path)
+    before = keys_in(bucket)
     client.create_multipart_upload(Bucket=bucket, Key="some/prefix/images/k.parquet")
-    client.put_object(Bucket=bucket, Key="some/prefix/weights/k/unet", Body=b"half")
+    client.create_multipart_upload(Bucket=bucket, Key="some/prefix/backup of somebody.tar")
+    for key in ("k/1/unet", "whole/2/unet"):
+        client.put_object(Bucket=bucket, Key=f"some/prefix/weights/{key}", Body=b"half")
     assert not s3.has_folder("k") and s3.parts("images") == [] and verify(s3) == []
-    # The test server says of every upload that it began years ago; the folder is a moment old.
+    # The test server says of every upload that it began years ago; the folders are a moment old.
     assert len(collect_litter(s3)) == 1 and collect_litter(s3) == []
     monkeypatch.setattr(storage.s3, "HOUR", -1.0)
-    assert collect_litter(s3) == ["weights/k"] and collect_litter(s3) == []
-    assert "Uploads" not in client.list_multipart_uploads(Bucket=bucket)
+    assert collect_litter(s3) == ["weights/k/1", "weights/whole/2"] and collect_litter(s3) == []
+    left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [upload["Key"] for upload in left] == ["some/prefix/backup of somebody.tar"]
+    assert keys_in(bucket) == before and (s3.get_folder("weights/whole") / "unet").read_bytes() == b"whole"
+
+
+def test_a_writer_of_weights_that_are_there_changes_nothing(
+    s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writers begin at once; the second ends, or dies, when the first one's folder is visible."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "unet").write_bytes(name.encode())
+    address = s3.put_folder("variants", "k", tmp_path / "first")
+    s3.place.put_folder(address, tmp_path / "second", "variants")
+    with monkeypatch.context() as patched, pytest.raises(StoreError):
+        patched.setattr(s3.place, "exists", lambda _: False)
+        patched.setattr(s3.place, "put", lambda *_: (_ for _ in ()).throw(OSError("died")))
+        s3.put_folder("variants", "k", tmp_path / "second")
+    assert (s3.get_folder(address) / "unet").read_bytes() == b"first" and verify(s3) == []
 
 
 def test_writers_killed_at_random_moments(s3: Store) -> None:
@@ -76,6 +106,39 @@ def test_writers_killed_at_random_moments(s3: Store) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert s3.parts("neuron_sets") and verify(s3) == []
+
+
+@pytest.mark.parametrize("kind", ["part", "large part", "folder"])
+def test_a_write_may_fail_at_every_request(s3: Store, outage: Outage, tmp_path: Path, kind: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"x" * 1000)
+    image = {"image_id": "x", "bytes": os.urandom(12 << 20 if kind == "large part" else 1000), "width": 1, "height": 1}
+
+    def work(key: str) -> None:
+        if kind == "folder":
+            s3.put_folder("variants", key, tmp_path)
+        else:
+            s3.write("images", key, [image])
+
+    def visible(key: str) -> bool:
+        return s3.has_folder(key) if kind == "folder" else s3.has("images", key)
+
+    failures: list[str] = []
+    for requests in range(100):
+        key = f"k{requests}"
+        outage.left = requests
+        try:
+            work(key)
+            break
+        except StoreError as error:
+            failures.append(str(error))
+        finally:
+            outage.left = None
+        assert verify(s3) == [] and not visible(key)
+        work(key)
+        assert visible(key)
+    assert visible(key) and len(failures) >= (2 if kind == "part" else 5)
+    assert not any("\n" in failure for failure in failures)
 
 
 def test_errors_are_one_line(s3_url: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,24 @@ def test_nothing_but_the_store_is_in_reach(local: Store, tmp_path: Path, stateme
         run_sql(local, statement.format(store=local.place.root, outside=secret))
     assert "\n" not in str(caught.value)
     assert sorted(os.walk(tmp_path)) == before and secret.read_text() == "the secret"
+
+
+def test_the_folder_for_spilling_is_no_way_out(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB lets SQL into that folder whatever else is forbidden."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    asked = "SELECT value FROM duckdb_settings() WHERE name = 'temp_directory'"
+    spill = Path(run_sql(local, asked)["value"][0].as_py())
+    assert spill.parent == tmp_path and not spill.exists() and run_sql(local, asked)["value"][0].as_py() != str(spill)
+    (tmp_path / "secret.csv").write_text("the secret")
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda prefix: contextlib.nullcontext(str(spill)))
+    spill.mkdir()
+    run_sql(local, f"WITH x AS (COPY (SELECT 1) TO '{spill}/x.csv') SELECT 1")
+    assert (spill / "x.csv").exists(), "DuckDB has closed this way; the test has lost its point"
+    for beside in (f"{spill}/../secret.csv", f"{spill}x.csv", f"{spill}/..//secret.csv"):
+        for statement in (f"FROM read_text('{beside}')", f"WITH x AS (COPY (SELECT 1) TO '{beside}') SELECT 1"):
+            with pytest.raises(StoreError, match="reads the store and nothing else"):
+                run_sql(local, statement)
+    assert (tmp_path / "secret.csv").read_text() == "the secret"
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_where_a_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(StoreError, match="no store at nowhere"):
         Store.open("nowhere", create=False)
     assert not Path("nowhere").exists()
-    for url in ("gs://bucket", "s3://", "file://host/x", "what*ever"):
+    for url in ("gs://bucket", "s3://", "s3://bucket/a?b", "file:///a#b", "file://host/x", "what*ever"):
         with pytest.raises(StoreError):
             Store.open(url)
 

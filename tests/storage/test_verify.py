@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import Store, StoreError, verify
-from storage.parts import damage
-from storage.tables import TABLES
+from storage.parts import damage, encode
+from storage.tables import TABLES, VERSION
 from tests.storage.samples import SET, neuron_set
 
 
@@ -64,24 +64,34 @@ def test_parts_that_were_moved_or_do_not_belong_are_found(local: Store) -> None:
     assert "is no part" in reasons["metrics/notes.txt"]
 
 
+def test_parts_of_another_version_are_found(local: Store) -> None:
+    address = local.write("accepted", "k", [{"audit_id": "a", "accepted_at": 0}])
+    rows = local.read("accepted")
+    old = rows.replace_schema_metadata(TABLES["accepted"].schema.metadata | {b"engram.version": b"1"})
+    Path(local.place.root, address).write_bytes(encode(TABLES["accepted"], old))
+    assert [found.reason for found in verify(local)] == [
+        f"has schema version 1, not {VERSION} as the store; move it out of the store"
+    ]
+
+
 def test_damaged_weights_are_found(store: Store, tmp_path: Path) -> None:
     source = tmp_path / "weights"
     source.mkdir()
     for name in ("a", "b"):
         (source / name).write_bytes(os.urandom(1000))
-    address = store.put_folder("variants", "k", source)
+    store.put_folder("variants", "k", source)
     files, root = store.place.filesystem, store.place.root
+    lying = {entry.path.rsplit("/", 1)[1]: entry.path for entry in store.place.files("weights")}
     for name in ("a", "manifest.json"):
-        data = bytearray(store.place.read(f"{address}/{name}"))
+        whole = store.place.read(lying[name])
+        data = bytearray(whole)
         data[len(data) // 2] ^= 1
-        with files.open_output_stream(f"{root}/{address}/{name}") as file:
-            file.write(bytes(data))
-        assert [found.address for found in verify(store)] == [f"{address}/{name}"]
-        data[len(data) // 2] ^= 1
-        with files.open_output_stream(f"{root}/{address}/{name}") as file:
-            file.write(bytes(data))
-    files.delete_file(f"{root}/{address}/b")
-    assert [(found.address, found.reason) for found in verify(store)] == [(f"{address}/b", "is missing")]
+        for content, expected in ((bytes(data), [lying[name]]), (whole, [])):
+            with files.open_output_stream(f"{root}/{lying[name]}") as file:
+                file.write(content)
+            assert [found.address for found in verify(store)] == expected
+    files.delete_file(f"{root}/{lying['b']}")
+    assert [(found.address, found.reason) for found in verify(store)] == [(lying["b"], "is missing")]
 
 
 def test_progress_ends_at_the_number_of_files(local: Store) -> None:

@@ -1,0 +1,51 @@
+-- Mean and standard deviation of every neuron's activation over prompts of one kind, each collection for itself.
+-- A function: statistics_of(of_layer := '...') reads the files of that layer only; what is left out is not restricted,
+-- but of_variant is 'original' and of_kind is 'null' unless something else is asked for.
+-- Shards add up by themselves: every row of activations is one prompt, whichever part it lies in.
+
+CREATE MACRO statistics_of(
+    of_model := NULL, of_variant := NULL, of_layer := NULL, of_params := NULL, of_kind := NULL, of_prompts := NULL
+) AS TABLE
+-- Prompts are chosen before their lists are unnested: there are thousands of neurons for each.
+WITH known AS NOT MATERIALIZED (
+    SELECT model_id, params_id, site, layer, step, mean_abs
+    FROM activations
+    WHERE (of_model IS NULL OR model_id = of_model)
+        AND variant = coalesce(of_variant, 'original')
+        AND (of_layer IS NULL OR layer = of_layer)
+        AND (of_params IS NULL OR params_id = of_params)
+        AND mean_abs IS NOT NULL
+        AND prompt_id IN (
+            SELECT prompt_id
+            FROM prompts
+            WHERE kind = coalesce(of_kind, 'null') AND (of_prompts IS NULL OR prompt_set = of_prompts)
+        )
+),
+places AS (
+    SELECT *, row_number() OVER () AS place
+    FROM (SELECT DISTINCT model_id, params_id, site, layer, step FROM known)
+),
+-- Place and neuron share one 64-bit number: grouping by one integer is what makes this fast.
+figures AS (
+    SELECT
+        place_and_neuron,
+        count(*) AS prompts,
+        avg(activation) AS mean,
+        stddev_samp(activation) AS std
+    FROM (
+        SELECT
+            (place << 32) + unnest(range(len(mean_abs))) AS place_and_neuron,
+            unnest(mean_abs)::DOUBLE AS activation
+        FROM known
+        JOIN places
+            ON places.model_id = known.model_id
+            AND places.params_id IS NOT DISTINCT FROM known.params_id
+            AND places.site = known.site
+            AND places.layer = known.layer
+            AND places.step IS NOT DISTINCT FROM known.step
+    )
+    GROUP BY place_and_neuron
+)
+SELECT model_id, params_id, site, layer, step, place_and_neuron & 4294967295 AS neuron, prompts, mean, std
+FROM figures
+JOIN places ON place = place_and_neuron >> 32
