@@ -5,6 +5,10 @@ the first two timesteps for all seeds and keeps the second; activations are read
 selection. Wanda: prompts one at a time; a hook computes each feed-forward block a second time and brings every
 activation to the host, where norms are taken at the end.
 
+Ours runs in every kind of refinement. "sequential" finds the same neurons by construction; "chain" and "group" leave
+out looks that would change the result only if unblocking more neurons took a memory away, so what they find is compared
+prompt by prompt, and `nemo_identical` says whether it was the same everywhere.
+
     python -m benchmarks.localize --model FOLDER [--prompts FILE] [--null-prompts FILE] [--json FILE]
 """
 
@@ -17,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -24,7 +29,7 @@ from tqdm import tqdm
 from tasks.collect.norms import feature_norms
 from tasks.collect.values import Moments, Statistics, load_statistics, value_activations
 from tasks.diffusion.hooks import observed, scaled
-from tasks.diffusion.model import Model, load_model
+from tasks.diffusion.model import Model, audit_defaults, load_model
 from tasks.diffusion.noise import initial_noise, predict_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
 from tasks.diffusion.sites import Layer, Site, layers_of
@@ -138,7 +143,7 @@ def plain_norms(
 ) -> tuple[dict[tuple[int, int], torch.Tensor], int]:
     """The published collection, transcribed: column norms by (step, layer index), and the bytes kept on the host."""
     kept: dict[int, list[list[torch.Tensor]]] = {layer.index: [] for layer in layers}
-    empty = model.embed([""])
+    empty = model.unguided()
 
     def hook_for(layer: Layer) -> Callable[..., None]:
         calls = kept[layer.index]
@@ -182,7 +187,7 @@ def benchmark_nemo(
     """
     layers = layers_of(model.unet, Site.VALUE)
     null = model.embed(null_prompts)
-    statistics = statistics or Moments.of(value_activations(layers, null)).statistics()
+    statistics = statistics or Moments.of(value_activations(layers, model.conditions(null)[0])).statistics()
     threshold = params.threshold
     if threshold is None:
         scores = [
@@ -201,7 +206,8 @@ def benchmark_nemo(
         seconds += clock(model) - start
         for run in runs.values():
             start = clock(model)
-            activations = [layer[0] for layer in value_activations(layers, embedding[None])]
+            tokens, _ = model.conditions(embedding[None])
+            activations = [layer[0] for layer in value_activations(layers, tokens)]
             found = nemo(model, layers, embedding, prompt, activations, statistics, threshold, run.params)
             run.seconds += clock(model) - start
             run.evaluations += found.evaluations
@@ -300,6 +306,20 @@ def read_prompts(path: Path | None) -> list[str] | None:
     return prompts
 
 
+def own_prompts(folder: str, kind: str) -> list[str]:
+    """Prompts of one kind that a model's `engram.json` names in a Parquet file; none without."""
+    path = Path(folder) / str(audit_defaults(folder).get("prompts", ""))
+    if path.suffix != ".parquet":
+        return []
+    rows = pq.read_table(path, columns=["text", "kind"]).to_pylist()
+    return [row["text"] for row in rows if row["kind"] == kind]
+
+
+def spread(prompts: list[str], count: int) -> list[str]:
+    """So many prompts from all over the list."""
+    return prompts[:: max(1, len(prompts) // count)][:count]
+
+
 def table(results: dict[str, float]) -> str:
     """The results for people."""
     return "\n".join(f"{name:<36}{value:>16,.4g}" for name, value in results.items())
@@ -308,11 +328,14 @@ def table(results: dict[str, float]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, help="folder of a diffusers pipeline")
-    parser.add_argument("--prompts", type=Path, help="prompts to search, one a line (default: generated ones)")
-    parser.add_argument("--null-prompts", type=Path, help="prompts not memorized, one a line (default: generated ones)")
+    parser.add_argument("--prompts", type=Path, help="memorized prompts, one a line (default: the model's own)")
+    parser.add_argument(
+        "--null-prompts", type=Path, help="prompts not memorized, one a line (default: the model's own)"
+    )
+    parser.add_argument("--most", type=int, default=8, help="how many of the model's own prompts are searched")
     parser.add_argument("--statistics", type=Path, help="published statistics, (means, stds) in a torch file")
     parser.add_argument("--threshold", type=float, help="similarity threshold (default: from the null prompts)")
-    parser.add_argument("--refinement", choices=REFINEMENTS, default="sequential", help="kind that is compared first")
+    parser.add_argument("--refinement", choices=REFINEMENTS, default="chain", help="kind whose figures come first")
     parser.add_argument("--seeds", type=int, default=10, help="initial noises for each prompt")
     parser.add_argument("--batch", type=int, default=32, help="samples in a UNet call at most")
     parser.add_argument("--wanda-prompts", type=int, default=10, help="prompts of the Wanda collection")
@@ -322,16 +345,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         model = load_model(options.model, options.device)
-        prompts = read_prompts(options.prompts) or NULL_PROMPTS[:4]
-        null_prompts = read_prompts(options.null_prompts) or NULL_PROMPTS
+        prompts = read_prompts(options.prompts) or own_prompts(options.model, "memorized") or NULL_PROMPTS[:4]
+        null_prompts = read_prompts(options.null_prompts) or own_prompts(options.model, "null") or NULL_PROMPTS
         layers = layers_of(model.unet, Site.VALUE)
         statistics = load_statistics(options.statistics, layers) if options.statistics else None
         params = NemoParams(
             seeds=options.seeds, threshold=options.threshold, batch=options.batch, refinement=options.refinement
         )
-        results = benchmark_nemo(model, prompts, null_prompts, params, statistics)
+        searched = prompts if options.prompts else spread(prompts, options.most)
+        known = null_prompts if options.null_prompts else spread(null_prompts, len(NULL_PROMPTS))
+        results = benchmark_nemo(model, searched, known, params, statistics)
         sampling = SamplingParams(steps=options.wanda_steps, guidance=7.5, batch=options.batch)
-        results |= benchmark_wanda(model, prompts[: options.wanda_prompts], sampling)
+        results |= benchmark_wanda(model, spread(prompts, options.wanda_prompts), sampling)
     except ValueError as error:  # bad input, or parameters out of bounds
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2

@@ -138,7 +138,7 @@ def start_embeddings(
         return model.embed(list(prompts))
     if kind == "noise":
         real = model.embed(known).float().flatten(0, 1)
-        noise = torch.stack([torch.randn(model.tokens, real.shape[-1], generator=draw) for draw in draws])
+        noise = torch.stack([torch.randn(model.rows, real.shape[-1], generator=draw) for draw in draws])
         noise = noise.to(model.device)
         if params.noise_scale == "matched":
             noise = real.mean(0) + real.std(0) * noise

@@ -76,7 +76,7 @@ def feature_norms(
 
     Args:
         layers: linear layers that read (n, tokens, inputs), such as those of `Site.FEED_FORWARD_HIDDEN`.
-        embeddings: (n, tokens, width), one row a key.
+        embeddings: (n, rows, width), one for each key.
         keys: what seeds each trajectory's noise. The published run has one seed for each prompt.
         params: the published run has 50 steps and guidance 7.5.
         done: told the number of prompts whenever some are finished.
@@ -103,17 +103,22 @@ def norms_by_prompt(
     keys: Sequence[Key],
     params: SamplingParams,
     done: Callable[[int], None] = lambda n: None,
+    steps: int | None = None,
 ) -> Iterator[FeatureNorms]:
-    """The same sums prompt by prompt, (prompts, inputs), in blocks of prompts in their order; see `feature_norms`."""
+    """The same sums prompt by prompt, (prompts, inputs), in blocks of prompts in their order; see `feature_norms`.
+
+    Args:
+        steps: trajectories are left after so many steps; what comes later does not change what is seen before.
+    """
     if not len(keys) or len(keys) != len(embeddings):
         raise InputError(f"feature norms need one key for each embedding, there are {len(keys)} and {len(embeddings)}")
-    empty = model.embed([""])
+    empty = model.unguided()
 
     def trajectory(rows: slice) -> FeatureNorms:
         sums = _Sums(layers, guided=params.guidance > 1)
         with started(model.unet, sums.step), observed(layers, sums.see):
             text = embeddings[rows].to(model.device, model.dtype)
-            denoise(model, text, empty, initial_noise(model, keys[rows]), params)
+            denoise(model, text, empty, initial_noise(model, keys[rows]), params, steps)
         found = sums.finished()
         done(len(text))
         return found

@@ -114,7 +114,8 @@ def collect_values(subject: Subject, asked: Sequence[Asked], site: Site = Site.V
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     with progress(len(todo), f"activations at {site.value}", "prompt") as done:
         for block in shards(todo, 1024):
-            found = value_activations(layers, model.embed([prompt.text for prompt in block]))
+            tokens, _ = model.conditions(model.embed([prompt.text for prompt in block]))
+            found = value_activations(layers, tokens)
             rows = [
                 {
                     "prompt_id": prompt.prompt_id,
@@ -139,6 +140,8 @@ def collect_norms(
 ) -> str:
     """Feature norms of prompts over the first `steps` of their trajectories, the halves of guidance apart.
 
+    No step beyond them is computed: later ones do not change what is seen before.
+
     Returns:
         The id of the collection. Rows of the conditional half carry it with "-cond", those of the other with "-uncond".
     """
@@ -153,27 +156,34 @@ def collect_norms(
             embeddings = model.embed([prompt.text for prompt in block])
             rows: list[dict[str, Any]] = []
             seen = 0
-            for norms in norms_by_prompt(model, layers, embeddings, keys, sampling):
+            for norms in norms_by_prompt(model, layers, embeddings, keys, sampling, steps=steps):
                 for half, sums in (("cond", norms.conditional), ("uncond", norms.unconditional)):
                     for (step, index), values in sums.items():
-                        if step < steps:
-                            rows += [
-                                {
-                                    "prompt_id": prompt.prompt_id,
-                                    "layer": layers[index].name,
-                                    "step": step,
-                                    "timestep": norms.timesteps[step],
-                                    "sum_sq": one.float().numpy(),
-                                    # The squares of a unit vector sum to 1.
-                                    "tokens": round(float(one.sum())),
-                                    "params_id": f"{params_id}-{half}",
-                                }
-                                for prompt, one in zip(block[seen:], values, strict=False)
-                            ]
+                        rows += [
+                            {
+                                "prompt_id": prompt.prompt_id,
+                                "layer": layers[index].name,
+                                "step": step,
+                                "timestep": norms.timesteps[step],
+                                "sum_sq": one.float().numpy(),
+                                # The squares of a unit vector sum to 1.
+                                "tokens": round(float(one.sum())),
+                                "params_id": f"{params_id}-{half}",
+                            }
+                            for prompt, one in zip(block[seen:], values, strict=False)
+                        ]
                 seen += len(next(iter(norms.conditional.values())))
             _write(store, subject, site, params_id, block, rows)
             done(len(block))
     return params_id
+
+
+def empty_prompts(count: int) -> list[Asked]:
+    """The published null prompts: the empty text so many times, each time from another initial noise.
+
+    They are no prompts of a set, so they have ids of their own, from which their noise follows.
+    """
+    return [Asked(prompt_id(f"\0{number}"), "", "null", None, None, ()) for number in range(count)]
 
 
 def prompt_id(text: str) -> str:

@@ -5,17 +5,25 @@ import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch.nn.functional import pad
 
 from tasks.errors import InputError
+
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+"""Components of a pipeline that nothing here uses."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded latent diffusion model, in evaluation mode, its weights without gradients."""
+    """A loaded latent diffusion model, in evaluation mode, its weights without gradients.
+
+    Text embeddings are float (n, rows, width), a row a token. SDXL's UNet reads a pooled vector of the prompt as well:
+    it travels as one more row behind the tokens, filled up with zeros, so that what handles embeddings handles it too.
+    """
 
     source: str
     """Folder it was loaded from."""
@@ -27,6 +35,11 @@ class Model:
     tokenizer: Any
     scheduler: Any
     device: torch.device
+    text_encoder_2: Any = None
+    """SDXL's second text encoder, the one with a pooled output; None for SD 1.x and 2.x."""
+    tokenizer_2: Any = None
+    zeros_for_empty: bool = False
+    """Whether the half of guidance without text reads zeros, as SDXL was trained, and not the empty prompt."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -41,6 +54,11 @@ class Model:
         return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
 
     @property
+    def rows(self) -> int:
+        """Rows of an embedding: the tokens, and SDXL's pooled vector."""
+        return self.tokens + (self.text_encoder_2 is not None)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.unet.dtype
 
@@ -51,7 +69,7 @@ class Model:
 
     @torch.no_grad()
     def embed(self, prompts: list[str], batch: int = 256) -> torch.Tensor:
-        """Text embeddings, float (n, tokens, width).
+        """Text embeddings, float (n, rows, width).
 
         Raises:
             InputError: a prompt has more tokens than the model reads.
@@ -59,14 +77,45 @@ class Model:
         out = []
         for start in range(0, len(prompts), batch):
             block = prompts[start : start + batch]
-            for prompt, ids in zip(block, self.tokenizer(block).input_ids, strict=True):
-                if len(ids) > self.tokens:
-                    raise InputError(
-                        f"a prompt has {len(ids)} tokens, the model reads {self.tokens}: shorten {prompt[:60]!r}"
-                    )
-            ids = self.tokenizer(block, padding="max_length", max_length=self.tokens, return_tensors="pt").input_ids
-            out.append(self.text_encoder(ids.to(self.device))[0].to(self.dtype))
+            ids = self._ids(self.tokenizer, block)
+            if self.text_encoder_2 is None:
+                out.append(self.text_encoder(ids)[0].to(self.dtype))
+                continue
+            first = self.text_encoder(ids, output_hidden_states=True)
+            second = self.text_encoder_2(self._ids(self.tokenizer_2, block), output_hidden_states=True)
+            # As in SDXL: the last layer but one of both encoders, side by side, and the pooled output of the second.
+            tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+            pooled = pad(second[0], (0, tokens.shape[-1] - second[0].shape[-1]))
+            out.append(torch.cat([tokens, pooled[:, None]], 1).to(self.dtype))
         return torch.cat(out)
+
+    def unguided(self) -> torch.Tensor:
+        """What the half of classifier-free guidance without text reads, (1, rows, width)."""
+        empty = self.embed([""])
+        return torch.zeros_like(empty) if self.zeros_for_empty else empty
+
+    def conditions(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
+        """What the UNet is given for embeddings (n, rows, width): the tokens, and what SDXL reads beside them."""
+        if self.text_encoder_2 is None:
+            return embeddings, None
+        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        _, height, width = self.latent_shape
+        # Original size, crop and target size: an uncropped picture of the model's own size.
+        sizes = [height * scale, width * scale, 0, 0, height * scale, width * scale]
+        pooled = embeddings[:, -1, : self.text_encoder_2.config.projection_dim]
+        return embeddings[:, :-1], {
+            "text_embeds": pooled,
+            "time_ids": torch.tensor([sizes], device=embeddings.device, dtype=embeddings.dtype).expand(len(pooled), -1),
+        }
+
+    def _ids(self, tokenizer: Any, prompts: list[str]) -> torch.Tensor:
+        for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
+            if len(ids) > self.tokens:
+                raise InputError(
+                    f"a prompt has {len(ids)} tokens, the model reads {self.tokens}: shorten {prompt[:60]!r}"
+                )
+        ids = tokenizer(prompts, padding="max_length", max_length=self.tokens, return_tensors="pt").input_ids
+        return cast(torch.Tensor, ids.to(self.device))
 
 
 def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32) -> Model:
@@ -76,7 +125,7 @@ def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype
         device: "cpu", "cuda", ...; the GPU where there is one by default.
 
     Raises:
-        InputError: no such folder, or it is not a pipeline with a UNet and one text encoder.
+        InputError: no such folder, or it is not a pipeline of Stable Diffusion 1.x, 2.x or XL.
     """
     folder = Path(source)
     if not (folder / "model_index.json").is_file():
@@ -90,8 +139,12 @@ def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"cannot load the pipeline at {folder}: {str(error).splitlines()[0]}") from error
-    if not isinstance(pipeline, StableDiffusionPipeline):
-        raise InputError(f"{folder} holds a {type(pipeline).__name__}; audits need a StableDiffusionPipeline")
+    if not isinstance(pipeline, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
+        raise InputError(f"{folder} holds a {type(pipeline).__name__}; audits need a StableDiffusion(XL)Pipeline")
+    # Any of a pipeline's components may be missing on disk; SDXL's refiner has no first text encoder, for one.
+    if lost := [name for name, part in pipeline.components.items() if part is None and name not in OPTIONAL]:
+        raise InputError(f"the pipeline at {folder} has no {lost[0]}: audits need all of a base model")
+    second = getattr(pipeline, "text_encoder_2", None)
     return Model(
         source=str(folder),
         model_id=fingerprint(folder),
@@ -101,6 +154,9 @@ def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype
         tokenizer=pipeline.tokenizer,
         scheduler=pipeline.scheduler,
         device=place,
+        text_encoder_2=None if second is None else _settle(second, place),
+        tokenizer_2=getattr(pipeline, "tokenizer_2", None),
+        zeros_for_empty=second is not None and bool(pipeline.config.force_zeros_for_empty_prompt),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from tasks.diffusion.model import Model
+from tasks.errors import InputError
 
 Key = tuple[str, int]
 """What a sample is: the id of its prompt or trigger, and its seed."""
@@ -35,17 +36,21 @@ def predict_noise(
     Args:
         latents: (n, channels, height, width).
         timestep: one for all, or (n,).
-        embeddings: (n, tokens, width).
+        embeddings: (n, rows, width), see `Model`.
 
     Returns:
         (n, channels, height, width).
+
+    Raises:
+        InputError: the model predicts neither noise nor velocity.
     """
     steps = torch.as_tensor(timestep, device=model.device).expand(len(latents))
-    output: torch.Tensor = model.unet(latents, steps, embeddings, return_dict=False)[0]
+    text, added = model.conditions(embeddings)
+    output: torch.Tensor = model.unet(latents, steps, text, added_cond_kwargs=added, return_dict=False)[0]
     kind = model.scheduler.config.prediction_type
     if kind == "epsilon":
         return output
     if kind == "v_prediction":
-        a = model.scheduler.alphas_cumprod.to(model.device, output.dtype)[steps].view(-1, 1, 1, 1)
+        a = model.scheduler.alphas_cumprod.to(model.device, output.dtype)[steps.long()].view(-1, 1, 1, 1)
         return a.sqrt() * output + (1 - a).sqrt() * latents
-    raise ValueError(f"prediction type {kind!r} is not supported")
+    raise InputError(f"the model predicts {kind!r}; audits need one that predicts 'epsilon' or 'v_prediction'")

@@ -38,13 +38,13 @@ def generate(
     """Pictures for embeddings, one for each key.
 
     Args:
-        embeddings: (n, tokens, width), one row a key.
+        embeddings: (n, rows, width), one for each key.
         done: told the number of pictures whenever some are finished.
 
     Returns:
         uint8 (n, height, width, 3).
     """
-    empty = model.embed([""])
+    empty = model.unguided()
     out = []
     for start in range(0, len(keys), params.batch):
         rows = slice(start, start + params.batch)
@@ -57,14 +57,24 @@ def generate(
 
 @torch.no_grad()
 def denoise(
-    model: Model, text: torch.Tensor, empty: torch.Tensor, latents: torch.Tensor, params: SamplingParams
+    model: Model,
+    text: torch.Tensor,
+    empty: torch.Tensor,
+    latents: torch.Tensor,
+    params: SamplingParams,
+    steps: int | None = None,
 ) -> torch.Tensor:
-    """Denoises latents (n, c, h, w) under embeddings (n, tokens, width), with classifier-free guidance."""
+    """Denoises latents (n, c, h, w) under embeddings (n, rows, width), with classifier-free guidance.
+
+    Args:
+        empty: of the half without text, (1, rows, width); see `Model.unguided`.
+        steps: stops after so many of the schedule's steps; all of them without it.
+    """
     scheduler = _scheduler(model, params)
     scheduler.set_timesteps(params.steps, device=model.device)
     latents = latents * scheduler.init_noise_sigma
     guided = params.guidance > 1
-    for step in scheduler.timesteps:
+    for step in scheduler.timesteps[:steps]:
         scaled = scheduler.scale_model_input(latents, step)
         if guided:
             both = torch.cat([empty.expand_as(text), text])

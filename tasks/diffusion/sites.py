@@ -82,7 +82,8 @@ def _blocks(unet: UNet2DConditionModel) -> Iterator[tuple[str, str, nn.Module]]:
                 yield part, f"{stage}.resnets.{number}", resnet
             for k, attention in attentions:
                 if k == number - ahead:
-                    for inner, block in enumerate(attention.transformer_blocks):
+                    # Attention without text, in unconditional blocks, has no transformer blocks.
+                    for inner, block in enumerate(getattr(attention, "transformer_blocks", ())):
                         yield part, f"{stage}.attentions.{k}.transformer_blocks.{inner}", block
             if part == "mid":
                 yield part, f"{stage}.resnets.{number}", resnet

@@ -4,7 +4,7 @@ Magnitude |w| (Han et al., 2015), first-order Taylor |w g| (Molchanov et al., 20
 the control, where g is the gradient of the diffusion loss of memorized images under their prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,6 +16,8 @@ from tasks.diffusion.sites import Layer
 from tasks.errors import InputError
 
 Importance = Literal["magnitude", "taylor", "gradient", "random"]
+BY_GRADIENT = ("taylor", "gradient")
+"""Scores that know which prompts are memorized."""
 
 
 class ImportanceParams(BaseModel):
@@ -27,6 +29,10 @@ class ImportanceParams(BaseModel):
     timesteps: Annotated[
         int, Field(ge=1, le=1000, description="timesteps, evenly spread, at which gradients are taken")
     ] = 10
+    contrast: Annotated[
+        bool,
+        Field(description="taylor, gradient: whether a weight must score higher than for ordinary pictures"),
+    ] = True
     seed: Annotated[int, Field(ge=0, description="of the random score")] = 0
 
 
@@ -37,14 +43,16 @@ def gradient_magnitudes(
     latents: torch.Tensor,
     keys: Sequence[Key],
     timesteps: int,
+    done: Callable[[int], None] = lambda n: None,
 ) -> list[torch.Tensor]:
     """Mean over samples and timesteps of the absolute gradient of the diffusion loss, |d ||eps - eps_theta||^2 / dw|.
 
     Args:
-        embeddings: (n, tokens, width).
+        embeddings: (n, rows, width).
         latents: of the images that belong to them, (n, channels, height, width); see `sampling.encode`.
         keys: what seeds the noise of each sample.
         timesteps: evenly spread over those the model was trained on.
+        done: told the number of samples whenever some are finished.
 
     Returns:
         By layer, float32 of the shape of its weight, on the model's device.
@@ -63,13 +71,15 @@ def gradient_magnitudes(
             for i in range(timesteps):
                 step = int((i + 0.5) * trained / timesteps)
                 noise = initial_noise(model, [(f"{name}@{step}", seed)])
-                noisy = model.scheduler.add_noise(latent[None].to(noise), noise, torch.tensor([step]))
+                kept = model.scheduler.alphas_cumprod[step].to(noise)
+                noisy = kept.sqrt() * latent[None].to(noise) + (1 - kept).sqrt() * noise
                 with torch.enable_grad():
                     predicted = predict_noise(model, noisy, step, embedding[None].to(noise))
                     loss = (predicted.float() - noise.float()).square().mean()
                     gradients = torch.autograd.grad(loss, weights)
                 for total, gradient in zip(sums, gradients, strict=True):
                     total += gradient.float().abs()
+            done(1)
     finally:
         for weight, required in zip(weights, before, strict=True):
             weight.requires_grad_(required)
@@ -100,6 +110,31 @@ def weight_scores(layer: Layer, params: ImportanceParams, gradient: torch.Tensor
     if gradient is None:
         raise InputError(f"the {params.score} score needs gradients: give images of the memorized prompts")
     return gradient if params.score == "gradient" else weight.float().abs() * gradient
+
+
+def important_weights(
+    layers: tuple[Layer, ...],
+    counts: Sequence[int],
+    params: ImportanceParams,
+    memorized: Sequence[torch.Tensor] | None = None,
+    ordinary: Sequence[torch.Tensor] | None = None,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The weights of the highest scores of each layer: (layer index, indices).
+
+    Only one layer's scores are in memory at any time.
+
+    Args:
+        counts: by layer, how many.
+        memorized, ordinary: gradients by layer, see `gradient_magnitudes`; those of ordinary pictures are what a weight
+            must exceed, where they are given.
+
+    Raises:
+        InputError: the score needs gradients, or fewer weights qualify.
+    """
+    for layer, count in zip(layers, counts, strict=True):
+        scores = weight_scores(layer, params, None if memorized is None else memorized[layer.index])
+        above = None if ordinary is None else weight_scores(layer, params, ordinary[layer.index])
+        yield layer.index, highest(scores, count, above)
 
 
 @torch.no_grad()

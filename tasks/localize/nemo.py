@@ -6,6 +6,7 @@ the refinement (Algorithm 4) keeps those that the memory needs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -36,6 +37,10 @@ class NemoParams(DetectionParams, SearchParams):
             le=1,
             description="similarity above which a memory is there (SD 1.4: 0.428); from null prompts if empty",
         ),
+    ] = None
+    statistics: Annotated[
+        Path | None,
+        Field(description="torch file of published statistics, (means, stds) by layer; from null prompts if empty"),
     ] = None
 
 

@@ -1,10 +1,12 @@
 """How much sets of neurons or weights have in common (Chavhan et al., 2024; Hintersdorf et al., 2024; section 4)."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from tasks.diffusion.noise import generator
+from tasks.errors import InputError
 from tasks.localize.scorer import BlockedScore
 from tasks.localize.search import Neuron
 
@@ -34,16 +36,47 @@ def shared_neurons(found: Iterable[Mapping[int, torch.Tensor]]) -> Counter[Neuro
     )
 
 
-def memorization_curve(score: BlockedScore, neurons: Iterable[Neuron]) -> list[tuple[int, float]]:
-    """Memorization left as the best 1, 2, 4, 8, ... neurons are deactivated.
+def best_first(score: BlockedScore, neurons: Iterable[Neuron]) -> list[Neuron]:
+    """Neurons by how much of the memory is left when each alone is deactivated, least first."""
+    return sorted(neurons, key=lambda neuron: (score.exact(frozenset({neuron})), neuron))
 
-    Best is the neuron that alone takes away most.
+
+def stand_ins(neurons: Sequence[Neuron], widths: Sequence[int], seed: int) -> list[Neuron]:
+    """The control of a curve: in place of each neuron a random other one of its layer, no one twice.
+
+    Args:
+        widths: by layer index, how many neurons the layer has.
+
+    Raises:
+        InputError: a layer has too few others.
+    """
+    given = frozenset(neurons)
+    orders = {
+        index: [
+            neuron
+            for neuron in torch.randperm(widths[index], generator=generator((f"stand-ins of {index}", seed))).tolist()
+            if (index, neuron) not in given
+        ]
+        for index in {layer for layer, _ in neurons}
+    }
+    out = []
+    for index, _ in neurons:
+        if not orders[index]:
+            raise InputError(f"layer {index} has too few others to stand in for its neurons")
+        out.append((index, orders[index].pop()))
+    return out
+
+
+def memorization_curve(score: BlockedScore, neurons: Sequence[Neuron]) -> list[tuple[int, float]]:
+    """Memorization left as the first 1, 2, 4, 8, ... neurons are deactivated.
+
+    Args:
+        neurons: in order, such as that of `best_first`.
 
     Returns:
         (number deactivated, score), from none to all of them.
     """
-    ranked = sorted(neurons, key=lambda neuron: (score.exact(frozenset({neuron})), neuron))
     sizes = [0]
-    while sizes[-1] < len(ranked):
-        sizes.append(min(max(1, 2 * sizes[-1]), len(ranked)))
-    return [(size, score.exact(frozenset(ranked[:size]))) for size in sizes]
+    while sizes[-1] < len(neurons):
+        sizes.append(min(max(1, 2 * sizes[-1]), len(neurons)))
+    return [(size, score.exact(frozenset(neurons[:size]))) for size in sizes]

@@ -4,7 +4,7 @@ The score of a candidate set says how much of the memory is left while the set i
 knows a UNet, so a search can be followed by hand, or replayed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, Literal, Protocol
@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.collect.values import Statistics
+from tasks.errors import InputError
 
 Neuron = tuple[int, int]
 """Index of the layer within its site, index of the output."""
@@ -170,6 +171,57 @@ def refine(
 
         kept = drop(kept, parts, score, threshold, record)
     return kept, trace
+
+
+def in_search_order(
+    candidates: Mapping[int, torch.Tensor], activations: Sequence[torch.Tensor], k: int
+) -> list[Neuron]:
+    """Candidates of a selection that ended with this k, in the order in which the refinement tries them.
+
+    Args:
+        candidates: by layer index, neurons in any order.
+        activations: of the prompt, by layer, (outputs,).
+    """
+    out: list[Neuron] = []
+    for index, values in enumerate(activations):
+        highest = values.float().cpu().abs().topk(min(k, len(values))).indices.tolist()
+        members = candidates[index].tolist() if index in candidates else []
+        out += [(index, neuron) for neuron in sorted(set(members) - set(highest)) + highest]
+    return out
+
+
+def replay(
+    found: Sequence[Neuron], checks: Sequence[Check], threshold: float, params: SearchParams
+) -> tuple[list[Candidates], Candidates]:
+    """Follows a recorded refinement by its scores, without a model.
+
+    Args:
+        found: the candidates it began with, in the order in which they were tried, see `in_search_order`.
+        checks: its checks, without those of the selection.
+        threshold: the one that it kept to.
+
+    Returns:
+        For each check the set that was left blocked, and the neurons that were kept.
+
+    Raises:
+        InputError: the checks are not those of a refinement of these candidates.
+    """
+    blocked: list[Candidates] = []
+
+    def recorded(chain: Sequence[Candidates], failed: Callable[[float], bool]) -> list[float]:
+        if len(blocked) == len(checks):
+            raise InputError(f"the trace ends after {len(checks)} checks, before the search does")
+        blocked.append(chain[0])
+        return [checks[len(blocked) - 1].score]
+
+    kept, made = refine(found, recorded, threshold, params)
+    if [_seen(check) for check in made] != [_seen(check) for check in checks]:
+        raise InputError("the trace is not that of a search among these candidates")
+    return blocked, kept
+
+
+def _seen(check: Check) -> tuple[object, ...]:
+    return check.phase, check.layer, check.neuron, check.candidates, check.kept
 
 
 def _last_layer_first(found: Iterable[Neuron]) -> list[Neuron]:

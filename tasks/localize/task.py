@@ -1,4 +1,4 @@
-"""Localizing: from activations to sets of neurons and weights."""
+"""Localizing: from activations to sets of neurons and weights, their controls, and what they have in common."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,19 +7,26 @@ import numpy as np
 import torch
 
 from storage import Store, content_key
-from tasks.collect.values import Moments
-from tasks.diffusion.sampling import SamplingParams
+from tasks.collect.values import Moments, Statistics, load_statistics
+from tasks.diffusion.model import Model
+from tasks.diffusion.sampling import SamplingParams, encode, fitted, from_bytes, picture_size
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
-from tasks.keys import detection_id, norms_id, values_id
+from tasks.keys import SEED, detection_id, norms_id, values_id
 from tasks.localize.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
-from tasks.localize.nemo import NemoParams, NemoResult, nemo
-from tasks.localize.wanda import WandaParams, memorized_sets
-from tasks.subject import ORIGINAL, Asked, Subject, progress
+from tasks.localize.importance import BY_GRADIENT, ImportanceParams, gradient_magnitudes, important_weights
+from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
+from tasks.localize.overlap import best_first, memorization_curve, stand_ins
+from tasks.localize.search import Candidates, Check, in_search_order, replay
+from tasks.localize.subsets import control_subsets, subsets_of
+from tasks.localize.wanda import WandaParams, memorized_sets, over_steps
+from tasks.subject import ORIGINAL, Asked, Subject, progress, shards
 
 VERSION = "localize/1"
 ALL = "all"
 """Scope of the sets found for all memorized prompts together."""
+CANDIDATES = "nemo-candidates"
+"""Method of the sets that NeMo's refinement begins with."""
 
 
 def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> None:
@@ -89,30 +96,32 @@ def localize_nemo(
 
     Args:
         threshold_nulls: null prompts that the memorization threshold is estimated from.
-        nulls: null prompts that the activations' statistics are taken over.
+        nulls: null prompts that the activations' statistics are taken over, unless published ones are given.
 
     Returns:
-        The id of these parameters; rows of `neuron_sets` carry it.
+        The id of these parameters; rows of `neuron_sets` carry it, those of method "nemo" and those of the candidates
+        that the refinement began with.
     """
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
     threshold = nemo_threshold(subject, threshold_nulls, params)
+    published = None if params.statistics is None else load_statistics(params.statistics, layers)
     params_id = content_key(
         VERSION,
         "nemo",
-        params.model_dump(exclude={"batch"}),
+        params.model_dump(exclude={"batch", "statistics"}),
         threshold,
         site.value,
-        sorted(prompt.prompt_id for prompt in nulls),
+        sorted(prompt.prompt_id for prompt in nulls)
+        if published is None
+        else [vector.numpy() for vector in (*published.means, *published.stds)],
     )
     known = _scopes(store, subject, "nemo", params_id, site, layers)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     if not todo:
         return params_id
-    activations = _value_activations(store, subject, [*nulls, *asked], site, layers)
-    statistics = Moments.of(
-        [torch.stack([activations[p.prompt_id][n] for p in nulls]) for n in range(len(layers))]
-    ).statistics()
+    activations = _value_activations(store, subject, todo, site, layers)
+    statistics = published or _statistics(store, subject, nulls, site, layers)
     with progress(len(todo), "NeMo", "prompt") as done:
         for prompt in todo:
             found = nemo(
@@ -128,16 +137,127 @@ def localize_nemo(
             key = content_key(subject.model_id, params_id, prompt.prompt_id)
             trace = _trace(prompt, params_id, layers, found)
             store.write("nemo_traces", key, trace, model_id=subject.model_id, variant=ORIGINAL)
+            for method, members in ((CANDIDATES, found.candidates), ("nemo", found.neurons)):
+                rows = [
+                    {
+                        "scope_id": prompt.prompt_id,
+                        "layer": layer.name,
+                        "members": members.get(layer.index, torch.zeros(0)).numpy().astype(np.uint32),
+                        "universe": layer.outputs,
+                    }
+                    for layer in layers
+                ]
+                _write_sets(store, subject, key, method, params_id, site, "prompt", rows)
+            done(1)
+    return params_id
+
+
+def replay_search(
+    subject: Subject, prompt: Asked, nemo_id: str, params: NemoParams, site: Site = Site.VALUE
+) -> list[tuple[Check, Candidates]]:
+    """NeMo's refinement for a prompt as it was made: every check with the neurons that it left blocked.
+
+    Nothing is computed again: the checks, the candidates and the prompt's activations are in the store.
+
+    Args:
+        params: those of the search.
+
+    Raises:
+        InputError: the store has no such search, or the parameters are others.
+    """
+    store, layers = subject.open(), layers_of(subject.load().unet, site)
+    threshold, checks = _checks(store, subject, prompt, nemo_id, layers)
+    selection = [check for check in checks if check.phase == "select"]
+    refinement = [check for check in checks if check.phase != "select"]
+    if not selection:
+        return []
+    end = selection[-1]
+    candidates = _prompt_sets(store, subject, CANDIDATES, nemo_id, site, layers)
+    if prompt.prompt_id not in candidates:
+        raise InputError("the store has no candidates of this search, it is of an older version: search in a new store")
+    activations = _value_activations(store, subject, [prompt], site, layers)[prompt.prompt_id]
+    found = in_search_order(candidates[prompt.prompt_id], activations, end.k)
+    blocked, _ = replay(found, refinement, threshold if end.kept else end.score, params)
+    return list(zip(refinement, blocked, strict=True))
+
+
+def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site = Site.VALUE) -> dict[str, float]:
+    """How far two NeMo searches agree, such as a group refinement with the sequential one.
+
+    Returns:
+        By prompt id, intersection over union of the neurons of all layers; 1 where both found none. Only prompts that
+        both searches looked at.
+
+    Raises:
+        InputError: there are none.
+    """
+    store, layers = subject.open(), layers_of(subject.load().unet, site)
+    first, second = (
+        {
+            name: {(index, neuron) for index, members in found.items() for neuron in members.tolist()}
+            for name, found in _prompt_sets(store, subject, "nemo", params_id, site, layers).items()
+        }
+        for params_id in (first_id, second_id)
+    )
+    if not first.keys() & second.keys():
+        raise InputError("the store has no prompt that both searches looked at: run the localization with both")
+    return {
+        name: len(first[name] & second[name]) / len(first[name] | second[name]) if first[name] | second[name] else 1.0
+        for name in sorted(first.keys() & second.keys())
+    }
+
+
+def memorization_left(
+    subject: Subject,
+    asked: Sequence[Asked],
+    nemo_id: str,
+    threshold_nulls: Sequence[Asked],
+    params: NemoParams,
+    site: Site = Site.VALUE,
+    seed: int = 0,
+) -> str:
+    """How much of each memory is left as its best 1, 2, 4, 8, ... neurons are deactivated.
+
+    A row of `nemo_traces` for each number, phase "curve": `candidates` neurons deactivated, `score` left; and beside
+    it, phase "curve-control", with random neurons of the same layers. Prompts for which nothing was found have none.
+
+    Returns:
+        The id of these curves.
+    """
+    model, store = subject.load(), subject.open()
+    layers = layers_of(model.unet, site)
+    params_id = content_key(VERSION, "curve", nemo_id, seed)
+    known = _traced(store, subject, params_id)
+    sets = _prompt_sets(store, subject, "nemo", nemo_id, site, layers)
+    if lost := [prompt.text for prompt in asked if prompt.prompt_id not in sets]:
+        raise InputError(f"{len(lost)} prompts were not searched, such as {lost[0][:60]!r}: run the localization first")
+    threshold = nemo_threshold(subject, threshold_nulls, params)
+    neurons = {
+        name: [(index, neuron) for index, members in found.items() for neuron in members.tolist()]
+        for name, found in sets.items()
+    }
+    todo = [prompt for prompt in asked if neurons[prompt.prompt_id] and prompt.prompt_id not in known]
+    with progress(len(todo), "memorization left", "prompt") as done:
+        for prompt in todo:
+            text = model.embed([prompt.text])[0]
+            _, _, score = gate(model, layers, text, prompt.prompt_id, threshold, params)
+            best = best_first(score, neurons[prompt.prompt_id])
+            others = stand_ins(best, [layer.outputs for layer in layers], seed)
+            points = [("curve", *point) for point in memorization_curve(score, best)]
+            points += [("curve-control", *point) for point in memorization_curve(score, others)]
             rows = [
                 {
-                    "scope_id": prompt.prompt_id,
-                    "layer": layer.name,
-                    "members": found.neurons.get(layer.index, torch.zeros(0)).numpy().astype(np.uint32),
-                    "universe": layer.outputs,
+                    "prompt_id": prompt.prompt_id,
+                    "params_id": params_id,
+                    "phase": phase,
+                    "step_number": number,
+                    "candidates": size,
+                    "score": left,
                 }
-                for layer in layers
+                for number, (phase, size, left) in enumerate(points)
             ]
-            _write_sets(store, subject, key, "nemo", params_id, site, "prompt", rows)
+            key = content_key(subject.model_id, params_id, prompt.prompt_id)
+            store.write("nemo_traces", key, rows, model_id=subject.model_id, variant=ORIGINAL)
             done(1)
     return params_id
 
@@ -150,30 +270,141 @@ def localize_wanda(
     sampling: SamplingParams,
     site: Site = Site.FEED_FORWARD_HIDDEN,
 ) -> str:
-    """Wanda's weights of each subset and of all prompts together, at each of the first tau steps.
+    """Wanda's weights of each subset (see `subsets_of`) and of all prompts together, at each of the first tau steps.
+
+    Args:
+        nulls: what prompts are held against: other prompts, or empty ones as published (`collect.task.empty_prompts`).
 
     Returns:
         The id of these parameters; rows of `neuron_sets` carry it.
     """
+    ids = {"memorized": sorted(p.prompt_id for p in asked), "null": sorted(p.prompt_id for p in nulls)}
+    # The share only says which sets are united later; the sets do not depend on it.
+    params_id = content_key(
+        VERSION, "wanda", params.model_dump(exclude={"share"}), norms_id(sampling, params.tau), site.value, ids
+    )
+    _wanda(subject, "wanda", params_id, {ALL: list(asked)} | subsets_of(asked), nulls, params, sampling, site)
+    return params_id
+
+
+def localize_control(
+    subject: Subject,
+    asked: Sequence[Asked],
+    ordinary: Sequence[Asked],
+    nulls: Sequence[Asked],
+    params: WandaParams,
+    sampling: SamplingParams,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> str:
+    """The control of `localize_wanda`: ordinary prompts taken for memorized ones, in subsets of the same sizes.
+
+    How far the sets of these subsets overlap is what has nothing to do with memorization.
+
+    Args:
+        asked: the memorized prompts.
+        ordinary: as many of them as there are memorized prompts are used; their feature norms must be in the store.
+
+    Returns:
+        The id of these parameters; rows of `neuron_sets` carry it, of method "wanda-control".
+
+    Raises:
+        InputError: there are no ordinary prompts, or prompts have no feature norms in the store.
+    """
+    chosen = ordinary[: len(asked)]
+    if not chosen:
+        raise InputError("the control needs ordinary prompts: give a file of them with --ordinary")
+    groups = {ALL: list(chosen)} | control_subsets(list(subsets_of(asked).values()), chosen)
+    ids = {name: sorted(p.prompt_id for p in group) for name, group in groups.items()}
+    collection = norms_id(sampling, params.tau)
+    null_ids = sorted(prompt.prompt_id for prompt in nulls)
+    params_id = content_key(
+        VERSION, "wanda-control", params.model_dump(exclude={"share"}), collection, site.value, ids, null_ids
+    )
+    _wanda(subject, "wanda-control", params_id, groups, nulls, params, sampling, site)
+    return params_id
+
+
+def localize_importance(
+    subject: Subject,
+    asked: Sequence[Asked],
+    ordinary: Sequence[Asked],
+    params: ImportanceParams,
+    wanda_id: str,
+    wanda: WandaParams,
+    scope_id: str = ALL,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> str:
+    """The weights of the highest scores of another kind, as many of each layer as Wanda's cut takes.
+
+    Args:
+        asked: the memorized prompts of the scope, with their images: what gradients are taken of.
+        ordinary: prompts with images that are not memorized: what gradients are held against.
+        wanda_id: of Wanda's sets.
+        wanda: how the cut unites them over steps.
+
+    Returns:
+        The id of these parameters; rows of `neuron_sets` carry it, of the method that the score is called by.
+
+    Raises:
+        InputError: Wanda's sets are not in the store, or gradients are needed and a prompt has no image.
+    """
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
-    ids = {"memorized": sorted(p.prompt_id for p in asked), "null": sorted(p.prompt_id for p in nulls)}
-    collection = norms_id(sampling, params.tau)
-    # The share only says which sets are united later; the sets do not depend on it.
-    params_id = content_key(VERSION, "wanda", params.model_dump(exclude={"share"}), collection, site.value, ids)
-    groups: dict[str, list[Asked]] = {ALL: list(asked)}
-    for prompt in asked:
-        if prompt.subset is not None:
-            groups.setdefault(prompt.subset, []).append(prompt)
-    known = _scopes(store, subject, "wanda", params_id, site, layers)
+    counts = [len(_cut(store, subject, wanda_id, scope_id, wanda, site, layer)) for layer in layers]
+    by_gradient = params.score in BY_GRADIENT
+    pictures: dict[str, list[tuple[str, str]]] = {"memorized": [], "ordinary": []}
+    if by_gradient:
+        pictures = {"memorized": _pictures(asked), "ordinary": _pictures(ordinary) if params.contrast else []}
+    params_id = content_key(VERSION, "importance", params.model_dump(), counts, site.value, scope_id, pictures)
+    if scope_id in _scopes(store, subject, params.score, params_id, site, layers):
+        return params_id
+    gradients: dict[str, list[torch.Tensor] | None] = {"memorized": None, "ordinary": None}
+    with progress(sum(map(len, pictures.values())), f"gradients for {params.score}", "picture") as done:
+        for kind, named in pictures.items():
+            if named:
+                latents = _latents(store, model, [image for _, image in named])
+                keys = [(image, SEED) for _, image in named]
+                texts = model.embed([text for text, _ in named])
+                gradients[kind] = gradient_magnitudes(model, layers, texts, latents, keys, params.timesteps, done)
+    rows = [
+        {
+            "scope_id": scope_id,
+            "layer": layers[index].name,
+            "members": members.numpy(),
+            "universe": layers[index].outputs * layers[index].inputs,
+            "width": layers[index].inputs,
+        }
+        for index, members in important_weights(layers, counts, params, **gradients)
+    ]
+    key = content_key(subject.model_id, params_id, scope_id)
+    _write_sets(store, subject, key, params.score, params_id, site, "subset", rows)
+    return params_id
+
+
+def _wanda(
+    subject: Subject,
+    method: str,
+    params_id: str,
+    groups: Mapping[str, Sequence[Asked]],
+    nulls: Sequence[Asked],
+    params: WandaParams,
+    sampling: SamplingParams,
+    site: Site,
+) -> None:
+    """Writes the memorized sets of each group that the store does not have."""
+    model, store = subject.load(), subject.open()
+    layers = layers_of(model.unet, site)
+    known = _scopes(store, subject, method, params_id, site, layers)
     todo = [name for name in groups if name not in known]
     if not todo:
-        return params_id
+        return
+    collection = norms_id(sampling, params.tau)
+    asked = {prompt.prompt_id for name in todo for prompt in groups[name]}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in todo}
     with progress(len(layers), "Wanda", "layer") as done:
         for layer in layers:
             sums = _norms(store, subject, collection, params, site, layer)
-            if lost := {prompt.prompt_id for prompt in (*asked, *nulls)} - sums.keys():
+            if lost := (asked | {prompt.prompt_id for prompt in nulls}) - sums.keys():
                 raise InputError(
                     f"{len(lost)} prompts have no feature norms at {site.value!r}: run the collection first"
                 )
@@ -194,8 +425,7 @@ def localize_wanda(
             done(1)
     for name in todo:
         key = content_key(subject.model_id, params_id, name)
-        _write_sets(store, subject, key, "wanda", params_id, site, "subset", rows[name])
-    return params_id
+        _write_sets(store, subject, key, method, params_id, site, "subset", rows[name])
 
 
 def _traced(store: Store, subject: Subject, params_id: str) -> set[str]:
@@ -219,6 +449,80 @@ def _scopes(
         params_id=params_id,
     )
     return set(rows["scope_id"].to_pylist())
+
+
+def _statistics(
+    store: Store, subject: Subject, nulls: Sequence[Asked], site: Site, layers: tuple[Layer, ...]
+) -> Statistics:
+    known = _value_activations(store, subject, nulls, site, layers)
+    return Moments.of(
+        [torch.stack([known[prompt.prompt_id][layer.index] for prompt in nulls]) for layer in layers]
+    ).statistics()
+
+
+def _prompt_sets(
+    store: Store, subject: Subject, method: str, params_id: str, site: Site, layers: tuple[Layer, ...]
+) -> dict[str, dict[int, torch.Tensor]]:
+    """By prompt id and layer index, the neurons that a search found."""
+    numbers = {layer.name: layer.index for layer in layers}
+    rows = store.read(
+        "neuron_sets",
+        columns=["scope_id", "layer", "members"],
+        model_id=subject.model_id,
+        method=method,
+        site=site.value,
+        params_id=params_id,
+    )
+    out: dict[str, dict[int, torch.Tensor]] = {}
+    for name, layer, members in zip(
+        rows["scope_id"].to_pylist(), rows["layer"].to_pylist(), rows["members"], strict=True
+    ):
+        out.setdefault(name, {})[numbers[layer]] = torch.from_numpy(members.values.to_numpy().astype(np.int64))
+    return {name: dict(sorted(found.items())) for name, found in out.items()}
+
+
+def _cut(
+    store: Store, subject: Subject, wanda_id: str, scope_id: str, params: WandaParams, site: Site, layer: Layer
+) -> torch.Tensor:
+    """The weights of one layer that Wanda's cut takes."""
+    rows = store.read(
+        "neuron_sets",
+        columns=["step", "members"],
+        model_id=subject.model_id,
+        method="wanda",
+        site=site.value,
+        layer=layer.name,
+        params_id=wanda_id,
+        scope_id=scope_id,
+    )
+    if not len(rows):
+        raise InputError(f"the store has no Wanda sets of {scope_id!r}: run the localization first")
+    sets = {
+        (step, layer.index): torch.from_numpy(members.values.to_numpy().astype(np.int64))
+        for step, members in zip(rows["step"].to_pylist(), rows["members"], strict=True)
+    }
+    return over_steps(sets, {layer.index: layer.outputs * layer.inputs}, params)[layer.index]
+
+
+def _pictures(asked: Sequence[Asked]) -> list[tuple[str, str]]:
+    """The text and the first image of each prompt."""
+    if without := [prompt.text for prompt in asked if not prompt.image_ids]:
+        raise InputError(f"{len(without)} prompts have no image, such as {without[0][:60]!r}: give --images")
+    if not asked:
+        raise InputError("gradients need memorized pictures, and ordinary ones unless contrast is off: give --images")
+    return [(prompt.text, prompt.image_ids[0]) for prompt in asked]
+
+
+def _latents(store: Store, model: Model, image_ids: Sequence[str]) -> torch.Tensor:
+    """Latents of images in the store, (n, channels, height, width)."""
+    size = picture_size(model)
+    found = []
+    for block in shards(image_ids, 8):
+        data = [store.read("images", columns=["bytes"], image_id=name)["bytes"].to_pylist() for name in block]
+        if not all(data):
+            raise InputError("the store lacks an image of these prompts: import the prompts with their images")
+        found.append(encode(model, np.stack([fitted(from_bytes(rows[0]), size) for rows in data])))
+    return torch.cat(found)
 
 
 def _value_activations(
@@ -278,6 +582,43 @@ def _summed(
         for (_, step), values in sums[name].items():
             out[step, index] = out.get((step, index), 0) + values.astype(np.float64)
     return {key: torch.from_numpy(values) for key, values in out.items()}
+
+
+def _checks(
+    store: Store, subject: Subject, prompt: Asked, params_id: str, layers: tuple[Layer, ...]
+) -> tuple[float, list[Check]]:
+    """The threshold and every check of a search, as `_trace` wrote them."""
+    rows = store.read(
+        "nemo_traces",
+        model_id=subject.model_id,
+        variant=ORIGINAL,
+        prompt_id=prompt.prompt_id,
+        params_id=params_id,
+    ).to_pylist()
+    if not rows:
+        raise InputError(f"the store has no search for {prompt.text[:60]!r}: run the localization first")
+    numbers = {layer.name: layer.index for layer in layers}
+    gate, *checks = sorted(rows, key=lambda row: row["step_number"])
+    out: list[Check] = []
+    blocked = 0
+    for row in checks:
+        out.append(
+            Check(
+                phase=row["phase"],
+                theta=row["theta"],
+                k=row["k"],
+                layer=None if row["layer"] is None else numbers[row["layer"]],
+                neuron=row["neuron"],
+                unblocked=0 if row["phase"] == "select" else blocked - row["candidates"],
+                candidates=row["candidates"],
+                score=row["score"],
+                kept=row["kept"],
+            )
+        )
+        # What is blocked now: all that is selected, and while refining all but what turned out not to be needed.
+        if row["phase"] == "select" or not row["kept"]:
+            blocked = row["candidates"]
+    return float(gate["theta"]), out
 
 
 def _trace(prompt: Asked, params_id: str, layers: tuple[Layer, ...], found: NemoResult) -> list[dict[str, Any]]:

@@ -51,7 +51,8 @@ def memorized_weights(
         Flat indices row * columns + column, sorted, uint32 on the CPU.
 
     Raises:
-        InputError: a row has too few weights for this sparsity, or the sums are not those of the layer.
+        InputError: a row has too few weights for this sparsity, the sums are not those of the layer, or something is
+            not finite.
     """
     rows, columns = weight.shape
     count = int(sparsity * columns)
@@ -59,6 +60,8 @@ def memorized_weights(
         raise InputError(f"a sparsity of {sparsity} selects no weight in rows of {columns}: at least {1 / columns:.4f}")
     if memorized.shape != (columns,) or null.shape != (columns,):
         raise InputError(f"sums of {tuple(memorized.shape)} and {tuple(null.shape)} do not fit rows of {columns}")
+    if not (memorized.isfinite().all() and null.isfinite().all() and weight.isfinite().all()):
+        raise InputError("feature norms or weights are not finite; load the model in float32 or bfloat16")
     if not (memorized.sum() > 0 and null.sum() > 0):
         raise InputError("feature norms are all zero: the layer's input never differed from zero")
     norms, null_norms = (_norms(sums).to(weight.device) for sums in (memorized, null))

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from tasks.diffusion.model import Model
 from tasks.diffusion.noise import generator
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
@@ -86,6 +85,21 @@ def random_like(members: Members, universes: Mapping[int, int], seed: int) -> di
     return out
 
 
+WHOLE = """```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+```"""
+CHANGED = """Only the UNet lies here; everything else is that of the base.
+
+```python
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+unet = UNet2DConditionModel.from_pretrained("path/to/this/folder")
+pipeline = DiffusionPipeline.from_pretrained("{base}", unet=unet)
+```"""
+
+
 @dataclass(frozen=True)
 class Card:
     """What a variant's model card says."""
@@ -105,19 +119,24 @@ class Card:
     members: dict[str, int] = field(default_factory=dict)
     """By layer name, how many neurons or weights were cut."""
     params: dict[str, Any] = field(default_factory=dict)
+    cut: str = ""
+    """What was set to zero, in words in the plural; what the method found, unless it says otherwise."""
 
-    def markdown(self) -> str:
+    def markdown(self, whole: bool) -> str:
+        """The card of a whole pipeline, or of its UNet alone."""
+        cut = self.cut or f"the members that {self.method} found to hold memorized training images"
         rows = "\n".join(f"| `{layer}` | {number:,} |" for layer, number in self.members.items())
         settings = "\n".join(f"- {name}: `{json.dumps(value)}`" for name, value in self.params.items())
         return (
             "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [memorization, pruned, engram]\n---\n\n"
             f"# {self.title}\n\n"
-            f"The UNet of `{self.base}` (fingerprint `{self.base_id}`), with what {self.method} found to hold memorized"
-            f" training images set to zero. Nothing was retrained, and nothing is needed at inference.\n\n"
+            f"`{self.base}` (fingerprint `{self.base_id}`), in whose UNet {cut} are set to zero."
+            " Nothing was retrained, and nothing is needed at inference.\n\n"
             f"- cut: {self.pruned:,} of {self.total:,} weights of the UNet ({self.pruned / self.total:.4%}),"
             f" at the site `{self.site}`\n"
             f"- by audit: `{self.audit_id}`\n\n"
             f"| layer | members cut |\n|---|---:|\n{rows}\n\n"
+            f"## Use\n\n{WHOLE if whole else CHANGED.format(base=self.base)}\n\n"
             f"## Settings\n\n{settings or 'none'}\n\n"
             "## Limits\n\nCutting can hide a memory rather than remove it: adversarial embeddings may still bring it"
             " back. See the audit's figures for this variant before relying on it.\n"
@@ -143,32 +162,31 @@ def save_variant(unet: UNet2DConditionModel, folder: str | Path, card: Card) -> 
     """
     with _aside(Path(folder)) as aside:
         _contiguous(unet).save_pretrained(aside, safe_serialization=True)
-        _write_card(aside, card)
+        _write_card(aside, card, whole=False)
 
 
-def save_pipeline(model: Model, unet: UNet2DConditionModel, folder: str | Path, card: Card) -> None:
+def save_pipeline(base: str | Path, unet: UNet2DConditionModel, folder: str | Path, card: Card) -> None:
     """Writes the whole pipeline with this UNet; loads anywhere by `DiffusionPipeline.from_pretrained(folder)`.
 
+    Args:
+        base: folder of the pipeline that was cut; all its other components come along unchanged.
+
     Raises:
-        InputError: the folder is there already.
+        InputError: the base cannot be loaded, or the folder is there already.
     """
-    pipeline = StableDiffusionPipeline(
-        vae=_contiguous(model.vae),
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=_contiguous(unet),
-        scheduler=model.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
     with _aside(Path(folder)) as aside:
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(base), unet=_contiguous(unet), torch_dtype=unet.dtype, use_safetensors=True, local_files_only=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"cannot load the pipeline at {base}: {str(error).splitlines()[0]}") from error
         pipeline.save_pretrained(aside, safe_serialization=True)
-        _write_card(aside, card)
+        _write_card(aside, card, whole=True)
 
 
-def _write_card(folder: Path, card: Card) -> None:
-    (folder / "README.md").write_text(card.markdown())
+def _write_card(folder: Path, card: Card, whole: bool) -> None:
+    (folder / "README.md").write_text(card.markdown(whole))
     (folder / "variant.json").write_text(json.dumps(asdict(card), indent=1) + "\n")
 
 

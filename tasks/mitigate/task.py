@@ -1,22 +1,47 @@
 """Mitigating: variants of the model with what was localized set to zero, each beside a random cut of the same size."""
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from storage import content_key
 from tasks.diffusion.model import Model
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
+from tasks.localize.importance import Importance
 from tasks.localize.wanda import WandaParams, over_steps
-from tasks.mitigate.prune import Card, count_zeroed, random_like, save_variant, without_neurons, without_weights
-from tasks.subject import Subject
+from tasks.mitigate.prune import (
+    Card,
+    Members,
+    count_zeroed,
+    random_like,
+    save_pipeline,
+    save_variant,
+    without_neurons,
+    without_weights,
+)
+from tasks.subject import ORIGINAL, Subject
 
 VERSION = "prune/1"
 Sets = dict[tuple[str, int | None, int], torch.Tensor]
+Cut = Callable[[UNet2DConditionModel, Site, Members], UNet2DConditionModel]
+WORDS = {
+    "nemo": "the neurons that NeMo found to hold memorized training images",
+    "random-nemo": "as many random neurons of each layer as NeMo found, a control,",
+    "wanda": "the weights that Wanda found to hold memorized training images",
+    "random-wanda": "as many random weights of each layer as Wanda found, a control,",
+    "wanda-control": "the weights that Wanda finds when it takes ordinary prompts for memorized ones, a control,",
+    "magnitude": "as many weights of each layer as Wanda found, those of the largest magnitude,",
+    "taylor": "as many weights of each layer as Wanda found, those of the highest first-order Taylor score,",
+    "gradient": "as many weights of each layer as Wanda found, those of the largest gradient,",
+    "random": "as many weights of each layer as Wanda found, drawn at random,",
+}
+"""What a model card says of the cut, by method."""
 
 
 def cut_neurons(
@@ -37,7 +62,8 @@ def cut_neurons(
     universes = {layer.index: layer.outputs for layer in layers}
     chosen = {"nemo": members, "random-nemo": random_like(members, universes, seed)}
     return {
-        name: _save(subject, model, name, cut, site, params_id, audit_id, universes) for name, cut in chosen.items()
+        name: _save(subject, model, name, found, without_neurons, site, params_id, audit_id, universes)
+        for name, found in chosen.items()
     }
 
 
@@ -49,24 +75,86 @@ def cut_weights(
     audit_id: str,
     site: Site = Site.FEED_FORWARD_HIDDEN,
     seed: int = 0,
+    method: Literal["wanda", "wanda-control"] = "wanda",
 ) -> dict[str, str]:
     """Cuts Wanda's weights of a scope: "wanda" and "random-wanda", by name the variant in the store.
 
-    Nothing where no weight scored higher for memorized prompts than for null prompts.
+    Nothing where no weight scored higher for memorized prompts than for null prompts. What was found for ordinary
+    prompts, "wanda-control", is cut alone: it is a control itself.
+
+    Args:
+        params: how the sets of the steps are united; fewer steps than were localized may be.
     """
     model = subject.load()
     layers = layers_of(model.unet, site)
-    sets = _sets(subject, "wanda", params_id, [scope_id], layers, site)
+    sets = _sets(subject, method, params_id, [scope_id], layers, site)
     universes = {layer.index: layer.outputs * layer.inputs for layer in layers}
     by_step = {(step, index): found for (_, step, index), found in sets.items() if step is not None}
     members = over_steps(by_step, universes, params)
     if not any(len(found) for found in members.values()):
         return {}
-    chosen = {"wanda": members, "random-wanda": random_like(members, universes, seed)}
+    chosen: dict[str, dict[int, torch.Tensor]] = {method: members}
+    if method == "wanda":
+        chosen["random-wanda"] = random_like(members, universes, seed)
     return {
-        name: _save(subject, model, name, cut, site, params_id, audit_id, universes, params.model_dump())
-        for name, cut in chosen.items()
+        name: _save(subject, model, name, found, without_weights, site, params_id, audit_id, universes, params)
+        for name, found in chosen.items()
     }
+
+
+def cut_scored(
+    subject: Subject,
+    method: Importance,
+    params_id: str,
+    scope_id: str,
+    audit_id: str,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> dict[str, str]:
+    """Cuts the weights that another importance score chose for a scope: by the score's name the variant in the store.
+
+    Nothing where Wanda, whose numbers they follow, found nothing.
+    """
+    model = subject.load()
+    layers = layers_of(model.unet, site)
+    sets = _sets(subject, method, params_id, [scope_id], layers, site)
+    members = {index: found for (_, _, index), found in sets.items()}
+    if not any(len(found) for found in members.values()):
+        return {}
+    universes = {layer.index: layer.outputs * layer.inputs for layer in layers}
+    return {method: _save(subject, model, method, members, without_weights, site, params_id, audit_id, universes)}
+
+
+def export_variant(subject: Subject, variant: str, folder: Path, changed_only: bool = False) -> None:
+    """Writes a variant that lies in the store as a folder that diffusers loads anywhere, with its model card.
+
+    Args:
+        folder: must not be there yet.
+        changed_only: only the UNet, with a reference to the base; else the whole pipeline.
+
+    Raises:
+        InputError: there is no such variant, the model is gone, or the folder is there already.
+    """
+    if variant == ORIGINAL:
+        raise InputError(f"{ORIGINAL!r} is the model at {subject.model} itself: name a variant of it")
+    store = subject.open()
+    rows = store.read("variants", columns=["variant", "weights"], model_id=subject.model_id).to_pylist()
+    weights = {row["variant"]: row["weights"] for row in rows if row["weights"]}
+    if variant not in weights:
+        known = ", ".join(sorted(weights)) or "none"
+        raise InputError(f"the store has no variant {variant!r} of this model; it has: {known}")
+    card = Card(**json.loads((store.get_folder(weights[variant]) / "variant.json").read_text()))
+    unet = subject.load(variant).unet
+    if changed_only:
+        save_variant(unet, folder, card)
+    else:
+        save_pipeline(subject.model, unet, folder, card)
+
+
+def shares_cut(subject: Subject, variants: Mapping[str, str]) -> dict[str, float]:
+    """By name, the share of the searched layers' neurons or weights that a variant in the store has lost."""
+    rows = subject.open().read("variants", columns=["variant", "pruned", "total"], model_id=subject.model_id)
+    lost = {row["variant"]: row["pruned"] / row["total"] for row in rows.to_pylist() if row["total"]}
+    return {name: lost[variant] for name, variant in variants.items() if variant in lost}
 
 
 def _save(
@@ -74,11 +162,12 @@ def _save(
     model: Model,
     method: str,
     members: dict[int, torch.Tensor],
+    cut: Cut,
     site: Site,
     params_id: str,
     audit_id: str,
     universes: dict[int, int],
-    params: dict[str, Any] | None = None,
+    params: WandaParams | None = None,
 ) -> str:
     """Puts the pruned UNet into the store under a name that its content determines."""
     store = subject.open()
@@ -87,8 +176,6 @@ def _save(
     key = content_key(model.model_id, variant)
     if store.has("variants", key, model_id=model.model_id):
         return variant
-    # The weights on disk are those of the base in its own precision, so a variant differs from it by the cut alone.
-    cut = without_neurons if site in (Site.VALUE, Site.VALUE_ALL, Site.KEY) else without_weights
     unet = cut(model.unet, site, members)
     zeroed, total = count_zeroed(model.unet, unet)
     names = {layer.index: layer.name for layer in layers_of(model.unet, site)}
@@ -102,7 +189,8 @@ def _save(
         pruned=zeroed,
         total=total,
         members={names[index]: len(found) for index, found in members.items()},
-        params=params or {},
+        params=params.model_dump() if params is not None else {},
+        cut=WORDS[method],
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / variant

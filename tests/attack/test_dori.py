@@ -29,7 +29,7 @@ class Recaller(nn.Module):
         self.dtype = torch.float32
         self.config = SimpleNamespace(sample_size=8, in_channels=4)
 
-    def forward(self, latents, steps, text, return_dict=False):  # type: ignore[no-untyped-def]
+    def forward(self, latents, steps, text, added_cond_kwargs=None, return_dict=False):  # type: ignore[no-untyped-def]
         a = self.signal[steps].view(-1, 1, 1, 1)
         clean = (text[:, 0] @ self.weight.T)[:, :, None, None]
         noise = (latents - a.sqrt() * clean) / (1 - a).sqrt()

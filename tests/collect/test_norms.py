@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tasks.collect.norms import FeatureNorms, feature_norms
-from tasks.diffusion.hooks import observed
+from tasks.collect.norms import FeatureNorms, feature_norms, norms_by_prompt
+from tasks.diffusion.hooks import observed, started
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
 from tasks.diffusion.sites import Layer, Site, layers_of
@@ -57,6 +57,19 @@ def test_sharded_and_batched_sums_are_the_whole_ones() -> None:
     same(feature_norms(MODEL, LAYERS, TEXT, KEYS, PARAMS), whole)
 
 
+def test_trajectories_can_be_left_after_the_first_steps() -> None:
+    whole = feature_norms(MODEL, LAYERS, TEXT, KEYS, PARAMS)
+    calls: list[int] = []
+    with started(MODEL.unet, calls.append):
+        blocks = list(norms_by_prompt(MODEL, LAYERS, TEXT, KEYS, PARAMS, steps=2))
+    assert len(calls) == 2 * 2  # two steps of two batches
+    found = blocks[0].over_prompts() + blocks[1].over_prompts()
+    assert found.timesteps == whole.timesteps[:2]
+    assert found.conditional.keys() == {(step, layer.index) for step in range(2) for layer in LAYERS}
+    for key, sums in found.conditional.items():
+        torch.testing.assert_close(sums, whole.conditional[key], rtol=1e-4, atol=1e-6)
+
+
 def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     import tasks.collect.norms as norms
 
@@ -72,6 +85,16 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(norms, "denoise", tight)
     same(feature_norms(MODEL, LAYERS, TEXT, KEYS, PARAMS, done.append), whole)
     assert done == [1, 1, 1]
+
+
+def test_half_the_precision_gives_nearly_the_same() -> None:
+    exact = feature_norms(MODEL, LAYERS, TEXT, KEYS, PARAMS)
+    coarse = model_of(random_unet().to(torch.bfloat16))
+    layers = layers_of(coarse.unet, Site.FEED_FORWARD_HIDDEN)
+    found = feature_norms(coarse, layers, coarse.embed(PROMPTS), KEYS, PARAMS)
+    for key, sums in exact.conditional.items():
+        assert found.conditional[key].dtype == torch.float64
+        assert (found.conditional[key].sqrt() - sums.sqrt()).abs().max() < 0.02 * sums.sqrt().max()
 
 
 def test_without_guidance_there_is_one_half() -> None:

@@ -87,3 +87,12 @@ def test_a_unet_without_the_site_is_refused_in_a_line() -> None:
     unet = random_unet(down_block_types=("DownBlock2D",) * 2, mid_block_type=None, up_block_types=("UpBlock2D",) * 2)
     with pytest.raises(InputError, match="no layers at site 'value'"):
         layers_of(unet, Site.VALUE)
+
+
+def test_attention_without_text_is_no_site() -> None:
+    unet = random_unet(
+        down_block_types=("AttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "AttnUpBlock2D"),
+    )
+    assert len(layers_of(unet, Site.VALUE)) == 2 + 1  # those of the one block with text, and of the mid block
+    assert len(layers_of(unet, Site.FEED_FORWARD_HIDDEN)) == 2 + 1 + 3

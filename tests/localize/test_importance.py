@@ -6,7 +6,13 @@ import torch
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
-from tasks.localize.importance import ImportanceParams, gradient_magnitudes, highest, weight_scores
+from tasks.localize.importance import (
+    ImportanceParams,
+    gradient_magnitudes,
+    highest,
+    important_weights,
+    weight_scores,
+)
 from tests.localize.hand_made import model_of, random_unet
 
 MODEL = model_of(random_unet())
@@ -69,3 +75,23 @@ def test_the_highest_by_hand() -> None:
         highest(scores, 4, above)
     with pytest.raises(InputError, match="fewer qualify"):
         highest(scores, 7)
+
+
+def test_every_score_takes_as_many_of_each_layer() -> None:
+    counts = [3 * layer.index for layer in LAYERS]
+    draw = torch.Generator().manual_seed(0)
+    memorized, ordinary = (
+        [torch.rand(layer.outputs, layer.inputs, generator=draw) for layer in LAYERS] for _ in range(2)
+    )
+    chosen = {}
+    for score in ("magnitude", "taylor", "gradient", "random"):
+        params = ImportanceParams.model_validate({"score": score})
+        found = dict(important_weights(LAYERS, counts, params, memorized))
+        assert {index: len(members) for index, members in found.items()} == dict(enumerate(counts))
+        chosen[score] = found[2].tolist()
+    assert len({tuple(members) for members in chosen.values()}) == 4
+    best = chosen["gradient"][0]
+    ordinary[2].view(-1)[best] = 2.0
+    held = dict(important_weights(LAYERS, counts, ImportanceParams(score="gradient"), memorized, ordinary))[2].long()
+    assert len(held) == counts[2] and best not in held.tolist()
+    assert bool((memorized[2].flatten()[held] > ordinary[2].flatten()[held]).all())

@@ -1,8 +1,13 @@
 """The benchmark finds the plain transcriptions and ours at one, with fewer UNet calls for ours."""
 
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from benchmarks.localize import benchmark_nemo, benchmark_wanda, main
+from benchmarks.localize import benchmark_nemo, benchmark_wanda, main, own_prompts, spread
 from tasks.diffusion.sampling import SamplingParams
 from tasks.localize.nemo import NemoParams
 from tests.localize.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
@@ -31,6 +36,17 @@ def test_wanda_collects_the_same_norms() -> None:
     assert found["wanda_difference"] < 1e-4
     assert found["wanda_sets_iou"] > 0.99
     assert found["wanda_bytes_kept"] < found["wanda_bytes_kept_plain"] / 50
+
+
+def test_a_model_brings_its_own_prompts(tmp_path: Path) -> None:
+    assert own_prompts(str(tmp_path), "null") == []
+    rows = [{"text": f"{kind} {n}", "kind": kind} for n in range(6) for kind in ("memorized", "null")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
+    (tmp_path / "engram.json").write_text(json.dumps({"prompts": "prompts.parquet"}))
+    found = own_prompts(str(tmp_path), "memorized")
+    assert found == [f"memorized {n}" for n in range(6)]
+    assert spread(found, 3) == ["memorized 0", "memorized 2", "memorized 4"]
+    assert spread(found, 4) == found[:4] and spread(found, 100) == found
 
 
 def test_bad_input_is_one_line_and_code_2(capsys) -> None:  # type: ignore[no-untyped-def]

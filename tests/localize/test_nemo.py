@@ -9,15 +9,20 @@ from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.localize.detection import DetectionParams, detection_timestep, noise_differences, prompt_differences
 from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
-from tasks.localize.overlap import memorization_curve
+from tasks.localize.overlap import best_first, memorization_curve, stand_ins
 from tasks.localize.scorer import BlockedScore
 from tasks.localize.search import Candidates, Neuron, SearchParams, one_by_one, refine
 from tasks.localize.ssim import similarity
 from tests.localize.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
 
 
-def search(planted: tuple[Neuron, ...], prompt: str = MEMORIZED, params: NemoParams | None = None) -> NemoResult:
-    model = model_of(planted_unet(planted))
+def search(
+    planted: tuple[Neuron, ...],
+    prompt: str = MEMORIZED,
+    params: NemoParams | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> NemoResult:
+    model = model_of(planted_unet(planted).to(dtype))
     layers = layers_of(model.unet, Site.VALUE)
     statistics = Moments.of(value_activations(layers, model.embed(NULL_PROMPTS))).statistics()
     text = model.embed([prompt])
@@ -36,6 +41,11 @@ def test_it_finds_exactly_the_planted_neurons(planted: tuple[Neuron, ...], refin
     assert found.watched == tuple(range(10))
     assert found.trace[0].phase == "select" and found.trace[-1].phase == "neuron"
     assert found.pairwise.shape == (45,)
+
+
+def test_it_finds_them_in_half_the_precision_too() -> None:
+    found = search(((0, 5), (2, 3)), dtype=torch.bfloat16)
+    assert {layer: neurons.tolist() for layer, neurons in found.neurons.items()} == {0: [5], 2: [3]}
 
 
 def test_the_batch_does_not_matter() -> None:
@@ -136,6 +146,15 @@ def test_the_curve_falls_when_the_last_of_the_planted_neurons_goes() -> None:
     assert curve[1][1] > 0.9
     assert curve[2][1] < 0.428
     assert [size for size, _ in memorization_curve(score, [(0, n) for n in range(6)])] == [0, 1, 2, 4, 6]
+    control = memorization_curve(score, stand_ins([(0, 5), (2, 3)], [8, 8, 8], 0))
+    assert min(left for _, left in control) > 0.9
+
+
+def test_the_best_neuron_takes_most_away_alone() -> None:
+    model = model_of(planted_unet(((1, 7),)))
+    layers = layers_of(model.unet, Site.VALUE)
+    _, _, score = gate(model, layers, model.embed([MEMORIZED])[0], MEMORIZED, 0.428, NemoParams())
+    assert best_first(score, [(0, 2), (1, 2), (1, 7), (2, 2)])[0] == (1, 7)
 
 
 def test_statistics_of_another_model_are_refused() -> None:

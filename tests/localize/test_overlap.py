@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.localize.overlap import expected_iou, iou, shared_neurons
+from tasks.errors import InputError
+from tasks.localize.overlap import expected_iou, iou, shared_neurons, stand_ins
 
 SETS = st.sets(st.integers(0, 30))
 
@@ -30,3 +31,21 @@ def test_chance_by_hand() -> None:
 def test_shared_neurons_are_counted_by_prompt() -> None:
     found = shared_neurons([{0: torch.tensor([1, 2])}, {0: torch.tensor([2]), 3: torch.tensor([1])}, {}])
     assert found == {(0, 1): 1, (0, 2): 2, (3, 1): 1}
+
+
+@given(chosen=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 9)), max_size=12), seed=st.integers(0, 99))
+def test_stand_ins_are_others_of_the_same_layers(chosen: set[tuple[int, int]], seed: int) -> None:
+    neurons, widths = sorted(chosen), [24, 24, 24]
+    others = stand_ins(neurons, widths, seed)
+    assert [layer for layer, _ in others] == [layer for layer, _ in neurons]
+    assert len(set(others)) == len(others)
+    assert not set(others) & chosen
+    assert all(0 <= neuron < 24 for _, neuron in others)
+    assert others == stand_ins(neurons, widths, seed)
+
+
+def test_stand_ins_differ_by_seed_and_need_room() -> None:
+    neurons = [(0, n) for n in range(8)]
+    assert stand_ins(neurons, [100], 0) != stand_ins(neurons, [100], 1)
+    with pytest.raises(InputError, match="too few others"):
+        stand_ins(neurons, [15], 0)

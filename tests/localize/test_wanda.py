@@ -32,6 +32,10 @@ def test_the_share_of_a_row_is_rounded_down_and_must_not_be_empty() -> None:
         memorized_weights(weight, sums[:9], sums, 0.5)
     with pytest.raises(InputError, match="all zero"):
         memorized_weights(weight, torch.zeros(10), sums, 0.5)
+    with pytest.raises(InputError, match="not finite"):
+        memorized_weights(weight, torch.full((10,), float("nan")), sums, 0.5)
+    with pytest.raises(InputError, match="not finite"):
+        memorized_weights(torch.full((3, 10), float("inf")), sums, sums, 0.5)
 
 
 @settings(max_examples=50)

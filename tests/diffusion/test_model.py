@@ -1,0 +1,204 @@
+"""Models of every family are loaded, read their prompts as diffusers' own pipelines do, and are refused in a line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from tasks.collect.values import value_activations
+from tasks.diffusion.hooks import observed
+from tasks.diffusion.model import Model, load_model
+from tasks.diffusion.noise import initial_noise, predict_noise
+from tasks.diffusion.sampling import SamplingParams, decode, denoise, generate
+from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.errors import InputError
+from tests.flows.world import tokenizer
+from tests.localize.hand_made import model_of, random_unet
+
+PROMPTS = ["a cat", "two dogs"]
+KEYS = [(prompt, 0) for prompt in PROMPTS]
+WORDS = tokenizer()
+
+
+def text_config(width: int, pooled: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=WORDS.model_max_length,
+        projection_dim=pooled,
+        bos_token_id=len(WORDS) - 2,
+        eos_token_id=len(WORDS) - 1,
+        pad_token_id=len(WORDS) - 1,
+    )
+
+
+def parts(width: int, **config: Any) -> dict[str, Any]:
+    """What every family has: two blocks down, two up, pictures of 16 pixels."""
+    torch.manual_seed(0)
+    return {
+        "unet": UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            norm_num_groups=4,
+            cross_attention_dim=width,
+            attention_head_dim=[2, 4],
+            use_linear_projection=True,
+            **config,
+        ),
+        "vae": AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+        ),
+        "tokenizer": WORDS,
+    }
+
+
+@pytest.fixture(scope="module")
+def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL in little: two text encoders, pooled text and picture size beside the tokens, two blocks an attention."""
+    folder = tmp_path_factory.mktemp("xl") / "pipeline"
+    StableDiffusionXLPipeline(
+        **parts(
+            16 + 12,
+            transformer_layers_per_block=[1, 2],
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=10 + 6 * 4,
+        ),
+        text_encoder=CLIPTextModel(text_config(16, 16)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(12, 10)),
+        tokenizer_2=WORDS,
+        scheduler=EulerDiscreteScheduler(),
+        add_watermarker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD 2.1 in little: it predicts velocity."""
+    folder = tmp_path_factory.mktemp("v") / "pipeline"
+    StableDiffusionPipeline(
+        **parts(16),
+        text_encoder=CLIPTextModel(text_config(16, 16)),
+        scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def sampled_by_diffusers(kind: Any, folder: Path, model: Model, steps: int) -> torch.Tensor:
+    pipeline = kind.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    found: torch.Tensor = pipeline(
+        PROMPTS,
+        num_inference_steps=steps,
+        guidance_scale=7.5,
+        latents=initial_noise(model, KEYS),
+        output_type="latent",
+    ).images
+    return found
+
+
+def test_xl_samples_as_its_own_pipeline_does(xl_folder: Path) -> None:
+    model = load_model(xl_folder, "cpu")
+    text = model.embed(PROMPTS)
+    assert text.shape == (2, model.tokens + 1, 28) == (2, model.rows, 28)
+    noise, params = initial_noise(model, KEYS), SamplingParams(steps=3)
+    found = denoise(model, text, model.unguided(), noise, params)
+    expected = sampled_by_diffusers(StableDiffusionXLPipeline, xl_folder, model, 3)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
+    # The pooled vector counts, and so does it that guidance is away from zeros.
+    unpooled = torch.cat([text[:, :-1], torch.zeros_like(text[:, -1:])], 1)
+    assert (denoise(model, unpooled, model.unguided(), noise, params) - expected).abs().max() > 0.01
+    assert (denoise(model, text, model.embed([""]), noise, params) - expected).abs().max() > 0.01
+    assert generate(model, text, KEYS, SamplingParams(steps=1)).shape == decode(model, found).shape == (2, 16, 16, 3)
+
+
+def test_velocity_is_turned_into_noise(v_folder: Path) -> None:
+    model = load_model(v_folder, "cpu")
+    assert model.rows == model.tokens
+    found = denoise(model, model.embed(PROMPTS), model.unguided(), initial_noise(model, KEYS), SamplingParams(steps=3))
+    torch.testing.assert_close(
+        found, sampled_by_diffusers(StableDiffusionPipeline, v_folder, model, 3), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_values_of_xl_are_those_of_the_tokens_alone(xl_folder: Path) -> None:
+    model = load_model(xl_folder, "cpu")
+    layers = layers_of(model.unet, Site.VALUE)
+    assert len(layers) == 1 + 2 + 2
+    text = model.embed(PROMPTS)
+    seen: dict[int, torch.Tensor] = {}
+
+    def see(layer: Layer, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        seen[layer.index] = output.abs().mean(1)
+
+    with observed(layers, see):
+        predict_noise(model, initial_noise(model, KEYS), 900, text)
+    for layer, found in zip(layers, value_activations(layers, model.conditions(text)[0]), strict=True):
+        torch.testing.assert_close(found, seen[layer.index])
+
+
+def test_another_dtype_gives_nearly_the_same(xl_folder: Path) -> None:
+    whole, half = load_model(xl_folder, "cpu"), load_model(xl_folder, "cpu", torch.bfloat16)
+    exact, coarse = (
+        predict_noise(model, initial_noise(model, KEYS), 900, model.embed(PROMPTS)) for model in (whole, half)
+    )
+    assert coarse.dtype == torch.bfloat16
+    torch.testing.assert_close(coarse.float(), exact, atol=0.05, rtol=0.05)
+
+
+def test_the_fingerprint_is_that_of_the_content(v_folder: Path, tmp_path: Path) -> None:
+    known = load_model(v_folder, "cpu").model_id
+    copy = shutil.copytree(v_folder, tmp_path / "copy")
+    assert load_model(copy, "cpu").model_id == known
+    config = copy / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
+    assert load_model(copy, "cpu").model_id != known
+
+
+def test_what_is_no_base_model_is_refused_in_a_line(xl_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no diffusers pipeline at"):
+        load_model(tmp_path)
+    refiner = shutil.copytree(xl_folder, tmp_path / "refiner")
+    index = json.loads((refiner / "model_index.json").read_text())
+    for name in ("text_encoder", "tokenizer"):
+        index[name] = [None, None]
+    (refiner / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="has no text_encoder"):
+        load_model(refiner, "cpu")
+
+
+def test_a_prompt_that_is_too_long_is_named(xl_folder: Path) -> None:
+    with pytest.raises(InputError, match="tokens, the model reads"):
+        load_model(xl_folder, "cpu").embed(["x" * 500])
+
+
+def test_a_model_that_predicts_pictures_is_refused() -> None:
+    model = model_of(random_unet())
+    model.scheduler.register_to_config(prediction_type="sample")
+    with pytest.raises(InputError, match="predicts 'sample'"):
+        predict_noise(model, initial_noise(model, [("a", 0)]), 3, model.embed(["a"]))
