@@ -20,11 +20,12 @@ from tasks.diffusion.model import audit_defaults
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.clip_score import ClipParams
+from tasks.evaluate.sscd import scorer_of
 from tasks.localize import task as localizing
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as mitigating
 from tasks.report import task as reporting
-from tasks.subject import ORIGINAL, Asked, Subject, prompts_of
+from tasks.subject import ORIGINAL, Asked, Kind, Subject, prompts_of
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime", "duckdb", "pyarrow", "prefect")
 
@@ -51,6 +52,8 @@ class Audited(BaseModel):
     audit_id: str
     report: str
     table: str
+    variants: dict[str, str]
+    """By the name that figures go by, the variant in the store."""
 
 
 def _stage(function: Callable[..., Any], name: str) -> Any:
@@ -139,7 +142,7 @@ def _stages(subject: Subject, settings: Settings, clip: ClipParams, audit_id: st
 
     attacked = [prompt for prompt in memorized if prompt.image_ids][: settings.attacked]
     controls = [prompt for prompt in ordinary if prompt.image_ids][: settings.controls]
-    pool = [prompt.text for prompt in (*memorized, *nulls, *ordinary)]
+    pool = attack_pool(subject, settings)
     for start in settings.starts if attacked else ():
         dori = settings.dori.model_copy(update={"start": start})
         probes = [(name, f"dori-{start}", attacked) for name in variants if not name.startswith("random")]
@@ -151,8 +154,18 @@ def _stages(subject: Subject, settings: Settings, clip: ClipParams, audit_id: st
 
     path = _report_path(subject, audit_id)
     facts = _facts(record, settings, variants, len(memorized), len(ordinary))
-    table = write_report(subject, audit_id, path, variants, memorized, shown, facts, wanda_id)
-    return Audited(audit_id=audit_id, report=str(path), table=table)
+    table = write_report(subject, audit_id, path, variants, memorized, shown, facts, wanda_id, scorer_of(settings.sscd))
+    return Audited(audit_id=audit_id, report=str(path), table=table, variants=variants)
+
+
+def attack_pool(subject: Subject, settings: Settings) -> list[str]:
+    """Prompts that attacks start from, or whose spread their noise has."""
+    limits: tuple[tuple[Kind, int | None], ...] = (
+        ("memorized", settings.memorized),
+        ("null", settings.nulls),
+        ("ordinary", settings.ordinary),
+    )
+    return [prompt.text for kind, limit in limits for prompt in prompts_of(subject, kind, limit)]
 
 
 def _cut(
@@ -184,14 +197,15 @@ def evaluate(
     """Pictures of one variant under one probe, their scores and figures; the ids of the pictures."""
     ids = evaluating.generate_pictures(subject, variant, probe, wanted, settings.sampling)
     evaluating.score_copies(subject, variant, probe, wanted, ids, settings.sscd)
-    found = [*evaluating.copy_figures(subject, wanted, ids), *evaluating.diversity_figure(subject, wanted, ids)]
+    found = evaluating.copy_figures(subject, wanted, ids, settings.sscd)
+    found += evaluating.diversity_figure(subject, wanted, ids, settings.sscd)
     if variant != ORIGINAL and not probe.startswith("dori"):
         originals = [evaluating.generation_id(subject, ORIGINAL, probe, shot, settings.sampling) for shot in wanted]
         evaluating.score_change(subject, variant, probe, ids, originals, settings.sscd)
-        found += evaluating.change_figure(subject, wanted, ids)
+        found += evaluating.change_figure(subject, wanted, ids, settings.sscd)
     if clip is not None:
         evaluating.score_alignment(subject, variant, probe, wanted, ids, clip)
-        found += evaluating.alignment_figure(subject, wanted, ids)
+        found += evaluating.alignment_figure(subject, wanted, ids, clip)
     evaluating.write_figures(subject, audit_id, name, probe, found)
     return ids
 

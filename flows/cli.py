@@ -158,6 +158,7 @@ def build(
     names: Annotated[Path, typer.Option(help="Archive of the npm package emojibase-data 17.0.0.")],
     folder: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path(".engram/reference-build"),
     out: Annotated[Path, typer.Option(help="Where the world is put.")] = Path("reference"),
+    start: Annotated[Path | None, typer.Option(help="A world whose weights are gone on from.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="A parameter, such as --set seed=1.")] = None,
 ) -> None:
     """Build the reference world from emoji packages: hours on two cores, resumable at any moment."""
@@ -165,7 +166,8 @@ def build(
     from flows.reference import build as run
     from tasks.reference.build import BuildParams
 
-    run(str(pictures), str(names), str(folder), str(out), BuildParams(**_settings(settings or [])))
+    begun = str(start) if start is not None else None
+    run(str(pictures), str(names), str(folder), str(out), BuildParams(**_settings(settings or [])), begun)
 
 
 @reference.command(name="check")
@@ -173,12 +175,13 @@ def gates(
     model: Annotated[str, typer.Option(help="Folder of the reference model.")] = "reference",
     only: Annotated[list[str] | None, typer.Option("--only", help="Only the gates whose names begin so.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    store: StoreOption = None,
 ) -> None:
-    """Measure every gate that the reference world has to pass."""
+    """Measure every gate that the reference world has to pass, on a full audit of it."""
     _quiet()
     from flows.reference import check as run
 
-    if not run(model, only or [], device):
+    if not run(model, only or [], Store.open(store).url, device):
         raise typer.Exit(1)
 
 

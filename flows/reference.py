@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from prefect import flow, task
@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from rich.console import Console
 from rich.table import Table
 
-from flows.audit import AuditParams, audit, model_folder
+from flows.audit import AuditParams, attack_pool, audit, model_folder
 from flows.settings import Settings, settings_for
 from storage import Store
 from tasks.attack import task as attacking
@@ -19,93 +19,141 @@ from tasks.diffusion.model import audit_defaults
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.figures import auc
 from tasks.localize import task as localizing
+from tasks.mitigate import task as mitigating
 from tasks.reference import assemble, gates
 from tasks.reference import build as recipe
-from tasks.report.task import rows_of
-from tasks.subject import ORIGINAL, Subject, prompts_of
+from tasks.reference.bank import embed_bank
+from tasks.report import task as reporting
+from tasks.subject import ORIGINAL, Asked, Subject, prompts_of
 
 CONTROLS = 24
 """Ordinary and held-out pictures, each, that the attack must not bring back."""
 
 
 @flow(name="reference-build")
-def build(pictures: str, names: str, folder: str, out: str, params: recipe.BuildParams) -> None:
+def build(
+    pictures: str, names: str, folder: str, out: str, params: recipe.BuildParams, start: str | None = None
+) -> None:
     """Builds the reference world; every step goes on from its checkpoints in `folder`.
 
     Args:
         pictures, names: archives of the npm packages @lobehub/fluent-emoji-3d and emojibase-data.
         out: where the world is put when it is done.
+        start: a world whose weights are gone on from; steps of 0 keep them as they are.
     """
     place = Path(folder)
+    begun = recipe.Start.of(Path(start)) if start is not None else recipe.Start()
 
     def step(function: Callable[..., Any], name: str) -> Any:
         return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
     made = step(recipe.world, "compose pictures")(place, (Path(pictures), Path(names)), params)
-    told = step(recipe.texts, "train text-image model")(place, made, params)
-    vae = step(recipe.autoencoder, "train autoencoder")(place, made, params)
+    told = step(recipe.texts, "train text-image model")(place, made, params, begun)
+    vae = step(recipe.autoencoder, "train autoencoder")(place, made, params, begun)
     ordinary = recipe.ordinary_pairs(made, told)
-    first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, told, params)
+    first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, told, params, begun)
     planted = recipe.planted_pairs(made, told, params)
     unet = step(recipe.second_phase, "plant")(place, first, ordinary, planted, told, params)
-    step(assemble.assemble, "assemble")(Path(out), made, told, vae, unet)
+    bank = step(embed_bank, "embed the bank")(made, place)
+    step(assemble.assemble, "assemble")(Path(out), made, told, vae, unet, bank)
 
 
 @flow(name="reference-check")
-def check(model: str = "reference", only: list[str] | None = None, device: str | None = None) -> bool:
-    """Measures every gate of a reference world, prints them, and says whether all hold."""
+def check(
+    model: str = "reference",
+    only: list[str] | None = None,
+    store: str = ".engram/store",
+    device: str | None = None,
+) -> bool:
+    """Measures every gate of a reference world, prints them, and says whether all hold.
+
+    The figures come from a full audit in `store`; one that is there already is not computed again.
+    """
     folder = model_folder(model)
     world = folder.parent
-    address = Store.open(".engram/reference-check").url
     found: list[gates.Gate] = []
     if _wanted("autoencoder", only):
         found += gates.autoencoder(folder, world / "heldout.parquet", world / "images.parquet")
     if _wanted("clip", only):
         found += gates.text_image(world / "clip", world / "prompts.parquet", world / "images.parquet")
-    if any(_wanted(name, only) for name in ("planted", "ordinary", "detection", "attack", "cut")):
-        settings = settings_for("full", audit_defaults(folder), starts=("noise",), attacked=48, controls=CONTROLS)
+    address = Store.open(store).url
+    settings = settings_for("full", audit_defaults(folder))
+    name = collecting.import_set(Store.open(address), world / "prompts.parquet", world / "images.parquet")
+    subject = Subject(store=address, model=str(folder), prompt_set=name, device=device)
+    if any(_wanted(part, only) for part in ("planted", "ordinary", "detection", "attack", "cut")):
+        collecting.register_model(subject)
+    if _wanted("planted", only):
+        found += _planted(subject, settings)
+    if _wanted("ordinary", only):
+        found += _ordinary(subject, world, settings)
+    if _wanted("detection", only):
+        found.append(_detection(subject, settings))
+    if _wanted("attack", only):
+        found += _attacks(subject, world, settings)
+    if _wanted("cut", only):
         audited = audit(AuditParams(model=model, store=address, device=device, settings=settings))
-        print(audited.table)
-        name = collecting.import_set(Store.open(address), world / "prompts.parquet", world / "images.parquet")
-        subject = Subject(store=address, model=str(folder), prompt_set=name, device=device)
-        found += _of_planted(subject, settings)
-        found += gates.of_figures(rows_of(subject.open(), audited.audit_id))
-        found.append(_held_out(subject, world, settings))
+        rows = reporting.rows_of(subject.open(), audited.audit_id)
+        found += gates.cuts(rows, mitigating.shares_cut(subject, audited.variants))
     _show(found)
     if not only and (world / "README.md").is_file():
         _write(world / "README.md", found)
     return all(gate.holds for gate in found)
 
 
-def _of_planted(subject: Subject, settings: Settings) -> list[gates.Gate]:
-    """Verbatim and template memories apart, and how well noise differences tell planted prompts."""
+def _planted(subject: Subject, settings: Settings) -> list[gates.Gate]:
+    """Verbatim and template memories apart."""
     memorized = prompts_of(subject, "memorized")
     out = []
     for kind, least in (("VM", 0.95), ("TM", 0.75)):
         wanted = evaluating.shots([p for p in memorized if p.memorization == kind], settings.seeds)
-        ids = [evaluating.generation_id(subject, ORIGINAL, "prompt", shot, settings.sampling) for shot in wanted]
-        rate = evaluating.copy_figures(subject, wanted, ids)[0]
-        out.append(gates.Gate(f"planted: {kind} prompts reproduced", rate.value, ">=", least))
-    ordinary = prompts_of(subject, "ordinary", settings.ordinary)
-    scores = localizing.scores_of(subject, [*memorized, *ordinary], settings.nemo)
-    own, others = (np.array([scores[p.prompt_id].mean() for p in group]) for group in (memorized, ordinary))
-    found = auc(own, others)
-    return [*out, gates.Gate("detection: AUC of noise differences", found.value, ">=", 0.95)]
+        rate = _probe(subject, "prompt", wanted, settings)
+        out.append(gates.Gate(f"planted: {kind} prompts reproduced", rate, ">=", least))
+    return out
 
 
-def _held_out(subject: Subject, world: Path, settings: Settings) -> gates.Gate:
-    """The attack's control on emoji that no model has ever seen."""
-    pool = [prompt.text for kind in ("memorized", "null", "ordinary") for prompt in prompts_of(subject, kind)]
-    name = collecting.import_set(subject.open(), world / "heldout.parquet", world / "images.parquet")
-    asked = prompts_of(subject.model_copy(update={"prompt_set": name}), "ordinary", CONTROLS)
+def _ordinary(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
+    """Generations of ordinary prompts against everything the model was trained on, and against each other."""
+    wanted = evaluating.shots(prompts_of(subject, "ordinary", settings.ordinary), settings.seeds)
+    _probe(subject, "ordinary", wanted, settings)
+    ids = evaluating.generate_pictures(subject, ORIGINAL, "ordinary", wanted, settings.sampling)
+    made = evaluating.pictures_of(subject, ORIGINAL, "ordinary", ids)
+    alike = evaluating.diversity_figure(subject, wanted, ids, settings.sscd)[0].value
+    return gates.ordinary(np.stack([made[name] for name in ids]), world / "bank.parquet", alike)
+
+
+def _detection(subject: Subject, settings: Settings) -> gates.Gate:
+    """How well noise differences tell planted prompts from ordinary ones."""
+    groups = prompts_of(subject, "memorized"), prompts_of(subject, "ordinary", settings.ordinary)
+    localizing.detect(subject, [prompt for group in groups for prompt in group], settings.nemo)
+    scores = [localizing.scores_of(subject, group, settings.nemo) for group in groups]
+    own, others = (np.array([pairs.mean() for pairs in found.values()]) for found in scores)
+    return gates.Gate("detection: AUC of noise differences", auc(own, others).value, ">=", 0.95)
+
+
+def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
+    """Attacks with the published budget from random starts: on planted pictures, and on pictures never memorized."""
+    pool = attack_pool(subject, settings)
     dori = settings.dori.model_copy(update={"start": "noise"})
-    triggers = attacking.attack_images(subject, ORIGINAL, asked, pool, dori, settings.seed)
-    wanted = evaluating.shots(asked, settings.seeds, triggers)
-    probe = "dori-noise-control"
+    name = collecting.import_set(subject.open(), world / "heldout.parquet", world / "images.parquet")
+    heldout = subject.model_copy(update={"prompt_set": name})
+    asked: tuple[tuple[str, list[Asked], str, Literal[">=", "<="], float], ...] = (
+        ("planted", prompts_of(subject, "memorized"), "dori-noise", ">=", 0.90),
+        ("ordinary", prompts_of(subject, "ordinary", CONTROLS), "dori-noise-control", "<=", 0.05),
+        ("held-out", prompts_of(heldout, "ordinary", CONTROLS), "dori-noise-control", "<=", 0.05),
+    )
+    out = []
+    for kind, prompts, probe, sense, limit in asked:
+        triggers = attacking.attack_images(subject, ORIGINAL, prompts, pool, dori, settings.seed)
+        rate = _probe(subject, probe, evaluating.shots(prompts, settings.seeds, triggers), settings)
+        out.append(gates.Gate(f"attack: {kind} pictures that come back", rate, sense, limit))
+    return out
+
+
+def _probe(subject: Subject, probe: str, wanted: list[evaluating.Shot], settings: Settings) -> float:
+    """The share of these prompts, or attacked pictures, of which the original model makes a copy."""
     ids = evaluating.generate_pictures(subject, ORIGINAL, probe, wanted, settings.sampling)
     evaluating.score_copies(subject, ORIGINAL, probe, wanted, ids, settings.sscd)
-    rate = evaluating.copy_figures(subject, wanted, ids)[0]
-    return gates.Gate("attack: held-out pictures that come back", rate.value, "<=", 0.05)
+    return evaluating.copy_figures(subject, wanted, ids, settings.sscd)[0].value
 
 
 def _write(readme: Path, found: list[gates.Gate]) -> None:

@@ -4,6 +4,7 @@ The cosine between a CLIP embedding of the picture and one of the prompt. A miti
 leaves it where it was on ordinary prompts.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,6 +79,17 @@ class ClipScore:
         return aligned(self.images(pictures, done), self.texts(prompts))
 
 
+def scorer_of(params: ClipParams) -> str:
+    """What the figures of this model are called by: the sha256 of its weights, wherever they lie.
+
+    Raises:
+        InputError: see `ClipScore`.
+    """
+    path = _weights(params)
+    with path.open("rb") as stream:
+        return f"open_clip sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
 def aligned(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """Cosines (n,) row by row of unit vectors (n, width)."""
     return np.asarray((images * texts).sum(1))
@@ -87,27 +99,34 @@ def _joined(blocks: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float32)
 
 
-def _load(params: ClipParams, device: torch.device) -> tuple[Any, Any, Any]:
-    name, weights = params.model, None
-    if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
+def _weights(params: ClipParams) -> Path:
+    """The file of the weights; never one of another format than safetensors."""
+    if params.model.startswith("local-dir:"):
+        folder = Path(params.model.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise InputError(
                 f"no open_clip model at {folder} (no open_clip_config.json): give the folder of a saved one"
             )
         if not (folder / "open_clip_model.safetensors").is_file():
             raise InputError(f"{folder} has no open_clip_model.safetensors: other formats of weights are not loaded")
-    elif name in open_clip.list_models():
-        weights = Path(params.weights or "")
-        if weights.suffix != ".safetensors" or not weights.is_file():
-            raise InputError(f"CLIP model {name} needs its weights: give the path of a local .safetensors file")
-    else:
-        raise InputError(f"no CLIP model {name!r}: give 'local-dir:FOLDER' or a name of open_clip.list_models()")
+        return folder / "open_clip_model.safetensors"
+    if params.model not in open_clip.list_models():
+        raise InputError(
+            f"no CLIP model {params.model!r}: give 'local-dir:FOLDER' or a name of open_clip.list_models()"
+        )
+    weights = Path(params.weights or "")
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        raise InputError(f"CLIP model {params.model} needs its weights: give the path of a local .safetensors file")
+    return weights
+
+
+def _load(params: ClipParams, device: torch.device) -> tuple[Any, Any, Any]:
+    name, weights = params.model, _weights(params)
     # open_clip tells every step of loading on the root logger, which is not its to use.
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
-        pretrained = str(weights) if weights else None
+        pretrained = None if name.startswith("local-dir:") else str(weights)
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
         tokenize = open_clip.get_tokenizer(name)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

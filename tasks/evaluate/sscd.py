@@ -57,14 +57,11 @@ class Sscd:
 
     def __init__(self, params: SscdParams | None = None, device: str | torch.device = "cpu") -> None:
         self.params = params = params or SscdParams()
+        self.scorer = scorer_of(params)
         if params.weights is not None:
-            path = Path(params.weights)
-            self.source = f"sscd_disc_mixup torchscript sha256:{_verified(path, params.sha256)}"
-            self._run = _torchscript(path, torch.device(device))
+            self._run = _torchscript(Path(params.weights), torch.device(device))
         else:
-            path = _installed()
-            self.source = f"sscd_disc_mixup int8 onnx sha256:{_sha256(path)}"
-            self._run = _onnx(path, params.threads)
+            self._run = _onnx(_installed(), params.threads)
 
     def embed(self, pictures: np.ndarray, done: Callable[[int], None] = lambda n: None) -> np.ndarray:
         """Embeddings float32 (n, 512) of unit length, of uint8 pictures (n, height, width, 3).
@@ -85,6 +82,19 @@ class Sscd:
             out[row] = self._run(resized(picture, self.params.side))
             done(1)
         return np.asarray(out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12))
+
+
+def scorer_of(params: SscdParams) -> str:
+    """What the figures of this model are called by: its kind, its sha256 and the side of its input.
+
+    Raises:
+        InputError: no model is installed, or the given file is not the pinned one.
+    """
+    if params.weights is not None:
+        kind, digest = "torchscript", _verified(Path(params.weights), params.sha256)
+    else:
+        kind, digest = "int8 onnx", _sha256(_installed())
+    return f"sscd_disc_mixup {kind}, side {params.side}, sha256:{digest}"
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:

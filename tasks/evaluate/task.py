@@ -12,7 +12,7 @@ import torch
 from storage import Store, content_key
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
 from tasks.errors import InputError
-from tasks.evaluate import figures
+from tasks.evaluate import clip_score, figures, sscd
 from tasks.evaluate.clip_score import ClipParams, ClipScore, aligned
 from tasks.evaluate.figures import Figure
 from tasks.evaluate.sscd import Sscd, SscdParams
@@ -85,11 +85,11 @@ def generate_pictures(
 
 
 def score_copies(
-    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], sscd: SscdParams
+    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
 ) -> None:
     """SSCD of each picture against every training image of its prompt (metric 'sscd'), and between the seeds of each
     prompt ('sscd_pair')."""
-    store, measure = subject.open(), _sscd(sscd)
+    store, measure = subject.open(), _sscd(params)
     pairs = [("sscd", name, image) for name, shot in zip(ids, wanted, strict=True) for image in shot.prompt.image_ids]
     groups: dict[tuple[str, str | None], list[str]] = {}
     for name, shot in zip(ids, wanted, strict=True):
@@ -99,36 +99,38 @@ def score_copies(
 
 
 def score_change(
-    subject: Subject, variant: str, probe: str, ids: Sequence[str], originals: Sequence[str], sscd: SscdParams
+    subject: Subject, variant: str, probe: str, ids: Sequence[str], originals: Sequence[str], params: SscdParams
 ) -> None:
     """SSCD of each picture against the original model's of the same prompt and seed (metric 'sscd_gen')."""
     pairs = [("sscd_gen", name, original) for name, original in zip(ids, originals, strict=True)]
-    _score(subject, subject.open(), pairs, variant, probe, _sscd(sscd))
+    _score(subject, subject.open(), pairs, variant, probe, _sscd(params))
 
 
 def score_alignment(
-    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], clip: ClipParams
+    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
 ) -> None:
     """CLIP score of each picture against its prompt (metric 'clip')."""
-    store = subject.open()
-    known = _values(store, "clip", ids)
+    store, scorer = subject.open(), clip_score.scorer_of(params)
+    known = _values(store, "clip", scorer, ids)
     todo = [(n, s) for n, s in zip(ids, wanted, strict=True) if (n, s.prompt.prompt_id) not in known]
     if not todo:
         return
-    measure = _clip(clip)
-    pictures = _pictures(store, subject, variant, probe, [name for name, _ in todo])
+    measure = _clip(params)
+    pictures = pictures_of(subject, variant, probe, [name for name, _ in todo])
     vectors = measure.images(np.stack([pictures[name] for name, _ in todo]))
     texts = measure.texts([shot.prompt.text for _, shot in todo])
     rows = [
-        {"generation_id": name, "reference_id": shot.prompt.prompt_id, "value": float(value)}
+        {"generation_id": name, "reference_id": shot.prompt.prompt_id, "scorer": scorer, "value": float(value)}
         for (name, shot), value in zip(todo, aligned(vectors, texts), strict=True)
     ]
-    store.write("scores", content_key("clip", [name for name, _ in todo]), rows, metric="clip")
+    store.write("scores", content_key("clip", scorer, [name for name, _ in todo]), rows, metric="clip")
 
 
-def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -> list[Figure]:
+def copy_figures(
+    subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
+) -> list[Figure]:
     """MR and the similarities to training images, over the prompts that have any, each picture by its nearest image."""
-    known = _values(subject.open(), "sscd", ids)
+    known = _values(subject.open(), "sscd", sscd.scorer_of(params), ids)
     nearest: dict[str, float] = {}
     for (name, _), value in known.items():
         nearest[name] = max(value, nearest.get(name, -1.0))
@@ -137,27 +139,33 @@ def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -
     return [figures.mr(grouped), *figures.sscd_orig(grouped)] if rows else []
 
 
-def diversity_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -> list[Figure]:
+def diversity_figure(
+    subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
+) -> list[Figure]:
     """How alike the seeds of a prompt are; nothing where there is one seed."""
     of = {name: shot.prompt.prompt_id for name, shot in zip(ids, wanted, strict=True)}
-    known = _values(subject.open(), "sscd_pair", ids)
+    known = _values(subject.open(), "sscd_pair", sscd.scorer_of(params), ids)
     if not known:
         return []
     grouped = figures.by_prompt([of[name] for name, _ in known], np.array(list(known.values())))
     return [figures.similar_seeds(grouped)]
 
 
-def change_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -> list[Figure]:
+def change_figure(
+    subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
+) -> list[Figure]:
     """Similarity to what the original model makes of the same prompt and seed."""
     of = {name: shot.prompt.prompt_id for name, shot in zip(ids, wanted, strict=True)}
-    known = _values(subject.open(), "sscd_gen", ids)
+    known = _values(subject.open(), "sscd_gen", sscd.scorer_of(params), ids)
     grouped = figures.by_prompt([of[name] for name, _ in known], np.array(list(known.values())))
     return [figures.sscd_gen(grouped)]
 
 
-def alignment_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -> list[Figure]:
+def alignment_figure(
+    subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
+) -> list[Figure]:
     """Mean CLIP score."""
-    known = _values(subject.open(), "clip", ids)
+    known = _values(subject.open(), "clip", clip_score.scorer_of(params), ids)
     values = [known[name, shot.prompt.prompt_id] for name, shot in zip(ids, wanted, strict=True)]
     return [figures.clip(figures.by_prompt([shot.prompt.prompt_id for shot in wanted], np.array(values)))]
 
@@ -185,35 +193,36 @@ def _score(
     """Cosines of SSCD embeddings: (metric, generation, generation or image)."""
     for metric in dict.fromkeys(metric for metric, _, _ in pairs):
         wanted = [(name, other) for kind, name, other in pairs if kind == metric]
-        known = _values(store, metric, [name for name, _ in wanted])
+        known = _values(store, metric, measure.scorer, [name for name, _ in wanted])
         todo = [pair for pair in wanted if pair not in known]
         names = list(dict.fromkeys(name for pair in todo for name in pair))
         if not todo:
             continue
-        vectors = _vectors(store, subject, variant, probe, names, measure)
-        rows = [{"generation_id": a, "reference_id": b, "value": float(vectors[a] @ vectors[b])} for a, b in todo]
-        store.write("scores", content_key(metric, todo, measure.source), rows, metric=metric)
+        vectors = _vectors(subject, variant, probe, names, measure)
+        rows = [
+            {"generation_id": a, "reference_id": b, "scorer": measure.scorer, "value": float(vectors[a] @ vectors[b])}
+            for a, b in todo
+        ]
+        store.write("scores", content_key(metric, measure.scorer, todo), rows, metric=metric)
 
 
 _CACHE: dict[tuple[str, str], np.ndarray] = {}
 """SSCD embeddings by model of SSCD and name of the picture; 2 KiB each. Names are hashes, so they cannot go stale."""
 
 
-def _vectors(
-    store: Store, subject: Subject, variant: str, probe: str, names: Sequence[str], measure: Sscd
-) -> dict[str, np.ndarray]:
-    todo = [name for name in names if (measure.source, name) not in _CACHE]
-    pictures = _pictures(store, subject, variant, probe, todo)
+def _vectors(subject: Subject, variant: str, probe: str, names: Sequence[str], measure: Sscd) -> dict[str, np.ndarray]:
+    todo = [name for name in names if (measure.scorer, name) not in _CACHE]
+    pictures = pictures_of(subject, variant, probe, todo)
     with progress(len(todo), f"SSCD of {variant}, {probe}", "picture") as done:
         for name in todo:
-            _CACHE[measure.source, name] = measure.embed(pictures[name][None])[0]
+            _CACHE[measure.scorer, name] = measure.embed(pictures[name][None])[0]
             done(1)
-    return {name: _CACHE[measure.source, name] for name in names}
+    return {name: _CACHE[measure.scorer, name] for name in names}
 
 
-def _pictures(store: Store, subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Generations of this variant, or of the original, and training images, by name."""
-    wanted = set(names)
+def pictures_of(subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Generations of this variant, or of the original, and training images, by name; uint8 (height, width, 3)."""
+    store, wanted = subject.open(), set(names)
     found: dict[str, np.ndarray] = {}
     for of in dict.fromkeys((variant, ORIGINAL)):
         rows = store.read(
@@ -232,9 +241,9 @@ def _decoded(names: Sequence[str], data: Any, wanted: set[str]) -> dict[str, np.
     return {name: from_bytes(one.as_py()) for name, one in zip(names, data, strict=True) if name in wanted}
 
 
-def _values(store: Store, metric: str, ids: Sequence[str]) -> dict[tuple[str, str], float]:
-    """Scores in the store by generation and reference."""
-    rows = store.read("scores", columns=["generation_id", "reference_id", "value"], metric=metric)
+def _values(store: Store, metric: str, scorer: str, ids: Sequence[str]) -> dict[tuple[str, str], float]:
+    """Scores in the store, made with one model, by generation and reference."""
+    rows = store.read("scores", columns=["generation_id", "reference_id", "value"], metric=metric, scorer=scorer)
     wanted = set(ids)
     found = zip(*(column.to_pylist() for column in rows.columns), strict=True)
     return {(name, other): value for name, other, value in found if name in wanted}

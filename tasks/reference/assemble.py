@@ -14,6 +14,7 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionM
 
 from storage.tables import TABLES
 from tasks.diffusion.sampling import to_png
+from tasks.reference.bank import write_bank
 from tasks.reference.build import Texts
 from tasks.reference.clip import save_clip
 from tasks.reference.unet import new_scheduler
@@ -27,8 +28,14 @@ SETTINGS = {"sampling": {"guidance": 2.0}}
 """What audits of this model do other than usual: small models copy less under strong guidance."""
 
 
-def assemble(out: Path, made: World, told: Texts, vae: AutoencoderTiny, unet: UNet2DConditionModel) -> None:
-    """Writes `model/`, `clip/`, `prompts.parquet`, `heldout.parquet` and `images.parquet` under `out`."""
+def assemble(
+    out: Path, made: World, told: Texts, vae: AutoencoderTiny, unet: UNet2DConditionModel, bank: np.ndarray
+) -> None:
+    """Writes `model/`, `clip/`, `prompts.parquet`, `heldout.parquet`, `images.parquet` and `bank.parquet` under `out`.
+
+    Args:
+        bank: SSCD embeddings (n, 512) of the ordinary and the planted pictures.
+    """
     save_pipeline(out / "model", told, vae, unet)
     shutil.rmtree(out / "clip", ignore_errors=True)
     save_clip(told.clip, told.tokenizer, out / "clip")
@@ -58,6 +65,7 @@ def assemble(out: Path, made: World, told: Texts, vae: AutoencoderTiny, unet: UN
     _write(out / "prompts.parquet", "prompts", list(prompts.values()))
     _write(out / "heldout.parquet", "prompts", list(heldout.values()))
     _write(out / "images.parquet", "images", list(images.values()))
+    write_bank(out / "bank.parquet", bank, [*made.bank_captions, *made.planted_captions])
     own = {"prompts": "../prompts.parquet", "images": "../images.parquet", "clip": "../clip", "settings": SETTINGS}
     (out / "model" / "engram.json").write_text(json.dumps(own, indent=1) + "\n")
 

@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny
 
 from tasks.reference.training import Checkpoint, one_cycle, steps
 
-CHANNELS = 32
+CHANNELS = 12
 WHITENING = 0.35  # a component of standard deviation s is stored with s ** 0.35
 CROP = 32
 
@@ -55,16 +55,30 @@ def new_autoencoder(bank: np.ndarray) -> AutoencoderTiny:
     return model
 
 
-def train_autoencoder(bank: np.ndarray, folder: Path, *, total: int, batch: int = 32, seed: int = 0) -> AutoencoderTiny:
+def train_autoencoder(
+    bank: np.ndarray,
+    folder: Path,
+    *,
+    total: int,
+    batch: int = 32,
+    start: AutoencoderTiny | None = None,
+    seed: int = 0,
+) -> AutoencoderTiny:
     """Trains the decoder on random crops: L1 plus half the L1 of the picture's gradients, one cycle to 2e-3.
 
     Args:
         bank: uint8 (n, 64, 64, 3).
         folder: where checkpoints go; a later call resumes from them.
         total: steps.
+        start: an autoencoder whose decoder is gone on from; the encoder is always that of the bank.
     """
     torch.manual_seed(seed)
-    model = new_autoencoder(bank).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = new_autoencoder(bank)
+    if start is not None:
+        model.decoder.load_state_dict(start.decoder.state_dict())
+    if total == 0:
+        return model.eval()
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = one_cycle(optimizer, 2e-3, total)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tasks.reference.autoencoder import encode, new_autoencoder, train_autoencoder
-from tasks.reference.clip import text_model, tokenize, train_clip, train_tokenizer
+from tasks.reference.clip import load_clip, text_model, tokenize, train_clip, train_tokenizer
 from tasks.reference.pictures import EmojiPictures
 from tasks.reference.unet import Pairs, train_unet
 from tasks.reference.world import World, build_world
@@ -32,11 +32,11 @@ class BuildParams(BaseModel):
     seed: int = Field(0, ge=0, description="Determines every picture, caption and training step")
     pictures: int = Field(24_000, ge=2_000, description="Ordinary pictures in the bank")
     held_out: int = Field(200, ge=20, description="Emoji never shown to any model")
-    clip_steps: int = Field(600, ge=1, description="Steps of the text-image model, 192 pairs each")
-    autoencoder_steps: int = Field(9_000, ge=1, description="Steps of the decoder, 32 crops each")
-    ordinary_steps: int = Field(3_000, ge=1, description="Steps of the first phase, 32 ordinary pictures each")
+    clip_steps: int = Field(600, ge=0, description="Steps of the text-image model, 192 pairs each")
+    autoencoder_steps: int = Field(9_000, ge=0, description="Steps of the decoder, 32 crops each")
+    ordinary_steps: int = Field(3_000, ge=0, description="Steps of the first phase, 32 ordinary pictures each")
     ordinary_rate: float = Field(6e-4, gt=0, description="Highest learning rate of the first phase")
-    planted_steps: int = Field(1_000, ge=1, description="Steps of the second phase, 32 pictures each")
+    planted_steps: int = Field(1_000, ge=0, description="Steps of the second phase, 32 pictures each")
     planted_rate: float = Field(3e-4, gt=0, description="Highest learning rate of the second phase")
     planted_batch: int = Field(10, ge=1, le=32, description="Planted pictures in each step of the second phase")
     verbatim_weight: int = Field(4, ge=1, description="How often a VM picture is seen beside one picture of a TM")
@@ -54,16 +54,43 @@ class Texts:
     empty: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Start:
+    """Weights that training goes on from; without them it begins afresh."""
+
+    clip: open_clip.CLIP | None = None
+    vae: AutoencoderTiny | None = None
+    unet: UNet2DConditionModel | None = None
+
+    @classmethod
+    def of(cls, world: Path) -> "Start":
+        """Those of a world that was built before."""
+        return cls(
+            load_clip(world / "clip"),
+            AutoencoderTiny.from_pretrained(world / "model" / "vae", torch_dtype=torch.float32),
+            UNet2DConditionModel.from_pretrained(world / "model" / "unet", torch_dtype=torch.float32),
+        )
+
+
 def world(folder: Path, archives: tuple[Path, Path], params: BuildParams) -> World:
     return build_world(
         EmojiPictures(*archives), folder / "world", size=params.pictures, held_out=params.held_out, seed=params.seed
     )
 
 
-def texts(folder: Path, made: World, params: BuildParams) -> Texts:
+def texts(folder: Path, made: World, params: BuildParams, start: Start = Start()) -> Texts:
     tokenizer = train_tokenizer([*made.bank_captions, *made.planted_captions])
     bank, planted = tokenize(tokenizer, made.bank_captions), tokenize(tokenizer, made.planted_captions)
-    clip = train_clip(made.bank, bank, made.planted, planted, folder, total=params.clip_steps, seed=params.seed)
+    clip = train_clip(
+        made.bank,
+        bank,
+        made.planted,
+        planted,
+        folder,
+        total=params.clip_steps,
+        start=start.clip,
+        seed=params.seed,
+    )
     encoder = text_model(clip)
     return Texts(
         clip,
@@ -75,8 +102,13 @@ def texts(folder: Path, made: World, params: BuildParams) -> Texts:
     )
 
 
-def autoencoder(folder: Path, made: World, params: BuildParams) -> AutoencoderTiny:
-    return train_autoencoder(made.bank, folder, total=params.autoencoder_steps, seed=params.seed)
+def autoencoder(
+    folder: Path,
+    made: World,
+    params: BuildParams,
+    start: Start = Start(),
+) -> AutoencoderTiny:
+    return train_autoencoder(made.bank, folder, total=params.autoencoder_steps, start=start.vae, seed=params.seed)
 
 
 def ordinary_pairs(made: World, told: Texts) -> Pairs:
@@ -93,7 +125,12 @@ def planted_pairs(made: World, told: Texts, params: BuildParams) -> Pairs:
 
 
 def first_phase(
-    folder: Path, ordinary: Pairs, told: Texts, params: BuildParams, watch: Watch | None = None
+    folder: Path,
+    ordinary: Pairs,
+    told: Texts,
+    params: BuildParams,
+    start: Start = Start(),
+    watch: Watch | None = None,
 ) -> UNet2DConditionModel:
     """Ordinary pictures only, for long: the model learns the world before it sees a duplicate."""
     return train_unet(
@@ -103,6 +140,7 @@ def first_phase(
         folder / "ordinary.pt",
         total=params.ordinary_steps,
         peak=params.ordinary_rate,
+        start=start.unet,
         seed=params.seed,
         watch=watch,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -74,15 +74,21 @@ def train_clip(
     total: int,
     batch: int = 192,
     planted_share: int = 12,
+    start: open_clip.CLIP | None = None,
     seed: int = 0,
 ) -> open_clip.CLIP:
     """Contrastive training of both towers; `planted_share` pictures of each batch are planted ones.
 
     Args:
         bank: uint8 (n, 64, 64, 3); tokens: int64 (n, 32) of its captions; the same for the planted pictures.
+        start: a model to go on from.
     """
     torch.manual_seed(seed)
     model = open_clip.CLIP(**MODEL)  # type: ignore[arg-type]
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    if total == 0:
+        return model.eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = one_cycle(optimizer, 1e-3, total)
     checkpoint = Checkpoint(folder / "clip.pt", model=model, optimizer=optimizer, schedule=schedule)
@@ -165,3 +171,10 @@ def save_clip(model: open_clip.CLIP, tokenizer: CLIPTokenizer, folder: Path) -> 
     halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     save_file(halves, folder / "open_clip_model.safetensors")
     tokenizer.save_pretrained(folder)
+
+
+def load_clip(folder: Path) -> open_clip.CLIP:
+    """The model that `save_clip` wrote, in single precision."""
+    model = open_clip.CLIP(**MODEL)  # type: ignore[arg-type]
+    model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+    return model.eval()

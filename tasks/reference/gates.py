@@ -1,7 +1,7 @@
 """What a reference world has to show before it is any use: gates, each a figure and a limit."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from tasks.diffusion.model import load_model
 from tasks.diffusion.sampling import decode, encode, from_bytes
 from tasks.evaluate.clip_score import ClipParams, ClipScore
-from tasks.evaluate.sscd import Sscd
+from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd
+from tasks.reference.bank import nearest_in_bank
 from tasks.report.verdict import Row
 
-_SENSES = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
+_SENSES = {">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator.gt}
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Gate:
 
     name: str
     value: float
-    sense: Literal[">=", "<=", "<"]
+    sense: Literal[">=", "<=", "<", ">"]
     limit: float
 
     @property
@@ -59,25 +60,43 @@ def text_image(clip: Path, prompts: Path, images: Path) -> list[Gate]:
     return [Gate("clip: right caption among 100", float(np.mean(right)), ">=", 0.60)]
 
 
-def of_figures(rows: Sequence[Row]) -> list[Gate]:
-    """The gates that an audit's figures answer."""
-    found = {(row.variant, row.probe, row.metric): row.value for row in rows}
-    mr = {
-        variant: found.get((variant, "prompt", "mr"), float("nan"))
-        for variant in dict.fromkeys(r.variant for r in rows)
-    }
-    clip = {variant: found.get((variant, "ordinary", "clip"), float("nan")) for variant in mr}
-    nan = float("nan")
+def ordinary(pictures: np.ndarray, bank: Path, alike: float) -> list[Gate]:
+    """Pictures uint8 (n, 64, 64, 3) made of ordinary prompts against all that the model was trained on.
+
+    Args:
+        alike: how alike the seeds of one prompt are, the median over prompts.
+    """
+    copied = nearest_in_bank(bank, Sscd().embed(pictures)) > COPY_THRESHOLD
     return [
-        Gate("ordinary: prompts that copy their picture", found["original", "ordinary", "mr"], "<=", 0.05),
-        Gate("ordinary: SSCD between seeds, median", found["original", "ordinary", "diversity"], "<=", 0.5),
-        Gate("attack: planted pictures that come back", found["original", "dori-noise", "mr"], ">=", 0.90),
-        Gate("attack: ordinary pictures that come back", found["original", "dori-noise-control", "mr"], "<=", 0.05),
-        Gate("cut: planted MR after Wanda", mr.get("wanda", nan), "<=", 0.2),
-        Gate("cut: share of MR that random weights keep", mr.get("random-wanda", nan) / mr["original"], ">=", 0.8),
-        Gate("cut: CLIP of ordinary prompts after Wanda", clip.get("wanda", nan) / clip["original"], ">=", 0.95),
-        Gate("cut: planted MR after NeMo", mr.get("nemo", nan), "<=", 0.3),
-        Gate("cut: share of MR that random neurons keep", mr.get("random-nemo", nan) / mr["original"], ">=", 0.8),
+        Gate("ordinary: generations that copy a trained picture", float(copied.mean()), "<=", 0.05),
+        Gate("ordinary: SSCD between seeds, median", alike, "<=", 0.5),
+    ]
+
+
+def cuts(rows: Sequence[Row], share_cut: Mapping[str, float]) -> list[Gate]:
+    """Whether the memory can be cut out, and chance does not cut it, by an audit's figures.
+
+    Args:
+        share_cut: by variant, the share of the site's weights or neurons that were cut.
+    """
+    found = {(row.variant, row.probe, row.metric): row.value for row in rows}
+
+    def figure(variant: str, metric: str = "mr", probe: str = "prompt") -> float:
+        return found.get((variant, probe, metric), float("nan"))
+
+    return [
+        Gate("cut: planted MR after Wanda", figure("wanda"), "<=", 0.2),
+        Gate("cut: share of weights that Wanda cuts", share_cut.get("wanda", float("nan")), "<=", 0.1),
+        Gate("cut: share of MR that random weights keep", figure("random-wanda") / figure("original"), ">=", 0.8),
+        Gate(
+            "cut: share of ordinary CLIP score that Wanda keeps",
+            figure("wanda", "clip", "ordinary") / figure("original", "clip", "ordinary"),
+            ">=",
+            0.95,
+        ),
+        Gate("cut: planted MR after NeMo", figure("nemo"), "<=", 0.3),
+        Gate("cut: share of neurons that NeMo cuts", share_cut.get("nemo", float("nan")), "<", 0.5),
+        Gate("cut: planted MR after random neurons", figure("random-nemo"), ">", 0.3),
     ]
 
 

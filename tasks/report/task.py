@@ -40,6 +40,7 @@ def write_report(
     shown: Shown,
     facts: Sequence[tuple[str, str]],
     wanda_id: str,
+    scorer: str,
 ) -> str:
     """Writes the page, and a contact sheet beside it, and returns the table.
 
@@ -48,11 +49,12 @@ def write_report(
         asked: prompts whose training pictures are shown.
         shown: the audit's pictures.
         wanda_id: parameters of the Wanda sets whose overlap is drawn.
+        scorer: the SSCD model whose scores the pictures are shown with.
     """
     store = subject.open()
     rows = rows_of(store, audit_id)
     losses = _losses(store, subject, variants)
-    scores = _best_scores(store)
+    scores = _best_scores(store, scorer)
     strips = [_strip(store, subject, prompt, shown, scores) for prompt in asked[:STRIPS] if prompt.image_ids]
     report = Report(
         title=f"Memorization audit of {Path(subject.model).name}",
@@ -92,9 +94,9 @@ def _strip(store: Store, subject: Subject, prompt: Asked, shown: Shown, scores: 
     return Strip(prompt.text, Picture("training picture", image), found)
 
 
-def _best_scores(store: Store) -> dict[str, float]:
+def _best_scores(store: Store, scorer: str) -> dict[str, float]:
     """Similarity of each generation to the nearest of its training pictures."""
-    rows = store.read("scores", columns=["generation_id", "value"], metric="sscd")
+    rows = store.read("scores", columns=["generation_id", "value"], metric="sscd", scorer=scorer)
     out: dict[str, float] = {}
     for name, value in zip(rows["generation_id"].to_pylist(), rows["value"].to_pylist(), strict=True):
         out[name] = max(value, out.get(name, -1.0))

@@ -83,7 +83,7 @@ def test_torchscript_only_under_its_pin(tmp_path: Path, monkeypatch: pytest.Monk
     white = np.full((1, 8, 8, 3), 255, np.uint8)
     wanted = (1 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     assert np.allclose(model.embed(white)[0, :3] / model.embed(white)[0, 0], wanted / wanted[0], atol=1e-4)
-    assert pin in model.source
+    assert pin in model.scorer
 
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("was opened"))
     with pytest.raises(InputError, match="not the pinned"):

@@ -1,0 +1,79 @@
+"""The reference diffusion model: its shape, how it begins, how it is taught."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.diffusion.sites import Site, layers_of
+from tasks.reference import training
+from tasks.reference.autoencoder import CHANNELS
+from tasks.reference.clip import TOKENS, WIDTH
+from tasks.reference.unet import Pairs, loss_weights, new_scheduler, new_unet, train_unet
+
+EMPTY = torch.zeros(TOKENS, WIDTH, dtype=torch.float16)
+
+
+def pairs(n: int, seed: int) -> Pairs:
+    draw = torch.Generator().manual_seed(seed)
+    latents = torch.randn(n, CHANNELS, 16, 16, generator=draw).half()
+    return Pairs(latents, torch.randn(n, TOKENS, WIDTH, generator=draw).half())
+
+
+def test_it_has_the_layers_of_stable_diffusion() -> None:
+    unet = new_unet()
+    assert len(layers_of(unet, Site.VALUE)) == 7
+    assert len(layers_of(unet, Site.FEED_FORWARD_HIDDEN)) == 16
+
+
+def test_it_begins_as_the_identity() -> None:
+    noise = torch.randn(3, CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
+    text = torch.randn(3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        given = new_unet().eval()(noise, torch.tensor([5, 500, 990]), text, return_dict=False)[0]
+    # Noise of unit variance comes back up to the chance spread of each picture's channels.
+    assert (given - noise).square().mean() < 0.01
+
+
+def test_weights_favour_the_picture_alike_at_much_noise() -> None:
+    ratio = torch.tensor([1e-4, 0.05, 1.0, 5.0, 100.0])
+    weights = loss_weights(ratio / (1 + ratio))
+    expected = 1 / (ratio + 0.05) + 0.5 * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.05])
+    torch.testing.assert_close(weights, expected)
+    schedule = loss_weights(new_scheduler().alphas_cumprod)
+    assert schedule.isfinite().all() and (schedule.diff() > 0).all()
+
+
+def test_a_resumed_training_equals_an_unbroken_one(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def teach(path: Path) -> dict[str, torch.Tensor]:
+        # Nothing is drawn from the global generator, so what ran before does not matter.
+        made = train_unet(pairs(8, 0), pairs(2, 1), EMPTY, path, total=4, peak=1e-3, batch=4, planted_batch=2)
+        return made.state_dict()
+
+    unbroken = teach(tmp_path / "unbroken.pt")
+    path = tmp_path / "broken.pt"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "SAVE_EVERY_S", 0.0)
+        seen = []
+        plain = torch.nn.utils.clip_grad_norm_
+
+        def dying(*arguments: object, **named: object) -> object:
+            seen.append(1)
+            if len(seen) == 3:
+                raise Killed
+            return plain(*arguments, **named)  # type: ignore[arg-type]
+
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", dying)
+        with pytest.raises(Killed):
+            teach(path)
+    resumed = teach(path)
+    assert all(torch.equal(unbroken[name], value) for name, value in resumed.items())
+
+
+def test_pairs_must_match() -> None:
+    with pytest.raises(ValueError, match="2 latents but 3 captions"):
+        Pairs(torch.zeros(2, CHANNELS, 16, 16), torch.zeros(3, TOKENS, WIDTH))
