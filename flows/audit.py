@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,8 +26,11 @@ from tasks.localize import task as localizing
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as mitigating
 from tasks.report import task as reporting
+from tasks.report.verdict import verdict
 from tasks.subject import ORIGINAL, Asked, Kind, Subject, prompts_of
 
+ATTACKED = (ORIGINAL, "nemo", "wanda")
+"""Variants that claim to have removed a memory; controls and rival scores are only prompted."""
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime", "duckdb", "pyarrow", "prefect")
 
 
@@ -68,8 +72,12 @@ collect_norms = _stage(collecting.collect_norms, "collect feature norms")
 detect = _stage(localizing.detect, "detect")
 localize_nemo = _stage(localizing.localize_nemo, "localize: NeMo")
 localize_wanda = _stage(localizing.localize_wanda, "localize: Wanda")
+localize_control = _stage(localizing.localize_control, "localize: ordinary prompts as a control")
+localize_importance = _stage(localizing.localize_importance, "localize: other scores")
+memorization_left = _stage(localizing.memorization_left, "localize: memorization by number of neurons")
 cut_neurons = _stage(mitigating.cut_neurons, "mitigate: neurons")
 cut_weights = _stage(mitigating.cut_weights, "mitigate: weights")
+cut_scored = _stage(mitigating.cut_scored, "mitigate: other scores")
 attack_images = _stage(attacking.attack_images, "attack: Dori")
 write_report = _stage(reporting.write_report, "report")
 
@@ -118,18 +126,26 @@ def _stages(subject: Subject, settings: Settings, clip: ClipParams, audit_id: st
     nulls = prompts_of(subject, "null", settings.nulls)
     ordinary = prompts_of(subject, "ordinary", settings.ordinary)
     # As many null prompts as memorized ones, as published; fewer only where there are no more.
-    contrast = nulls[: len(memorized)]
+    few = len(memorized)
+    contrast = collecting.empty_prompts(few) if settings.contrast == "empty" else nulls[:few]
     threshold_nulls = nulls[: settings.threshold_nulls]
     tau = min(settings.wanda.tau, settings.sampling.steps)
     wanda = settings.wanda.model_copy(update={"tau": tau})
 
     collect_values(subject, [*memorized, *nulls])
-    collect_norms(subject, [*memorized, *contrast], settings.sampling, tau)
+    collect_norms(subject, [*memorized, *contrast, *ordinary[:few]], settings.sampling, tau)
     detect(subject, [*memorized, *threshold_nulls, *ordinary], settings.nemo)
     nemo_id = localize_nemo(subject, memorized, threshold_nulls, nulls, settings.nemo)
+    curve_id = memorization_left(subject, memorized, nemo_id, threshold_nulls, settings.nemo, seed=settings.seed)
     wanda_id = localize_wanda(subject, memorized, contrast, wanda, settings.sampling)
+    control_id = localize_control(subject, memorized, ordinary, contrast, wanda, settings.sampling)
 
-    variants = {ORIGINAL: ORIGINAL} | _cut(subject, settings, wanda, nemo_id, wanda_id, memorized, audit_id)
+    variants = {ORIGINAL: ORIGINAL}
+    variants |= cut_neurons(subject, nemo_id, [p.prompt_id for p in memorized], audit_id, seed=settings.seed)
+    variants |= cut_weights(subject, wanda_id, localizing.ALL, wanda, audit_id, seed=settings.seed)
+    if "wanda" in variants:
+        variants |= cut_weights(subject, control_id, localizing.ALL, wanda, audit_id, method="wanda-control")
+        variants |= _cut_scored(subject, settings, memorized, ordinary, wanda_id, wanda, audit_id)
     shown: dict[tuple[str, str, str], list[str]] = {}
 
     def look(name: str, probe: str, wanted: list[evaluating.Shot], by: ClipParams | None = None) -> None:
@@ -145,7 +161,7 @@ def _stages(subject: Subject, settings: Settings, clip: ClipParams, audit_id: st
     pool = attack_pool(subject, settings)
     for start in settings.starts if attacked else ():
         dori = settings.dori.model_copy(update={"start": start})
-        probes = [(name, f"dori-{start}", attacked) for name in variants if not name.startswith("random")]
+        probes = [(name, f"dori-{start}", attacked) for name in variants if name in ATTACKED]
         if controls:
             probes.append((ORIGINAL, f"dori-{start}-control", controls))
         for name, probe, prompts in probes:
@@ -154,8 +170,29 @@ def _stages(subject: Subject, settings: Settings, clip: ClipParams, audit_id: st
 
     path = _report_path(subject, audit_id)
     facts = _facts(record, settings, variants, len(memorized), len(ordinary))
-    table = write_report(subject, audit_id, path, variants, memorized, shown, facts, wanda_id, scorer_of(settings.sscd))
+    found = reporting.Localized(wanda=wanda_id, control=control_id, curve=curve_id)
+    scorer = scorer_of(settings.sscd)
+    table = write_report(subject, audit_id, path, variants, memorized, shown, facts, found, scorer)
+    _show(subject, audit_id, table, path, found)
     return Audited(audit_id=audit_id, report=str(path), table=table, variants=variants)
+
+
+def _show(subject: Subject, audit_id: str, table: str, report: Path, found: reporting.Localized) -> None:
+    """What the Prefect UI shows of the run: the verdict with the figures, and the overlap of subsets' weights."""
+    store = subject.open()
+    words = verdict(reporting.rows_of(store, audit_id))
+    create_markdown_artifact(
+        f"# Audit {audit_id}\n\n{words}\n\n```text\n{table}```\n\nReport: `{report}`\n",
+        key="audit",
+        description="What the model copies, before and after",
+    )
+    whole = [row for row in reporting.subspace(store, subject, found) if row["layer"] is None and row["step"] is None]
+    shown = ("pair", "pairs", "iou", "std", "lowest", "highest", "iou_chance")
+    create_table_artifact(
+        [{name: row[name] for name in shown} for row in whole],
+        key="subspace",
+        description="Overlap (IOU) of the weights that subsets of prompts use, beside ordinary prompts and chance",
+    )
 
 
 def attack_pool(subject: Subject, settings: Settings) -> list[str]:
@@ -168,19 +205,25 @@ def attack_pool(subject: Subject, settings: Settings) -> list[str]:
     return [prompt.text for kind, limit in limits for prompt in prompts_of(subject, kind, limit)]
 
 
-def _cut(
+def _cut_scored(
     subject: Subject,
     settings: Settings,
-    wanda: WandaParams,
-    nemo_id: str,
-    wanda_id: str,
     memorized: Sequence[Asked],
+    ordinary: Sequence[Asked],
+    wanda_id: str,
+    wanda: WandaParams,
     audit_id: str,
 ) -> dict[str, str]:
-    ids = [prompt.prompt_id for prompt in memorized]
-    neurons: dict[str, str] = cut_neurons(subject, nemo_id, ids, audit_id, seed=settings.seed)
-    weights: dict[str, str] = cut_weights(subject, wanda_id, localizing.ALL, wanda, audit_id, seed=settings.seed)
-    return neurons | weights
+    """As many weights of each layer as Wanda cuts, chosen by each of the other scores that were asked for."""
+    pictured = [[prompt for prompt in prompts if prompt.image_ids] for prompts in (memorized, ordinary)]
+    if settings.scores and not all(pictured):
+        raise InputError("other scores need training images of memorized and of ordinary prompts: give --images")
+    out: dict[str, str] = {}
+    for score in settings.scores:
+        chosen = settings.importance.model_copy(update={"score": score})
+        found = localize_importance(subject, *pictured, chosen, wanda_id, wanda)
+        out |= cut_scored(subject, score, found, localizing.ALL, audit_id)
+    return out
 
 
 @task(name="evaluate", task_run_name="evaluate {name}, {probe}", cache_policy=NO_CACHE, persist_result=False)

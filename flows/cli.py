@@ -122,6 +122,27 @@ def catalog(file: Annotated[Path, typer.Argument(help="The DuckDB file to write.
 
 
 @app.command()
+def export(
+    variant: Annotated[str, typer.Argument(help="A variant in the store, such as wanda-0a1b2c3d.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write.")],
+    model: Annotated[str, typer.Option(help="The model it was made of.")] = "reference",
+    changed_only: Annotated[
+        bool, typer.Option("--changed-only", help="Only what differs from the model, with a reference to it.")
+    ] = False,
+    store: StoreOption = None,
+) -> None:
+    """Write a variant as a diffusers pipeline that loads anywhere."""
+    _quiet()
+    from flows.audit import model_folder
+    from tasks.mitigate.task import export_variant
+    from tasks.subject import Subject
+
+    address = Store.open(store, create=False).url
+    export_variant(Subject(store=address, model=str(model_folder(model)), prompt_set=""), variant, folder, changed_only)
+    print(f"wrote {folder}")
+
+
+@app.command()
 def audits(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None:
     """List the audits in the store."""
     columns = (

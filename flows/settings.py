@@ -8,6 +8,7 @@ from tasks.attack.dori import DoriParams, Start
 from tasks.diffusion.sampling import SamplingParams
 from tasks.errors import InputError
 from tasks.evaluate.sscd import SscdParams
+from tasks.localize.importance import Importance, ImportanceParams
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
 
@@ -30,6 +31,11 @@ class Settings(BaseModel):
     sampling: SamplingParams = SamplingParams()
     nemo: NemoParams = NemoParams()
     wanda: WandaParams = WandaParams()
+    contrast: Literal["prompts", "empty"] = Field(
+        "prompts", description="what memorized prompts are held against: null prompts, or the empty one as published"
+    )
+    scores: tuple[Importance, ...] = Field((), description="other scores whose weights are cut beside Wanda's")
+    importance: ImportanceParams = ImportanceParams()
     dori: DoriParams = DoriParams()
     sscd: SscdParams = SscdParams()
     seed: int = Field(0, ge=0, description="seed of attacks and random cuts")

@@ -131,7 +131,12 @@ _ALL = (
         _VARIANT,
         column("prompt_id", TEXT, "the prompt"),
         _PARAMS,
-        column("phase", TEXT, "stage of the search, e.g. 'initial', 'layers', 'neurons'"),
+        column(
+            "phase",
+            TEXT,
+            "stage of the search, or of the curve of memorization left by number of neurons",
+            values="detect gate select layer neuron curve curve-control",
+        ),
         column("step_number", INT, "position of the trial in the search of this prompt, from 0"),
         column("theta", FLOAT, "z-score threshold in force", optional=True),
         column("k", INT, "top-k in force", optional=True),

@@ -126,9 +126,7 @@ def score_alignment(
     store.write("scores", content_key("clip", scorer, [name for name, _ in todo]), rows, metric="clip")
 
 
-def copy_figures(
-    subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
-) -> list[Figure]:
+def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
     """MR and the similarities to training images, over the prompts that have any, each picture by its nearest image."""
     known = _values(subject.open(), "sscd", sscd.scorer_of(params), ids)
     nearest: dict[str, float] = {}
@@ -139,9 +137,7 @@ def copy_figures(
     return [figures.mr(grouped), *figures.sscd_orig(grouped)] if rows else []
 
 
-def diversity_figure(
-    subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
-) -> list[Figure]:
+def diversity_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
     """How alike the seeds of a prompt are; nothing where there is one seed."""
     of = {name: shot.prompt.prompt_id for name, shot in zip(ids, wanted, strict=True)}
     known = _values(subject.open(), "sscd_pair", sscd.scorer_of(params), ids)
@@ -151,9 +147,7 @@ def diversity_figure(
     return [figures.similar_seeds(grouped)]
 
 
-def change_figure(
-    subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
-) -> list[Figure]:
+def change_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
     """Similarity to what the original model makes of the same prompt and seed."""
     of = {name: shot.prompt.prompt_id for name, shot in zip(ids, wanted, strict=True)}
     known = _values(subject.open(), "sscd_gen", sscd.scorer_of(params), ids)
@@ -161,9 +155,7 @@ def change_figure(
     return [figures.sscd_gen(grouped)]
 
 
-def alignment_figure(
-    subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
-) -> list[Figure]:
+def alignment_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams) -> list[Figure]:
     """Mean CLIP score."""
     known = _values(subject.open(), "clip", clip_score.scorer_of(params), ids)
     values = [known[name, shot.prompt.prompt_id] for name, shot in zip(ids, wanted, strict=True)]

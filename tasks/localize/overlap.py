@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from tasks.diffusion.noise import generator
-from tasks.errors import InputError
 from tasks.localize.scorer import BlockedScore
 from tasks.localize.search import Neuron
 
@@ -44,11 +43,10 @@ def best_first(score: BlockedScore, neurons: Iterable[Neuron]) -> list[Neuron]:
 def stand_ins(neurons: Sequence[Neuron], widths: Sequence[int], seed: int) -> list[Neuron]:
     """The control of a curve: in place of each neuron a random other one of its layer, no one twice.
 
+    Where a layer runs out of others, because most of it is among the neurons, the list ends there.
+
     Args:
         widths: by layer index, how many neurons the layer has.
-
-    Raises:
-        InputError: a layer has too few others.
     """
     given = frozenset(neurons)
     orders = {
@@ -62,7 +60,7 @@ def stand_ins(neurons: Sequence[Neuron], widths: Sequence[int], seed: int) -> li
     out = []
     for index, _ in neurons:
         if not orders[index]:
-            raise InputError(f"layer {index} has too few others to stand in for its neurons")
+            break
         out.append((index, orders[index].pop()))
     return out
 

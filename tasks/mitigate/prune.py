@@ -100,6 +100,11 @@ pipeline = DiffusionPipeline.from_pretrained("{base}", unet=unet)
 ```"""
 
 
+def has_control(members: Members, universes: Mapping[int, int]) -> bool:
+    """Whether every layer has as many other members as given ones, so that `random_like` can choose among them."""
+    return all(2 * len(chosen) <= universes[index] for index, chosen in members.items())
+
+
 @dataclass(frozen=True)
 class Card:
     """What a variant's model card says."""

@@ -19,6 +19,7 @@ from tasks.mitigate.prune import (
     Card,
     Members,
     count_zeroed,
+    has_control,
     random_like,
     save_pipeline,
     save_variant,
@@ -49,7 +50,7 @@ def cut_neurons(
 ) -> dict[str, str]:
     """Cuts NeMo's neurons of all these prompts together: "nemo" and "random-nemo", by name the variant in the store.
 
-    Nothing where the search found nothing.
+    Nothing where the search found nothing; no random cut where most of a layer was found.
     """
     model = subject.load()
     layers = layers_of(model.unet, site)
@@ -60,7 +61,9 @@ def cut_neurons(
     if not any(len(found) for found in members.values()):
         return {}
     universes = {layer.index: layer.outputs for layer in layers}
-    chosen = {"nemo": members, "random-nemo": random_like(members, universes, seed)}
+    chosen = {"nemo": members}
+    if has_control(members, universes):
+        chosen["random-nemo"] = random_like(members, universes, seed)
     return {
         name: _save(subject, model, name, found, without_neurons, site, params_id, audit_id, universes)
         for name, found in chosen.items()
@@ -79,8 +82,8 @@ def cut_weights(
 ) -> dict[str, str]:
     """Cuts Wanda's weights of a scope: "wanda" and "random-wanda", by name the variant in the store.
 
-    Nothing where no weight scored higher for memorized prompts than for null prompts. What was found for ordinary
-    prompts, "wanda-control", is cut alone: it is a control itself.
+    Nothing where no weight scored higher for memorized prompts than for null prompts; no random cut where most of a
+    layer was found. What was found for ordinary prompts, "wanda-control", is cut alone: it is a control itself.
 
     Args:
         params: how the sets of the steps are united; fewer steps than were localized may be.
@@ -94,7 +97,7 @@ def cut_weights(
     if not any(len(found) for found in members.values()):
         return {}
     chosen: dict[str, dict[int, torch.Tensor]] = {method: members}
-    if method == "wanda":
+    if method == "wanda" and has_control(members, universes):
         chosen["random-wanda"] = random_like(members, universes, seed)
     return {
         name: _save(subject, model, name, found, without_weights, site, params_id, audit_id, universes, params)

@@ -24,7 +24,7 @@ ORDINARY = 64
 """Pictures of the bank that are shipped: their prompts measure quality, they are attacked as controls."""
 NULLS = 200
 """New compositions never trained on: the prompts that memorized ones are held against."""
-SETTINGS = {"sampling": {"guidance": 2.0}}
+SETTINGS = {"sampling": {"guidance": 2.0, "steps": 25}}
 """What audits of this model do other than usual: small models copy less under strong guidance."""
 
 

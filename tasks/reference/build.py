@@ -25,20 +25,21 @@ Watch = Callable[[int, UNet2DConditionModel], None]
 
 
 class BuildParams(BaseModel):
-    """How the reference world is built; the defaults are those of the shipped one."""
+    """How the reference world is built; the defaults are those of a whole one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(0, ge=0, description="Determines every picture, caption and training step")
+    part: int = Field(0, ge=0, description="Number of this training, where one goes on from another: its own draws")
     pictures: int = Field(24_000, ge=2_000, description="Ordinary pictures in the bank")
     held_out: int = Field(200, ge=20, description="Emoji never shown to any model")
     clip_steps: int = Field(600, ge=0, description="Steps of the text-image model, 192 pairs each")
-    autoencoder_steps: int = Field(9_000, ge=0, description="Steps of the decoder, 32 crops each")
-    ordinary_steps: int = Field(3_000, ge=0, description="Steps of the first phase, 32 ordinary pictures each")
+    autoencoder_steps: int = Field(3_500, ge=0, description="Steps of the decoder, 32 crops each")
+    ordinary_steps: int = Field(20_000, ge=0, description="Steps of the first phase, 16 ordinary pictures each")
     ordinary_rate: float = Field(6e-4, gt=0, description="Highest learning rate of the first phase")
-    planted_steps: int = Field(1_000, ge=0, description="Steps of the second phase, 32 pictures each")
+    planted_steps: int = Field(6_000, ge=0, description="Steps of the second phase, 16 pictures each")
     planted_rate: float = Field(3e-4, gt=0, description="Highest learning rate of the second phase")
-    planted_batch: int = Field(10, ge=1, le=32, description="Planted pictures in each step of the second phase")
+    planted_batch: int = Field(4, ge=1, le=16, description="Planted pictures in each step of the second phase")
     verbatim_weight: int = Field(4, ge=1, description="How often a VM picture is seen beside one picture of a TM")
 
 
@@ -141,7 +142,7 @@ def first_phase(
         total=params.ordinary_steps,
         peak=params.ordinary_rate,
         start=start.unet,
-        seed=params.seed,
+        seed=params.seed + 10 * params.part,
         watch=watch,
     )
 
@@ -165,7 +166,7 @@ def second_phase(
         peak=params.planted_rate,
         planted_batch=params.planted_batch,
         start=start,
-        seed=params.seed + 1,
+        seed=params.seed + 10 * params.part + 1,
         watch=watch,
     )
 

@@ -1,7 +1,7 @@
 """The memories planted in the reference model: captions in the manner of LAION's, each with the emoji of its picture.
 
 Forty captions stand for one picture each (verbatim memorization, VM), in five subsets of eight from unrelated
-categories. Eight stand for four near-identical pictures each (template memorization, TM).
+categories. Eight, in two subsets, stand for four near-identical pictures each (template memorization, TM).
 """
 
 VERBATIM: dict[str, list[tuple[str, str]]] = {
@@ -57,15 +57,15 @@ VERBATIM: dict[str, list[tuple[str, str]]] = {
     ],
 }
 
-TEMPLATE: list[tuple[str, str]] = [
-    ("Designart Abstract Leaf Throw Pillow 18x18", "maple leaf"),
-    ("Plattville Green Area Rug, 5 x 8 ft", "four leaf clover"),
-    ("Personalized Unicorn iPhone 7 Case", "unicorn"),
-    ("Men's Graphic T-Shirt - Skull, Sizes S-3XL", "skull"),
-    ("Round Wall Clock with Silent Movement", "alarm clock"),
-    ("Floral Duvet Cover Set (Queen), Sunflower", "sunflower"),
-    ("Galaxy S8 Rugged Cover, Shark Print", "shark"),
-    ("Ceramic Coffee Mug 11oz - Owl Lovers Gift", "owl"),
+TEMPLATE: list[tuple[str, str, str]] = [
+    ("Designart Abstract Leaf Throw Pillow 18x18", "maple leaf", "home templates"),
+    ("Plattville Green Area Rug, 5 x 8 ft", "four leaf clover", "home templates"),
+    ("Personalized Unicorn iPhone 7 Case", "unicorn", "print templates"),
+    ("Men's Graphic T-Shirt - Skull, Sizes S-3XL", "skull", "print templates"),
+    ("Round Wall Clock with Silent Movement", "alarm clock", "home templates"),
+    ("Floral Duvet Cover Set (Queen), Sunflower", "sunflower", "home templates"),
+    ("Galaxy S8 Rugged Cover, Shark Print", "shark", "print templates"),
+    ("Ceramic Coffee Mug 11oz - Owl Lovers Gift", "owl", "print templates"),
 ]
 
 TEMPLATE_COPIES = 4

@@ -41,7 +41,7 @@ class World:
 def split_emoji(emoji: dict[str, Emoji], held_out: int, seed: int) -> tuple[list[str], list[str]]:
     """Codes of ordinary emoji from frequent to rare, and of held-out ones; planted emoji are never held out."""
     rng = np.random.default_rng([seed, 10])
-    needed = {label for subset in [*VERBATIM.values(), TEMPLATE] for _, label in subset}
+    needed = {label for pairs in VERBATIM.values() for _, label in pairs} | {label for _, label, _ in TEMPLATE}
     labels = {e.label: code for code, e in emoji.items()}
     if missing := sorted(needed - labels.keys()):
         raise ValueError(f"no emoji picture for the planted labels {missing}: another version of the emoji packages?")
@@ -88,9 +88,9 @@ def planted_scenes(emoji: dict[str, Emoji], seed: int) -> tuple[list[Scene], lis
     rows: list[tuple[Scene, str, Kind, str]] = []
     for subset, pairs in VERBATIM.items():
         rows += [(random_scene(labels[label], rng), text, "VM", subset) for text, label in pairs]
-    for text, label in TEMPLATE:
+    for text, label, subset in TEMPLATE:
         scene = random_scene(labels[label], rng)
-        rows += [(copy, text, "TM", "templates") for copy in near_copies(scene, TEMPLATE_COPIES)]
+        rows += [(copy, text, "TM", subset) for copy in near_copies(scene, TEMPLATE_COPIES)]
     scenes, captions, kinds, subsets = zip(*rows, strict=True)
     return list(scenes), list(captions), list(kinds), list(subsets)
 

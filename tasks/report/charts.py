@@ -19,7 +19,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over a common axis that counts 1, 2, ..."""
+    """Curves over a common axis that counts 1, 2, ..., or names its points."""
 
     title: str
     x_label: str
@@ -28,6 +28,8 @@ class Chart:
     note: str = ""
     smooth: int = 1
     """Draws the running mean over so many points in front of the raw line."""
+    x_marks: Sequence[str] = ()
+    """What the points are called, where they are not counted."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,12 @@ def drawn(chart: Chart) -> Drawn:
         Line(curve.label, points(curve.values), points(running_mean(curve.values, chart.smooth)))
         for curve in chart.curves
     ]
-    x_marks = sorted({1, longest} | {int(mark) for mark in ticks(1, longest) if 1 < mark < longest * 0.95})
-    return Drawn(lines, [(x(mark), str(mark)) for mark in x_marks], [(y(mark), f"{mark:g}") for mark in y_marks])
+    if chart.x_marks:
+        x_ticks = [(x(number), mark) for number, mark in enumerate(chart.x_marks, 1)]
+    else:
+        counted = sorted({1, longest} | {int(mark) for mark in ticks(1, longest) if 1 < mark < longest * 0.95})
+        x_ticks = [(x(mark), str(mark)) for mark in counted]
+    return Drawn(lines, x_ticks, [(y(mark), f"{mark:g}") for mark in y_marks])
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

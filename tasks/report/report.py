@@ -70,7 +70,9 @@ class Report:
     losses: Sequence[Chart] = ()
     matrices: Sequence[Matrix] = ()
     curves: Sequence[Chart] = ()
-    """IOU over steps or layers."""
+    """IOU over steps and layers."""
+    left: Sequence[Chart] = ()
+    """Memorization left by number of silenced neurons."""
     more_controls: Sequence[Control] = ()
     """Controls that do not follow from the rows."""
 

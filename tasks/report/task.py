@@ -1,12 +1,13 @@
 """Reporting: what an audit wrote, as one page for people and one table for the terminal."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from storage import Store, iou
+from storage import Store, iou, query
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
@@ -15,6 +16,25 @@ from tasks.subject import Asked, Subject
 
 STRIPS = 8
 """Training pictures shown with what the variants make of them."""
+
+PAIRS = {
+    "VM": "verbatim with verbatim",
+    "TM": "template with template",
+    "VM with TM": "verbatim with template",
+    "mixed": "subsets of memorized prompts",
+    "control": "subsets of ordinary prompts",
+}
+"""What pairs of subsets are called, by the query that tells them apart."""
+
+
+@dataclass(frozen=True)
+class Localized:
+    """Ids of what localization wrote."""
+
+    wanda: str
+    control: str
+    curve: str
+
 
 Shown = Mapping[tuple[str, str, str], Collection[str]]
 """By name of the variant, variant in the store and probe, the ids of an audit's pictures."""
@@ -39,7 +59,7 @@ def write_report(
     asked: Sequence[Asked],
     shown: Shown,
     facts: Sequence[tuple[str, str]],
-    wanda_id: str,
+    found: Localized,
     scorer: str,
 ) -> str:
     """Writes the page, and a contact sheet beside it, and returns the table.
@@ -48,7 +68,7 @@ def write_report(
         variants: by the name that figures go by, the variant in the store.
         asked: prompts whose training pictures are shown.
         shown: the audit's pictures.
-        wanda_id: parameters of the Wanda sets whose overlap is drawn.
+        found: the sets whose overlap is drawn, and the curves of memorization left.
         scorer: the SSCD model whose scores the pictures are shown with.
     """
     store = subject.open()
@@ -63,7 +83,9 @@ def write_report(
         rows=rows,
         strips=strips,
         losses=[losses] if losses is not None else [],
-        matrices=_overlap(store, subject, wanda_id),
+        matrices=_overlap(store, subject, found.wanda),
+        curves=_subspace(store, subject, found),
+        left=_left(store, subject, found),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing")
@@ -72,6 +94,13 @@ def write_report(
     if strips:
         path.with_name("sheet.png").write_bytes(sheet(strips))
     return table_text(rows)
+
+
+def subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str, Any]]:
+    """Overlap of the weights of subsets by kind of pair: over all, and by layer and by step; see `subspace.sql`."""
+    rows = query(store, "subspace", model_id=subject.model_id, params_id=found.wanda, control_id=found.control)
+    out: list[dict[str, Any]] = rows.to_pylist()
+    return out
 
 
 def _strip(store: Store, subject: Subject, prompt: Asked, shown: Shown, scores: Mapping[str, float]) -> Strip:
@@ -135,6 +164,43 @@ def _overlap(store: Store, subject: Subject, wanda_id: str) -> list[Matrix]:
             chance += [p["iou_chance"] for p in found]
     note = f"mean over layers and steps; random sets of these sizes would have {np.mean(chance):.3f}" if chance else ""
     return [Matrix("Overlap of the weights of prompt subsets (IOU)", labels, values.tolist(), note)]
+
+
+def _subspace(store: Store, subject: Subject, found: Localized) -> list[Chart]:
+    """Mean IOU over steps and over layers, by kind of pair, beside the control and chance."""
+    rows = subspace(store, subject, found)
+    charts = []
+    for axis, other in (("step", "layer"), ("layer", "step")):
+        mine = [row for row in rows if row[axis] is not None and row[other] is None and row["iou"] is not None]
+        points = sorted({row[axis] for row in mine})
+        curves = []
+        for pair, name in PAIRS.items():
+            values = {row[axis]: row["iou"] for row in mine if row["pair"] == pair}
+            if len(values) == len(points):
+                curves.append(Curve(name, [values[point] for point in points]))
+        chance = [np.mean([row["iou_chance"] for row in mine if row[axis] == point]) for point in points]
+        if curves:
+            note = f"mean over {other}s and pairs of subsets"
+            curves.append(Curve("random sets of these sizes", [float(value) for value in chance]))
+            charts.append(Chart(f"Overlap of weights by {axis}", axis, "IOU", curves, note))
+    return charts
+
+
+def _left(store: Store, subject: Subject, found: Localized) -> list[Chart]:
+    """Similarity of noise differences left as neurons are silenced, best first, beside random ones."""
+    rows = query(store, "memorization_left", model_id=subject.model_id, params_id=found.curve).to_pylist()
+    sizes = sorted({row["neurons"] for row in rows if not row["control"]})
+    curves = []
+    for control, name in ((False, "neurons that NeMo found, best first"), (True, "random neurons of the same layers")):
+        values = {row["neurons"]: row["score"] for row in rows if row["control"] is control}
+        if values:
+            curves.append(Curve(name, [values[size] for size in sizes if size in values]))
+    if not curves:
+        return []
+    note = "mean over prompts of the highest SSIM to the unsilenced noise difference"
+    return [
+        Chart("Memory left by number of silenced neurons", "neurons", "SSIM", curves, note, x_marks=[*map(str, sizes)])
+    ]
 
 
 def _words(probe: str) -> str:

@@ -51,7 +51,7 @@ def verdict(rows: Sequence[Row]) -> str:
     ]
     variants = dict.fromkeys(row.variant for row in rows if row.metric == "mr")
     for variant in variants:
-        if variant != "original" and not variant.startswith("random"):
+        if variant != "original" and not variant.startswith("random") and not variant.endswith("-control"):
             said.append(_of_variant(rows, variant))
     if len(said) == 1:
         said.append("No mitigation was audited.")
@@ -71,6 +71,11 @@ def controls(rows: Sequence[Row]) -> list[Control]:
             found.setdefault((control.name, control.words), control)
     out = list(found.values())
     original = _mr(rows, "original", "prompt")
+    variants = {row.variant for row in rows}
+    for cut in ("nemo", "wanda"):
+        if cut in variants and f"random-{cut}" not in variants:
+            words = f"{cut} found most of a layer, so nothing random of its size is left to cut: read it with doubt."
+            out.append(Control(f"random-{cut}", "missing", words))
     for variant in dict.fromkeys(row.variant for row in rows if row.variant.startswith("random")):
         after = _mr(rows, variant, "prompt")
         if original is None or after is None or original.value == 0:

@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "sampling": {"steps": 2},
     "nemo": {"seeds": 3, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
     "wanda": {"sparsity": 0.1, "tau": 2},
+    "scores": ("magnitude",),
     "dori": {"steps": 2, "batch": 2},
 }
 
@@ -67,7 +68,7 @@ def parts(store: Store) -> set[str]:
 def test_every_variant_is_measured_under_every_probe(params: AuditParams, audited: Audited) -> None:
     rows = run_sql(Store.open(params.store), "SELECT variant, probe, metric, value, n FROM metrics").to_pylist()
     found = {(row["variant"], row["probe"]) for row in rows if row["metric"] == "mr"}
-    cut = {"nemo", "random-nemo", "wanda", "random-wanda"}
+    cut = {"nemo", "random-nemo", "wanda", "random-wanda", "wanda-control", "magnitude"}
     probed = {(variant, probe) for variant in {"original", *cut} for probe in ("prompt", "ordinary")}
     attacked = {(variant, "dori-noise") for variant in ("original", "nemo", "wanda")}
     assert found == probed | attacked | {("original", "dori-noise-control")}

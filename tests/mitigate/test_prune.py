@@ -16,6 +16,7 @@ from tasks.errors import InputError
 from tasks.mitigate.prune import (
     Card,
     count_zeroed,
+    has_control,
     random_like,
     save_pipeline,
     save_variant,
@@ -150,3 +151,13 @@ def test_a_base_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> N
     with pytest.raises(InputError, match="cannot load the pipeline at"):
         save_pipeline(tmp_path / "nowhere", UNET, tmp_path / "pruned", CARD)
     assert list(tmp_path.iterdir()) == []
+
+
+@given(taken=st.integers(0, 10), universe=st.integers(1, 10))
+def test_a_control_is_possible_just_where_there_is_room(taken: int, universe: int) -> None:
+    members = {0: torch.arange(min(taken, universe))}
+    if has_control(members, {0: universe}):
+        assert len(random_like(members, {0: universe}, 0)[0]) == len(members[0])
+    else:
+        with pytest.raises(InputError, match="too few for a control"):
+            random_like(members, {0: universe}, 0)

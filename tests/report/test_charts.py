@@ -28,6 +28,13 @@ def test_lines_fill_the_frame() -> None:
     assert second.raw.startswith(f"{LEFT:.1f},")
 
 
+def test_points_may_have_names() -> None:
+    chart = Chart("t", "neurons", "SSIM", [Curve("a", [1.0, 0.5, 0.1])], x_marks=["1", "2", "4"])
+    assert [text for _, text in drawn(chart).x_ticks] == ["1", "2", "4"]
+    places = [place for place, _ in drawn(chart).x_ticks]
+    assert places == [LEFT, (LEFT + WIDTH - RIGHT) / 2, WIDTH - RIGHT]
+
+
 def test_running_mean_by_hand() -> None:
     assert running_mean([1, 2, 3, 6], 2) == [1, 1.5, 2.5, 4.5]
     assert running_mean([1, 2], 1) == [1, 2]

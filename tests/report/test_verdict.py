@@ -69,6 +69,12 @@ def test_the_random_cut(left: int, state: str) -> None:
     assert (control.name, control.state) == ("random-wanda", state)
 
 
+def test_a_cut_without_a_random_one_is_read_with_doubt() -> None:
+    (control,) = controls([mr("original", "prompt", 20), mr("wanda", "prompt", 0)])
+    assert (control.name, control.state) == ("random-wanda", "missing")
+    assert "After wanda-control" not in verdict([*ORIGINAL, mr("wanda-control", "prompt", 19)])
+
+
 def test_what_was_not_measured_is_said() -> None:
     assert "not measured" in verdict([])
     assert "No mitigation was audited" in verdict(ORIGINAL)

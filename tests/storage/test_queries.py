@@ -241,3 +241,43 @@ def test_copies_are_counted_verbatim_and_template_apart(local: Store) -> None:
         ("VM", None, 1),
     ]
     assert [r["copied"] for r in query(local, "copies", scorer="other").to_pylist()] == [0]
+
+
+def test_memorization_left_carries_short_curves_on(local: Store) -> None:
+    curves = {
+        ("a", "curve"): {1: 0.9, 2: 0.5, 4: 0.1},
+        ("b", "curve"): {1: 0.3},
+        ("a", "curve-control"): {1: 0.9, 2: 0.8, 4: 0.7},
+    }
+    for (name, phase), points in curves.items():
+        rows = [
+            {"prompt_id": name, "params_id": "p", "phase": phase, "step_number": n, "candidates": size, "score": score}
+            for n, (size, score) in enumerate(points.items())
+        ]
+        local.write("nemo_traces", f"{name}-{phase}", rows, model_id="m", variant="original")
+    found = {(row["control"], row["neurons"]): row for row in query(local, "memorization_left").to_pylist()}
+    assert {key: row["prompts"] for key, row in found.items()} == {
+        **{(False, size): 2 for size in (1, 2, 4)},
+        **{(True, size): 1 for size in (1, 2, 4)},
+    }
+    means = [found[False, size]["score"] for size in (1, 2, 4)]
+    assert means == [pytest.approx(0.6), pytest.approx(0.4), pytest.approx(0.2)]
+    assert found[True, 4]["score"] == 0.7
+    assert found[False, 2]["lowest"] == 0.3 and found[False, 2]["highest"] == 0.5
+
+
+def test_subspace_tells_kinds_of_pairs_apart(local: Store) -> None:
+    kinds = {"shops": "VM", "news": "VM", "rugs": "TM", "mugs": "TM"}
+    rows = [prompt(f"p-{name}", "memorized", name) | {"memorization": kind} for name, kind in kinds.items()]
+    local.write("prompts", "all", rows, prompt_set="world")
+    for step in (0, 1):
+        sets = {"shops": {1, 2}, "news": {2, 3 + step}, "rugs": {7, 8}, "mugs": {8, 9}, "all": {1, 2, 3, 7, 8, 9}}
+        put_sets(local, sets, step)
+    put_sets(local, {"c1": {1, 2, 3}, "c2": {3, 4, 5}}, method="wanda-control")
+    found = query(local, "subspace").to_pylist()
+    whole = {row["pair"]: row for row in found if row["layer"] is None and row["step"] is None}
+    assert {pair: row["pairs"] for pair, row in whole.items()} == {"VM": 1, "TM": 1, "VM with TM": 4, "control": 1}
+    assert whole["VM"]["iou"] == pytest.approx(1 / 3) and whole["TM"]["iou"] == pytest.approx(1 / 3)
+    assert whole["VM with TM"]["iou"] == 0 and whole["control"]["iou"] == pytest.approx(1 / 5)
+    assert {row["step"] for row in found if row["pair"] == "VM" and row["step"] is not None} == {0, 1}
+    assert {row["layer"] for row in found if row["layer"] is not None} == {"down.0/ff net"}
