@@ -11,7 +11,7 @@ from storage import Store, iou, query
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
-from tasks.report.verdict import Row
+from tasks.report.verdict import Row, without_random
 from tasks.subject import Asked, Subject
 
 STRIPS = 8
@@ -86,6 +86,7 @@ def write_report(
         matrices=_overlap(store, subject, found.wanda),
         curves=_subspace(store, subject, found),
         left=_left(store, subject, found),
+        more_controls=without_random(variants),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing")

@@ -5,7 +5,7 @@ and neither does a cut that random neurons of the same number equal: both are th
 success nor a failure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,11 +71,6 @@ def controls(rows: Sequence[Row]) -> list[Control]:
             found.setdefault((control.name, control.words), control)
     out = list(found.values())
     original = _mr(rows, "original", "prompt")
-    variants = {row.variant for row in rows}
-    for cut in ("nemo", "wanda"):
-        if cut in variants and f"random-{cut}" not in variants:
-            words = f"{cut} found most of a layer, so nothing random of its size is left to cut: read it with doubt."
-            out.append(Control(f"random-{cut}", "missing", words))
     for variant in dict.fromkeys(row.variant for row in rows if row.variant.startswith("random")):
         after = _mr(rows, variant, "prompt")
         if original is None or after is None or original.value == 0:
@@ -88,6 +83,19 @@ def controls(rows: Sequence[Row]) -> list[Control]:
             words += "chance removes the copies too, so a localized cut of this size is uninformative."
         out.append(Control(variant, "holds" if holds else "fails", words))
     return out
+
+
+def without_random(variants: Collection[str]) -> list[Control]:
+    """The cuts that have no random one beside them, because most of a layer was cut."""
+    return [
+        Control(
+            f"random-{cut}",
+            "missing",
+            f"{cut} found most of a layer, so nothing random of its size is left to cut: read it with doubt.",
+        )
+        for cut in ("nemo", "wanda")
+        if cut in variants and f"random-{cut}" not in variants
+    ]
 
 
 def _attack_control(rows: Sequence[Row], variant: str, probe: str) -> Control:
