@@ -278,13 +278,8 @@ def localize_wanda(
     Returns:
         The id of these parameters; rows of `neuron_sets` carry it.
     """
-    ids = {"memorized": sorted(p.prompt_id for p in asked), "null": sorted(p.prompt_id for p in nulls)}
-    # The share only says which sets are united later; the sets do not depend on it.
-    params_id = content_key(
-        VERSION, "wanda", params.model_dump(exclude={"share"}), norms_id(sampling, params.tau), site.value, ids
-    )
-    _wanda(subject, "wanda", params_id, {ALL: list(asked)} | subsets_of(asked), nulls, params, sampling, site)
-    return params_id
+    groups = {ALL: list(asked)} | subsets_of(asked)
+    return _wanda(subject, "wanda", groups, nulls, params, sampling, site)
 
 
 def localize_control(
@@ -314,14 +309,7 @@ def localize_control(
     if not chosen:
         raise InputError("the control needs ordinary prompts: give a file of them with --ordinary")
     groups = {ALL: list(chosen)} | control_subsets(list(subsets_of(asked).values()), chosen)
-    ids = {name: sorted(p.prompt_id for p in group) for name, group in groups.items()}
-    collection = norms_id(sampling, params.tau)
-    null_ids = sorted(prompt.prompt_id for prompt in nulls)
-    params_id = content_key(
-        VERSION, "wanda-control", params.model_dump(exclude={"share"}), collection, site.value, ids, null_ids
-    )
-    _wanda(subject, "wanda-control", params_id, groups, nulls, params, sampling, site)
-    return params_id
+    return _wanda(subject, "wanda-control", groups, nulls, params, sampling, site)
 
 
 def localize_importance(
@@ -384,21 +372,30 @@ def localize_importance(
 def _wanda(
     subject: Subject,
     method: str,
-    params_id: str,
     groups: Mapping[str, Sequence[Asked]],
     nulls: Sequence[Asked],
     params: WandaParams,
     sampling: SamplingParams,
     site: Site,
-) -> None:
-    """Writes the memorized sets of each group that the store does not have."""
+) -> str:
+    """Writes the memorized sets of each group that the store does not have, and returns the id of the parameters."""
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
+    collection = norms_id(sampling, params.tau)
+    # Which prompts are in which group is part of the id. The share is not: it only says which sets are united later.
+    params_id = content_key(
+        VERSION,
+        method,
+        params.model_dump(exclude={"share"}),
+        collection,
+        site.value,
+        {name: sorted(prompt.prompt_id for prompt in group) for name, group in groups.items()},
+        sorted(prompt.prompt_id for prompt in nulls),
+    )
     known = _scopes(store, subject, method, params_id, site, layers)
     todo = [name for name in groups if name not in known]
     if not todo:
-        return
-    collection = norms_id(sampling, params.tau)
+        return params_id
     asked = {prompt.prompt_id for name in todo for prompt in groups[name]}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in todo}
     with progress(len(layers), "Wanda", "layer") as done:
@@ -426,6 +423,7 @@ def _wanda(
     for name in todo:
         key = content_key(subject.model_id, params_id, name)
         _write_sets(store, subject, key, method, params_id, site, "subset", rows[name])
+    return params_id
 
 
 def _traced(store: Store, subject: Subject, params_id: str) -> set[str]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from tasks.errors import InputError
 from tasks.evaluate.sscd import WIDTH, Sscd
 from tasks.reference.world import World
 
@@ -44,7 +45,15 @@ def write_bank(path: Path, embeddings: np.ndarray, captions: list[str]) -> None:
 
 
 def nearest_in_bank(path: Path, embeddings: np.ndarray) -> np.ndarray:
-    """The highest cosine (n,) of each embedding (n, 512) with one of the bank's; rounding costs some 0.003."""
+    """The highest cosine (n,) of each embedding (n, 512) with one of the bank's; rounding costs some 0.003.
+
+    Raises:
+        InputError: the world was put together without its bank.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"no {path}: it holds what the model was trained on, build the world with `engram reference build`"
+        )
     table = pq.read_table(path)
     rows = np.frombuffer(b"".join(table["sscd"].to_pylist()), np.int8).reshape(-1, WIDTH)
     known = rows.astype(np.float32) * table["scale"].to_numpy()[:, None]

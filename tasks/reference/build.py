@@ -15,6 +15,7 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from tasks.errors import InputError
 from tasks.reference.autoencoder import encode, new_autoencoder, train_autoencoder
 from tasks.reference.clip import load_clip, text_model, tokenize, train_clip, train_tokenizer
 from tasks.reference.pictures import EmojiPictures
@@ -65,7 +66,13 @@ class Start:
 
     @classmethod
     def of(cls, world: Path) -> "Start":
-        """Those of a world that was built before."""
+        """Those of a world that was built before.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not (world / "model" / "model_index.json").is_file():
+            raise InputError(f"no world at {world}: give the folder that holds its model/ and clip/ with --start")
         return cls(
             load_clip(world / "clip"),
             AutoencoderTiny.from_pretrained(world / "model" / "vae", torch_dtype=torch.float32),
