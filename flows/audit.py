@@ -26,7 +26,6 @@ from tasks.localize import task as localizing
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as mitigating
 from tasks.report import task as reporting
-from tasks.report.verdict import verdict
 from tasks.subject import ORIGINAL, Asked, Kind, Subject, prompts_of
 
 ATTACKED = (ORIGINAL, "nemo", "wanda")
@@ -172,21 +171,19 @@ def _stages(subject: Subject, settings: Settings, clip: ClipParams, audit_id: st
     facts = _facts(record, settings, variants, len(memorized), len(ordinary))
     found = reporting.Localized(wanda=wanda_id, control=control_id, curve=curve_id)
     scorer = scorer_of(settings.sscd)
-    table = write_report(subject, audit_id, path, variants, memorized, shown, facts, found, scorer)
-    _show(subject, audit_id, table, path, found)
-    return Audited(audit_id=audit_id, report=str(path), table=table, variants=variants)
+    written = write_report(subject, audit_id, path, variants, memorized, shown, facts, found, scorer)
+    _show(audit_id, path, written)
+    return Audited(audit_id=audit_id, report=str(path), table=written.table, variants=variants)
 
 
-def _show(subject: Subject, audit_id: str, table: str, report: Path, found: reporting.Localized) -> None:
+def _show(audit_id: str, report: Path, written: reporting.Written) -> None:
     """What the Prefect UI shows of the run: the verdict with the figures, and the overlap of subsets' weights."""
-    store = subject.open()
-    words = verdict(reporting.rows_of(store, audit_id))
     create_markdown_artifact(
-        f"# Audit {audit_id}\n\n{words}\n\n```text\n{table}```\n\nReport: `{report}`\n",
+        f"# Audit {audit_id}\n\n{written.verdict}\n\n```text\n{written.table}```\n\nReport: `{report}`\n",
         key="audit",
         description="What the model copies, before and after",
     )
-    whole = [row for row in reporting.subspace(store, subject, found) if row["layer"] is None and row["step"] is None]
+    whole = [row for row in written.overlap if row["layer"] is None and row["step"] is None]
     shown = ("pair", "pairs", "iou", "std", "lowest", "highest", "iou_chance")
     create_table_artifact(
         [{name: row[name] for name in shown} for row in whole],

@@ -64,7 +64,9 @@ class Model:
 
     def with_unet(self, folder: Path) -> "Model":
         """The same model with the UNet of another folder, as a mitigated variant has it."""
-        unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=self.dtype, use_safetensors=True)
+        unet = UNet2DConditionModel.from_pretrained(
+            folder, torch_dtype=self.dtype, use_safetensors=True, low_cpu_mem_usage=False
+        )
         return replace(self, unet=_settle(unet, self.device))
 
     @torch.no_grad()
@@ -135,7 +137,12 @@ def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, safety_checker=None
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            safety_checker=None,
+            low_cpu_mem_usage=False,  # what diffusers does without accelerate, after a warning for each component
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"cannot load the pipeline at {folder}: {str(error).splitlines()[0]}") from error

@@ -11,7 +11,7 @@ from storage import Store, iou, query
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
-from tasks.report.verdict import Row, without_random
+from tasks.report.verdict import Row, verdict, without_random
 from tasks.subject import Asked, Subject
 
 STRIPS = 8
@@ -34,6 +34,16 @@ class Localized:
     wanda: str
     control: str
     curve: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the page says, for those who show it elsewhere."""
+
+    table: str
+    verdict: str
+    overlap: list[dict[str, Any]]
+    """Rows of the query `subspace`."""
 
 
 Shown = Mapping[tuple[str, str, str], Collection[str]]
@@ -61,8 +71,8 @@ def write_report(
     facts: Sequence[tuple[str, str]],
     found: Localized,
     scorer: str,
-) -> str:
-    """Writes the page, and a contact sheet beside it, and returns the table.
+) -> Written:
+    """Writes the page, and a contact sheet beside it.
 
     Args:
         variants: by the name that figures go by, the variant in the store.
@@ -74,6 +84,7 @@ def write_report(
     store = subject.open()
     rows = rows_of(store, audit_id)
     losses = _losses(store, subject, variants)
+    overlap = _subspace(store, subject, found)
     scores = _best_scores(store, scorer)
     strips = [_strip(store, subject, prompt, shown, scores) for prompt in asked[:STRIPS] if prompt.image_ids]
     report = Report(
@@ -84,7 +95,7 @@ def write_report(
         strips=strips,
         losses=[losses] if losses is not None else [],
         matrices=_overlap(store, subject, found.wanda),
-        curves=_subspace(store, subject, found),
+        curves=_overlap_curves(overlap),
         left=_left(store, subject, found),
         more_controls=without_random(variants),
     )
@@ -94,10 +105,10 @@ def write_report(
     aside.replace(path)
     if strips:
         path.with_name("sheet.png").write_bytes(sheet(strips))
-    return table_text(rows)
+    return Written(table_text(rows), verdict(rows), overlap)
 
 
-def subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str, Any]]:
+def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str, Any]]:
     """Overlap of the weights of subsets by kind of pair: over all, and by layer and by step; see `subspace.sql`."""
     rows = query(store, "subspace", model_id=subject.model_id, params_id=found.wanda, control_id=found.control)
     out: list[dict[str, Any]] = rows.to_pylist()
@@ -167,9 +178,8 @@ def _overlap(store: Store, subject: Subject, wanda_id: str) -> list[Matrix]:
     return [Matrix("Overlap of the weights of prompt subsets (IOU)", labels, values.tolist(), note)]
 
 
-def _subspace(store: Store, subject: Subject, found: Localized) -> list[Chart]:
+def _overlap_curves(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Mean IOU over steps and over layers, by kind of pair, beside the control and chance."""
-    rows = subspace(store, subject, found)
     charts = []
     for axis, other in (("step", "layer"), ("layer", "step")):
         mine = [row for row in rows if row[axis] is not None and row[other] is None and row["iou"] is not None]
