@@ -10,7 +10,8 @@ from prefect.cache_policies import NO_CACHE
 from rich.console import Console
 from rich.table import Table
 
-from flows.audit import AuditParams, attack_pool, audit, model_folder
+from flows.audit import AuditParams, audit
+from flows.plan import attack_pool, model_folder
 from flows.settings import Settings, settings_for
 from storage import Store
 from tasks.attack import task as attacking

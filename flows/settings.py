@@ -5,12 +5,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.attack.dori import DoriParams, Start
+from tasks.attack.extraction import ExtractionParams
 from tasks.diffusion.sampling import SamplingParams
 from tasks.errors import InputError
 from tasks.evaluate.sscd import SscdParams
 from tasks.localize.importance import Importance, ImportanceParams
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
+from tasks.mitigate.finetune import FineTuneParams
+from tasks.mitigate.inference import Defence, DefenceParams
+from tasks.mitigate.task import Erasure
 
 Profile = Literal["quick", "full"]
 
@@ -28,6 +32,7 @@ class Settings(BaseModel):
     attacked: int = Field(16, ge=0, description="training pictures attacked in each variant; 0 attacks nothing")
     controls: int = Field(16, ge=0, description="pictures never memorized that are attacked under the same budget")
     starts: tuple[Start, ...] = Field(("prompt", "noise"), description="where attacks begin")
+    rival_starts: tuple[Start, ...] = Field(("noise",), description="those of them that rivals are attacked from")
     sampling: SamplingParams = SamplingParams()
     nemo: NemoParams = NemoParams()
     wanda: WandaParams = WandaParams()
@@ -36,7 +41,16 @@ class Settings(BaseModel):
     )
     scores: tuple[Importance, ...] = Field((), description="other scores whose weights are cut beside Wanda's")
     importance: ImportanceParams = ImportanceParams()
+    erase: tuple[Erasure, ...] = Field((), description="fine-tunings that erase the memories, and their rivals")
+    finetune: FineTuneParams = FineTuneParams()
+    kept: int = Field(512, ge=1, description="ordinary pictures that fine-tuning trains on beside, at most")
+    defences: tuple[Defence, ...] = Field((), description="mitigations at inference, as further rivals")
+    defence: DefenceParams = DefenceParams()
     dori: DoriParams = DoriParams()
+    diagnosed: int = Field(0, ge=0, description="memorized pictures whose triggers are asked whether memory is local")
+    triggers: int = Field(10, ge=3, le=1000, description="triggers of each of them; 100 as published")
+    extracted: int = Field(0, ge=0, description="memorized and as many ordinary prompts in the extraction attack")
+    extraction: ExtractionParams = ExtractionParams()
     sscd: SscdParams = SscdParams()
     seed: int = Field(0, ge=0, description="seed of attacks and random cuts")
 
@@ -54,7 +68,17 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "sampling": {"steps": 20},
         "wanda": {"tau": 4},
     },
-    "full": {},
+    "full": {
+        "attacked": 24,
+        "controls": 24,
+        "starts": ("prompt", "noise", "other"),
+        "erase": ("adversarial-finetune", "surrogate-finetune", "ordinary-finetune"),
+        "defences": ("perturbed-embedding", "random-tokens", "reweighted-attention"),
+        "finetune": {"check_every": 6},
+        "diagnosed": 2,
+        "extracted": 8,
+        "extraction": {"generations": 100, "clique": 5},
+    },
 }
 
 

@@ -1,12 +1,14 @@
 """What every stage is told: a model, a set of prompts and a store. Small enough to hand to a worker anywhere."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,9 +17,11 @@ from tqdm import tqdm
 from storage import Store
 from tasks.diffusion.model import Model, fingerprint, load_model
 from tasks.errors import InputError
+from tasks.mitigate.inference import Defence, DefenceParams
 
 Kind = Literal["memorized", "null", "ordinary"]
 ORIGINAL = "original"
+DEFENCES: tuple[Defence, ...] = get_args(Defence)
 T = TypeVar("T")
 
 
@@ -48,11 +52,89 @@ class Subject(BaseModel):
         base = _loaded(self.model, self.device, self.dtype, self.model_id)
         if variant == ORIGINAL:
             return base
+        method, folder = self.stored(variant)
+        return base if method in DEFENCES else _variant(self, variant, folder)
+
+    def embed(self, asked: Sequence["Asked"]) -> torch.Tensor:
+        """Embeddings (n, rows, width) of prompts, or of triggers of the original model, on its device.
+
+        Raises:
+            InputError: a trigger is not in the store, or a prompt is too long.
+        """
+        model = self.load()
+        words = [one for one in asked if not one.trigger]
+        found: dict[str, torch.Tensor] = {}
+        if words:
+            texts = model.embed([one.text for one in words])
+            found = {one.prompt_id: text for one, text in zip(words, texts, strict=True)}
+        names = [one.prompt_id for one in asked if one.trigger]
+        if names:
+            found |= dict(zip(names, self.triggers(names).to(model.device, model.dtype), strict=True))
+        return torch.stack([found[one.prompt_id] for one in asked])
+
+    def triggers(self, names: Sequence[str], variant: str = ORIGINAL) -> torch.Tensor:
+        """Triggers in the store, float32 (n, rows, width).
+
+        Raises:
+            InputError: one is not there.
+        """
+        rows = self.open().read(
+            "triggers",
+            columns=["trigger_id", "embedding", "shape"],
+            model_id=self.model_id,
+            variant=self.weights_of(variant),
+        )
+        wanted = set(names)
+        found = {
+            name: torch.from_numpy(values.values.to_numpy().copy()).view(*shape.as_py())
+            for name, values, shape in zip(
+                rows["trigger_id"].to_pylist(), rows["embedding"], rows["shape"], strict=True
+            )
+            if name in wanted
+        }
+        if lost := wanted - found.keys():
+            raise InputError(f"the store has no trigger {min(lost)} of {variant}: attack first")
+        return torch.stack([found[name] for name in names])
+
+    def defence(self, variant: str) -> tuple[Defence | None, DefenceParams]:
+        """What is done to prompts of a variant at inference, and how strongly; nothing for most.
+
+        Raises:
+            InputError: no such variant.
+        """
+        if variant == ORIGINAL:
+            return None, DefenceParams()
+        method, folder = self.stored(variant)
+        if method not in DEFENCES:
+            return None, DefenceParams()
+        card = json.loads((folder / "variant.json").read_text())
+        return cast(Defence, method), DefenceParams(**card["params"])
+
+    def weights_of(self, variant: str) -> str:
+        """The variant whose weights are run: the original where a mitigation acts at inference alone."""
+        return ORIGINAL if variant == ORIGINAL or self.stored(variant)[0] in DEFENCES else variant
+
+    def beside(self, name: str) -> Path:
+        """A folder on this machine for what is no part of the store, such as reports; beside it where it is local."""
+        local = self.store.startswith("file://")
+        root = Path(self.store.removeprefix("file://")) if local else Path(".engram/store")
+        return root.parent / name
+
+    def stored(self, variant: str) -> tuple[str, Path]:
+        """The method of a variant that lies in the store, and a folder with its files.
+
+        Raises:
+            InputError: no such variant.
+        """
         store = self.open()
-        rows = store.read("variants", columns=["weights"], model_id=self.model_id, variant=variant).to_pylist()
-        if not rows:
-            raise InputError(f"the store has no variant {variant!r} of this model: run the mitigation first")
-        return _variant(self, variant, store.get_folder(rows[0]["weights"]))
+        rows = store.read("variants", columns=["variant", "method", "weights"], model_id=self.model_id).to_pylist()
+        found = {row["variant"]: row for row in rows if row["weights"]}
+        if variant not in found:
+            known = ", ".join(sorted(found)) or "none"
+            raise InputError(
+                f"the store has no variant {variant!r} of this model; it has: {known}: run the mitigation first"
+            )
+        return found[variant]["method"], store.get_folder(found[variant]["weights"])
 
 
 @dataclass(frozen=True)
@@ -65,6 +147,21 @@ class Asked:
     memorization: str | None
     subset: str | None
     image_ids: tuple[str, ...]
+    trigger: bool = False
+    """Whether it is an adversarial embedding, found on the original model, that is asked in place of a prompt."""
+
+
+def as_prompts(triggers: Mapping[str, Sequence[str]], asked: Sequence[Asked]) -> list[Asked]:
+    """Triggers of these prompts' images, to be collected and localized like prompts.
+
+    Args:
+        triggers: by prompt id, the ids of its triggers.
+    """
+    return [
+        replace(prompt, prompt_id=name, subset=None, trigger=True)
+        for prompt in asked
+        for name in triggers[prompt.prompt_id]
+    ]
 
 
 def prompts_of(subject: Subject, kind: Kind, limit: int | None = None) -> list[Asked]:
@@ -89,13 +186,33 @@ def prompts_of(subject: Subject, kind: Kind, limit: int | None = None) -> list[A
     return turns[:limit]
 
 
+Told = Callable[[str, int, int], None]
+"""Is told what is going on, how much of it is done, and how much there is."""
+_watcher: ContextVar[Told | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watching(told: Told) -> Iterator[None]:
+    """Within, `told` hears of everything that `progress` shows."""
+    token = _watcher.set(told)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
 @contextmanager
 def progress(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
     """A bar on the terminal: call with what was done. Nothing is shown when there is nothing to do."""
+    told, so_far = _watcher.get(), 0
     with tqdm(total=total, desc=what, unit=unit, disable=None if total else True, leave=False) as bar:
 
         def done(n: int) -> None:
+            nonlocal so_far
             bar.update(n)
+            so_far += n
+            if told is not None:
+                told(what, so_far, total)
 
         yield done
 

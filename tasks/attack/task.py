@@ -1,12 +1,22 @@
 """Attacking: adversarial embeddings for training images, and the same budget for pictures never memorized."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from storage import content_key
-from tasks.attack.dori import DoriParams, attack
+from tasks.attack.dori import DoriParams, attack, start_embeddings
+from tasks.attack.locality import (
+    Locality,
+    activation_locality,
+    embedding_locality,
+    neuron_activations,
+    tsne_map,
+)
 from tasks.diffusion.sampling import encode, fitted, from_bytes, picture_size
+from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.subject import Asked, Subject, progress, shards
 
@@ -19,7 +29,8 @@ def attack_images(
     """Searches triggers for the first image of each prompt.
 
     Args:
-        variant: as the store knows it.
+        variant: as the store knows it. What a mitigation does at inference is not attacked: its triggers are the
+            original's, and meet it when pictures are made.
         pool: prompts that other starts are drawn from and noise is matched to; the same for all shards.
 
     Returns:
@@ -28,25 +39,10 @@ def attack_images(
     Raises:
         InputError: a prompt has no image in the store.
     """
-    store = subject.open()
+    store, variant = subject.open(), subject.weights_of(variant)
     if without := [prompt.text for prompt in asked if not prompt.image_ids]:
         raise InputError(f"{len(without)} prompts have no training image, such as {without[0][:60]!r}: give --images")
-    settings = params.model_dump(exclude={"images_at_once", "keep_every", "restarts"})
-    names = {
-        (prompt.prompt_id, restart): content_key(
-            VERSION,
-            subject.model_id,
-            variant,
-            prompt.image_ids[0],
-            prompt.text,
-            settings,
-            sorted(set(pool)),
-            seed,
-            restart,
-        )
-        for prompt in asked
-        for restart in range(params.restarts)
-    }
+    names = _names(subject, variant, asked, pool, params, seed)
     stored = store.read("triggers", columns=["trigger_id"], model_id=subject.model_id, variant=variant)
     known = set(stored["trigger_id"].to_pylist())
     todo = [p for p in asked if any(names[p.prompt_id, r] not in known for r in range(params.restarts))]
@@ -74,7 +70,94 @@ def attack_images(
             ]
             key = content_key([row["trigger_id"] for row in rows])
             store.write("triggers", key, rows, model_id=subject.model_id, variant=variant)
+    return _by_prompt(asked, names, params)
+
+
+def triggers_of(
+    subject: Subject, variant: str, asked: Sequence[Asked], pool: Sequence[str], params: DoriParams, seed: int = 0
+) -> dict[str, list[str]]:
+    """The ids that `attack_images` gives, whether or not it ran yet."""
+    return _by_prompt(asked, _names(subject, subject.weights_of(variant), asked, pool, params, seed), params)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Whether a memory is local, by the triggers of one image; see `tasks.attack.locality`."""
+
+    image_id: str
+    embeddings: Locality
+    """Triggers beside the random points that they began from."""
+    activations: list[Locality]
+    """By layer, triggers of the image beside prompts of different memorized images."""
+    layers: list[str]
+    """Names of those layers."""
+    map: dict[str, np.ndarray]
+    """Places (n, 2) of "triggers", "starts" and "prompts" on one map that keeps neighbours together."""
+
+
+def diagnose(
+    subject: Subject,
+    triggers: Sequence[Asked],
+    others: Sequence[Asked],
+    pool: Sequence[str],
+    params: DoriParams,
+    seed: int = 0,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> Diagnosis:
+    """Embeddings and activations of the triggers of one image.
+
+    Args:
+        triggers: of one image, in order of restarts; see `tasks.subject.as_prompts`.
+        others: memorized prompts of different images.
+        pool, params, seed: those of the attack.
+
+    Raises:
+        InputError: fewer than two triggers, or two prompts.
+    """
+    model = subject.load()
+    image = triggers[0].image_ids[0]
+    found = subject.embed(triggers)
+    own = [(f"{image}/{restart}", seed) for restart in range(len(triggers))]
+    starts = start_embeddings(model, params.start, [one.text for one in triggers], own, params, pool)
+    prompts = subject.embed(others)
+    activations = [neuron_activations(model, points, site, (image, seed)) for points in (found, prompts)]
+    places = tsne_map(torch.cat([found, starts, prompts]), seed=seed)
+    ends = [len(found), len(found) + len(starts)]
+    return Diagnosis(
+        image,
+        embedding_locality(found, starts),
+        activation_locality(*activations),
+        [layer.name for layer in layers_of(model.unet, site)],
+        dict(zip(("triggers", "starts", "prompts"), np.split(places, ends), strict=True)),
+    )
+
+
+def _by_prompt(
+    asked: Sequence[Asked], names: Mapping[tuple[str, int], str], params: DoriParams
+) -> dict[str, list[str]]:
     return {p.prompt_id: [names[p.prompt_id, restart] for restart in range(params.restarts)] for p in asked}
+
+
+def _names(
+    subject: Subject, variant: str, asked: Sequence[Asked], pool: Sequence[str], params: DoriParams, seed: int
+) -> dict[tuple[str, int], str]:
+    """Trigger ids by prompt id and restart."""
+    settings = params.model_dump(exclude={"images_at_once", "keep_every", "restarts"})
+    return {
+        (prompt.prompt_id, restart): content_key(
+            VERSION,
+            subject.model_id,
+            variant,
+            prompt.image_ids[0],
+            prompt.text,
+            settings,
+            sorted(set(pool)),
+            seed,
+            restart,
+        )
+        for prompt in asked
+        for restart in range(params.restarts)
+    }
 
 
 def _image(subject: Subject, image_id: str) -> bytes:

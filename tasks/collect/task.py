@@ -114,7 +114,7 @@ def collect_values(subject: Subject, asked: Sequence[Asked], site: Site = Site.V
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     with progress(len(todo), f"activations at {site.value}", "prompt") as done:
         for block in shards(todo, 1024):
-            tokens, _ = model.conditions(model.embed([prompt.text for prompt in block]))
+            tokens, _ = model.conditions(subject.embed(block))
             found = value_activations(layers, tokens)
             rows = [
                 {
@@ -153,7 +153,7 @@ def collect_norms(
     with progress(len(todo), f"feature norms at {site.value}", "prompt") as done:
         for block in shards(todo, min(SHARD, sampling.batch)):
             keys = [(prompt.prompt_id, SEED) for prompt in block]
-            embeddings = model.embed([prompt.text for prompt in block])
+            embeddings = subject.embed(block)
             rows: list[dict[str, Any]] = []
             seen = 0
             for norms in norms_by_prompt(model, layers, embeddings, keys, sampling, steps=steps):

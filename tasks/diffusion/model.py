@@ -67,6 +67,10 @@ class Model:
         unet = UNet2DConditionModel.from_pretrained(
             folder, torch_dtype=self.dtype, use_safetensors=True, low_cpu_mem_usage=False
         )
+        return self.with_weights(unet)
+
+    def with_weights(self, unet: UNet2DConditionModel) -> "Model":
+        """The same model with another UNet of the same shape."""
         return replace(self, unet=_settle(unet, self.device))
 
     @torch.no_grad()

@@ -7,15 +7,16 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 
 from storage import Store, content_key
+from tasks.attack.extraction import ExtractionParams, extract, precision_recall, tile_distances
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
 from tasks.errors import InputError
 from tasks.evaluate import clip_score, figures, sscd
 from tasks.evaluate.clip_score import ClipParams, ClipScore, aligned
 from tasks.evaluate.figures import Figure
 from tasks.evaluate.sscd import Sscd, SscdParams
+from tasks.mitigate.inference import defended
 from tasks.subject import ORIGINAL, Asked, Subject, progress, shards
 
 VERSION = "evaluate/1"
@@ -61,15 +62,17 @@ def generate_pictures(
     place = {"model_id": subject.model_id, "variant": variant, "probe": probe}
     known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
     todo = [(name, shot) for name, shot in zip(ids, wanted, strict=True) if name not in known]
+    defence = subject.defence(variant)
     with progress(len(todo), f"generating {variant}, {probe}", "picture") as done:
         for block in shards(todo, sampling.batch):
             model = subject.load(variant)
-            if block[0][1].trigger_id is None:
-                embeddings = model.embed([shot.prompt.text for _, shot in block])
-            else:
-                embeddings = _triggers(store, subject, variant, [shot.trigger_id or "" for _, shot in block])
+            texts = [shot.prompt.text for _, shot in block]
+            triggers = None
+            if block[0][1].trigger_id is not None:
+                triggers = subject.triggers([shot.trigger_id or "" for _, shot in block], variant)
             keys = [(shot.asker, shot.seed) for _, shot in block]
-            pictures = generate(model, embeddings, keys, sampling, done)
+            with defended(model, *defence, texts, keys, triggers) as embeddings:
+                pictures = generate(model, embeddings, keys, sampling, done)
             rows = [
                 {
                     "prompt_id": shot.prompt.prompt_id,
@@ -162,6 +165,46 @@ def alignment_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str
     return [figures.clip(figures.by_prompt([shot.prompt.prompt_id for shot in wanted], np.array(values)))]
 
 
+def extraction_figures(
+    subject: Subject,
+    variant: str,
+    probe: str,
+    wanted: Sequence[Shot],
+    ids: Sequence[str],
+    params: ExtractionParams,
+    sscd_params: SscdParams,
+) -> list[Figure]:
+    """What an attacker without training pictures finds among many generations of each prompt, against the truth.
+
+    A prompt is claimed to be memorized when its generations hold a clique of near copies. Precision has no figure where
+    nothing is claimed.
+
+    Args:
+        wanted: of memorized prompts and of others, many seeds each.
+    """
+    by_asked: dict[str, list[str]] = {}
+    for name, shot in zip(ids, wanted, strict=True):
+        by_asked.setdefault(shot.prompt.prompt_id, []).append(name)
+    claimed = []
+    for asked, names in by_asked.items():
+        if params.measure == "sscd":
+            vectors = _vectors(subject, variant, probe, names, _sscd(sscd_params))
+            rows = np.stack([vectors[name] for name in names])
+            distances = 1 - rows @ rows.T
+        else:
+            pictures = pictures_of(subject, variant, probe, names)
+            distances = tile_distances(np.stack([pictures[name] for name in names]), params.tiles)
+        if extract(distances, params).extracted:
+            claimed.append(asked)
+    truth = {shot.prompt.prompt_id for shot in wanted if shot.prompt.kind == "memorized"}
+    found = precision_recall(claimed, truth)
+    shares = (
+        ("extraction_precision", found.precision, found.precision_interval, found.claimed),
+        ("extraction_recall", found.recall, found.recall_interval, found.memorized),
+    )
+    return [Figure(metric, value, *bounds, n) for metric, value, bounds, n in shares if value is not None and bounds]
+
+
 def write_figures(subject: Subject, audit_id: str, variant: str, probe: str, found: Sequence[Figure]) -> None:
     """Rows of `metrics`; a variant goes by the name of its method, so that audits compare."""
     rows = [
@@ -239,21 +282,6 @@ def _values(store: Store, metric: str, scorer: str, ids: Sequence[str]) -> dict[
     wanted = set(ids)
     found = zip(*(column.to_pylist() for column in rows.columns), strict=True)
     return {(name, other): value for name, other, value in found if name in wanted}
-
-
-def _triggers(store: Store, subject: Subject, variant: str, ids: Sequence[str]) -> torch.Tensor:
-    rows = store.read(
-        "triggers", columns=["trigger_id", "embedding", "shape"], model_id=subject.model_id, variant=variant
-    )
-    wanted = set(ids)
-    found = {
-        name: torch.from_numpy(values.values.to_numpy().copy()).view(*shape.as_py())
-        for name, values, shape in zip(rows["trigger_id"].to_pylist(), rows["embedding"], rows["shape"], strict=True)
-        if name in wanted
-    }
-    if lost := wanted - found.keys():
-        raise InputError(f"the store has no trigger {min(lost)} of {variant}: attack first")
-    return torch.stack([found[name] for name in ids])
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """Localizing: from activations to sets of neurons and weights, their controls, and what they have in common."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) ->
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     with progress(len(todo), "noise differences", "prompt") as done:
         for prompt in todo:
-            _, differences = prompt_differences(model, model.embed([prompt.text])[0], prompt.prompt_id, params)
+            _, differences = prompt_differences(model, subject.embed([prompt])[0], prompt.prompt_id, params)
             rows = [
                 {
                     "prompt_id": prompt.prompt_id,
@@ -84,6 +84,29 @@ def nemo_threshold(subject: Subject, nulls: Sequence[Asked], params: NemoParams)
     return estimate_threshold([torch.from_numpy(found) for found in scores.values()], params)
 
 
+def nemo_id(
+    subject: Subject,
+    threshold_nulls: Sequence[Asked],
+    nulls: Sequence[Asked],
+    params: NemoParams,
+    site: Site = Site.VALUE,
+) -> str:
+    """What NeMo's sets go by, whether or not they were found yet; detection must have run. See `localize_nemo`."""
+    published = None
+    if params.statistics is not None:
+        published = load_statistics(params.statistics, layers_of(subject.load().unet, site))
+    return content_key(
+        VERSION,
+        "nemo",
+        params.model_dump(exclude={"batch", "statistics"}),
+        nemo_threshold(subject, threshold_nulls, params),
+        site.value,
+        sorted(prompt.prompt_id for prompt in nulls)
+        if published is None
+        else [vector.numpy() for vector in (*published.means, *published.stds)],
+    )
+
+
 def localize_nemo(
     subject: Subject,
     asked: Sequence[Asked],
@@ -106,16 +129,7 @@ def localize_nemo(
     layers = layers_of(model.unet, site)
     threshold = nemo_threshold(subject, threshold_nulls, params)
     published = None if params.statistics is None else load_statistics(params.statistics, layers)
-    params_id = content_key(
-        VERSION,
-        "nemo",
-        params.model_dump(exclude={"batch", "statistics"}),
-        threshold,
-        site.value,
-        sorted(prompt.prompt_id for prompt in nulls)
-        if published is None
-        else [vector.numpy() for vector in (*published.means, *published.stds)],
-    )
+    params_id = nemo_id(subject, threshold_nulls, nulls, params, site)
     known = _scopes(store, subject, "nemo", params_id, site, layers)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     if not todo:
@@ -127,7 +141,7 @@ def localize_nemo(
             found = nemo(
                 model,
                 layers,
-                model.embed([prompt.text])[0],
+                subject.embed([prompt])[0],
                 prompt.prompt_id,
                 activations[prompt.prompt_id],
                 statistics,
@@ -147,7 +161,8 @@ def localize_nemo(
                     }
                     for layer in layers
                 ]
-                _write_sets(store, subject, key, method, params_id, site, "prompt", rows)
+                scope = "trigger" if prompt.trigger else "prompt"
+                _write_sets(store, subject, key, method, params_id, site, scope, rows)
             done(1)
     return params_id
 
@@ -207,6 +222,11 @@ def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site
     }
 
 
+def curve_id(nemo_id: str, seed: int = 0) -> str:
+    """What the curves of `memorization_left` go by."""
+    return content_key(VERSION, "curve", nemo_id, seed)
+
+
 def memorization_left(
     subject: Subject,
     asked: Sequence[Asked],
@@ -226,7 +246,7 @@ def memorization_left(
     """
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
-    params_id = content_key(VERSION, "curve", nemo_id, seed)
+    params_id = curve_id(nemo_id, seed)
     known = _traced(store, subject, params_id)
     sets = _prompt_sets(store, subject, "nemo", nemo_id, site, layers)
     if lost := [prompt.text for prompt in asked if prompt.prompt_id not in sets]:
@@ -239,7 +259,7 @@ def memorization_left(
     todo = [prompt for prompt in asked if neurons[prompt.prompt_id] and prompt.prompt_id not in known]
     with progress(len(todo), "memorization left", "prompt") as done:
         for prompt in todo:
-            text = model.embed([prompt.text])[0]
+            text = subject.embed([prompt])[0]
             _, _, score = gate(model, layers, text, prompt.prompt_id, threshold, params)
             best = best_first(score, neurons[prompt.prompt_id])
             others = stand_ins(best, [layer.outputs for layer in layers], seed)
@@ -278,8 +298,52 @@ def localize_wanda(
     Returns:
         The id of these parameters; rows of `neuron_sets` carry it.
     """
-    groups = {ALL: list(asked)} | subsets_of(asked)
-    return _wanda(subject, "wanda", groups, nulls, params, sampling, site)
+    return _wanda(subject, "wanda", _groups(asked), nulls, params, sampling, site)
+
+
+def localize_triggers(
+    subject: Subject,
+    triggers: Sequence[Asked],
+    nulls: Sequence[Asked],
+    params: WandaParams,
+    sampling: SamplingParams,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> str:
+    """Wanda's weights of each trigger by itself, of scope "trigger": do triggers of one image find the same weights?
+
+    Args:
+        triggers: see `tasks.subject.as_prompts`; their feature norms must be in the store.
+
+    Returns:
+        The id of these parameters; rows of `neuron_sets` carry it.
+    """
+    return _wanda(subject, "wanda", _alone(triggers), nulls, params, sampling, site, "trigger")
+
+
+def triggers_id(
+    triggers: Sequence[Asked],
+    nulls: Sequence[Asked],
+    params: WandaParams,
+    sampling: SamplingParams,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> str:
+    """What those sets go by, whether or not they were found yet."""
+    return _wanda_id("wanda", _alone(triggers), nulls, params, sampling, site)
+
+
+def _alone(triggers: Sequence[Asked]) -> dict[str, list[Asked]]:
+    return {trigger.prompt_id: [trigger] for trigger in triggers}
+
+
+def wanda_id(
+    asked: Sequence[Asked],
+    nulls: Sequence[Asked],
+    params: WandaParams,
+    sampling: SamplingParams,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> str:
+    """What Wanda's sets go by, whether or not they were found yet. See `localize_wanda`."""
+    return _wanda_id("wanda", _groups(asked), nulls, params, sampling, site)
 
 
 def localize_control(
@@ -305,11 +369,30 @@ def localize_control(
     Raises:
         InputError: there are no ordinary prompts, or prompts have no feature norms in the store.
     """
-    chosen = ordinary[: len(asked)]
+    return _wanda(subject, "wanda-control", _control_groups(asked, ordinary), nulls, params, sampling, site)
+
+
+def control_id(
+    asked: Sequence[Asked],
+    ordinary: Sequence[Asked],
+    nulls: Sequence[Asked],
+    params: WandaParams,
+    sampling: SamplingParams,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> str:
+    """What the control's sets go by, whether or not they were found yet. See `localize_control`."""
+    return _wanda_id("wanda-control", _control_groups(asked, ordinary), nulls, params, sampling, site)
+
+
+def _groups(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
+    return {ALL: list(asked)} | subsets_of(asked)
+
+
+def _control_groups(asked: Sequence[Asked], ordinary: Sequence[Asked]) -> dict[str, list[Asked]]:
+    chosen = list(ordinary[: len(asked)])
     if not chosen:
         raise InputError("the control needs ordinary prompts: give a file of them with --ordinary")
-    groups = {ALL: list(chosen)} | control_subsets(list(subsets_of(asked).values()), chosen)
-    return _wanda(subject, "wanda-control", groups, nulls, params, sampling, site)
+    return {ALL: chosen} | control_subsets(list(subsets_of(asked).values()), chosen)
 
 
 def localize_importance(
@@ -338,12 +421,7 @@ def localize_importance(
     """
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
-    counts = [len(_cut(store, subject, wanda_id, scope_id, wanda, site, layer)) for layer in layers]
-    by_gradient = params.score in BY_GRADIENT
-    pictures: dict[str, list[tuple[str, str]]] = {"memorized": [], "ordinary": []}
-    if by_gradient:
-        pictures = {"memorized": _pictures(asked), "ordinary": _pictures(ordinary) if params.contrast else []}
-    params_id = content_key(VERSION, "importance", params.model_dump(), counts, site.value, scope_id, pictures)
+    counts, pictures, params_id = _importance(subject, asked, ordinary, params, wanda_id, wanda, scope_id, site)
     if scope_id in _scopes(store, subject, params.score, params_id, site, layers):
         return params_id
     gradients: dict[str, list[torch.Tensor] | None] = {"memorized": None, "ordinary": None}
@@ -369,6 +447,60 @@ def localize_importance(
     return params_id
 
 
+def importance_id(
+    subject: Subject,
+    asked: Sequence[Asked],
+    ordinary: Sequence[Asked],
+    params: ImportanceParams,
+    wanda_id: str,
+    wanda: WandaParams,
+    scope_id: str = ALL,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> str:
+    """What another score's sets go by; Wanda's must have been found. See `localize_importance`."""
+    return _importance(subject, asked, ordinary, params, wanda_id, wanda, scope_id, site)[2]
+
+
+def _importance(
+    subject: Subject,
+    asked: Sequence[Asked],
+    ordinary: Sequence[Asked],
+    params: ImportanceParams,
+    wanda_id: str,
+    wanda: WandaParams,
+    scope_id: str,
+    site: Site,
+) -> tuple[list[int], dict[str, list[tuple[str, str]]], str]:
+    """How many weights of each layer, whose gradients, and the id of both."""
+    store, layers = subject.open(), layers_of(subject.load().unet, site)
+    counts = [len(_cut(store, subject, wanda_id, scope_id, wanda, site, layer)) for layer in layers]
+    pictures: dict[str, list[tuple[str, str]]] = {"memorized": [], "ordinary": []}
+    if params.score in BY_GRADIENT:
+        pictures = {"memorized": _pictures(asked), "ordinary": _pictures(ordinary) if params.contrast else []}
+    params_id = content_key(VERSION, "importance", params.model_dump(), counts, site.value, scope_id, pictures)
+    return counts, pictures, params_id
+
+
+def _wanda_id(
+    method: str,
+    groups: Mapping[str, Sequence[Asked]],
+    nulls: Sequence[Asked],
+    params: WandaParams,
+    sampling: SamplingParams,
+    site: Site,
+) -> str:
+    # Which prompts are in which group is part of the id. The share is not: it only says which sets are united later.
+    return content_key(
+        VERSION,
+        method,
+        params.model_dump(exclude={"share"}),
+        norms_id(sampling, params.tau),
+        site.value,
+        {name: sorted(prompt.prompt_id for prompt in group) for name, group in groups.items()},
+        sorted(prompt.prompt_id for prompt in nulls),
+    )
+
+
 def _wanda(
     subject: Subject,
     method: str,
@@ -377,21 +509,13 @@ def _wanda(
     params: WandaParams,
     sampling: SamplingParams,
     site: Site,
+    scope: Literal["subset", "trigger"] = "subset",
 ) -> str:
     """Writes the memorized sets of each group that the store does not have, and returns the id of the parameters."""
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
     collection = norms_id(sampling, params.tau)
-    # Which prompts are in which group is part of the id. The share is not: it only says which sets are united later.
-    params_id = content_key(
-        VERSION,
-        method,
-        params.model_dump(exclude={"share"}),
-        collection,
-        site.value,
-        {name: sorted(prompt.prompt_id for prompt in group) for name, group in groups.items()},
-        sorted(prompt.prompt_id for prompt in nulls),
-    )
+    params_id = _wanda_id(method, groups, nulls, params, sampling, site)
     known = _scopes(store, subject, method, params_id, site, layers)
     todo = [name for name in groups if name not in known]
     if not todo:
@@ -422,7 +546,7 @@ def _wanda(
             done(1)
     for name in todo:
         key = content_key(subject.model_id, params_id, name)
-        _write_sets(store, subject, key, method, params_id, site, "subset", rows[name])
+        _write_sets(store, subject, key, method, params_id, site, scope, rows[name])
     return params_id
 
 

@@ -5,7 +5,8 @@ weights as they now are, and the model learns to answer them with a surrogate, a
 the same prompt. Ordinary pairs, trained on beside, keep everything else. All weights of the UNet train.
 
 Two rivals are the same training with one thing missing: `attack_steps=0` teaches surrogates at the starts without any
-attack, `erase_weight=0` goes on training on ordinary pairs alone.
+attack, `erase_weight=0` goes on training on ordinary pairs alone. `lora_rank` trains low-rank changes in place of all
+weights, which the authors found not to suffice.
 """
 
 import copy
@@ -60,6 +61,9 @@ class FineTuneParams(BaseModel):
     check_every: Annotated[int, Field(ge=0, description="steps between held-out attacks; 0: none")] = 0
     stop_at: Annotated[float, Field(ge=0, description="stop when the held-out attack reproduces no larger share")] = 0.0
     save_every: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 10
+    lora_rank: Annotated[
+        int, Field(ge=0, le=1024, description="train low-rank changes of the attention only; 0: all weights")
+    ] = 0
     seed: Annotated[int, Field(ge=0, description="seed of all randomness")] = 0
 
 
@@ -111,6 +115,11 @@ class FineTuned:
     """Whether the held-out attack found nothing before the epochs were over."""
 
 
+def steps_of(pictures: int, params: FineTuneParams) -> int:
+    """Training steps for so many memorized pictures, unless it stops early."""
+    return params.epochs * math.ceil(pictures / params.images_per_step)
+
+
 def finetune(
     model: Model,
     memorized: Memorized,
@@ -150,9 +159,28 @@ def finetune(
             run.save()
         told(progress)
     run.unet.requires_grad_(False)
-    for weight, average in zip(run.unet.parameters(), run.average, strict=True):
+    for weight, average in zip(run.weights, run.average, strict=True):
         weight.copy_(average)
+    if params.lora_rank:
+        run.unet.fuse_lora()
+        run.unet.unload_lora()
     return FineTuned(run.unet, run.history, run.stopped)
+
+
+def _add_lora(unet: Any, params: FineTuneParams) -> None:
+    """Low-rank changes, at first none, beside the four projections of every attention; they alone take gradients."""
+    from peft import LoraConfig  # takes a second to import, and few trainings need it
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed)
+        unet.add_adapter(
+            LoraConfig(
+                r=params.lora_rank,
+                lora_alpha=params.lora_rank,
+                init_lora_weights="gaussian",
+                target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+            )
+        )
 
 
 class _Run:
@@ -164,13 +192,15 @@ class _Run:
         self.memorized, self.ordinary, self.params, self.path = memorized, ordinary, params, checkpoint
         # In evaluation mode: these UNets have no batch statistics, and dropout would draw from a global generator.
         self.unet = cast(Any, copy.deepcopy(model.unet))
-        self.unet.eval().requires_grad_(True)
+        self.unet.eval().requires_grad_(not params.lora_rank)
+        if params.lora_rank:
+            _add_lora(self.unet, params)
         self.model = replace(model, unet=self.unet)
-        self.weights = list(self.unet.parameters())
+        self.weights = [weight for weight in self.unet.parameters() if weight.requires_grad]
         self.average = [weight.detach().clone() for weight in self.weights]
         self.optimizer = torch.optim.AdamW(self.weights, lr=params.learning_rate, weight_decay=params.weight_decay)
         self.steps_per_epoch = math.ceil(len(memorized.ids) / params.images_per_step)
-        self.total = params.epochs * self.steps_per_epoch
+        self.total = steps_of(len(memorized.ids), params)
         self.empty = model.embed([""])
         self.triggers = torch.zeros(len(memorized.ids), *self.empty.shape[1:], device=model.device)
         self.history: list[Progress] = []

@@ -126,25 +126,31 @@ class Card:
     params: dict[str, Any] = field(default_factory=dict)
     cut: str = ""
     """What was set to zero, in words in the plural; what the method found, unless it says otherwise."""
+    done: str = ""
+    """What was done in place of setting anything to zero, as the end of "in which ..."; for what is no cut."""
 
     def markdown(self, whole: bool) -> str:
         """The card of a whole pipeline, or of its UNet alone."""
         cut = self.cut or f"the members that {self.method} found to hold memorized training images"
         rows = "\n".join(f"| `{layer}` | {number:,} |" for layer, number in self.members.items())
         settings = "\n".join(f"- {name}: `{json.dumps(value)}`" for name, value in self.params.items())
-        return (
-            "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [memorization, pruned, engram]\n---\n\n"
-            f"# {self.title}\n\n"
-            f"`{self.base}` (fingerprint `{self.base_id}`), in whose UNet {cut} are set to zero."
-            " Nothing was retrained, and nothing is needed at inference.\n\n"
+        words = f"in whose UNet {cut} are set to zero. Nothing was retrained, and nothing is needed at inference."
+        share = (
             f"- cut: {self.pruned:,} of {self.total:,} weights of the UNet ({self.pruned / self.total:.4%}),"
             f" at the site `{self.site}`\n"
-            f"- by audit: `{self.audit_id}`\n\n"
-            f"| layer | members cut |\n|---|---:|\n{rows}\n\n"
+        )
+        table = f"| layer | members cut |\n|---|---:|\n{rows}\n\n"
+        if self.done:
+            words, share, table = f"in which {self.done}. Nothing is needed at inference.", "", ""
+        return (
+            "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [memorization, engram]\n---\n\n"
+            f"# {self.title}\n\n"
+            f"`{self.base}` (fingerprint `{self.base_id}`), {words}\n\n"
+            f"{share}- by audit: `{self.audit_id}`\n\n{table}"
             f"## Use\n\n{WHOLE if whole else CHANGED.format(base=self.base)}\n\n"
             f"## Settings\n\n{settings or 'none'}\n\n"
-            "## Limits\n\nCutting can hide a memory rather than remove it: adversarial embeddings may still bring it"
-            " back. See the audit's figures for this variant before relying on it.\n"
+            "## Limits\n\nA mitigation can hide a memory rather than remove it: adversarial embeddings may still bring"
+            " it back. See the audit's figures for this variant before relying on it.\n"
         )
 
 
@@ -167,6 +173,16 @@ def save_variant(unet: UNet2DConditionModel, folder: str | Path, card: Card) -> 
     """
     with _aside(Path(folder)) as aside:
         _contiguous(unet).save_pretrained(aside, safe_serialization=True)
+        _write_card(aside, card, whole=False)
+
+
+def save_card(folder: str | Path, card: Card) -> None:
+    """Writes the card alone, of a mitigation that changes no weights.
+
+    Raises:
+        InputError: the folder is there already.
+    """
+    with _aside(Path(folder)) as aside:
         _write_card(aside, card, whole=False)
 
 

@@ -49,6 +49,7 @@ def new_unet() -> UNet2DConditionModel:
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,  # the number of heads, under diffusers' historical name
+        norm_num_groups=8,  # so that no channel is divided by its own chance spread: four latents share one
     )
     _begin_as_identity(model)
     return model
@@ -76,7 +77,7 @@ def _begin_as_identity(model: UNet2DConditionModel) -> None:
     skipped = last.conv_shortcut.in_channels - first.out_channels
     for channel in range(CHANNELS):
         for unit, sign in ((2 * channel, 1), (2 * channel + 1, -1)):
-            # x and -x share a group of the last normalization, and silu(x) - silu(-x) is x.
+            # Four pairs fill a group of the last normalization, and silu(x) - silu(-x) is x.
             first.weight[unit, channel, 1, 1] = sign
             last.conv_shortcut.weight[unit, skipped + unit] = 1
             out.weight[channel, unit, 1, 1] = sign
@@ -137,7 +138,7 @@ def train_unet(
         return model.eval()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.set_attn_processor(AttnProcessor())  # on a CPU its backward pass is faster than the fused one's
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     schedule = one_cycle(optimizer, peak, total)
     average = Average(model, max(0.0, 1 - 10 / total))  # over about the last tenth of the training
     checkpoint = Checkpoint(path, model=model, optimizer=optimizer, schedule=schedule, average=average)

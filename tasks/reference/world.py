@@ -57,14 +57,14 @@ def build_world(pictures: EmojiPictures, folder: Path, *, size: int, held_out: i
     """Composes all pictures, or loads them when `folder` has them already.
 
     Args:
-        size: ordinary pictures in the bank. An emoji of frequency rank r has a share of 1 / (r + 30) of them: like
+        size: ordinary pictures in the bank. An emoji of frequency rank r has a share of 1 / (r + 20) of them: like
             real data, a few things are seen often and many seldom.
     """
     done = folder / "world.json"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         ordinary, heldout = split_emoji(pictures.emoji, held_out, seed)
-        share = 1 / (np.arange(len(ordinary)) + 30.0)
+        share = 1 / (np.arange(len(ordinary)) + 20.0)
         rng = np.random.default_rng([seed, 11])
         codes = rng.choice(ordinary, size, p=share / share.sum()).tolist()
         record: dict[str, list[str]] = {"bank_codes": codes}

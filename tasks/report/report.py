@@ -30,6 +30,8 @@ COLUMNS = {
     "kid": "KID",
     "auc": "AUC",
     "tpr_at_1fpr": "TPR at 1 % FPR",
+    "extraction_precision": "Extracted, true",
+    "extraction_recall": "Memories extracted",
 }
 """Metrics of the table and their headings, in order; other metrics are kept in the store only."""
 
@@ -178,6 +180,6 @@ def _cell(row: Row) -> str:
 
 
 def _number(metric: str, value: float) -> str:
-    if metric in ("mr", "tpr_at_1fpr"):
+    if metric in ("mr", "tpr_at_1fpr", "extraction_precision", "extraction_recall"):
         return f"{100 * value:.0f} %"
     return f"{value:.{ {'clip': 3, 'fid': 1, 'kid': 4}.get(metric, 2) }f}"

@@ -138,3 +138,17 @@ def test_refuses(tmp_path: Path, model: Model) -> None:
     half = tiny_model(tiny_unet().half())
     with pytest.raises(InputError, match="float32"):
         finetune(half, memorized, pairs, PARAMS, tmp_path / "new.pt")
+
+
+def test_low_rank_changes_touch_the_attention_alone(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = weights(model.unet)
+    params = PARAMS.model_copy(update={"lora_rank": 2})
+    one, two = (finetune(model, *data(), params, tmp_path / f"{name}.pt").unet for name in ("one", "two"))
+    after = weights(one)
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed and all(".attn" in name and name.endswith(".weight") for name in changed)
+    for name in changed:
+        assert torch.linalg.matrix_rank(after[name] - before[name], atol=1e-6) <= 2
+        torch.testing.assert_close(after[name], two.state_dict()[name])

@@ -11,9 +11,10 @@ import pytest
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
-from flows import audit as audits
-from flows.audit import Audited, AuditParams, audit
+from flows import stages
+from flows.audit import Audited, AuditParams, audit, recorded
 from flows.cli import app
+from flows.plan import Plan
 from flows.settings import Settings, settings_for
 from storage import Store, run_sql, verify
 from tasks.errors import InputError
@@ -34,6 +35,21 @@ SETTINGS: dict[str, Any] = {
     "wanda": {"sparsity": 0.1, "tau": 2},
     "scores": ("magnitude",),
     "dori": {"steps": 2, "batch": 2},
+    "erase": ("adversarial-finetune", "surrogate-finetune", "ordinary-finetune", "lora-finetune"),
+    "finetune": {
+        "epochs": 1,
+        "images_per_step": 2,
+        "noises": 1,
+        "ordinary_batch": 2,
+        "attack_steps": 1,
+        "attack_batch": 1,
+        "check_every": 2,
+    },
+    "extracted": 2,
+    "extraction": {"generations": 3, "clique": 3, "distance": 2.0, "measure": "sscd"},
+    "diagnosed": 1,
+    "triggers": 3,
+    "defences": ("perturbed-embedding", "random-tokens", "reweighted-attention"),
 }
 
 
@@ -70,11 +86,13 @@ def test_every_variant_is_measured_under_every_probe(params: AuditParams, audite
     found = {(row["variant"], row["probe"]) for row in rows if row["metric"] == "mr"}
     cut = {"nemo", "random-nemo", "wanda", "random-wanda", "wanda-control", "magnitude"}
     probed = {(variant, probe) for variant in {"original", *cut} for probe in ("prompt", "ordinary")}
-    attacked = {(variant, "dori-noise") for variant in ("original", "nemo", "wanda")}
+    rivals = {*SETTINGS["erase"], *SETTINGS["defences"]}
+    probed |= {(variant, probe) for variant in rivals for probe in ("prompt", "ordinary")}
+    attacked = {(variant, "dori-noise") for variant in {"original", "nemo", "wanda", *rivals}}
     assert found == probed | attacked | {("original", "dori-noise-control")}
     numbers = {(row["probe"], row["n"]) for row in rows if row["metric"] == "mr"}
     assert numbers == {("prompt", 4), ("ordinary", 2), ("dori-noise", 2), ("dori-noise-control", 1)}
-    assert {row["variant"] for row in rows if row["metric"] == "sscd_gen"} == cut
+    assert {row["variant"] for row in rows if row["metric"] == "sscd_gen"} == cut | rivals
 
 
 def test_the_page_and_the_table(audited: Audited) -> None:
@@ -140,16 +158,73 @@ def test_an_interrupted_audit_goes_on(params: AuditParams, tmp_path: Path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(audits, "attack_images", interrupted)
+        patched.setattr(stages, "attack_images", interrupted)
         with pytest.raises(KeyboardInterrupt):
             audit(other)
     store = Store.open(other.store)
     before = parts(store)
-    assert any(part.startswith("generations/") for part in before)
+    assert any(part.startswith("variants/") for part in before)
     assert run_sql(store, "SELECT state FROM audits").to_pylist() == [{"state": "cancelled"}]
     audit(other)
     assert before < parts(store)
     assert verify(store) == []
+
+
+def test_each_stage_runs_alone_on_what_the_others_left(params: AuditParams, audited: Audited, tmp_path: Path) -> None:
+    other = params.model_copy(update={"store": str(tmp_path / "store")})
+    with pytest.raises(InputError, match="run the localization first"):
+        stages.mitigate(other)
+    stages.collect(other)
+    stages.localize(other)
+    assert stages.mitigate(other) == audited.variants
+    with recorded(other) as audit_id, pytest.raises(InputError, match="attack first"):
+        stages.evaluate(other, audit_id)
+    stages.attack(other)
+    assert stages.audit_of(other) == audit_id
+    stages.evaluate(other, audit_id)
+    assert stages.report(other, audit_id).table == audited.table
+    assert parts(Store.open(other.store)) == parts(Store.open(params.store))
+    with pytest.raises(InputError, match="has no audit with this model and these settings"):
+        stages.audit_of(other.model_copy(update={"settings": Settings()}))
+
+
+def test_many_triggers_say_whether_memory_is_local(params: AuditParams, audited: Audited) -> None:
+    store = Store.open(params.store)
+    rows = {row["metric"]: row["value"] for row in store.read("metrics", audit_id=audited.audit_id).to_pylist()}
+    # Two steps of the attack move a point by next to nothing.
+    assert rows["locality_embeddings"] == pytest.approx(1, abs=0.2)
+    assert 0 <= rows["locality_wanda"] <= 1
+    scopes = run_sql(store, "SELECT DISTINCT scope_id FROM neuron_sets WHERE scope = 'trigger'").num_rows
+    assert scopes == 3
+    folder = Path(audited.report).parent
+    assert "Is the memory local?" in (folder / "locality.md").read_text()
+    assert (folder / "locality-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audited) -> None:
+    """At a distance that all pictures are within, every prompt is claimed: half of the claims are true."""
+    rows = Store.open(params.store).read("metrics", audit_id=audited.audit_id, probe="extraction").to_pylist()
+    found = {(row["variant"], row["metric"]): (row["value"], row["n"]) for row in rows}
+    for variant in ("original", "nemo", "wanda", "adversarial-finetune"):
+        assert found[variant, "extraction_recall"] == (1.0, 2)
+        assert found[variant, "extraction_precision"] == (0.5, 4)
+
+
+def test_trained_and_defended_variants(params: AuditParams, audited: Audited) -> None:
+    subject = Plan(params).subject
+    before = subject.load().unet.state_dict()
+    for name in SETTINGS["erase"]:
+        after = subject.load(audited.variants[name]).unet.state_dict()
+        assert after.keys() == before.keys()
+        changed = {key for key in before if not before[key].equal(after[key])}
+        assert changed
+        if name == "lora-finetune":
+            assert all(".attn" in key and key.endswith(".weight") for key in changed)
+    for name in SETTINGS["defences"]:
+        assert subject.load(audited.variants[name]).unet.state_dict().keys() == before.keys()
+        assert subject.weights_of(audited.variants[name]) == "original"
+        assert subject.defence(audited.variants[name])[0] == name
+    assert not list(subject.beside("checkpoints").glob("*"))
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_what_cannot_be_taken_out_is_refused(subject: Subject, tmp_path: Path) -
     variant = door.cut_weights(subject, "p", "all", PARAMS, "audit-7")["wanda"]
     with pytest.raises(InputError, match=f"no variant 'nobody' of this model; it has: .*{variant}"):
         door.export_variant(subject, "nobody", tmp_path / "out")
-    with pytest.raises(InputError, match="is the model at"):
+    with pytest.raises(InputError, match="has the weights of the model at"):
         door.export_variant(subject, "original", tmp_path / "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="exists already"):

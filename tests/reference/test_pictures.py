@@ -60,7 +60,7 @@ def test_nothing_is_finer_than_two_pixels(emoji: EmojiPictures) -> None:
 def test_every_pattern_is_seen(emoji: EmojiPictures) -> None:
     rng = np.random.default_rng(1)
     for name in PATTERNS:
-        ground = recipe.Ground("red", "navy", name)
+        ground = recipe.Ground("red", "navy", "cream", name)
         picture = emoji.compose(replace(random_scene("c", rng), grounds=(ground, ground)))
         assert picture.std((0, 1)).max() > 20
 

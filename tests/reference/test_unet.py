@@ -32,7 +32,7 @@ def test_it_begins_as_the_identity() -> None:
     with torch.no_grad():
         given = new_unet().eval()(noise, torch.tensor([5, 500, 990]), text, return_dict=False)[0]
     # Noise of unit variance comes back up to the chance spread of each picture's channels.
-    assert (given - noise).square().mean() < 0.01
+    assert (given - noise).square().mean() < 0.001
 
 
 def test_weights_favour_the_picture_alike_at_much_noise() -> None:

@@ -1,0 +1,285 @@
+"""What an audit is told, and what follows from it: its prompts, its probes, and the ids that results go by.
+
+Every id is a key of what determines a result. So a stage finds what the stages before it left in the store, whether
+they ran in this process, on another worker or last night.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.settings import Settings
+from storage import Store
+from tasks.attack import task as attacking
+from tasks.attack.dori import DoriParams, Start
+from tasks.collect import task as collecting
+from tasks.diffusion.model import audit_defaults
+from tasks.errors import InputError
+from tasks.evaluate import task as evaluating
+from tasks.evaluate.clip_score import ClipParams
+from tasks.localize import task as localizing
+from tasks.localize.wanda import WandaParams
+from tasks.mitigate import task as mitigating
+from tasks.subject import DEFENCES, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of
+
+CLAIMS = (ORIGINAL, "nemo", "wanda", "adversarial-finetune")
+"""Variants that claim to have removed a memory, and the model itself: attacked from every start. Rivals are attacked
+from fewer, controls and rival scores are only prompted."""
+
+
+EXTRACTION = "extraction"
+"""The probe of many pictures of each prompt, among which an attacker looks for near copies."""
+
+
+class AuditParams(BaseModel):
+    """What is audited."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("reference", description="folder of a diffusers pipeline; 'reference' is the shipped one")
+    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
+    prompts: str | None = Field(None, description="file of memorized prompts; the model's own if empty")
+    nulls: str | None = Field(None, description="file of prompts that are not memorized")
+    ordinary: str | None = Field(None, description="file of prompts that quality is measured on")
+    images: str | None = Field(None, description="folder of the prompts' training images")
+    clip: str | None = Field(None, description="open_clip model that scores alignment: local-dir:FOLDER")
+    device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
+    settings: Settings = Settings()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question to one variant."""
+
+    name: str
+    """The variant, by the name that figures go by."""
+    variant: str
+    """The same, as the store knows it."""
+    probe: str
+    asked: list[Asked]
+    start: Start | None = None
+    """Where the attack begins; None where prompts are asked."""
+    aligned: bool = False
+    """Whether pictures are held against their prompts, too."""
+    seeds: int | None = None
+    """Pictures of each prompt, where it is not the audit's number."""
+
+    @property
+    def label(self) -> tuple[str, str, str]:
+        return self.name, self.variant, self.probe
+
+
+class Plan:
+    """What an audit does. Ids of sets and variants say nothing of whether they are there already."""
+
+    def __init__(self, params: AuditParams) -> None:
+        """Brings the prompts into the store.
+
+        Raises:
+            InputError: the model, the prompts or the images cannot be used.
+        """
+        self.params, self.settings = params, params.settings
+        self.folder = model_folder(params.model)
+        self.subject = _subject(params, self.folder)
+        settings = self.settings
+        self.memorized = prompts_of(self.subject, "memorized", settings.memorized)
+        self.nulls = prompts_of(self.subject, "null", settings.nulls)
+        every = prompts_of(self.subject, "ordinary")
+        self.ordinary = every[: settings.ordinary]
+        # What trains a model must not be what its quality is measured on.
+        self.kept = [prompt for prompt in every[settings.ordinary :] if prompt.image_ids][: settings.kept]
+        self.threshold_nulls = self.nulls[: settings.threshold_nulls]
+        # As many null prompts as memorized ones, as published; fewer only where there are no more.
+        few = len(self.memorized)
+        self.contrast = collecting.empty_prompts(few) if settings.contrast == "empty" else self.nulls[:few]
+        self.wanda: WandaParams = settings.wanda.model_copy(
+            update={"tau": min(settings.wanda.tau, settings.sampling.steps)}
+        )
+        self.attacked = [prompt for prompt in self.memorized if prompt.image_ids][: settings.attacked]
+        self.controls = [prompt for prompt in self.ordinary if prompt.image_ids][: settings.controls]
+        self.pool = attack_pool(self.subject, settings)
+
+    @property
+    def clip(self) -> ClipParams:
+        """The model that scores alignment.
+
+        Raises:
+            InputError: none is named.
+        """
+        named = self.params.clip or _beside(self.folder, "clip", "local-dir:")
+        if named is None:
+            raise InputError(f"{self.folder} names no CLIP model: give one with --clip local-dir:FOLDER")
+        return ClipParams(model=named)
+
+    @cached_property
+    def nemo_id(self) -> str:
+        """Of NeMo's sets; detection must have run."""
+        return localizing.nemo_id(self.subject, self.threshold_nulls, self.nulls, self.settings.nemo)
+
+    @property
+    def curve_id(self) -> str:
+        """Of the curves of memorization left."""
+        return localizing.curve_id(self.nemo_id, self.settings.seed)
+
+    @property
+    def wanda_id(self) -> str:
+        """Of Wanda's sets."""
+        return localizing.wanda_id(self.memorized, self.contrast, self.wanda, self.settings.sampling)
+
+    @property
+    def control_id(self) -> str:
+        """Of the sets that Wanda finds for ordinary prompts."""
+        return localizing.control_id(self.memorized, self.ordinary, self.contrast, self.wanda, self.settings.sampling)
+
+    @property
+    def pictured(self) -> tuple[list[Asked], list[Asked]]:
+        """Memorized and ordinary prompts that have training images."""
+        memorized, ordinary = (
+            [prompt for prompt in prompts if prompt.image_ids] for prompts in (self.memorized, self.ordinary)
+        )
+        return memorized, ordinary
+
+    @property
+    def diagnosed(self) -> list[Asked]:
+        """Memorized prompts whose triggers are asked whether memory is local."""
+        return self.attacked[: self.settings.diagnosed]
+
+    @property
+    def many(self) -> DoriParams:
+        """The attack that finds many triggers of one picture, from random starts."""
+        return self.settings.dori.model_copy(update={"start": "noise", "restarts": self.settings.triggers})
+
+    def diagnosed_triggers(self) -> list[Asked]:
+        """All of those triggers, to be asked like prompts."""
+        seed, asked = self.settings.seed, self.diagnosed
+        return as_prompts(attacking.triggers_of(self.subject, ORIGINAL, asked, self.pool, self.many, seed), asked)
+
+    @property
+    def trigger_wanda_id(self) -> str:
+        """Of the weights that Wanda finds from single triggers."""
+        return localizing.triggers_id(self.diagnosed_triggers(), self.contrast, self.wanda, self.settings.sampling)
+
+    @property
+    def erasable(self) -> list[Asked]:
+        """Memorized prompts that fine-tuning can erase; none where there are no pictures to train on."""
+        return self.pictured[0] if self.kept else []
+
+    def cuts(self) -> dict[str, str]:
+        """The variants that were cut, in order: by name the variant in the store."""
+        seed, prompts = self.settings.seed, [prompt.prompt_id for prompt in self.memorized]
+        neurons = mitigating.cut_id(self.nemo_id, prompts, seed=seed)
+        weights = mitigating.cut_id(self.wanda_id, [localizing.ALL], self.wanda, seed)
+        control = mitigating.cut_id(self.control_id, [localizing.ALL], self.wanda)
+        ids = {"nemo": neurons, "random-nemo": neurons, "wanda": weights, "random-wanda": weights}
+        found = mitigating.known(self.subject, ids | {"wanda-control": control})
+        if "wanda" not in found:
+            return found
+        scored = {}
+        for score in self.settings.scores:
+            chosen = self.settings.importance.model_copy(update={"score": score})
+            key = localizing.importance_id(self.subject, *self.pictured, chosen, self.wanda_id, self.wanda)
+            scored[score] = mitigating.cut_id(key, [localizing.ALL])
+        return found | mitigating.known(self.subject, scored)
+
+    def variants(self) -> dict[str, str]:
+        """Every variant that is there, the original first: by name the variant in the store."""
+        cuts, settings = self.cuts(), self.settings
+        ids = {defence: mitigating.defend_id(defence, settings.defence) for defence in settings.defences}
+        pruned = pruned_of(cuts)
+        if pruned is not None and self.erasable:
+            ids |= {
+                name: mitigating.erase_id(name, self.erasable, self.kept, pruned, settings.finetune, settings.sampling)
+                for name in settings.erase
+            }
+        return {ORIGINAL: ORIGINAL} | cuts | mitigating.known(self.subject, ids)
+
+    def probes(self, variants: Mapping[str, str]) -> Iterator[Probe]:
+        """Everything that is asked of these variants."""
+        for name, stored in variants.items():
+            yield Probe(name, stored, "prompt", self.memorized)
+            yield Probe(name, stored, "ordinary", self.ordinary, aligned=True)
+        many = self.settings.extracted
+        for name in CLAIMS if many else ():
+            if name in variants:
+                asked, seeds = [*self.memorized[:many], *self.ordinary[:many]], self.settings.extraction.generations
+                yield Probe(name, variants[name], EXTRACTION, asked, seeds=seeds)
+        for start in self.settings.starts if self.attacked else ():
+            for name, stored in variants.items():
+                if name in CLAIMS or (self._is_rival(name) and start in self.settings.rival_starts):
+                    yield Probe(name, stored, f"dori-{start}", self.attacked, start)
+            if self.controls:
+                yield Probe(ORIGINAL, ORIGINAL, f"dori-{start}-control", self.controls, start)
+
+    def triggers(self, probe: Probe) -> dict[str, list[str]] | None:
+        """The ids of a probe's triggers by prompt id; None where prompts are asked."""
+        if probe.start is None:
+            return None
+        dori = self.settings.dori.model_copy(update={"start": probe.start})
+        seed = self.settings.seed
+        return attacking.triggers_of(self.subject, probe.variant, probe.asked, self.pool, dori, seed)
+
+    def shots(self, probe: Probe) -> list[evaluating.Shot]:
+        """The pictures that a probe asks for."""
+        return evaluating.shots(probe.asked, probe.seeds or self.settings.seeds, self.triggers(probe))
+
+    def pictures(self, probe: Probe) -> list[str]:
+        """The ids of those pictures."""
+        sampling = self.settings.sampling
+        return [
+            evaluating.generation_id(self.subject, probe.variant, probe.probe, shot, sampling)
+            for shot in self.shots(probe)
+        ]
+
+    def _is_rival(self, name: str) -> bool:
+        return name in self.settings.erase or name in DEFENCES
+
+
+def pruned_of(cuts: Mapping[str, str]) -> str | None:
+    """The pruned variant that makes surrogates for fine-tuning: Wanda's, else NeMo's."""
+    return cuts.get("wanda", cuts.get("nemo"))
+
+
+def attack_pool(subject: Subject, settings: Settings) -> list[str]:
+    """Prompts that attacks start from, or whose spread their noise has."""
+    limits: tuple[tuple[Kind, int | None], ...] = (
+        ("memorized", settings.memorized),
+        ("null", settings.nulls),
+        ("ordinary", settings.ordinary),
+    )
+    return [prompt.text for kind, limit in limits for prompt in prompts_of(subject, kind, limit)]
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a model; 'reference' is the model that ships with the project.
+
+    Raises:
+        InputError: there is none.
+    """
+    shipped = Path(__file__).resolve().parent.parent / "reference" / "model"
+    folder = shipped if model == "reference" else Path(model).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"no model at {folder}: give the folder of a diffusers pipeline with --model")
+    return folder.resolve()
+
+
+def _subject(params: AuditParams, folder: Path) -> Subject:
+    """The model with its prompts in the store."""
+    prompts = params.prompts or _beside(folder, "prompts")
+    if prompts is None:
+        raise InputError(
+            f"which prompts? {folder} names none of its own: give a file of memorized prompts with --prompts"
+        )
+    images = params.images or (_beside(folder, "images") if params.prompts is None else None)
+    paths = [Path(path) if path else None for path in (prompts, params.nulls, params.ordinary, images)]
+    store = Store.open(params.store)
+    name = collecting.import_prompts(store, *paths)
+    return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device)
+
+
+def _beside(folder: Path, name: str, prefix: str = "") -> str | None:
+    """A path that the model's `engram.json` gives, relative to its folder."""
+    path = audit_defaults(folder).get(name)
+    return f"{prefix}{(folder / path).resolve()}" if path else None

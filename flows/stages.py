@@ -1,0 +1,384 @@
+"""The stages of an audit, each a flow that can also be run alone on what lies in the store.
+
+One direction: collect, localize, mitigate, attack, evaluate, report. A stage that misses what the one before it writes
+says so and stops.
+"""
+
+import base64
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.assets import materialize
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel
+
+from flows.plan import EXTRACTION, AuditParams, Plan, Probe, pruned_of
+from storage import Store, content_key
+from tasks.attack import task as attacking
+from tasks.collect import task as collecting
+from tasks.errors import InputError
+from tasks.evaluate import task as evaluating
+from tasks.evaluate.sscd import scorer_of
+from tasks.localize import task as localizing
+from tasks.mitigate import task as mitigating
+from tasks.report import task as reporting
+from tasks.subject import ORIGINAL, watching
+
+LONG_S = 5.0
+"""What takes longer than this shows its progress in the Prefect UI, and as often."""
+
+
+class Audited(BaseModel):
+    """What came of an audit."""
+
+    audit_id: str
+    report: str
+    table: str
+    variants: dict[str, str]
+    """By the name that figures go by, the variant in the store."""
+
+
+def _transient(task: Any, run: Any, state: Any) -> bool:
+    """Whether to try again: when a remote store was out of reach, not when the input is wrong or memory is full."""
+    try:
+        state.result()
+    except (ConnectionError, TimeoutError):
+        return True
+    except BaseException:
+        return False
+    return False
+
+
+def _task(function: Callable[..., Any], name: str, *writes: str, reads: tuple[str, ...] = (), run: str = "") -> Any:
+    """A Prefect task that writes these tables and reads those, so that lineage shows.
+
+    The store knows what is done: Prefect keeps no results and hashes no arguments.
+    """
+    return materialize(
+        *(f"engram://{table}" for table in writes),
+        by="engram",
+        name=name,
+        task_run_name=run or None,
+        asset_deps=[f"engram://{table}" for table in reads],
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=2,
+        retry_delay_seconds=10,
+        retry_condition_fn=_transient,
+    )(function)
+
+
+register_model = _task(collecting.register_model, "register model", "models")
+collect_values = _task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
+collect_norms = _task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
+detect = _task(localizing.detect, "detection", "nemo_traces", reads=("prompts",))
+localize_nemo = _task(localizing.localize_nemo, "NeMo", "neuron_sets", "nemo_traces", reads=("activations",))
+memorization_left = _task(localizing.memorization_left, "memorization left", "nemo_traces", reads=("neuron_sets",))
+localize_wanda = _task(localizing.localize_wanda, "Wanda", "neuron_sets", reads=("activations",))
+localize_control = _task(localizing.localize_control, "Wanda on ordinary", "neuron_sets", reads=("activations",))
+localize_importance = _task(localizing.localize_importance, "other scores", "neuron_sets", reads=("images",))
+localize_triggers = _task(localizing.localize_triggers, "Wanda on triggers", "neuron_sets", reads=("triggers",))
+cut_neurons = _task(mitigating.cut_neurons, "cut neurons", "variants", reads=("neuron_sets",))
+cut_weights = _task(mitigating.cut_weights, "cut weights", "variants", reads=("neuron_sets",))
+cut_scored = _task(mitigating.cut_scored, "cut by other scores", "variants", reads=("neuron_sets",))
+defend = _task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
+erase = _task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
+attack_images = _task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
+write_report = _task(reporting.write_report, "write report", "report", reads=("metrics",))
+
+
+@flow(name="collect", flow_run_name="collect")
+def collect(params: AuditParams) -> None:
+    """Activations and feature norms of memorized, null and ordinary prompts.
+
+    Raises:
+        InputError: the model, the prompts or the images cannot be used.
+    """
+    plan = Plan(params)
+    with _shown_progress():
+        register_model(plan.subject)
+        collect_values(plan.subject, [*plan.memorized, *plan.nulls])
+        few = plan.ordinary[: len(plan.memorized)]
+        collect_norms(plan.subject, [*plan.memorized, *plan.contrast, *few], plan.settings.sampling, plan.wanda.tau)
+
+
+@flow(name="localize", flow_run_name="localize")
+def localize(params: AuditParams) -> None:
+    """Neurons (NeMo) and weights (Wanda and other scores) that hold memorized images, and the controls of both.
+
+    Raises:
+        InputError: the collection did not run, or prompts have no images where gradients need them.
+    """
+    plan = Plan(params)
+    subject, settings, memorized = plan.subject, plan.settings, plan.memorized
+    with _shown_progress():
+        detect(subject, [*memorized, *plan.threshold_nulls, *plan.ordinary], settings.nemo)
+        nemo_id = localize_nemo(subject, memorized, plan.threshold_nulls, plan.nulls, settings.nemo)
+        memorization_left(subject, memorized, nemo_id, plan.threshold_nulls, settings.nemo, seed=settings.seed)
+        wanda_id = localize_wanda(subject, memorized, plan.contrast, plan.wanda, settings.sampling)
+        localize_control(subject, memorized, plan.ordinary, plan.contrast, plan.wanda, settings.sampling)
+        if settings.scores and not all(plan.pictured):
+            raise InputError("other scores need training images of memorized and of ordinary prompts: give --images")
+        for score in settings.scores:
+            chosen = settings.importance.model_copy(update={"score": score})
+            localize_importance(subject, *plan.pictured, chosen, wanda_id, plan.wanda)
+
+
+@flow(name="mitigate", flow_run_name="mitigate")
+def mitigate(params: AuditParams, audit_id: str = "none") -> dict[str, str]:
+    """Variants of the model: cut, trained, or defended at inference.
+
+    Args:
+        audit_id: the audit that the model cards name.
+
+    Returns:
+        By the name that figures go by, the variant in the store.
+
+    Raises:
+        InputError: the localization did not run, or a training diverged.
+    """
+    plan = Plan(params)
+    subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
+    with _shown_progress():
+        cuts = cut_neurons(subject, plan.nemo_id, [p.prompt_id for p in plan.memorized], audit_id, seed=seed)
+        cuts |= cut_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
+        if "wanda" in cuts:
+            control = (subject, plan.control_id, localizing.ALL, plan.wanda, audit_id)
+            cuts |= cut_weights(*control, method="wanda-control")
+            for score in settings.scores:
+                chosen = settings.importance.model_copy(update={"score": score})
+                found = localizing.importance_id(subject, *plan.pictured, chosen, plan.wanda_id, plan.wanda)
+                cuts |= cut_scored(subject, score, found, localizing.ALL, audit_id)
+        for defence in settings.defences:
+            defend(subject, defence, settings.defence, audit_id)
+        pruned = pruned_of(cuts)
+        for name in settings.erase if pruned is not None and plan.erasable else ():
+            pair = (plan.erasable, plan.kept)
+            erase(subject, name, *pair, pruned, settings.finetune, settings.sampling, settings.sscd, audit_id)
+    return plan.variants()
+
+
+@flow(name="attack", flow_run_name="attack")
+def attack(params: AuditParams) -> None:
+    """Adversarial embeddings for training images, on every variant that claims to have forgotten them.
+
+    Raises:
+        InputError: the mitigation did not run, or an attack diverged.
+    """
+    plan = Plan(params)
+    with _shown_progress():
+        for probe in plan.probes(plan.variants()):
+            if probe.start is not None:
+                dori = plan.settings.dori.model_copy(update={"start": probe.start})
+                attack_images(plan.subject, probe.variant, probe.asked, plan.pool, dori, plan.settings.seed)
+
+
+@flow(name="diagnose", flow_run_name="diagnose")
+def diagnose(params: AuditParams, audit_id: str) -> None:
+    """Whether memory is local: embeddings, activations and weights of many triggers of one picture.
+
+    Args:
+        audit_id: the audit that the figures belong to.
+
+    Raises:
+        InputError: the localization did not run.
+    """
+    plan = Plan(params)
+    subject, settings = plan.subject, plan.settings
+    if not plan.diagnosed:
+        return
+    with _shown_progress():
+        attack_images(subject, ORIGINAL, plan.diagnosed, plan.pool, plan.many, settings.seed)
+        triggers = plan.diagnosed_triggers()
+        collect_values(subject, triggers)
+        collect_norms(subject, triggers, settings.sampling, plan.wanda.tau)
+        localize_nemo(subject, triggers, plan.threshold_nulls, plan.nulls, settings.nemo)
+        localize_triggers(subject, triggers, plan.contrast, plan.wanda, settings.sampling)
+        write_diagnosis(plan, audit_id)
+
+
+def _diagnose(plan: Plan, audit_id: str) -> None:
+    """The figures of the diagnosis, and its artifacts."""
+    triggers, others = plan.diagnosed_triggers(), plan.pictured[0]
+    found = []
+    for prompt in plan.diagnosed:
+        mine = [one for one in triggers if one.image_ids[0] == prompt.image_ids[0]]
+        rest = [other for other in others if other.image_ids[0] != prompt.image_ids[0]]
+        seen = attacking.diagnose(plan.subject, mine, rest, plan.pool, plan.many, plan.settings.seed)
+        layers = {name: layer.ratio for name, layer in zip(seen.layers, seen.activations, strict=True)}
+        found.append(reporting.Spread(seen.image_id, prompt.text, len(mine), seen.embeddings.ratio, layers, seen.map))
+    words, maps = reporting.write_locality(plan.subject, audit_id, found, plan.nemo_id, plan.trigger_wanda_id)
+    create_markdown_artifact(words, key="locality", description="Whether memory is local")
+    for number, picture in enumerate(maps, 1):
+        create_image_artifact(_uri(picture), key=f"locality-{number}", description="Triggers, their starts and prompts")
+
+
+@flow(name="evaluate", flow_run_name="evaluate")
+def evaluate(params: AuditParams, audit_id: str) -> None:
+    """Pictures of every variant under every probe, their scores, and the figures of the audit.
+
+    Args:
+        audit_id: the audit that the figures belong to.
+
+    Raises:
+        InputError: the attack did not run.
+    """
+    plan = Plan(params)
+    with _shown_progress():
+        for probe in plan.probes(plan.variants()):
+            evaluate_probe(plan, audit_id, probe, probe.name, probe.probe)
+
+
+@flow(name="report", flow_run_name="report")
+def report(params: AuditParams, audit_id: str) -> Audited:
+    """The page of an audit, with its pictures, tables and curves.
+
+    Args:
+        audit_id: an audit whose figures are in the store.
+
+    Raises:
+        InputError: there is no such audit, or it has no figures.
+    """
+    plan = Plan(params)
+    subject, settings = plan.subject, plan.settings
+    record = reporting.record_of(subject.open(), audit_id)
+    variants = plan.variants()
+    shown = {probe.label: plan.pictures(probe) for probe in plan.probes(variants) if probe.probe != EXTRACTION}
+    found = reporting.Localized(wanda=plan.wanda_id, control=plan.control_id, curve=plan.curve_id)
+    path = subject.beside("reports") / audit_id / "report.html"
+    facts = _facts(plan, record, variants)
+    scorer = scorer_of(settings.sscd)
+    written = write_report(subject, audit_id, path, variants, plan.memorized, shown, facts, found, scorer)
+    _show(audit_id, str(path), written)
+    return Audited(audit_id=audit_id, report=str(path), table=written.table, variants=variants)
+
+
+def audit_of(params: AuditParams, audit_id: str | None = None) -> str:
+    """The audit that a stage which is run alone adds to: the one named, or the last with these parameters.
+
+    Raises:
+        InputError: there is none, or it has other parameters: figures made with other settings must not mix.
+    """
+    rows = Store.open(params.store).read("audits", columns=["audit_id", "params", "started_at"]).to_pylist()
+    mine = [row for row in rows if row["params"] == params.model_dump_json() and audit_id in (None, row["audit_id"])]
+    if not mine:
+        which = f"audit {audit_id!r}" if audit_id else "audit"
+        raise InputError(f"the store has no {which} with this model and these settings: run `engram audit` with them")
+    return str(max(mine, key=lambda row: row["started_at"])["audit_id"])
+
+
+def _evaluate(plan: Plan, audit_id: str, probe: Probe, name: str, kind: str) -> None:
+    """Pictures of one variant under one probe, their scores and figures."""
+    subject, settings, wanted = plan.subject, plan.settings, plan.shots(probe)
+    ids = evaluating.generate_pictures(subject, probe.variant, probe.probe, wanted, settings.sampling)
+    if probe.probe == EXTRACTION:
+        where = (subject, probe.variant, probe.probe)
+        found = evaluating.extraction_figures(*where, wanted, ids, settings.extraction, settings.sscd)
+        evaluating.write_figures(subject, audit_id, probe.name, probe.probe, found)
+        return
+    evaluating.score_copies(subject, probe.variant, probe.probe, wanted, ids, settings.sscd)
+    found = evaluating.copy_figures(subject, wanted, ids, settings.sscd)
+    found += evaluating.diversity_figure(subject, wanted, ids, settings.sscd)
+    if probe.variant != ORIGINAL and probe.start is None:
+        originals = [
+            evaluating.generation_id(subject, ORIGINAL, probe.probe, shot, settings.sampling) for shot in wanted
+        ]
+        evaluating.score_change(subject, probe.variant, probe.probe, ids, originals, settings.sscd)
+        found += evaluating.change_figure(subject, wanted, ids, settings.sscd)
+    if probe.aligned:
+        evaluating.score_alignment(subject, probe.variant, probe.probe, wanted, ids, plan.clip)
+        found += evaluating.alignment_figure(subject, wanted, ids, plan.clip)
+    evaluating.write_figures(subject, audit_id, probe.name, probe.probe, found)
+
+
+write_diagnosis = _task(_diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
+evaluate_probe = _task(
+    _evaluate,
+    "evaluate",
+    "generations",
+    "scores",
+    "metrics",
+    reads=("variants", "triggers", "prompts"),
+    run="evaluate {name}, {kind}",
+)
+
+
+@contextmanager
+def _shown_progress() -> Iterator[None]:
+    """Within, loops of the stages that take long show how far they are in the Prefect UI."""
+    begun: dict[str, tuple[float, Any]] = {}
+
+    def told(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        last, artifact = begun.setdefault(what, (now, None))
+        if now - last < LONG_S and done < total:
+            return
+        share = 100.0 * done / total
+        if artifact is not None:
+            update_progress_artifact(artifact, share)
+        elif done < total:
+            artifact = create_progress_artifact(share, description=what)
+        begun[what] = now, artifact
+
+    with watching(told):
+        yield
+
+
+def _show(audit_id: str, path: str, written: reporting.Written) -> None:
+    """What the Prefect UI shows of an audit: the verdict with the figures, pictures, and the overlap of subsets."""
+    create_markdown_artifact(
+        f"# Audit {audit_id}\n\n{written.verdict}\n\n```text\n{written.table}```\n\nReport: `{path}`\n",
+        key="audit",
+        description="What the model copies, before and after",
+    )
+    if written.sheet is not None:
+        create_image_artifact(
+            _uri(written.sheet),
+            key="copies",
+            description="Training pictures beside the best copies of each variant",
+        )
+    whole = [row for row in written.overlap if row["layer"] is None and row["step"] is None]
+    columns = ("pair", "pairs", "iou", "std", "lowest", "highest", "iou_chance")
+    create_table_artifact(
+        [{name: row[name] for name in columns} for row in whole],
+        key="subspace",
+        description="Overlap (IOU) of the weights that subsets of prompts use, beside ordinary prompts and chance",
+    )
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _facts(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> list[tuple[str, str]]:
+    settings, missing = plan.settings, [name for name in ("nemo", "wanda") if name not in variants]
+    untrained = [name for name in settings.erase if name not in variants]
+    facts = [
+        ("model", plan.params.model),
+        ("fingerprint", record["model_id"]),
+        (
+            "prompts",
+            f"{len(plan.memorized)} memorized, {len(plan.ordinary)} ordinary, of set {plan.subject.prompt_set}",
+        ),
+        ("seeds", f"{settings.seeds} a prompt or trigger"),
+        ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
+        ("variants", ", ".join(f"{name} = {stored}" for name, stored in variants.items() if name != stored)),
+        ("nothing found by", ", ".join(missing) or "none"),
+        ("device", record["device"]),
+        ("started", f"{record['started_at']:%Y-%m-%d %H:%M} UTC"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())),
+        ("settings", content_key(record["params"])[:8]),
+    ]
+    if untrained:
+        facts.append(("not fine-tuned", f"{', '.join(untrained)}: nothing was localized, or pictures are missing"))
+    return facts

@@ -1,0 +1,23 @@
+-- Whether triggers of one image find the same neurons and weights: the mean IOU of their sets, by image, method and layer.
+-- $model_id, $nemo_id and $wanda_id name the sets: of NeMo's searches and of Wanda's, from triggers.
+-- iou_chance is what random sets of these sizes would have; see `iou_of`.
+
+WITH pairs AS (
+    FROM iou_of(of_model := $model_id, of_params := $nemo_id)
+    UNION ALL
+    FROM iou_of(of_model := $model_id, of_params := $wanda_id)
+)
+SELECT
+    one.image_id,
+    pairs.method,
+    pairs.layer,
+    avg(pairs.iou) AS iou,
+    avg(pairs.iou_chance) AS iou_chance,
+    count(*) AS pairs
+FROM pairs
+JOIN triggers AS one ON one.trigger_id = pairs.scope_id_1 AND one.model_id = pairs.model_id
+JOIN triggers AS two ON two.trigger_id = pairs.scope_id_2 AND two.model_id = pairs.model_id
+WHERE pairs.scope = 'trigger' AND pairs.iou IS NOT NULL AND one.image_id = two.image_id
+    AND pairs.method IN ('nemo', 'wanda')
+GROUP BY ALL
+ORDER BY ALL

@@ -1,0 +1,165 @@
+"""Mitigations at inference, the weights untouched: what a user would try before cutting or training.
+
+They change what the model is asked, not what it knows: a memory stays where it was, and an audit shows how well it
+hides.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.diffusion.model import Model
+from tasks.diffusion.noise import Key, generator, initial_noise, predict_noise
+
+Defence = Literal["perturbed-embedding", "random-tokens", "reweighted-attention"]
+
+
+class DefenceParams(BaseModel):
+    """Strength of the mitigations at inference; the defaults are the published ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: Annotated[
+        float,
+        Field(gt=0, description="perturb until the text-conditional noise norm is below this, at 4 x 64 x 64 latents"),
+    ] = 3.0
+    steps: Annotated[int, Field(ge=1, le=1000, description="Adam steps of the perturbation, at most")] = 10
+    learning_rate: Annotated[float, Field(gt=0, le=10, description="learning rate of the perturbation")] = 0.05
+    tokens: Annotated[int, Field(ge=1, le=64, description="random words added to a prompt, as many as it can hold")] = 4
+    rescale: Annotated[float, Field(gt=0, le=10, description="factor on the attention logits of the first token")] = (
+        1.25
+    )
+
+
+@contextmanager
+def defended(
+    model: Model,
+    kind: Defence | None,
+    params: DefenceParams,
+    prompts: Sequence[str],
+    keys: Sequence[Key],
+    triggers: torch.Tensor | None = None,
+) -> Iterator[torch.Tensor]:
+    """Within, pictures of the embeddings it gives, (n, rows, width), are made under the mitigation.
+
+    Args:
+        kind: none leaves everything as it is.
+        prompts: one for each picture.
+        keys: what each picture is; see `tasks.diffusion.noise`.
+        triggers: embeddings (n, rows, width) to be asked in place of the prompts. They have no words to add to, but all
+            else is done to them as to prompts.
+    """
+    words = list(prompts)
+    if kind == "random-tokens" and triggers is None:
+        words = with_random_words(model, words, keys, params)
+    embeddings = model.embed(words) if triggers is None else triggers.to(model.device, model.dtype)
+    if kind == "perturbed-embedding":
+        embeddings = with_lower_norm(model, embeddings, keys, params)
+    if kind != "reweighted-attention":
+        yield embeddings
+        return
+    lengths = torch.tensor([len(ids) for ids in model.tokenizer(words).input_ids], device=model.device)
+    # The last of a prompt's own tokens is the end of the text, which sums it up.
+    with reweighted_attention(model.unet, lengths - 1, params.rescale):
+        yield embeddings
+
+
+def with_random_words(model: Model, prompts: Sequence[str], keys: Sequence[Key], params: DefenceParams) -> list[str]:
+    """Prompts with random words of the vocabulary at random places (Somepalli et al., NeurIPS 2023, section 6).
+
+    As many of `params.tokens` as the model still reads; a draw depends on the picture's key alone.
+    """
+    # Whole words only: pieces of words would be read together with their neighbours.
+    words = sorted(word.removesuffix("</w>") for word in model.tokenizer.get_vocab() if word.endswith("</w>"))
+    words = [word for word in words if word.isascii() and word.isalpha()] or words
+    out = []
+    for prompt, (name, seed) in zip(prompts, keys, strict=True):
+        draw = generator((f"{name}/random words", seed))
+        parts = prompt.split()
+        for _ in range(params.tokens):
+            place = int(torch.randint(len(parts) + 1, (), generator=draw))
+            longer = [*parts[:place], words[int(torch.randint(len(words), (), generator=draw))], *parts[place:]]
+            if len(model.tokenizer([" ".join(longer)]).input_ids[0]) > model.tokens:
+                break
+            parts = longer
+        out.append(" ".join(parts))
+    return out
+
+
+def with_lower_norm(model: Model, embeddings: torch.Tensor, keys: Sequence[Key], params: DefenceParams) -> torch.Tensor:
+    """Embeddings (n, rows, width) moved until the text-conditional noise norm at the first step is small.
+
+    ||eps(z_T, t, y) - eps(z_T, t, null)||_2 is large for memorized prompts (Wen et al., ICLR 2024, section 4.2). Each
+    sample stops by itself when it is below the target, and Adam works element by element, so a batch does not matter.
+    """
+    start = initial_noise(model, keys)
+    last = len(model.scheduler.alphas_cumprod) - 1
+    target = params.target * (start[0].numel() / (4 * 64 * 64)) ** 0.5
+    with torch.no_grad():
+        plain = predict_noise(model, start, last, model.unguided().expand_as(embeddings))
+    text = embeddings.detach().float().clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([text], lr=params.learning_rate)
+    for _ in range(params.steps):
+        norms = (predict_noise(model, start, last, text.to(model.dtype)) - plain).float().flatten(1).norm(dim=1)
+        going = norms.detach() > target
+        if not going.any():
+            break
+        (gradient,) = torch.autograd.grad(norms.sum(), text)
+        before = text.detach().clone()
+        text.grad = gradient
+        optimizer.step()
+        with torch.no_grad():
+            text[~going] = before[~going]
+    return text.detach().to(embeddings.dtype)
+
+
+@contextmanager
+def reweighted_attention(unet: Any, lengths: torch.Tensor, rescale: float) -> Iterator[None]:
+    """Within, cross-attention does not see what sums a prompt up, and looks more at its first token.
+
+    Memorized prompts draw attention to the end of the text and the padding behind it (Ren et al., ECCV 2024, section
+    5.2): those are masked, and the logits of the beginning are multiplied by `rescale`. Only with text: the half of
+    guidance without it stays as it is.
+
+    Args:
+        lengths: (n,) tokens of each prompt that stay visible.
+    """
+    before = unet.attn_processors
+    chosen = {
+        name: _Reweighted(lengths, rescale) if ".attn2." in name else processor for name, processor in before.items()
+    }
+    unet.set_attn_processor(chosen)
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(before)
+
+
+class _Reweighted:
+    """An attention processor of diffusers; the last len(lengths) rows of a batch are those with text."""
+
+    def __init__(self, lengths: torch.Tensor, rescale: float) -> None:
+        self.lengths, self.rescale = lengths, rescale
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
+        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
+        logits = (query @ key.transpose(1, 2) * attn.scale).unflatten(0, (len(hidden_states), attn.heads))
+        with_text = logits[-len(self.lengths) :]
+        with_text[..., 0] *= self.rescale
+        hidden = torch.arange(logits.shape[-1], device=logits.device) >= self.lengths[:, None]
+        with_text.masked_fill_(hidden[:, None, None], float("-inf"))
+        weights = logits.flatten(0, 1).softmax(-1)
+        mixed: torch.Tensor = attn.to_out[0](attn.batch_to_head_dim(weights @ value))
+        return mixed

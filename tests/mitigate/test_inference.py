@@ -1,0 +1,107 @@
+"""Mitigations at inference: what each changes, that it ends with the block, and that a batch does not matter."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tasks.diffusion.model import Model
+from tasks.diffusion.noise import Key, initial_noise, predict_noise
+from tasks.mitigate.inference import (
+    DefenceParams,
+    defended,
+    reweighted_attention,
+    with_lower_norm,
+    with_random_words,
+)
+from tests.attack.tiny import TOKENS, WIDTH, Words, tiny_model
+
+KEYS: list[Key] = [("a", 0), ("a", 1), ("b", 0)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
+
+
+def norms(model: Model, embeddings: torch.Tensor, keys: Sequence[Key]) -> torch.Tensor:
+    start = initial_noise(model, keys)
+    last = len(model.scheduler.alphas_cumprod) - 1
+    plain = predict_noise(model, start, last, model.unguided().expand_as(embeddings))
+    return (predict_noise(model, start, last, embeddings) - plain).flatten(1).norm(dim=1)
+
+
+def test_perturbing_lowers_the_norm_and_no_further_than_asked(model: Model) -> None:
+    embeddings = 3 * torch.randn(3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
+    before = norms(model, embeddings, KEYS)
+    scale = (4 * 8 * 8 / (4 * 64 * 64)) ** 0.5
+    target = 0.5 * float(before.median() + before.max())
+    params = DefenceParams(target=target / scale, steps=200)
+    after = with_lower_norm(model, embeddings, KEYS, params)
+    assert (norms(model, after, KEYS) <= 1.0001 * target).all()
+    # Who was below the target is left as it was.
+    assert [one.equal(other) for one, other in zip(after, embeddings, strict=True)] == (before < target).tolist()
+    alone = torch.cat([with_lower_norm(model, embeddings[n : n + 1], KEYS[n : n + 1], params) for n in range(3)])
+    torch.testing.assert_close(alone, after, atol=1e-4, rtol=1e-4)
+
+
+class Vocabulary(Words):
+    """Words that the model reads letter by letter."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"x</w>": 0, "y</w>": 1, "piece": 2}
+
+
+def test_random_words_are_added_as_many_as_fit(model: Model) -> None:
+    worded = replace(model, tokenizer=Vocabulary())
+    params = DefenceParams(tokens=2)
+    found = with_random_words(worded, ["a", "abcdef", "a"], KEYS, params)
+    assert sorted(len(text.split()) for text in found) == [1, 3, 3]
+    assert found[1] == "abcdef"  # eight tokens already, with start and end
+    assert {word for text in found for word in text.split()} <= {"a", "abcdef", "x", "y"}
+    assert found == with_random_words(worded, ["a", "abcdef", "a"], KEYS, params)
+    assert with_random_words(worded, ["a"], KEYS[:1], params) == found[:1]
+
+
+def test_masked_tokens_have_no_say_and_the_half_without_text_is_left_alone(model: Model) -> None:
+    latents = torch.randn(2, 4, 8, 8)
+    text = torch.randn(2, TOKENS, WIDTH)
+    changed = text.clone()
+    changed[1, 3:] = torch.randn(TOKENS - 3, WIDTH)
+    plain = predict_noise(model, latents, 10, text)
+    with reweighted_attention(model.unet, torch.tensor([3]), 1.25):
+        first, second = (predict_noise(model, latents, 10, it) for it in (text, changed))
+    torch.testing.assert_close(first[1], second[1])
+    torch.testing.assert_close(first[0], plain[0])
+    assert not torch.allclose(first[1], plain[1])
+    assert predict_noise(model, latents, 10, text).equal(plain)
+
+
+def test_nothing_masked_and_nothing_rescaled_changes_nothing(model: Model) -> None:
+    latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, TOKENS, WIDTH)
+    plain = predict_noise(model, latents, 10, text)
+    with reweighted_attention(model.unet, torch.tensor([TOKENS, TOKENS]), 1.0):
+        torch.testing.assert_close(predict_noise(model, latents, 10, text), plain)
+
+
+def test_an_error_within_ends_the_mitigation(model: Model) -> None:
+    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, WIDTH)
+    plain = predict_noise(model, latents, 10, text)
+    with (
+        pytest.raises(ZeroDivisionError),
+        defended(model, "reweighted-attention", DefenceParams(), ["a"], KEYS[:1]),
+    ):
+        raise ZeroDivisionError
+    assert predict_noise(model, latents, 10, text).equal(plain)
+
+
+def test_triggers_are_defended_too(model: Model) -> None:
+    triggers = 3 * torch.randn(1, TOKENS, WIDTH)
+    params = DefenceParams(target=1e-3, steps=5)
+    with defended(model, "perturbed-embedding", params, ["a"], KEYS[:1], triggers) as moved:
+        assert not moved.equal(triggers)
+    with defended(model, "random-tokens", params, ["a"], KEYS[:1], triggers) as kept:
+        assert kept.equal(triggers)
+    with defended(model, None, params, ["a"], KEYS[:1]) as plain:
+        assert plain.equal(model.embed(["a"]))
