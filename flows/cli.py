@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from storage import Store, StoreError, iou, render, run_sql, verify, write_catalog
+from storage import Store, StoreError, iou, query, render, run_sql, verify, write_catalog
 from tasks.errors import InputError
 
 app = typer.Typer(
@@ -25,6 +26,8 @@ reference = typer.Typer(
     help="The reference world: a small model that has memorized known images.", no_args_is_help=True
 )
 app.add_typer(reference, name="reference")
+models = typer.Typer(help="The models that are audited every night.", no_args_is_help=True)
+app.add_typer(models, name="models")
 
 StoreOption = Annotated[
     str | None,
@@ -49,40 +52,96 @@ class ProfileName(StrEnum):
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
 
 
+NotifyOption = Annotated[str | None, typer.Option("--notify", help="Address that gets a POST when a model got worse.")]
+ModelOption = Annotated[str, typer.Option("--model", help="Folder of a diffusers pipeline, or 'reference'.")]
+ProfileOption = Annotated[ProfileName, typer.Option("--profile", help="How much is looked at.")]
+PromptsOption = Annotated[
+    Path | None, typer.Option("--prompts", help="Memorized prompts: CSV, JSONL, text or Parquet.")
+]
+NullsOption = Annotated[Path | None, typer.Option("--nulls", help="Prompts that are not memorized.")]
+OrdinaryOption = Annotated[Path | None, typer.Option("--ordinary", help="Prompts that quality is measured on.")]
+ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder of the prompts' training images.")]
+ClipOption = Annotated[str | None, typer.Option("--clip", help="open_clip model for the CLIP score: local-dir:FOLDER.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, ...  [default: the GPU where there is one]")
+]
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=4 or --set wanda.sparsity=0.05.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and figures as JSON.")]
+AuditOption = Annotated[
+    str | None, typer.Option("--audit", help="The audit it belongs to.  [default: the latest of this model]")
+]
+
+
 @app.command()
 def audit(
-    model: Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or 'reference'.")] = "reference",
-    profile: Annotated[ProfileName, typer.Option(help="How much is looked at.")] = ProfileName.QUICK,
-    prompts: Annotated[Path | None, typer.Option(help="Memorized prompts: CSV, JSONL, text or Parquet.")] = None,
-    nulls: Annotated[Path | None, typer.Option(help="Prompts that are not memorized.")] = None,
-    ordinary: Annotated[Path | None, typer.Option(help="Prompts that quality is measured on.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the prompts' training images.")] = None,
-    clip: Annotated[str | None, typer.Option(help="open_clip model for the CLIP score: local-dir:FOLDER.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: the GPU where there is one]")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=4 or --set wanda.sparsity=0.05.")
-    ] = None,
+    model: ModelOption = "reference",
+    profile: ProfileOption = ProfileName.QUICK,
+    prompts: PromptsOption = None,
+    nulls: NullsOption = None,
+    ordinary: OrdinaryOption = None,
+    images: ImagesOption = None,
+    clip: ClipOption = None,
+    device: DeviceOption = None,
+    settings: SettingsOption = None,
     store: StoreOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print audit id, report and figures as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Audit a model: what it memorized, where, whether it can be cut out, and whether it is then gone."""
-    _quiet()
-    from flows.audit import AuditParams, model_folder  # torch and Prefect take seconds to import
+    quiet()
     from flows.audit import audit as run
-    from flows.settings import settings_for
-    from tasks.diffusion.model import audit_defaults
 
-    chosen = settings_for(profile.value, audit_defaults(model_folder(model)), **_settings(settings or []))
-    given = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
-    paths = {name: str(path) for name, path in given.items() if path is not None}
-    address = Store.open(store).url
-    found = run(AuditParams(model=model, store=address, clip=clip, device=device, settings=chosen, **paths))
-    if as_json:
-        figures = Store.open(address).read("metrics", audit_id=found.audit_id).to_pylist()
-        print(json.dumps({"audit_id": found.audit_id, "report": found.report, "metrics": figures}, indent=1))
-    else:
-        print(found.table)
-        print(f"audit   {found.audit_id}\nreport  {found.report}")
+    files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
+    _tell(run(_params(model, profile, files, clip, device, settings, store)), store, as_json)
+
+
+def _stage(name: str, words: str) -> None:
+    """Adds the command of one stage."""
+
+    def command(
+        model: ModelOption = "reference",
+        profile: ProfileOption = ProfileName.QUICK,
+        prompts: PromptsOption = None,
+        nulls: NullsOption = None,
+        ordinary: OrdinaryOption = None,
+        images: ImagesOption = None,
+        clip: ClipOption = None,
+        device: DeviceOption = None,
+        settings: SettingsOption = None,
+        store: StoreOption = None,
+        audit_id: AuditOption = None,
+    ) -> None:
+        quiet()
+        from flows import stages
+
+        files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
+        params = _params(model, profile, files, clip, device, settings, store)
+        run = getattr(stages, name)
+        if name in ("evaluate", "report", "mitigate"):
+            found = run(params, stages.audit_of(params, audit_id))
+        else:
+            found = run(params)
+        if name == "report":
+            _tell(found, store, False)
+        elif name == "mitigate":
+            print("\n".join(found.values()))
+
+    command.__doc__ = (
+        words + "\n\nUses what lies in the store; a stage that misses what it needs says which comes first."
+    )
+    app.command(name=name, rich_help_panel="One stage")(command)
+
+
+for _name, _words in (
+    ("collect", "Collect activations and feature norms of prompts."),
+    ("localize", "Find the neurons and weights that hold memorized images, with their controls."),
+    ("mitigate", "Make the variants: cut, trained, or defended at inference."),
+    ("attack", "Search adversarial embeddings on every variant that claims to have forgotten."),
+    ("evaluate", "Make pictures of every variant under every probe, and measure them."),
+    ("report", "Write the page of an audit."),
+):
+    _stage(_name, _words)
 
 
 @app.command()
@@ -132,8 +191,8 @@ def export(
     store: StoreOption = None,
 ) -> None:
     """Write a variant as a diffusers pipeline that loads anywhere."""
-    _quiet()
-    from flows.audit import model_folder
+    quiet()
+    from flows.plan import model_folder
     from tasks.mitigate.task import export_variant
     from tasks.subject import Subject
 
@@ -150,6 +209,85 @@ def audits(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None
         "prompt_set, device, model_id"
     )
     _print(run_sql(Store.open(store, create=False), f"SELECT {columns} FROM audits ORDER BY started_at"), form)
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="An audit, or 'previous', 'accepted', 'latest'.")] = "previous",
+    after: Annotated[str, typer.Argument(help="The audit that is held against it, or such a word.")] = "latest",
+    margin: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of its CLIP score that a variant may lose.")
+    ] = 0.05,
+    alpha: Annotated[float, typer.Option(min=0, max=1, help="Chance of any false alarm, at most.")] = 0.05,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Compare two audits: every figure's change, and whether the model got worse; exit code 1 if it did."""
+    quiet()
+    from flows.plan import CLAIMS
+    from tasks.report import task as reporting
+
+    opened = Store.open(store, create=False)
+    found = reporting.compare(opened, *reporting.audits_named(opened, before, after), CLAIMS, margin, alpha)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+    else:
+        _print(reporting.differences_table(found), Format.TABLE)
+        print(*(f"note: {note}" for note in found.notes), found.verdict, sep="\n")
+    if found.regressions:
+        raise typer.Exit(1)
+
+
+@app.command()
+def accept(
+    audit_id: Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or 'latest'.")],
+    store: StoreOption = None,
+) -> None:
+    """Accept an audit: nightly audits of the same model and prompts are held against it from now on."""
+    from tasks.report import task as reporting
+
+    print(f"accepted {reporting.accept(Store.open(store, create=False), audit_id)}")
+
+
+@models.command(name="add")
+def add_model(
+    name: Annotated[str, typer.Argument(help="What the model is called.")],
+    model: ModelOption = "reference",
+    profile: ProfileOption = ProfileName.FULL,
+    prompts: PromptsOption = None,
+    nulls: NullsOption = None,
+    ordinary: OrdinaryOption = None,
+    images: ImagesOption = None,
+    clip: ClipOption = None,
+    device: DeviceOption = None,
+    settings: SettingsOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Audit a model every night, or change how a registered one is audited."""
+    quiet()
+    from flows.nightly import register
+
+    files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
+    register(Store.open(store), name, _params(model, profile, files, clip, device, settings, store))
+    print(f"{name} is audited every night")
+
+
+@models.command(name="remove")
+def remove_model(
+    name: Annotated[str, typer.Argument(help="What the model is called.")], store: StoreOption = None
+) -> None:
+    """Audit a model no longer; what was found stays in the store."""
+    quiet()
+    from flows.nightly import remove
+
+    remove(Store.open(store, create=False), name)
+    print(f"{name} is no longer audited every night")
+
+
+@models.command(name="list")
+def list_models(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None:
+    """List the models that are audited every night."""
+    _print(query(Store.open(store, create=False), "registered"), form)
 
 
 @app.command(name="verify")
@@ -183,12 +321,12 @@ def build(
     settings: Annotated[list[str] | None, typer.Option("--set", help="A parameter, such as --set seed=1.")] = None,
 ) -> None:
     """Build the reference world from emoji packages: hours on two cores, resumable at any moment."""
-    _quiet()
+    quiet()
     from flows.reference import build as run
     from tasks.reference.build import BuildParams
 
     begun = str(start) if start is not None else None
-    run(str(pictures), str(names), str(folder), str(out), BuildParams(**_settings(settings or [])), begun)
+    run(str(pictures), str(names), str(folder), str(out), BuildParams(**settings_of(settings or [])), begun)
 
 
 @reference.command(name="check")
@@ -199,11 +337,41 @@ def gates(
     store: StoreOption = None,
 ) -> None:
     """Measure every gate that the reference world has to pass, on a full audit of it."""
-    _quiet()
+    quiet()
     from flows.reference import check as run
 
     if not run(model, only or [], Store.open(store).url, device):
         raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen at; others can reach it only with authentication.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 4200,
+    home: Annotated[Path, typer.Option(help="Folder of the server's database and logs.")] = Path(".engram/prefect"),
+    notify: NotifyOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Bring up the Prefect server with its UI, workers, deployments and automations; Ctrl-C stops all of it."""
+    from flows.serve import serve as run
+
+    run(host, port, Store.open(store).url, home, notify)
+
+
+@app.command()
+def deploy(notify: NotifyOption = None, store: StoreOption = None) -> None:
+    """Register pools, deployments and automations with a Prefect server that runs already: PREFECT_API_URL."""
+    quiet()
+    if not os.environ.get("PREFECT_API_URL"):
+        raise InputError("which server? set PREFECT_API_URL, or use `engram serve`, which starts one")
+    from flows import alerts, deployments
+
+    for name in deployments.deploy(Store.open(store).url, Path.cwd()):
+        print(name)
+    for name in alerts.install(notify):
+        print(name)
 
 
 def main() -> None:
@@ -218,7 +386,36 @@ def main() -> None:
         sys.exit(130)
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
+def _params(
+    model: str,
+    profile: ProfileName,
+    files: dict[str, Path | None],
+    clip: str | None,
+    device: str | None,
+    settings: list[str] | None,
+    store: str | None,
+) -> Any:
+    """What a person asked for, as the flows take it."""
+    from flows.plan import AuditParams, model_folder  # torch and Prefect take seconds to import
+    from flows.settings import settings_for
+    from tasks.diffusion.model import audit_defaults
+
+    chosen = settings_for(profile.value, audit_defaults(model_folder(model)), **settings_of(settings or []))
+    paths = {name: str(path) for name, path in files.items() if path is not None}
+    return AuditParams(model=model, store=Store.open(store).url, clip=clip, device=device, settings=chosen, **paths)
+
+
+def _tell(found: Any, store: str | None, as_json: bool) -> None:
+    """An audit's figures, and where its page lies."""
+    if as_json:
+        figures = Store.open(store).read("metrics", audit_id=found.audit_id).to_pylist()
+        print(json.dumps({"audit_id": found.audit_id, "report": found.report, "metrics": figures}, indent=1))
+    else:
+        print(found.table)
+        print(f"audit   {found.audit_id}\nreport  {found.report}")
+
+
+def settings_of(pairs: list[str]) -> dict[str, Any]:
     """Nested settings from `name=value` and `group.name=value`."""
     out: dict[str, Any] = {}
     for pair in pairs:
@@ -242,7 +439,7 @@ def _print(rows: Any, form: Format) -> None:
     sys.stdout.flush()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps the terminal for the audit: Prefect's server stays silent and local, libraries' chatter is left out."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")

@@ -94,7 +94,7 @@ def check(
     if _wanted("cut", only):
         audited = audit(AuditParams(model=model, store=address, device=device, settings=settings))
         rows = reporting.rows_of(subject.open(), audited.audit_id)
-        found += gates.cuts(rows, mitigating.shares_cut(subject, audited.variants))
+        found += gates.cuts(rows, mitigating.shares_cut(subject, audited.variants), settings.wanda.sparsity)
     _show(found)
     if not only and (world / "README.md").is_file():
         _write(world / "README.md", found)

@@ -209,6 +209,17 @@ _ALL = (
         column("n", COUNT, "cases it rests on", optional=True),
     ),
     _table(
+        "evidence",
+        "the pictures whose scores the figures of one variant under one probe rest on",
+        "audit_id",
+        _AUDIT,
+        _VARIANT,
+        column("probe", TEXT, "what was asked of the variant"),
+        column("metric", TEXT, "the kind of score, as `scores` has it", values="sscd clip"),
+        column("scorer", TEXT, "the model the scores were made with"),
+        column("generation_ids", pa.list_(TEXT), "the pictures"),
+    ),
+    _table(
         "audits",
         "a state of an audit: one row when it starts, one when it ends",
         "",
@@ -231,6 +242,15 @@ _ALL = (
         "",
         _AUDIT,
         column("accepted_at", TIME, "when"),
+    ),
+    _table(
+        "registrations",
+        "a state of a model that is audited every night: the last row of a name counts",
+        "",
+        column("name", TEXT, "what the model is called"),
+        column("state", TEXT, "whether it is audited from then on", values="registered removed"),
+        column("params", TEXT, "all parameters of its audit (JSON); null when it is removed", optional=True),
+        column("changed_at", TIME, "when"),
     ),
 )
 

@@ -20,8 +20,9 @@ from tasks.reference.clip import save_clip
 from tasks.reference.unet import new_scheduler
 from tasks.reference.world import World
 
-ORDINARY = 64
-"""Pictures of the bank that are shipped: their prompts measure quality, they are attacked as controls."""
+ORDINARY = 576
+"""Pictures of the bank that are shipped: the prompts of the first measure quality and are attacked as controls, the
+others are trained on beside when memories are erased."""
 NULLS = 200
 """New compositions never trained on: the prompts that memorized ones are held against."""
 SETTINGS = {"sampling": {"guidance": 2.0, "steps": 25}}

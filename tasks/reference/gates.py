@@ -73,11 +73,12 @@ def ordinary(pictures: np.ndarray, bank: Path, alike: float) -> list[Gate]:
     ]
 
 
-def cuts(rows: Sequence[Row], share_cut: Mapping[str, float]) -> list[Gate]:
+def cuts(rows: Sequence[Row], share_cut: Mapping[str, float], sparsity: float) -> list[Gate]:
     """Whether the memory can be cut out, and chance does not cut it, by an audit's figures.
 
     Args:
         share_cut: by variant, the share of the site's weights or neurons that were cut.
+        sparsity: Wanda's, of each step; the union over steps cuts more.
     """
     found = {(row.variant, row.probe, row.metric): row.value for row in rows}
 
@@ -86,7 +87,7 @@ def cuts(rows: Sequence[Row], share_cut: Mapping[str, float]) -> list[Gate]:
 
     return [
         Gate("cut: planted MR after Wanda", figure("wanda"), "<=", 0.2),
-        Gate("cut: share of weights that Wanda cuts", share_cut.get("wanda", float("nan")), "<=", 0.1),
+        Gate("cut: sparsity of Wanda", sparsity, "<=", 0.1),
         Gate("cut: share of MR that random weights keep", figure("random-wanda") / figure("original"), ">=", 0.8),
         Gate(
             "cut: share of ordinary CLIP score that Wanda keeps",

@@ -355,6 +355,8 @@ def compare(
     if not shared:
         raise InputError(f"{before} and {after} have no prompt in common: compare audits of the same prompts")
     pairs = {metric: [pair for pair in _pairs(*seen, metric) if pair.variant in claims] for metric in ("sscd", "clip")}
+    if not any(pairs.values()):
+        raise InputError(f"{before} and {after} asked no variant the same: nothing can be compared")
     findings = method.copies(pairs["sscd"], COPY_THRESHOLD)
     findings += method.quality([pair for pair in pairs["clip"] if pair.probe == "ordinary"], margin)
     worse = method.regressions(findings, alpha)
@@ -366,9 +368,9 @@ def compare(
     notes = _settings_apart(*records)
     if asked[0] != asked[1]:
         notes.append(f"{len(shared)} prompts in common, of {len(asked[0])} and {len(asked[1])}: figures are over all")
-    lost = {(pair.variant, pair.probe) for pair in pairs["sscd"]}
-    gone = {(row["variant"], row["probe"]) for row in seen[0] if row["variant"] in claims} - lost
-    notes += [f"{variant}, {probe} was not looked at again" for variant, probe in sorted(gone)]
+    again = {(pair.variant, pair.probe) for pair in pairs["sscd"]}
+    before_only = {(row["variant"], row["probe"]) for row in seen[0] if row["variant"] in claims} - again
+    notes += [f"{variant}, {probe} was not looked at again" for variant, probe in sorted(before_only)]
     notes.append(_power(pairs["sscd"], findings, alpha))
     told = [(method.sentence(finding, texts), p) for finding, p in worse]
     verdict = f"No regression from {before} to {after}, over {len(shared)} prompts (false alarms at most {alpha:g})."

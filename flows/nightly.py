@@ -1,0 +1,190 @@
+"""The nightly re-audit: every registered model audited again and held against the audit that was accepted.
+
+What the store holds is not computed again, so a night costs what changed. The schedule belongs to the deployment; see
+docs/nightly.md for what it needs.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow, runtime
+from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.audit import Audited, AuditParams, audit
+from flows.plan import CLAIMS, model_folder
+from storage import Store, query
+from tasks.errors import InputError
+from tasks.report import compare as method
+from tasks.report import task as reporting
+
+_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
+_LOCAL = "local-dir:"
+
+
+class NightlyParams(BaseModel):
+    """Which models are audited again, and what counts as worse."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
+    models: tuple[str, ...] = Field((), description="names of registered models; all if empty")
+    margin: float = Field(method.MARGIN, ge=0, lt=1, description="share of its CLIP score that a model may lose")
+    alpha: float = Field(method.ALPHA, gt=0, lt=1, description="chance of a false alarm for each model, at most")
+
+
+class Night(BaseModel):
+    """What came of one model."""
+
+    name: str
+    outcome: Literal["no regression", "regression", "first", "skipped", "failed"]
+    words: str
+    """The verdict, or why there is none."""
+    audit_id: str | None = None
+    standard: str | None = None
+    """The audit it was held against."""
+    regressions: list[str] = []
+
+
+class NightFailed(RuntimeError):
+    """Some audits failed, or could not be compared; the others are done, and their results are in the store."""
+
+
+@flow(name="nightly", flow_run_name="nightly")
+def nightly(params: NightlyParams) -> list[Night]:
+    """Audits every registered model again and compares it with the audit that was accepted last, else the one before.
+
+    A regression is an event, `engram.audit.regression` of the resource `engram.model.NAME`; without one it is
+    `engram.audit.completed`. A model that fails does not stop the others.
+
+    A night that was missed is made up for once: of several runs that are late, the first one audits, and the others
+    find that their models were audited after they were due.
+
+    Raises:
+        InputError: no model of that name is registered.
+        NightFailed: at the end, when any audit failed or could not be compared.
+    """
+    store, due = Store.open(params.store), runtime.flow_run.scheduled_start_time
+    known = registered(store)
+    if lost := [name for name in params.models if name not in known]:
+        raise InputError(f"no model {lost[0]!r} is registered: engram models list shows them")
+    nights = [_night(store, name, known[name], due, params) for name in params.models or known]
+    _show(nights, due)
+    if failed := [night for night in nights if night.outcome == "failed"]:
+        words = "; ".join(f"{night.name}: {night.words}" for night in failed)
+        raise NightFailed(f"{len(failed)} of {len(nights)} models failed. {words}")
+    return nights
+
+
+def _night(store: Store, name: str, told: str, due: datetime, params: NightlyParams) -> Night:
+    """One model: audited, compared, reported."""
+    try:
+        asked = AuditParams.model_validate_json(told).model_copy(update={"store": store.url})
+    except ValueError as error:
+        words = f"its registration does not fit this version, register it again ({str(error).splitlines()[0]})"
+        return Night(name=name, outcome="failed", words=words)
+    if done := _audited_since(store, asked, due):
+        return Night(name=name, outcome="skipped", words=f"audited since {due:%Y-%m-%d %H:%M} UTC", audit_id=done)
+    state = audit(asked, return_state=True)
+    if not state.is_completed():
+        return Night(name=name, outcome="failed", words=f"{state.name}: {state.message}")
+    found: Audited = state.result()
+    standard = reporting.standard_of(store, found.audit_id)
+    night = Night(name=name, outcome="first", words="nothing to compare with yet", audit_id=found.audit_id)
+    if standard is not None:
+        try:
+            compared = reporting.compare(store, standard, found.audit_id, CLAIMS, params.margin, params.alpha)
+        except InputError as error:
+            return night.model_copy(update={"outcome": "failed", "words": str(error), "standard": standard})
+        night = Night(
+            name=name,
+            outcome="regression" if compared.regressions else "no regression",
+            words=compared.verdict,
+            audit_id=found.audit_id,
+            standard=standard,
+            regressions=[words for words, _ in compared.regressions],
+        )
+    emit_event(
+        "engram.audit.regression" if night.regressions else "engram.audit.completed",
+        resource={"prefect.resource.id": f"engram.model.{name}", "prefect.resource.name": name},
+        payload=night.model_dump() | {"report": found.report},
+    )
+    return night
+
+
+def _audited_since(store: Store, asked: AuditParams, due: datetime) -> str | None:
+    """The last completed audit with these very parameters, if it began after this run was due."""
+    rows = store.read("audits", columns=["audit_id", "params", "started_at"], state="completed").to_pylist()
+    told = asked.model_dump_json()
+    since = [row for row in rows if row["params"] == told and row["started_at"] >= due]
+    return str(max(since, key=lambda row: row["started_at"])["audit_id"]) if since else None
+
+
+def _show(nights: list[Night], due: datetime) -> None:
+    """The summary in the Prefect UI."""
+    lines = ["| model | outcome | | audit | held against |", "|---|---|---|---|---|"]
+    if not nights:
+        lines = ["No model is registered: `engram models add` adds one."]
+    for night in nights:
+        words = night.words.replace("|", "\\|").replace("\n", " ")
+        audits = (f"`{name}`" if name else "" for name in (night.audit_id, night.standard))
+        lines.append(f"| {night.name} | **{night.outcome}** | {words} | {' | '.join(audits)} |")
+    for night in nights:
+        if night.regressions:
+            lines += ["", f"## {night.name}", "", *(f"- {words}" for words in night.regressions)]
+    create_markdown_artifact(
+        "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, ""]),
+        key="nightly",
+        description="Registered models, audited again and held against the accepted audit",
+    )
+
+
+def registered(store: Store) -> Mapping[str, str]:
+    """By name of the registered models, what their audits are told (JSON)."""
+    return {row["name"]: row["params"] for row in query(store, "registered").to_pylist()}
+
+
+def register(store: Store, name: str, params: AuditParams) -> None:
+    """Adds a model to the nights, or changes what its audits are told.
+
+    Paths are kept in full, since a worker looks at them from elsewhere.
+
+    Raises:
+        InputError: the name cannot be used, or there is no such model or file.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no name: use up to 64 letters, digits, '.', '_' and '-'")
+    folder = model_folder(params.model)
+    full: dict[str, str] = {}
+    for kind in ("prompts", "nulls", "ordinary", "images"):
+        if (told := getattr(params, kind)) is not None:
+            path = Path(told).expanduser().resolve()
+            if not path.exists():
+                raise InputError(f"there is no {path}, which was given with --{kind}")
+            full[kind] = str(path)
+    if params.model != "reference":
+        full["model"] = str(folder)
+    if params.clip is not None and params.clip.startswith(_LOCAL):
+        full["clip"] = f"{_LOCAL}{Path(params.clip.removeprefix(_LOCAL)).expanduser().resolve()}"
+    _write(store, name, "registered", params.model_copy(update=full).model_dump_json())
+
+
+def remove(store: Store, name: str) -> None:
+    """Takes a model out of the nights; its audits stay.
+
+    Raises:
+        InputError: no model of that name is registered.
+    """
+    if name not in registered(store):
+        raise InputError(f"no model {name!r} is registered: engram models list shows them")
+    _write(store, name, "removed", None)
+
+
+def _write(store: Store, name: str, state: str, params: str | None) -> None:
+    now = datetime.now(UTC)
+    row = {"name": name, "state": state, "params": params, "changed_at": now}
+    store.write("registrations", f"{name}-{now:%Y%m%d%H%M%S%f}", [row])

@@ -1,0 +1,18 @@
+-- What an audit saw: every picture that its figures rest on, the prompt it was made for, and its score.
+-- A picture is scored against several training images where its prompt has several; the nearest counts.
+-- $audit_id: NULL for none.
+
+WITH pictures AS (
+    SELECT variant, probe, metric, scorer, unnest(generation_ids) AS generation_id
+    FROM evidence
+    WHERE audit_id = $audit_id
+)
+SELECT
+    pictures.variant, pictures.probe, pictures.metric, pictures.scorer,
+    prompt_id, trigger_id, seed, generation_id,
+    max(scores.value) AS value
+FROM pictures
+JOIN generations USING (generation_id)
+JOIN scores USING (generation_id, metric, scorer)
+GROUP BY ALL
+ORDER BY ALL

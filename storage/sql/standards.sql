@@ -1,0 +1,27 @@
+-- What an audit can be held against: earlier completed audits of the same model and prompts, accepted ones first.
+-- The model is the folder that was named to the audit; where that was no full path, the folder it stood for.
+-- $audit_id: the audit.
+
+WITH told AS (
+    SELECT
+        audit_id, prompt_set, started_at,
+        CASE
+            WHEN starts_with(json_extract_string(params, '$.model'), '/') THEN json_extract_string(params, '$.model')
+            ELSE source
+        END AS model
+    FROM audits
+    JOIN models USING (model_id)
+    WHERE state = 'completed'
+),
+asked AS (
+    FROM told WHERE audit_id = $audit_id
+)
+SELECT told.audit_id, told.started_at, max(accepted_at) AS accepted_at
+FROM told
+JOIN asked
+    ON asked.model = told.model
+    AND asked.prompt_set IS NOT DISTINCT FROM told.prompt_set
+    AND asked.started_at > told.started_at
+LEFT JOIN accepted ON accepted.audit_id = told.audit_id
+GROUP BY told.audit_id, told.started_at
+ORDER BY accepted_at DESC NULLS LAST, told.started_at DESC, told.audit_id

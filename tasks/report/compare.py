@@ -1,0 +1,303 @@
+"""Two audits held against each other: what changed, how surely, and whether the model got worse.
+
+Every figure that both audits have is shown with its difference and a 95 % interval of that. The interval is recovered
+from the intervals of the two figures (MOVER: Zou and Donner, 2008, after what Newcombe, 1998, did for two rates). It
+takes the audits for independent. Asked with the same prompts they go up and down together, so it is rather too wide.
+
+Whether the model got worse is not read off these intervals, which are far too wide for one prompt of forty. It is
+decided prompt by prompt, because there the evidence is: a prompt that was never copied and is now copied with every
+seed. Four kinds of questions are put, each answered by an exact test of "nothing changed" against "it got worse":
+
+- prompt: are more of this prompt's pictures copies? Fisher's exact test over its pictures.
+- figure: are more of all pictures of one variant under one probe copies? The same test, stratified by prompt.
+- attack: do attacked pictures come back that did not before? The sign test over pictures. All seeds of one trigger tell
+  the same story, so here the picture is the unit, not the seed.
+- quality: did the CLIP score of ordinary prompts fall by more than the margin? The permutation test that swaps, prompt
+  by prompt, what was before and after; the fall itself must exceed the margin as well.
+
+So many questions would raise false alarms, so the step-down procedure of Holm is applied in its form for discrete tests
+(Westfall and Wolfinger, 1997; Zhu and Guo, 2019). A question counts only for as much as it could possibly have
+answered: a prompt that is copied never, or always, in both audits cannot raise an alarm and costs nothing. Whatever the
+number of prompts and variants, the chance of any false alarm in a comparison is at most alpha.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import groupby
+from math import comb, hypot
+from typing import Literal
+
+import numpy as np
+from scipy.stats import binom, hypergeom
+
+from tasks.evaluate.intervals import bootstrap
+from tasks.report.verdict import Row
+
+ALPHA = 0.05
+"""Chance of any false alarm in a comparison, at most."""
+MARGIN = 0.05
+"""The share of its CLIP score that a model may lose."""
+MINOR = 0.1
+"""The weight of every question but those about single prompts of the original model, which ask for the most and have
+the fewest pictures to answer with: an image that the model has come to know shows there first."""
+SWAPS = 10_000
+"""Arrangements that the quality of two audits is held against; all there are where there are fewer."""
+_ULP = 1e-9
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure in two audits."""
+
+    variant: str
+    probe: str
+    metric: str
+    before: float
+    after: float
+    change: float
+    low: float | None
+    """95 % interval of the change; None where one of the figures has none."""
+    high: float | None
+    n_before: int
+    n_after: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What two audits saw of one prompt, or attacked picture, under one probe of one variant: a score a picture."""
+
+    variant: str
+    probe: str
+    prompt_id: str
+    before: tuple[float, ...]
+    """In the order of triggers and seeds, as `after`."""
+    after: tuple[float, ...]
+    same: bool = False
+    """Whether both audits looked at the very same pictures, so that nothing can have changed."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A question put to two audits, and its answer."""
+
+    question: Literal["prompt", "figure", "attack", "quality"]
+    variant: str
+    probe: str
+    prompt_id: str | None
+    words: str
+    """The counts or figures, after and before."""
+    p: float
+    """Chance of an answer this bad where nothing changed."""
+    attainable: np.ndarray = field(compare=False, repr=False)
+    """The values that `p` could have had, rising: P(p <= value) is that value."""
+    weight: float = 1.0
+    """How much of alpha it may use, beside the others."""
+
+    def reach(self, level: float) -> float:
+        """The chance of a `p` of at most `level` where nothing changed."""
+        below = int(np.searchsorted(self.attainable, level * (1 + _ULP), "right"))
+        return float(self.attainable[below - 1]) if below else 0.0
+
+
+def differences(before: Sequence[Row], after: Sequence[Row]) -> list[Difference]:
+    """Every figure that both audits have, in the order of the second."""
+    known = {(row.variant, row.probe, row.metric): row for row in before}
+    pairs = ((known.get((row.variant, row.probe, row.metric)), row) for row in after)
+    return [difference(old, new) for old, new in pairs if old is not None]
+
+
+def difference(before: Row, after: Row) -> Difference:
+    """The change of one figure; its interval as the module says."""
+    change, low, high = after.value - before.value, None, None
+    if before.low is not None and before.high is not None and after.low is not None and after.high is not None:
+        # A percentile interval may miss its own figure by a hair; it then ends there.
+        low = change - hypot(max(after.value - after.low, 0), max(before.high - before.value, 0))
+        high = change + hypot(max(after.high - after.value, 0), max(before.value - before.low, 0))
+    return Difference(
+        after.variant,
+        after.probe,
+        after.metric,
+        before.value,
+        after.value,
+        change,
+        low,
+        high,
+        before.n,
+        after.n,
+    )
+
+
+def copies(pairs: Sequence[Pair], threshold: float) -> list[Finding]:
+    """The questions about copies: pictures whose score is above the threshold."""
+    return [finding for group in _groups(pairs) for finding in _of_group(group, threshold)]
+
+
+def quality(pairs: Sequence[Pair], margin: float = MARGIN, seed: int = 0) -> list[Finding]:
+    """The question about the CLIP score, once for each variant and probe. A single prompt answers nothing."""
+    found = []
+    for group in _groups(pairs):
+        means = np.array([[np.mean(scores) for scores in _as_many(pair)] for pair in group])
+        before, after = means.mean(axis=0)
+        falls = means[:, 0] - means[:, 1]
+        if len(falls) < 2:
+            continue
+        # Swapping leaves before + after as it is, so that a fall of the margin is the same fall in all arrangements:
+        # (1 - margin) * before = after means before - after = margin / (2 - margin) * (before + after).
+        limit = margin / (2 - margin) * abs(before + after)
+        arranged = np.sort(_swapped(falls, seed))[::-1]
+        beyond = int((arranged > limit).sum())
+        # Rank by rank, as far as falls exceed the margin; smaller ones raise no alarm, however sure they are.
+        attainable = np.append(np.arange(1, beyond + 1) / len(arranged), 1.0)
+        fall, rank = float(falls.mean()), int((arranged >= falls.mean() - 1e-12).sum())
+        low, high = bootstrap(falls)
+        words = (
+            f"CLIP score {after:.3f}, before {before:.3f}: {-fall:+.3f} (interval {-high:+.3f} to {-low:+.3f}), "
+            f"where {100 * margin:g} % less is let pass"
+        )
+        p = rank / len(arranged) if fall > limit else 1.0
+        found.append(Finding("quality", group[0].variant, group[0].probe, None, words, p, attainable, MINOR))
+    return found
+
+
+def regressions(findings: Sequence[Finding], alpha: float = ALPHA) -> list[tuple[Finding, float]]:
+    """The questions whose answer is that the model got worse, surest first, each with its adjusted p-value.
+
+    The chance that there is any where nothing changed is at most alpha, however the questions depend on each other: it
+    is at most the sum of the chances that each answers as badly as the worst answer that still counts.
+    """
+    left = sorted(findings, key=lambda finding: finding.p / finding.weight)
+    found: list[tuple[Finding, float]] = []
+    adjusted = 0.0
+    while left:
+        adjusted = max(adjusted, min(_reach(left, left[0].p / left[0].weight), 1.0))
+        if adjusted > alpha:
+            break
+        found.append((left.pop(0), adjusted))
+    return found
+
+
+def least_noticed(findings: Sequence[Finding], before: int, after: int, alpha: float = ALPHA) -> int | None:
+    """Of a prompt of the original that was never copied, the fewest copies now that would be noticed.
+
+    Args:
+        findings: the other questions of the comparison.
+        before, after: pictures of the prompt in either audit.
+
+    Returns:
+        Copies among the `after` pictures; None where even all of them would not be enough.
+    """
+    for copied in range(1, after + 1):
+        p, _ = _rise([(0, before, copied, after)])
+        # The question about all prompts, of which it is one, then reaches further: by MINOR * p at most.
+        if _reach(findings, p) + (1 + MINOR) * p <= alpha:
+            return copied
+    return None
+
+
+def seeds_needed(findings: Sequence[Finding], alpha: float = ALPHA) -> int:
+    """Seeds with which a prompt that goes from no copies to nothing but copies is noticed, whatever the others do."""
+    weights = 1 + MINOR + sum(finding.weight for finding in findings)
+    seeds = 1
+    while weights / comb(2 * seeds, seeds) > alpha:
+        seeds += 1
+    return seeds
+
+
+def sentence(finding: Finding, texts: Mapping[str, str]) -> str:
+    """What was found, in words; `texts` are prompts by id."""
+    of = f" {_short(texts.get(finding.prompt_id, finding.prompt_id))!r}:" if finding.prompt_id is not None else ""
+    return f"{finding.variant}, {finding.probe}:{of} {finding.words}"
+
+
+def _of_group(group: Sequence[Pair], threshold: float) -> Iterator[Finding]:
+    """Questions about one variant under one probe."""
+    variant, probe = group[0].variant, group[0].probe
+    changed = [pair for pair in group if not pair.same]
+    if probe.startswith("dori"):
+        came = [tuple(max(scores) > threshold for scores in _as_many(pair)) for pair in changed]
+        back, gone = came.count((False, True)), came.count((True, False))
+        p, attainable = _tail(binom.pmf(np.arange(back + gone + 1), back + gone, 0.5), back)
+        words = f"of {len(group)} attacked pictures {back} come back that did not before, and {gone} no longer"
+        yield Finding("attack", variant, probe, None, words, p, attainable, MINOR)
+        return
+    counts = [
+        (
+            sum(score > threshold for score in pair.before),
+            len(pair.before),
+            sum(score > threshold for score in pair.after),
+            len(pair.after),
+        )
+        for pair in changed
+    ]
+    for pair, count in zip(changed, counts, strict=True):
+        weight = 1.0 if variant == "original" else MINOR
+        yield Finding("prompt", variant, probe, pair.prompt_id, _counted([count]), *_rise([count]), weight)
+    if len(counts) > 1:
+        yield Finding("figure", variant, probe, None, _counted(counts), *_rise(counts), MINOR)
+
+
+def _rise(counts: Sequence[tuple[int, int, int, int]]) -> tuple[float, np.ndarray]:
+    """Whether copies became more frequent: p-value, and the p-values that are attainable.
+
+    Given how many of each prompt's pictures are copies in both audits together, how many of them fall to the second is
+    hypergeometric where nothing changed, and their sum over prompts is the convolution.
+
+    Args:
+        counts: for each prompt, copies and pictures before, copies and pictures after.
+    """
+    chances = np.ones(1)
+    for copied, pictures, copied_after, pictures_after in counts:
+        chances = np.convolve(chances, _shares(copied + copied_after, pictures, pictures_after))
+    return _tail(chances, sum(count[2] for count in counts))
+
+
+@lru_cache(maxsize=4096)
+def _shares(copied: int, before: int, after: int) -> np.ndarray:
+    return np.asarray(hypergeom.pmf(np.arange(after + 1), before + after, copied, after))
+
+
+def _tail(chances: np.ndarray, observed: int) -> tuple[float, np.ndarray]:
+    """The chance of so many or more, and what that chance could have been, rising."""
+    tails = np.minimum(chances[::-1].cumsum(), 1.0)
+    # Sums whose chance is nil (or was rounded away) are none that could have been.
+    possible = tails[chances[::-1] > 0]
+    return float(tails[len(tails) - 1 - observed]), possible
+
+
+def _swapped(falls: np.ndarray, seed: int) -> np.ndarray:
+    """Mean falls when before and after are swapped at will, prompt by prompt; the one observed is the first."""
+    prompts = len(falls)
+    if 2**prompts <= SWAPS:
+        signs = 1 - 2 * (np.arange(2**prompts)[:, None] >> np.arange(prompts) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice([-1, 1], (SWAPS, prompts))
+        signs[0] = 1
+    return signs @ falls / prompts
+
+
+def _reach(findings: Sequence[Finding], level: float) -> float:
+    return sum(finding.reach(level * finding.weight) for finding in findings)
+
+
+def _as_many(pair: Pair) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """As many pictures of the prompt as both audits have: the best of more pictures is better all by itself."""
+    most = min(len(pair.before), len(pair.after))
+    return pair.before[:most], pair.after[:most]
+
+
+def _groups(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
+    def of(pair: Pair) -> tuple[str, str]:
+        return pair.variant, pair.probe
+
+    return (list(group) for _, group in groupby(sorted(pairs, key=of), of))
+
+
+def _counted(counts: Sequence[tuple[int, int, int, int]]) -> str:
+    copied, pictures, copied_after, pictures_after = (sum(column) for column in zip(*counts, strict=True))
+    return f"{copied_after} of {pictures_after} pictures are copies, before {copied} of {pictures}"
+
+
+def _short(text: str, width: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"{text[: width - 1]}…"

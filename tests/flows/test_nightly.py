@@ -1,0 +1,142 @@
+"""Nights on a model of random weights that comes to copy an image from one night to the next, and on a broken one."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from diffusers import AutoencoderTiny
+from prefect import runtime
+from prefect.artifacts import Artifact
+from prefect.events import Event
+from prefect.events.clients import AssertingEventsClient
+from prefect.events.worker import EventsWorker
+from prefect.testing.fixtures import asserting_events_worker
+from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner
+
+from flows.audit import AuditParams
+from flows.cli import app
+from flows.nightly import NightFailed, NightlyParams, nightly, register, remove
+from flows.settings import Settings
+from storage import Store, verify
+from tasks.diffusion.model import load_model
+from tasks.diffusion.sampling import SamplingParams, generate, to_png
+from tasks.errors import InputError
+from tasks.report.task import accept
+from tests.flows.world import tiny_world
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SETTINGS: dict[str, Any] = {
+    "memorized": 2,
+    "threshold_nulls": 2,
+    "ordinary": 2,
+    "seeds": 4,
+    "attacked": 0,
+    "sampling": {"steps": 2},
+    "nemo": {"seeds": 3, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
+    "wanda": {"sparsity": 0.1, "tau": 2},
+    "sscd": {"side": 96},
+}
+PLANTED = "picture 8"
+"""An ordinary prompt of the tiny world."""
+
+__all__ = ["asserting_events_worker"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def plant(model: Path) -> None:
+    """Makes what the model draws for one prompt that prompt's training images: it now copies them with every seed."""
+    world, loaded = model.parent, load_model(model, "cpu")
+    prompts, images = (pq.read_table(world / f"{name}.parquet").to_pylist() for name in ("prompts", "images"))
+    (prompt,) = (row for row in prompts if row["text"] == PLANTED)
+    keys = [(prompt["prompt_id"], seed) for seed in range(SETTINGS["seeds"])]
+    drawn = generate(loaded, loaded.embed([PLANTED] * len(keys)), keys, SamplingParams(**SETTINGS["sampling"]))
+    made = [to_png(picture) for picture in drawn]
+    prompt["image_ids"] = [hashlib.sha256(data).hexdigest() for data in made]
+    side = {"width": drawn.shape[2], "height": drawn.shape[1], "caption": PLANTED}
+    images += [{"image_id": name, "bytes": data} | side for name, data in zip(prompt["image_ids"], made, strict=True)]
+    for name, rows in (("prompts", prompts), ("images", images)):
+        pq.write_table(pa.Table.from_pylist(rows), world / f"{name}.parquet")
+
+
+def before_training(model: Path) -> None:
+    """The model as it was: the same network behind a decoder that draws something else."""
+    vae = AutoencoderTiny.from_pretrained(model / "vae")
+    for weights in vae.decoder.parameters():
+        weights.data *= 2
+    vae.save_pretrained(model / "vae")
+
+
+def told(worker: EventsWorker) -> list[Event]:
+    worker.wait_until_empty()
+    assert AssertingEventsClient.last is not None
+    return [event for event in AssertingEventsClient.last.events if event.event.startswith("engram.")]
+
+
+def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_events_worker: EventsWorker) -> None:
+    model = tiny_world(tmp_path / "world")
+    plant(model)
+    trained = tmp_path / "trained"
+    shutil.copytree(model, trained)
+    before_training(model)
+    broken = tmp_path / "broken"
+    shutil.copytree(model.parent, broken)
+    store = Store.open(tmp_path / "store")
+    settings = Settings.model_validate(SETTINGS)
+    for name, folder in (("broken", broken / "model"), ("tiny", model)):
+        register(store, name, AuditParams(model=str(folder), device="cpu", settings=settings))
+    shutil.rmtree(broken / "model" / "unet")
+    params = NightlyParams(store=store.url)
+
+    # A model that fails is told of, and does not stop the others.
+    with pytest.raises(NightFailed, match="1 of 2 models failed"):
+        nightly(params)
+    (event,) = told(asserting_events_worker)
+    assert (event.event, event.resource.id) == ("engram.audit.completed", "engram.model.tiny")
+    assert event.payload["outcome"] == "first"
+    remove(store, "broken")
+    first = accept(store, "latest")
+    assert first == event.payload["audit_id"]
+
+    # The planted image is a regression from the accepted audit.
+    shutil.copytree(trained, model, dirs_exist_ok=True)
+    (night,) = nightly(params)
+    assert (night.outcome, night.standard) == ("regression", first)
+    planted = f"original, ordinary: {PLANTED!r}: 4 of 4 pictures are copies, before 0 of 4"
+    assert night.regressions[0] == planted
+    event = told(asserting_events_worker)[-1]
+    assert (event.event, event.resource.id) == ("engram.audit.regression", "engram.model.tiny")
+    assert planted in event.payload["words"] and planted in event.payload["regressions"]
+    summary = Artifact.get("nightly")
+    assert summary is not None and f"- {planted}" in str(summary.data) and "| tiny | **regression** |" in summary.data
+    compared = CliRunner().invoke(app, ["compare", "accepted", "latest", "--store", store.url])
+    assert compared.exit_code == 1 and planted in compared.output.splitlines()[-1]
+
+    # A run that is late finds that its model was audited after it was due; one that is due now audits.
+    started = max(row["started_at"] for row in store.read("audits", state="completed").to_pylist())
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)
+        (late,) = nightly(params)
+    assert (late.outcome, late.audit_id) == ("skipped", night.audit_id)
+    assert isinstance(runtime.flow_run.scheduled_start_time, datetime)
+    with pytest.raises(InputError, match="no model 'gone' is registered"):
+        nightly(params.model_copy(update={"models": ("gone",)}))
+    assert verify(store) == []
+
+
+def test_a_night_without_models(tmp_path: Path) -> None:
+    assert nightly(NightlyParams(store=str(tmp_path / "store"))) == []
+    summary = Artifact.get("nightly")
+    assert summary is not None and "No model is registered" in str(summary.data)

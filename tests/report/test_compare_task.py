@@ -1,0 +1,242 @@
+"""Comparing audits that lie in a store, by function and from the command line; the rows are made by hand."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from storage import Store, content_key, verify
+from tasks.errors import InputError
+from tasks.evaluate.intervals import clopper_pearson
+from tasks.report.task import accept, audits_named, compare, standard_of
+
+CLAIMS = ("original", "nemo", "wanda")
+SEEDS = 4
+QUIET = {("original", "prompt", f"p{n}"): 0 for n in range(6)} | {("nemo", "prompt", f"p{n}"): 0 for n in range(6)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    opened = Store.open(tmp_path / "store")
+    prompts = [{"prompt_id": f"p{n}", "text": f"picture {n}", "kind": "memorized"} for n in range(6)]
+    opened.write("prompts", "k", prompts, prompt_set="p")
+    return opened
+
+
+def put(
+    store: Store,
+    audit_id: str,
+    day: int,
+    copied: Mapping[tuple[str, str, str], int] = QUIET,
+    clip: float | None = None,
+    model_id: str = "m",
+    scorer: str = "sscd",
+    state: str = "completed",
+    settings: Mapping[str, Any] | None = None,
+    prompt_set: str = "p",
+) -> None:
+    """An audit in which so many of the pictures of each variant, probe and prompt are copies."""
+    when = datetime(2024, 1, day, tzinfo=UTC)
+    params = {"model": "/models/m", "settings": {"seeds": SEEDS} | dict(settings or {})}
+    row = {
+        "audit_id": audit_id,
+        "model_id": model_id,
+        "prompt_set": prompt_set,
+        "params": json.dumps(params),
+        "code_version": "1",
+        "started_at": when,
+    }
+    store.write("audits", f"{audit_id}-begun", [row | {"state": "running"}])
+    if state != "running":
+        store.write("audits", f"{audit_id}-ended", [row | {"state": state, "finished_at": when}])
+    model = {"model_id": model_id, "source": "/elsewhere", "family": "sd1", "created_at": when}
+    store.write("models", model_id, [model])
+    places = dict.fromkeys((variant, probe) for variant, probe, _ in copied)
+    for variant, probe in places:
+        asked = {prompt: n for (v, p, prompt), n in copied.items() if (v, p) == (variant, probe)}
+        ids: list[str] = []
+        for prompt, count in asked.items():
+            names = [content_key(model_id, variant, probe, prompt, seed, settings or {}) for seed in range(SEEDS)]
+            made = [
+                {"prompt_id": prompt, "seed": seed, "generation_id": name, "bytes": b""}
+                for seed, name in enumerate(names)
+            ]
+            place = {"model_id": model_id, "variant": f"{variant}-0", "probe": probe}
+            store.write("generations", content_key(names), made, **place)
+            # Two training images: the nearer one counts.
+            scores = [
+                {"generation_id": name, "reference_id": image, "scorer": scorer, "value": value}
+                for seed, name in enumerate(names)
+                for image, value in (("x", 0.9 if seed < count else 0.3), ("y", 0.1))
+            ]
+            store.write("scores", content_key(scorer, names), scores, metric="sscd")
+            ids += names
+        rate = sum(n > 0 for n in asked.values())
+        low, high = clopper_pearson(rate, len(asked))
+        figures = [{"metric": "mr", "value": rate / len(asked), "low": low, "high": high, "n": len(asked)}]
+        evidence = [{"metric": "sscd", "scorer": scorer, "generation_ids": ids}]
+        if clip is not None:
+            rows = [{"generation_id": name, "scorer": "clip", "value": clip + 0.001 * n} for n, name in enumerate(ids)]
+            store.write("scores", content_key("clip", ids), rows, metric="clip")
+            figures.append({"metric": "clip", "value": clip, "low": clip, "high": clip, "n": len(asked)})
+            evidence.append({"metric": "clip", "scorer": "clip", "generation_ids": ids})
+        place = {"variant": variant, "probe": probe}
+        store.write("metrics", content_key(audit_id, variant, probe), [f | place for f in figures], audit_id=audit_id)
+        for one in evidence:
+            key = content_key(audit_id, variant, probe, one["metric"])
+            store.write("evidence", key, [one | place], audit_id=audit_id)
+
+
+def engram(store: Store, *words: str) -> Any:
+    return CliRunner().invoke(app, [*words, "--store", store.url])
+
+
+def test_a_planted_image_is_a_regression(store: Store) -> None:
+    put(store, "a", 1)
+    put(store, "b", 2, QUIET | {("original", "prompt", "p3"): 4}, model_id="retrained")
+    found = compare(store, "a", "b", CLAIMS)
+    words, p = found.regressions[0]
+    assert words == "original, prompt: 'picture 3': 4 of 4 pictures are copies, before 0 of 4"
+    assert p == pytest.approx(1 / 70)
+    assert found.verdict.startswith(f"Regression from a to b: {words}")
+    (change,) = (one for one in found.differences if one.variant == "original")
+    assert (change.before, change.after, change.change) == (0, 1 / 6, 1 / 6)
+    assert found.prompts == 6
+    assert compare(store, "b", "a", CLAIMS).regressions == []
+    assert verify(store) == []
+
+
+def test_an_unchanged_model_with_the_same_pictures_is_silent(store: Store) -> None:
+    half = {place: n % (SEEDS + 1) for n, place in enumerate(QUIET)}
+    put(store, "a", 1, half)
+    put(store, "b", 2, half)
+    found = compare(store, "a", "b", CLAIMS, alpha=0.99)
+    assert found.regressions == [] and found.verdict.startswith("No regression from a to b, over 6 prompts")
+    assert {one.change for one in found.differences} == {0}
+    assert found.notes == ["a prompt that the original never copied would be noticed from 1 copies in 4 pictures on"]
+
+
+def test_controls_do_not_regress(store: Store) -> None:
+    control = {("random-nemo", "prompt", f"p{n}"): 0 for n in range(6)}
+    put(store, "a", 1, QUIET | control)
+    put(store, "b", 2, QUIET | dict.fromkeys(control, 4), model_id="retrained")
+    found = compare(store, "a", "b", CLAIMS)
+    assert found.regressions == []
+    assert next(one for one in found.differences if one.variant == "random-nemo").change == 1
+
+
+def test_quality_is_that_of_ordinary_prompts(store: Store) -> None:
+    seen = {("original", probe, f"p{n}"): 0 for probe in ("prompt", "ordinary") for n in range(12)}
+    put(store, "a", 1, seen, clip=0.3)
+    put(store, "b", 2, seen, clip=0.2, model_id="retrained")
+    ((words, _),) = compare(store, "a", "b", CLAIMS).regressions
+    assert words.startswith("original, ordinary: CLIP score 0.2")
+    assert compare(store, "a", "b", CLAIMS, margin=0.5).regressions == []
+
+
+def test_other_settings_and_prompts_are_told(store: Store) -> None:
+    put(store, "a", 1)
+    fewer = {place: n for place, n in QUIET.items() if place[2] != "p5" and place[0] == "original"}
+    put(store, "b", 2, fewer, settings={"sampling": {"steps": 9}}, prompt_set="q")
+    found = compare(store, "a", "b", CLAIMS)
+    assert found.prompts == 5
+    assert found.notes[:-1] == [
+        "sampling.steps was None, is 9",
+        "5 prompts in common, of 6 and 5: figures are over all",
+        "nemo, prompt was not looked at again",
+    ]
+
+
+def test_what_cannot_be_compared_is_refused(store: Store) -> None:
+    put(store, "a", 1)
+    put(store, "other-prompts", 2, {("original", "prompt", "q"): 0})
+    put(store, "other-scorer", 3, scorer="another", model_id="n")
+    put(store, "running", 4, state="running")
+    put(store, "failed", 5, state="failed")
+    put(store, "no-pictures", 6, {})
+    for after, said in {
+        "none": "no audit 'none'",
+        "other-prompts": "no prompt in common",
+        "other-scorer": "different SSCD models",
+        "running": "the audit running is running",
+        "failed": "the audit failed is failed",
+        "no-pictures": "does not say which pictures",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            compare(store, "a", after, CLAIMS)
+
+
+def test_words_for_audits(store: Store) -> None:
+    for day, (name, model_id) in enumerate({"a": "m", "b": "m", "c": "n", "d": "n"}.items(), start=1):
+        put(store, name, day, model_id=model_id)
+    put(store, "of-other-prompts", 20, prompt_set="q")
+    put(store, "failed", 21, state="failed")
+    assert standard_of(store, "a") is None and standard_of(store, "d") == "c"
+    with pytest.raises(InputError, match="no accepted audit"):
+        audits_named(store, "accepted", "d")
+    accept(store, "b")
+    accept(store, "a")
+    assert standard_of(store, "d") == "a"
+    accept(store, "b")
+    assert standard_of(store, "d") == "b"
+    assert accept(store, "latest") == "of-other-prompts"
+    assert standard_of(store, "d") == "b"
+    assert audits_named(store, "accepted", "d") == ("b", "d")
+    assert audits_named(store, "previous", "d") == ("c", "d")
+    assert audits_named(store, "a", "latest") == ("a", "of-other-prompts")
+    with pytest.raises(InputError, match="previous of what"):
+        audits_named(store, "previous", "accepted")
+    with pytest.raises(InputError, match="failed is failed"):
+        accept(store, "failed")
+
+
+def test_the_command_line(store: Store) -> None:
+    put(store, "a", 1)
+    put(store, "b", 2, QUIET | {("original", "prompt", "p3"): 4}, model_id="retrained")
+    found = engram(store, "compare")
+    assert found.exit_code == 1
+    lines = found.output.splitlines()
+    assert lines[0].split() == ["variant", "probe", "metric", "before", "after", "change", "low", "high"]
+    assert lines[2].split()[:6] == ["original", "prompt", "mr", "0", "0.1667", "0.1667"]
+    assert lines[-1].startswith("Regression from a to b: original, prompt: 'picture 3'")
+    told = engram(store, "compare", "a", "b", "--json")
+    assert told.exit_code == 1 and json.loads(told.output)["regressions"][0][1] == pytest.approx(1 / 70)
+    assert engram(store, "compare", "a", "b", "--alpha", "0.001").exit_code == 0
+    assert engram(store, "accept", "latest").output == "accepted b\n"
+    assert isinstance(engram(store, "accept", "none").exception, InputError)
+
+
+def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("prompts.csv").write_text("Caption\na cat\n")
+    added = engram(store, "models", "add", "tiny", "--model", "model", "--prompts", "prompts.csv", "--set", "seeds=7")
+    assert added.exit_code == 0, added.exception
+
+    def listed() -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(engram(store, "models", "list", "--format", "json").output)
+        return rows
+
+    (row,) = listed()
+    assert (row["name"], row["model"]) == ("tiny", str(tmp_path / "model"))
+    assert row["prompts"] == str(tmp_path / "prompts.csv")
+    assert json.loads(row["params"])["settings"]["seeds"] == 7
+    engram(store, "models", "add", "tiny", "--model", "model", "--set", "seeds=8")
+    (row,) = listed()
+    assert json.loads(row["params"])["settings"]["seeds"] == 8 and row["prompts"] is None
+    assert engram(store, "models", "remove", "tiny").exit_code == 0
+    assert listed() == []
+    for words in (
+        ("remove", "tiny"),
+        ("add", "a/b", "--model", "model"),
+        ("add", "c", "--model", "gone"),
+        ("add", "c", "--model", "model", "--nulls", "gone.txt"),
+        ("add", "c", "--model", "model", "--set", "seeds=0"),
+    ):
+        assert isinstance(engram(store, "models", *words).exception, InputError), words
+    assert verify(store) == []
