@@ -52,7 +52,10 @@ class ProfileName(StrEnum):
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
 
 
-NotifyOption = Annotated[str | None, typer.Option("--notify", help="Address that gets a POST when a model got worse.")]
+NotifyOption = Annotated[
+    str | None,
+    typer.Option("--notify", envvar="ENGRAM_NOTIFY", help="Address that gets a POST when a model got worse."),
+]
 ModelOption = Annotated[str, typer.Option("--model", help="Folder of a diffusers pipeline, or 'reference'.")]
 ProfileOption = Annotated[ProfileName, typer.Option("--profile", help="How much is looked at.")]
 PromptsOption = Annotated[

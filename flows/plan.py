@@ -177,7 +177,7 @@ class Plan:
         found = mitigating.known(self.subject, ids | {"wanda-control": control})
         if "wanda" not in found:
             return found
-        scored = {}
+        scored: dict[str, str] = {}
         for score in self.settings.scores:
             chosen = self.settings.importance.model_copy(update={"score": score})
             key = localizing.importance_id(self.subject, *self.pictured, chosen, self.wanda_id, self.wanda)
@@ -187,7 +187,7 @@ class Plan:
     def variants(self) -> dict[str, str]:
         """Every variant that is there, the original first: by name the variant in the store."""
         cuts, settings = self.cuts(), self.settings
-        ids = {defence: mitigating.defend_id(defence, settings.defence) for defence in settings.defences}
+        ids: dict[str, str] = {name: mitigating.defend_id(name, settings.defence) for name in settings.defences}
         pruned = pruned_of(cuts)
         if pruned is not None and self.erasable:
             ids |= {

@@ -35,6 +35,8 @@ SETTINGS: dict[str, Any] = {
     "wanda": {"sparsity": 0.1, "tau": 2},
     "scores": ("magnitude",),
     "dori": {"steps": 2, "batch": 2},
+}
+RIVALS: dict[str, Any] = {
     "erase": ("adversarial-finetune", "surrogate-finetune", "ordinary-finetune", "lora-finetune"),
     "finetune": {
         "epochs": 1,
@@ -66,8 +68,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def params(model: Path, tmp_path_factory: pytest.TempPathFactory) -> AuditParams:
+    settings = Settings.model_validate(SETTINGS | RIVALS)
     store = tmp_path_factory.mktemp("audited") / "store"
-    return AuditParams(model=str(model), store=str(store), device="cpu", settings=Settings.model_validate(SETTINGS))
+    return AuditParams(model=str(model), store=str(store), device="cpu", settings=settings)
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +89,7 @@ def test_every_variant_is_measured_under_every_probe(params: AuditParams, audite
     found = {(row["variant"], row["probe"]) for row in rows if row["metric"] == "mr"}
     cut = {"nemo", "random-nemo", "wanda", "random-wanda", "wanda-control", "magnitude"}
     probed = {(variant, probe) for variant in {"original", *cut} for probe in ("prompt", "ordinary")}
-    rivals = {*SETTINGS["erase"], *SETTINGS["defences"]}
+    rivals = {*RIVALS["erase"], *RIVALS["defences"]}
     probed |= {(variant, probe) for variant in rivals for probe in ("prompt", "ordinary")}
     attacked = {(variant, "dori-noise") for variant in {"original", "nemo", "wanda", *rivals}}
     assert found == probed | attacked | {("original", "dori-noise-control")}
@@ -147,12 +150,13 @@ def test_batch_sizes_do_not_change_the_figures(params: AuditParams, audited: Aud
         }
         for p, a in ((params, audited), (other, again))
     )
-    assert one.keys() == two.keys()
-    assert one == pytest.approx(two, abs=0.02)
+    assert two.keys() <= one.keys() and len(two) > 50
+    assert two == pytest.approx({key: one[key] for key in two}, abs=0.02)
 
 
 def test_an_interrupted_audit_goes_on(params: AuditParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = params.model_copy(update={"store": str(tmp_path / "store")})
+    few = {"store": str(tmp_path / "store"), "settings": Settings.model_validate(SETTINGS)}
+    other = params.model_copy(update=few)
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
@@ -213,14 +217,14 @@ def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audi
 def test_trained_and_defended_variants(params: AuditParams, audited: Audited) -> None:
     subject = Plan(params).subject
     before = subject.load().unet.state_dict()
-    for name in SETTINGS["erase"]:
+    for name in RIVALS["erase"]:
         after = subject.load(audited.variants[name]).unet.state_dict()
         assert after.keys() == before.keys()
         changed = {key for key in before if not before[key].equal(after[key])}
         assert changed
         if name == "lora-finetune":
             assert all(".attn" in key and key.endswith(".weight") for key in changed)
-    for name in SETTINGS["defences"]:
+    for name in RIVALS["defences"]:
         assert subject.load(audited.variants[name]).unet.state_dict().keys() == before.keys()
         assert subject.weights_of(audited.variants[name]) == "original"
         assert subject.defence(audited.variants[name])[0] == name
