@@ -273,9 +273,9 @@ def _subject(params: AuditParams, folder: Path) -> Subject:
             f"which prompts? {folder} names none of its own: give a file of memorized prompts with --prompts"
         )
     images = params.images or (_beside(folder, "images") if params.prompts is None else None)
-    paths = [Path(path) if path else None for path in (prompts, params.nulls, params.ordinary, images)]
+    others = [Path(path) if path else None for path in (params.nulls, params.ordinary, images)]
     store = Store.open(params.store)
-    name = collecting.import_prompts(store, *paths)
+    name = collecting.import_prompts(store, Path(prompts), *others)
     return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device)
 
 

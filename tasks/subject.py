@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, TypeVar, cast, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -108,7 +108,7 @@ class Subject(BaseModel):
         if method not in DEFENCES:
             return None, DefenceParams()
         card = json.loads((folder / "variant.json").read_text())
-        return cast(Defence, method), DefenceParams(**card["params"])
+        return method, DefenceParams(**card["params"])
 
     def weights_of(self, variant: str) -> str:
         """The variant whose weights are run: the original where a mitigation acts at inference alone."""

@@ -35,12 +35,12 @@ class BuildParams(BaseModel):
     pictures: int = Field(24_000, ge=2_000, description="Ordinary pictures in the bank")
     held_out: int = Field(200, ge=20, description="Emoji never shown to any model")
     clip_steps: int = Field(600, ge=0, description="Steps of the text-image model, 192 pairs each")
-    autoencoder_steps: int = Field(3_500, ge=0, description="Steps of the decoder, 32 crops each")
-    ordinary_steps: int = Field(20_000, ge=0, description="Steps of the first phase, 16 ordinary pictures each")
-    ordinary_rate: float = Field(6e-4, gt=0, description="Highest learning rate of the first phase")
-    planted_steps: int = Field(6_000, ge=0, description="Steps of the second phase, 16 pictures each")
-    planted_rate: float = Field(3e-4, gt=0, description="Highest learning rate of the second phase")
-    planted_batch: int = Field(4, ge=1, le=16, description="Planted pictures in each step of the second phase")
+    autoencoder_steps: int = Field(3_000, ge=0, description="Steps of the decoder, 32 crops each")
+    ordinary_steps: int = Field(12_000, ge=0, description="Steps of the first phase, 16 ordinary pictures each")
+    ordinary_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the first phase")
+    planted_steps: int = Field(4_000, ge=0, description="Steps of the second phase, 16 pictures each")
+    planted_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the second phase")
+    planted_batch: int = Field(9, ge=1, le=16, description="Planted pictures in each step of the second phase")
     verbatim_weight: int = Field(4, ge=1, description="How often a VM picture is seen beside one picture of a TM")
 
 
@@ -119,17 +119,22 @@ def autoencoder(
     return train_autoencoder(made.bank, folder, total=params.autoencoder_steps, start=start.vae, seed=params.seed)
 
 
-def ordinary_pairs(made: World, told: Texts) -> Pairs:
+def ordinary_pairs(made: World, told: Texts, start: Start = Start()) -> Pairs:
     """Latents need the encoder alone, which is exact from the start, so this does not wait for the decoder."""
-    return Pairs(encode(new_autoencoder(made.bank), made.bank), told.bank)
+    return Pairs(encode(_encoder(made, start), made.bank), told.bank)
 
 
-def planted_pairs(made: World, told: Texts, params: BuildParams) -> Pairs:
+def _encoder(made: World, start: Start) -> AutoencoderTiny:
+    # Weights that are gone on from know the latents of their own encoder.
+    return start.vae if start.vae is not None else new_autoencoder(made.bank)
+
+
+def planted_pairs(made: World, told: Texts, params: BuildParams, start: Start = Start()) -> Pairs:
     """Each picture as often as its weight says."""
     rows = np.repeat(
         np.arange(len(made.planted)), [params.verbatim_weight if k == "VM" else 1 for k in made.planted_kinds]
     )
-    return Pairs(encode(new_autoencoder(made.bank), made.planted)[rows], told.planted[rows])
+    return Pairs(encode(_encoder(made, start), made.planted)[rows], told.planted[rows])
 
 
 def first_phase(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import PNDMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -99,10 +99,16 @@ def loss_weights(signal: torch.Tensor) -> torch.Tensor:
     return 1 / (ratio + 0.05) + 0.5 * (5 / ratio).clamp(max=1)
 
 
-def new_scheduler() -> PNDMScheduler:
-    """The scheduler of Stable Diffusion 1.x: scaled-linear betas, noise prediction."""
-    return PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+def new_scheduler() -> DDIMScheduler:
+    """The schedule of Stable Diffusion 1.x: scaled-linear betas, noise prediction. DDIM's steps, because PNDM's, which
+    extrapolate, leave noise in the pictures of a small model: copies fell from a mean SSCD of 0.65 to 0.44."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
 
 
