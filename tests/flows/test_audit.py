@@ -185,6 +185,7 @@ def test_each_stage_runs_alone_on_what_the_others_left(params: AuditParams, audi
         stages.evaluate(other, audit_id)
     stages.attack(other)
     assert stages.audit_of(other) == audit_id
+    stages.diagnose(other, audit_id)
     stages.evaluate(other, audit_id)
     assert stages.report(other, audit_id).table == audited.table
     assert parts(Store.open(other.store)) == parts(Store.open(params.store))
