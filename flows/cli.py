@@ -121,7 +121,7 @@ def _stage(name: str, words: str) -> None:
         files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
         params = _params(model, profile, files, clip, device, settings, store)
         run = getattr(stages, name)
-        if name in ("evaluate", "report", "mitigate"):
+        if name in ("mitigate", "diagnose", "evaluate", "report"):
             found = run(params, stages.audit_of(params, audit_id))
         else:
             found = run(params)
@@ -141,6 +141,7 @@ for _name, _words in (
     ("localize", "Find the neurons and weights that hold memorized images, with their controls."),
     ("mitigate", "Make the variants: cut, trained, or defended at inference."),
     ("attack", "Search adversarial embeddings on every variant that claims to have forgotten."),
+    ("diagnose", "Ask many triggers of one picture whether memory is local."),
     ("evaluate", "Make pictures of every variant under every probe, and measure them."),
     ("report", "Write the page of an audit."),
 ):

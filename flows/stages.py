@@ -54,7 +54,7 @@ def _transient(task: Any, run: Any, state: Any) -> bool:
         state.result()
     except (ConnectionError, TimeoutError):
         return True
-    except BaseException:
+    except Exception:
         return False
     return False
 
@@ -278,7 +278,7 @@ def audit_of(params: AuditParams, audit_id: str | None = None) -> str:
 
 
 def _evaluate(plan: Plan, audit_id: str, probe: Probe, name: str, kind: str) -> None:
-    """Pictures of one variant under one probe, their scores and figures."""
+    """Pictures of one variant under one probe, their scores and figures. `name` and `kind` only name the task's run."""
     subject, settings, wanted = plan.subject, plan.settings, plan.shots(probe)
     ids = evaluating.generate_pictures(subject, probe.variant, probe.probe, wanted, settings.sampling)
     if probe.probe == EXTRACTION:

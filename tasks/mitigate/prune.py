@@ -140,14 +140,20 @@ class Card:
             f" at the site `{self.site}`\n"
         )
         table = f"| layer | members cut |\n|---|---:|\n{rows}\n\n"
+        use = WHOLE if whole else CHANGED.format(base=self.base)
         if self.done:
             words, share, table = f"in which {self.done}. Nothing is needed at inference.", "", ""
+        if self.site == "inference":
+            words, use = (
+                f"where {self.done}.",
+                "The weights are those of the base; pictures are made by `engram evaluate`.",
+            )
         return (
             "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [memorization, engram]\n---\n\n"
             f"# {self.title}\n\n"
             f"`{self.base}` (fingerprint `{self.base_id}`), {words}\n\n"
             f"{share}- by audit: `{self.audit_id}`\n\n{table}"
-            f"## Use\n\n{WHOLE if whole else CHANGED.format(base=self.base)}\n\n"
+            f"## Use\n\n{use}\n\n"
             f"## Settings\n\n{settings or 'none'}\n\n"
             "## Limits\n\nA mitigation can hide a memory rather than remove it: adversarial embeddings may still bring"
             " it back. See the audit's figures for this variant before relying on it.\n"

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -259,19 +260,8 @@ def erase(
 
         done = finetune(model, memorized, kept, chosen, checkpoint, told, held_out if chosen.check_every else None)
     history = [vars(step) for step in done.history]
-    card = Card(
-        title=f"{Path(subject.model).name}, {method}",
-        base=subject.model,
-        base_id=model.model_id,
-        method=method,
-        audit_id=audit_id,
-        site="unet",
-        pruned=0,
-        total=sum(weight.numel() for weight in done.unet.parameters()),
-        params=chosen.model_dump(mode="json"),
-        done=DONE[method],
-    )
-    _put(store, model, variant, method, params_id, key, card, done.unet, {"history.json": json.dumps(history)})
+    files = {"history.json": json.dumps(history)}
+    _put(subject, model, variant, method, params_id, key, chosen, audit_id, done.unet, files)
     checkpoint.unlink(missing_ok=True)
     return {method: variant}
 
@@ -288,19 +278,7 @@ def defend(subject: Subject, method: Defence, params: DefenceParams, audit_id: s
     variant = f"{method}-{params_id[:8]}"
     key = content_key(model.model_id, variant)
     if not store.has("variants", key, model_id=model.model_id):
-        card = Card(
-            title=f"{Path(subject.model).name}, {method}",
-            base=subject.model,
-            base_id=model.model_id,
-            method=method,
-            audit_id=audit_id,
-            site="inference",
-            pruned=0,
-            total=sum(weight.numel() for weight in model.unet.parameters()),
-            params=params.model_dump(mode="json"),
-            done=DONE[method],
-        )
-        _put(store, model, variant, method, params_id, key, card, None, {})
+        _put(subject, model, variant, method, params_id, key, params, audit_id)
     return {method: variant}
 
 
@@ -440,17 +418,31 @@ def _pictures(store: Store, model: Model, asked: Sequence[Asked]) -> np.ndarray:
 
 
 def _put(
-    store: Store,
+    subject: Subject,
     model: Model,
     variant: str,
-    method: str,
+    method: Erasure | Defence,
     params_id: str,
     key: str,
-    card: Card,
-    unet: UNet2DConditionModel | None,
-    files: Mapping[str, str],
+    params: FineTuneParams | DefenceParams,
+    audit_id: str,
+    unet: UNet2DConditionModel | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Puts a variant that cuts nothing into the store; without a UNet it has the weights of the original."""
+    store = subject.open()
+    card = Card(
+        title=f"{Path(subject.model).name}, {method}",
+        base=subject.model,
+        base_id=model.model_id,
+        method=method,
+        audit_id=audit_id,
+        site="inference" if unet is None else "unet",
+        pruned=0,
+        total=sum(weight.numel() for weight in model.unet.parameters()),
+        params=params.model_dump(mode="json"),
+        done=DONE[method],
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / variant
         if unet is not None:

@@ -1,6 +1,7 @@
 """Cutting weights does what blocking does, controls match in number, variants load anywhere."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,12 @@ def test_a_control_is_possible_just_where_there_is_room(taken: int, universe: in
     else:
         with pytest.raises(InputError, match="too few for a control"):
             random_like(members, {0: universe}, 0)
+
+
+def test_a_card_says_what_is_needed_at_inference() -> None:
+    cut, trained = CARD.markdown(whole=False), replace(CARD, done="the UNet was trained").markdown(whole=False)
+    defended = replace(CARD, done="random words are added to prompts", site="inference").markdown(whole=False)
+    assert "are set to zero" in cut and "members cut" in cut
+    assert "the UNet was trained. Nothing is needed at inference" in trained and "members cut" not in trained
+    assert "random words are added to prompts." in defended and "from_pretrained" not in defended
+    assert "Nothing is needed" not in defended
