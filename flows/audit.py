@@ -10,6 +10,7 @@ from importlib.metadata import version
 from prefect import flow
 
 from flows.plan import AuditParams, Plan
+from flows.show import show_audit
 from flows.stages import Audited, attack, collect, diagnose, evaluate, localize, mitigate, report
 from tasks.collect import task as collecting
 
@@ -32,7 +33,9 @@ def audit(params: AuditParams) -> Audited:
         attack(params)
         diagnose(params, audit_id)
         evaluate(params, audit_id)
-        return report(params, audit_id)
+        done = report(params, audit_id)
+        show_audit(audit_id, done.report, done.written)
+        return done
 
 
 @contextmanager

@@ -415,7 +415,7 @@ def _tell(found: Any, store: str | None, as_json: bool) -> None:
         figures = Store.open(store).read("metrics", audit_id=found.audit_id).to_pylist()
         print(json.dumps({"audit_id": found.audit_id, "report": found.report, "metrics": figures}, indent=1))
     else:
-        print(found.table)
+        print(found.written.table)
         print(f"audit   {found.audit_id}\nreport  {found.report}")
 
 

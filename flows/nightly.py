@@ -29,7 +29,7 @@ _LOCAL = "local-dir:"
 class NightlyParams(BaseModel):
     """Which models are audited again, and what counts as worse."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Nightly", frozen=True, extra="forbid")
 
     store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
     models: tuple[str, ...] = Field((), description="names of registered models; all if empty")

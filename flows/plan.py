@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,9 +22,10 @@ from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.clip_score import ClipParams
 from tasks.localize import task as localizing
+from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as mitigating
-from tasks.subject import DEFENCES, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of
+from tasks.subject import DEFENCES, EFFORT, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of
 
 CLAIMS = (ORIGINAL, "nemo", "wanda", "adversarial-finetune")
 """Variants that claim to have removed a memory, and the model itself: attacked from every start. Rivals are attacked
@@ -37,7 +39,7 @@ EXTRACTION = "extraction"
 class AuditParams(BaseModel):
     """What is audited."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Audit", frozen=True, extra="forbid")
 
     model: str = Field("reference", description="folder of a diffusers pipeline; 'reference' is the shipped one")
     store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
@@ -66,6 +68,8 @@ class Probe:
     """Whether pictures are held against their prompts, too."""
     seeds: int | None = None
     """Pictures of each prompt, where it is not the audit's number."""
+    steps: int | None = None
+    """Steps of the attack, where it is not the audit's number."""
 
     @property
     def label(self) -> tuple[str, str, str]:
@@ -118,6 +122,22 @@ class Plan:
     def nemo_id(self) -> str:
         """Of NeMo's sets; detection must have run."""
         return localizing.nemo_id(self.subject, self.threshold_nulls, self.nulls, self.settings.nemo)
+
+    @property
+    def published_nemo(self) -> NemoParams | None:
+        """NeMo's search as published, where it is to be held against another refinement."""
+        nemo = self.settings.nemo
+        if not self.settings.agreement or nemo.refinement == "sequential":
+            return None
+        return nemo.model_copy(update={"refinement": "sequential"})
+
+    def agreement(self) -> dict[str, float]:
+        """By prompt id, the IOU of what the chosen refinement and the published one found; empty where not compared."""
+        nemo = self.published_nemo
+        if nemo is None:
+            return {}
+        published = localizing.nemo_id(self.subject, self.threshold_nulls, self.nulls, nemo)
+        return localizing.search_agreement(self.subject, self.nemo_id, published)
 
     @property
     def curve_id(self) -> str:
@@ -212,14 +232,31 @@ class Plan:
                     yield Probe(name, stored, f"dori-{start}", self.attacked, start)
             if self.controls:
                 yield Probe(ORIGINAL, ORIGINAL, f"dori-{start}-control", self.controls, start)
+        few = self.settings.effort_images
+        # The largest first: the others are its beginnings, and then there already.
+        for steps in sorted(self.settings.efforts, reverse=True) if self.attacked else ():
+            for asked, suffix in ((self.attacked[:few], ""), (self.controls[:few], "-control")):
+                if asked:
+                    name = f"{EFFORT}{steps}{suffix}"
+                    yield Probe(ORIGINAL, ORIGINAL, name, asked, "noise", steps=steps)
+
+    def dori(self, probe: Probe) -> DoriParams:
+        """The attack of a probe that attacks."""
+        own: dict[str, Any] = {"start": probe.start}
+        if probe.steps is not None:
+            own |= {"steps": probe.steps, "also_at": self.settings.efforts}
+        return self.settings.dori.model_copy(update=own)
 
     def triggers(self, probe: Probe) -> dict[str, list[str]] | None:
         """The ids of a probe's triggers by prompt id; None where prompts are asked."""
         if probe.start is None:
             return None
-        dori = self.settings.dori.model_copy(update={"start": probe.start})
-        seed = self.settings.seed
+        seed, dori = self.settings.seed, self.dori(probe)
         return attacking.triggers_of(self.subject, probe.variant, probe.asked, self.pool, dori, seed)
+
+    def trigger_ids(self, probe: Probe) -> list[str]:
+        """All of those ids, in order."""
+        return [name for ids in (self.triggers(probe) or {}).values() for name in ids]
 
     def shots(self, probe: Probe) -> list[evaluating.Shot]:
         """The pictures that a probe asks for."""

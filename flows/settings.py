@@ -1,6 +1,6 @@
 """What an audit is told, and the two profiles that people start from."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,8 +33,15 @@ class Settings(BaseModel):
     controls: int = Field(16, ge=0, description="pictures never memorized that are attacked under the same budget")
     starts: tuple[Start, ...] = Field(("prompt", "noise"), description="where attacks begin")
     rival_starts: tuple[Start, ...] = Field(("noise",), description="those of them that rivals are attacked from")
+    efforts: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
+        (), description="numbers of attack steps that replication is drawn against; hundreds can bring anything back"
+    )
+    effort_images: int = Field(8, ge=1, description="memorized pictures, and as many never memorized, attacked so")
     sampling: SamplingParams = SamplingParams()
     nemo: NemoParams = NemoParams()
+    agreement: bool = Field(
+        False, description="where NeMo's refinement is not the published one, search that way, too, and compare"
+    )
     wanda: WandaParams = WandaParams()
     contrast: Literal["prompts", "empty"] = Field(
         "prompts", description="what memorized prompts are held against: null prompts, or the empty one as published"
@@ -72,6 +79,7 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "attacked": 24,
         "controls": 24,
         "starts": ("prompt", "noise", "other"),
+        "efforts": (10, 25, 50, 100, 200, 500),
         "erase": ("adversarial-finetune", "surrogate-finetune", "ordinary-finetune"),
         "defences": ("perturbed-embedding", "random-tokens", "reweighted-attention"),
         "finetune": {"check_every": 6},

@@ -4,25 +4,17 @@ One direction: collect, localize, mitigate, attack, evaluate, report. A stage th
 says so and stops.
 """
 
-import base64
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from prefect import flow
-from prefect.artifacts import (
-    create_image_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect import flow, runtime
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.assets import materialize
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows.plan import EXTRACTION, AuditParams, Plan, Probe, pruned_of
+from flows.show import show_audit, show_chart, shown_progress, uri
 from storage import Store, content_key
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
@@ -32,10 +24,7 @@ from tasks.evaluate.sscd import scorer_of
 from tasks.localize import task as localizing
 from tasks.mitigate import task as mitigating
 from tasks.report import task as reporting
-from tasks.subject import ORIGINAL, watching
-
-LONG_S = 5.0
-"""What takes longer than this shows its progress in the Prefect UI, and as often."""
+from tasks.subject import ORIGINAL
 
 
 class Audited(BaseModel):
@@ -43,9 +32,9 @@ class Audited(BaseModel):
 
     audit_id: str
     report: str
-    table: str
     variants: dict[str, str]
     """By the name that figures go by, the variant in the store."""
+    written: reporting.Written
 
 
 def _transient(task: Any, run: Any, state: Any) -> bool:
@@ -105,7 +94,7 @@ def collect(params: AuditParams) -> None:
         InputError: the model, the prompts or the images cannot be used.
     """
     plan = Plan(params)
-    with _shown_progress():
+    with shown_progress():
         register_model(plan.subject)
         collect_values(plan.subject, [*plan.memorized, *plan.nulls])
         few = plan.ordinary[: len(plan.memorized)]
@@ -121,9 +110,11 @@ def localize(params: AuditParams) -> None:
     """
     plan = Plan(params)
     subject, settings, memorized = plan.subject, plan.settings, plan.memorized
-    with _shown_progress():
+    with shown_progress():
         detect(subject, [*memorized, *plan.threshold_nulls, *plan.ordinary], settings.nemo)
         nemo_id = localize_nemo(subject, memorized, plan.threshold_nulls, plan.nulls, settings.nemo)
+        if plan.published_nemo is not None:
+            localize_nemo(subject, memorized, plan.threshold_nulls, plan.nulls, plan.published_nemo)
         memorization_left(subject, memorized, nemo_id, plan.threshold_nulls, settings.nemo, seed=settings.seed)
         wanda_id = localize_wanda(subject, memorized, plan.contrast, plan.wanda, settings.sampling)
         localize_control(subject, memorized, plan.ordinary, plan.contrast, plan.wanda, settings.sampling)
@@ -149,7 +140,7 @@ def mitigate(params: AuditParams, audit_id: str = "none") -> dict[str, str]:
     """
     plan = Plan(params)
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
-    with _shown_progress():
+    with shown_progress():
         cuts = cut_neurons(subject, plan.nemo_id, [p.prompt_id for p in plan.memorized], audit_id, seed=seed)
         cuts |= cut_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
         if "wanda" in cuts:
@@ -165,6 +156,8 @@ def mitigate(params: AuditParams, audit_id: str = "none") -> dict[str, str]:
         for name in settings.erase if pruned is not None and plan.erasable else ():
             pair = (plan.erasable, plan.kept)
             erase(subject, name, *pair, pruned, settings.finetune, settings.sampling, settings.sscd, audit_id)
+            history = mitigating.history_of(subject, plan.variants()[name])
+            show_chart(name, reporting.training_chart(name, history))
     return plan.variants()
 
 
@@ -176,10 +169,10 @@ def attack(params: AuditParams) -> None:
         InputError: the mitigation did not run, or an attack diverged.
     """
     plan = Plan(params)
-    with _shown_progress():
+    with shown_progress():
         for probe in plan.probes(plan.variants()):
             if probe.start is not None:
-                dori = plan.settings.dori.model_copy(update={"start": probe.start})
+                dori = plan.dori(probe)
                 attack_images(plan.subject, probe.variant, probe.asked, plan.pool, dori, plan.settings.seed)
 
 
@@ -197,7 +190,7 @@ def diagnose(params: AuditParams, audit_id: str) -> None:
     subject, settings = plan.subject, plan.settings
     if not plan.diagnosed:
         return
-    with _shown_progress():
+    with shown_progress():
         attack_images(subject, ORIGINAL, plan.diagnosed, plan.pool, plan.many, settings.seed)
         triggers = plan.diagnosed_triggers()
         collect_values(subject, triggers)
@@ -220,7 +213,7 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
     words, maps = reporting.write_locality(plan.subject, audit_id, found, plan.nemo_id, plan.trigger_wanda_id)
     create_markdown_artifact(words, key="locality", description="Whether memory is local")
     for number, picture in enumerate(maps, 1):
-        create_image_artifact(_uri(picture), key=f"locality-{number}", description="Triggers, their starts and prompts")
+        create_image_artifact(uri(picture), key=f"locality-{number}", description="Triggers, their starts and prompts")
 
 
 @flow(name="evaluate", flow_run_name="evaluate")
@@ -234,7 +227,7 @@ def evaluate(params: AuditParams, audit_id: str) -> None:
         InputError: the attack did not run.
     """
     plan = Plan(params)
-    with _shown_progress():
+    with shown_progress():
         for probe in plan.probes(plan.variants()):
             evaluate_probe(plan, audit_id, probe, probe.name, probe.probe)
 
@@ -253,14 +246,20 @@ def report(params: AuditParams, audit_id: str) -> Audited:
     subject, settings = plan.subject, plan.settings
     record = reporting.record_of(subject.open(), audit_id)
     variants = plan.variants()
-    shown = {probe.label: plan.pictures(probe) for probe in plan.probes(variants) if probe.probe != EXTRACTION}
+    probes = [probe for probe in plan.probes(variants) if probe.probe != EXTRACTION and probe.steps is None]
+    shown = {probe.label: plan.pictures(probe) for probe in probes}
+    own = [probe for probe in probes if probe.start is not None and subject.weights_of(probe.variant) == probe.variant]
+    searches = {_search_name(probe): plan.trigger_ids(probe) for probe in own}
+    trained = {name: mitigating.history_of(subject, variants[name]) for name in settings.erase if name in variants}
     found = reporting.Localized(wanda=plan.wanda_id, control=plan.control_id, curve=plan.curve_id)
     path = subject.beside("reports") / audit_id / "report.html"
     facts = _facts(plan, record, variants)
     scorer = scorer_of(settings.sscd)
-    written = write_report(subject, audit_id, path, variants, plan.memorized, shown, facts, found, scorer)
-    _show(audit_id, str(path), written)
-    return Audited(audit_id=audit_id, report=str(path), table=written.table, variants=variants)
+    page = (subject, audit_id, path, variants, plan.memorized, shown, facts, found, scorer, searches, trained)
+    written = write_report(*page)
+    if runtime.flow_run.parent_flow_run_id is None:  # else the audit shows it on its own page
+        show_audit(audit_id, str(path), written)
+    return Audited(audit_id=audit_id, report=str(path), variants=variants, written=written)
 
 
 def audit_of(params: AuditParams, audit_id: str | None = None) -> str:
@@ -313,53 +312,6 @@ evaluate_probe = _task(
 )
 
 
-@contextmanager
-def _shown_progress() -> Iterator[None]:
-    """Within, loops of the stages that take long show how far they are in the Prefect UI."""
-    begun: dict[str, tuple[float, Any]] = {}
-
-    def told(what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        last, artifact = begun.setdefault(what, (now, None))
-        if now - last < LONG_S and done < total:
-            return
-        share = 100.0 * done / total
-        if artifact is not None:
-            update_progress_artifact(artifact, share)
-        elif done < total:
-            artifact = create_progress_artifact(share, description=what)
-        begun[what] = now, artifact
-
-    with watching(told):
-        yield
-
-
-def _show(audit_id: str, path: str, written: reporting.Written) -> None:
-    """What the Prefect UI shows of an audit: the verdict with the figures, pictures, and the overlap of subsets."""
-    create_markdown_artifact(
-        f"# Audit {audit_id}\n\n{written.verdict}\n\n```text\n{written.table}```\n\nReport: `{path}`\n",
-        key="audit",
-        description="What the model copies, before and after",
-    )
-    if written.sheet is not None:
-        create_image_artifact(
-            _uri(written.sheet),
-            key="copies",
-            description="Training pictures beside the best copies of each variant",
-        )
-    whole = [row for row in written.overlap if row["layer"] is None and row["step"] is None]
-    columns = ("pair", "pairs", "iou", "std", "lowest", "highest", "iou_chance")
-    create_table_artifact(
-        [{name: row[name] for name in columns} for row in whole],
-        key="subspace",
-        description="Overlap (IOU) of the weights that subsets of prompts use, beside ordinary prompts and chance",
-    )
-
-
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
 def _facts(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> list[tuple[str, str]]:
     settings, missing = plan.settings, [name for name in ("nemo", "wanda") if name not in variants]
     untrained = [name for name in settings.erase if name not in variants]
@@ -379,6 +331,15 @@ def _facts(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> list
         ("versions", ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())),
         ("settings", content_key(record["params"])[:8]),
     ]
+    agreement = list(plan.agreement().values())
+    if agreement:
+        words = f"finds the neurons of the published search with an IOU of {sum(agreement) / len(agreement):.3f}"
+        same = sum(iou == 1 for iou in agreement)
+        facts.append(("refinement", f"{settings.nemo.refinement} {words}, the same for {same} of {len(agreement)}"))
     if untrained:
         facts.append(("not fine-tuned", f"{', '.join(untrained)}: nothing was localized, or pictures are missing"))
     return facts
+
+
+def _search_name(probe: Probe) -> str:
+    return f"{probe.name}, from {probe.start}{', never memorized' if probe.probe.endswith('-control') else ''}"

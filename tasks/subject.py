@@ -21,6 +21,8 @@ from tasks.mitigate.inference import Defence, DefenceParams
 
 Kind = Literal["memorized", "null", "ordinary"]
 ORIGINAL = "original"
+EFFORT = "effort-"
+"""Probes of the original by attacks of so many steps: how many it takes until what was never memorized comes back."""
 DEFENCES: tuple[Defence, ...] = get_args(Defence)
 T = TypeVar("T")
 

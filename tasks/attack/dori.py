@@ -24,7 +24,7 @@ Start = Literal["prompt", "noise", "other"]
 class DoriParams(BaseModel):
     """Budget and start of the attack; the defaults are the published ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Dori", frozen=True, extra="forbid")
 
     steps: Annotated[
         int, Field(ge=1, le=10_000, description="Adam steps; beyond some 500 any picture may come back")
@@ -47,14 +47,10 @@ class DoriParams(BaseModel):
             ge=1, le=1024, description="pictures attacked in one batch, as memory allows; does not change the result"
         ),
     ] = 4
-    keep_every: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=10_000,
-            description="keep the embedding every so many steps, to draw replication against steps; 0: no",
-        ),
-    ] = 0
+    also_at: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=10_000)], ...],
+        Field(description="numbers of steps whose embeddings are kept, too: smaller budgets, at no further cost"),
+    ] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class Trigger:
     distance: float
     """l2 norm of the way from the start."""
     snapshots: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Embeddings by number of steps done, where `keep_every` asked for them."""
+    """Embeddings by number of steps done, those that `also_at` asked for: what smaller budgets would have found."""
 
 
 def attack(
@@ -261,7 +257,7 @@ def _search_together(
                 )
             losses[row].append(value)
         optimizer.step()
-        if params.keep_every and (step + 1) % params.keep_every == 0:
+        if step + 1 in params.also_at:
             for row, kept in enumerate(embedding.detach().cpu()):
                 snapshots[row][step + 1] = kept.clone()
         done(len(keys))

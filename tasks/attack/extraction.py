@@ -19,7 +19,7 @@ from tasks.evaluate.intervals import clopper_pearson
 class ExtractionParams(BaseModel):
     """When pictures count as near copies, and how many of them make a memory; the defaults are the published ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Extraction attack", frozen=True, extra="forbid")
 
     generations: Annotated[int, Field(ge=2, le=100_000, description="pictures generated of each prompt")] = 500
     clique: Annotated[int, Field(ge=2, description="near copies of each other that make a memorized picture")] = 10

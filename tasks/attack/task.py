@@ -28,6 +28,9 @@ def attack_images(
 ) -> dict[str, list[str]]:
     """Searches triggers for the first image of each prompt.
 
+    Budgets that `params.also_at` names are written as attacks of their own: a search of fewer steps is the beginning of
+    this one.
+
     Args:
         variant: as the store knows it. What a mitigation does at inference is not attacked: its triggers are the
             original's, and meet it when pictures are made.
@@ -45,7 +48,9 @@ def attack_images(
     names = _names(subject, variant, asked, pool, params, seed)
     stored = store.read("triggers", columns=["trigger_id"], model_id=subject.model_id, variant=variant)
     known = set(stored["trigger_id"].to_pylist())
-    todo = [p for p in asked if any(names[p.prompt_id, r] not in known for r in range(params.restarts))]
+    budgets = _budgets(params)
+    wanted = [(r, steps) for r in range(params.restarts) for steps in budgets]
+    todo = [p for p in asked if any(names[p.prompt_id, *one] not in known for one in wanted)]
     total = len(todo) * params.restarts * params.steps
     with progress(total, f"attacking {variant} from {params.start}", "step") as done:
         for block in shards(todo, params.images_at_once):
@@ -59,14 +64,16 @@ def attack_images(
             rows = [
                 {
                     "image_id": prompt.image_ids[0],
-                    "trigger_id": names[prompt.prompt_id, it.restart],
+                    "trigger_id": name,
                     "start": params.start,
                     "restart": it.restart,
-                    "embedding": it.embedding.flatten().numpy(),
+                    "embedding": (it.embedding if steps == params.steps else it.snapshots[steps]).flatten().numpy(),
                     "shape": list(it.embedding.shape),
-                    "loss": it.losses,
+                    "loss": it.losses[:steps],
                 }
                 for prompt, it in zip(of, found, strict=True)
+                for steps in budgets
+                if (name := names[prompt.prompt_id, it.restart, steps]) not in known
             ]
             key = content_key([row["trigger_id"] for row in rows])
             store.write("triggers", key, rows, model_id=subject.model_id, variant=variant)
@@ -132,31 +139,39 @@ def diagnose(
     )
 
 
+def _budgets(params: DoriParams) -> list[int]:
+    """The numbers of steps that a search is written for."""
+    return [*sorted({steps for steps in params.also_at if steps < params.steps}), params.steps]
+
+
 def _by_prompt(
-    asked: Sequence[Asked], names: Mapping[tuple[str, int], str], params: DoriParams
+    asked: Sequence[Asked], names: Mapping[tuple[str, int, int], str], params: DoriParams
 ) -> dict[str, list[str]]:
-    return {p.prompt_id: [names[p.prompt_id, restart] for restart in range(params.restarts)] for p in asked}
+    return {
+        p.prompt_id: [names[p.prompt_id, restart, params.steps] for restart in range(params.restarts)] for p in asked
+    }
 
 
 def _names(
     subject: Subject, variant: str, asked: Sequence[Asked], pool: Sequence[str], params: DoriParams, seed: int
-) -> dict[tuple[str, int], str]:
-    """Trigger ids by prompt id and restart."""
-    settings = params.model_dump(exclude={"images_at_once", "keep_every", "restarts"})
+) -> dict[tuple[str, int, int], str]:
+    """Trigger ids by prompt id, restart and number of steps."""
+    settings = params.model_dump(exclude={"images_at_once", "also_at", "restarts"})
     return {
-        (prompt.prompt_id, restart): content_key(
+        (prompt.prompt_id, restart, steps): content_key(
             VERSION,
             subject.model_id,
             variant,
             prompt.image_ids[0],
             prompt.text,
-            settings,
+            settings | {"steps": steps},
             sorted(set(pool)),
             seed,
             restart,
         )
         for prompt in asked
         for restart in range(params.restarts)
+        for steps in _budgets(params)
     }
 
 

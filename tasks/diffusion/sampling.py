@@ -17,7 +17,7 @@ from tasks.diffusion.noise import Key, initial_noise, predict_noise
 class SamplingParams(BaseModel):
     """How pictures are generated."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Sampling", frozen=True, extra="forbid")
 
     steps: Annotated[int, Field(ge=1, le=1000, description="denoising steps")] = 50
     guidance: Annotated[float, Field(ge=0, le=30, description="classifier-free guidance; 1 or less runs without")] = 7.5

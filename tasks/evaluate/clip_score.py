@@ -22,7 +22,7 @@ from tasks.errors import InputError
 class ClipParams(BaseModel):
     """Which CLIP model scores the alignment of pictures and prompts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="CLIP score", frozen=True, extra="forbid")
 
     model: Annotated[
         str,

@@ -32,7 +32,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class SscdParams(BaseModel):
     """Which SSCD model is used, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="SSCD", frozen=True, extra="forbid")
 
     weights: Annotated[
         str | None,

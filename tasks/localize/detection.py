@@ -22,7 +22,7 @@ from tasks.localize.ssim import similarity, to_unit_range
 class DetectionParams(BaseModel):
     """How noise differences are taken."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Detection", frozen=True, extra="forbid")
 
     seeds: Annotated[int, Field(ge=2, le=1000, description="initial noises for each prompt")] = 10
     steps: Annotated[

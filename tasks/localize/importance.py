@@ -23,7 +23,7 @@ BY_GRADIENT = ("taylor", "gradient")
 class ImportanceParams(BaseModel):
     """Which score, and how its gradients are taken."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Other importance scores", frozen=True, extra="forbid")
 
     score: Annotated[Importance, Field(description="what makes a weight important")] = "taylor"
     timesteps: Annotated[

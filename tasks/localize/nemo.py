@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tasks.collect.values import Statistics
 from tasks.diffusion.model import Model
@@ -29,6 +29,8 @@ from tasks.localize.search import Check, Neuron, SearchParams, initial_selection
 
 class NemoParams(DetectionParams, SearchParams):
     """NeMo's parameters, with the published values as defaults."""
+
+    model_config = ConfigDict(title="NeMo")
 
     threshold: Annotated[
         float | None,

@@ -35,7 +35,7 @@ class Score(Protocol):
 class SearchParams(BaseModel):
     """The thresholds that the initial selection walks through, and the kind of refinement."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="NeMo: the search", frozen=True, extra="forbid")
 
     theta: Annotated[
         float, Field(gt=0, le=100, description="z-score above which a neuron is a candidate, at first")

@@ -18,7 +18,7 @@ from tasks.errors import InputError
 class WandaParams(BaseModel):
     """Which weights count as memorized, and which of them are cut."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Wanda", frozen=True, extra="forbid")
 
     sparsity: Annotated[
         float, Field(gt=0, le=1, description="share of each row's weights that can be memorized ones (published: 1 %)")

@@ -31,7 +31,7 @@ from tasks.errors import InputError
 class FineTuneParams(BaseModel):
     """The training and its inner attack; epochs and attack are the published ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Fine-tuning", frozen=True, extra="forbid")
 
     epochs: Annotated[int, Field(ge=1, le=10_000, description="passes over the memorized pictures")] = 5
     images_per_step: Annotated[int, Field(ge=1, le=1024, description="memorized pictures attacked in one step")] = 8

@@ -20,7 +20,7 @@ Defence = Literal["perturbed-embedding", "random-tokens", "reweighted-attention"
 class DefenceParams(BaseModel):
     """Strength of the mitigations at inference; the defaults are the published ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Mitigations at inference", frozen=True, extra="forbid")
 
     target: Annotated[
         float,

@@ -266,6 +266,19 @@ def erase(
     return {method: variant}
 
 
+def history_of(subject: Subject, variant: str) -> list[dict[str, Any]]:
+    """How the training of a variant went, a row a step: see `tasks.mitigate.finetune.Progress`.
+
+    Raises:
+        InputError: no such variant, or it was not trained.
+    """
+    file = subject.stored(variant)[1] / "history.json"
+    if not file.is_file():
+        raise InputError(f"{variant!r} was not trained, so it has no losses")
+    history: list[dict[str, Any]] = json.loads(file.read_text())
+    return history
+
+
 def defend_id(method: Defence, params: DefenceParams) -> str:
     """What a mitigation at inference goes by in `variants.params_id`."""
     return content_key(VERSION, method, params.model_dump())

@@ -28,7 +28,7 @@ Watch = Callable[[int, UNet2DConditionModel], None]
 class BuildParams(BaseModel):
     """How the reference world is built; the defaults are those of a whole one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Recipe", frozen=True, extra="forbid")
 
     seed: int = Field(0, ge=0, description="Determines every picture, caption and training step")
     part: int = Field(0, ge=0, description="Number of this training, where one goes on from another: its own draws")

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from textwrap import fill
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -69,7 +69,10 @@ class Report:
     """How the audit was made: model, seeds, parameters, versions, times."""
     rows: Sequence[Row]
     strips: Sequence[Strip] = ()
-    losses: Sequence[Chart] = ()
+    attacks: Sequence[Chart] = ()
+    """Losses of the attacks, and what they bring back by their effort."""
+    trainings: Sequence[Chart] = ()
+    """Losses of fine-tunings."""
     matrices: Sequence[Matrix] = ()
     curves: Sequence[Chart] = ()
     """IOU over steps and layers."""
@@ -94,6 +97,24 @@ def render(report: Report) -> str:
     Raises:
         InputError: a picture is neither PNG nor JPEG.
     """
+    page: str = _template("report.html.jinja").render(
+        report=report,
+        verdict=verdict(report.rows),
+        controls=[*controls(report.rows), *report.more_controls],
+        groups=[(name, list(lines)) for name, lines in groupby(lines_of(report.rows), lambda line: line.variant)],
+        columns=columns_of(report.rows),
+        threshold=COPY_THRESHOLD,
+    )
+    return page.lstrip()
+
+
+def chart_svg(chart: Chart) -> bytes:
+    """One chart as a picture of its own, with its title and legend."""
+    drawing: str = _template("chart.svg.jinja").render(it=chart, drawing=charts.drawn(chart))
+    return drawing.encode()
+
+
+def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -103,15 +124,7 @@ def render(report: Report) -> str:
     )
     environment.filters |= {"uri": data_uri, "value": value_text, "interval": interval_text}
     environment.globals |= {"drawn": charts.drawn, "size": charts}
-    page: str = environment.get_template("report.html.jinja").render(
-        report=report,
-        verdict=verdict(report.rows),
-        controls=[*controls(report.rows), *report.more_controls],
-        groups=[(name, list(lines)) for name, lines in groupby(lines_of(report.rows), lambda line: line.variant)],
-        columns=columns_of(report.rows),
-        threshold=COPY_THRESHOLD,
-    )
-    return page.lstrip()
+    return environment.get_template(name)
 
 
 def table_text(rows: Sequence[Row], width: int = 120) -> str:

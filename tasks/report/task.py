@@ -19,7 +19,7 @@ from tasks.report.locality import Answers, drawn_map, told
 from tasks.report.report import COLUMNS, Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
 from tasks.report.verdict import Row, verdict, without_random
-from tasks.subject import ORIGINAL, Asked, Subject
+from tasks.subject import EFFORT, ORIGINAL, Asked, Subject
 
 STRIPS = 8
 """Training pictures shown with what the variants make of them."""
@@ -51,8 +51,10 @@ class Written:
     verdict: str
     overlap: list[dict[str, Any]]
     """Rows of the query `subspace`."""
-    sheet: bytes | None
+    sheet: Path | None
     """A picture (PNG) of training pictures beside the best copies of each variant; None where there are none."""
+    drawings: dict[str, Chart]
+    """Losses of attacks and trainings, and replication by the attack's effort, those that there are."""
 
 
 Shown = Mapping[tuple[str, str, str], Collection[str]]
@@ -173,6 +175,8 @@ def write_report(
     facts: Sequence[tuple[str, str]],
     found: Localized,
     scorer: str,
+    searches: Mapping[str, Collection[str]],
+    trainings: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Written:
     """Writes the page, a contact sheet beside it, and into the store which pictures the audit's figures rest on.
 
@@ -182,10 +186,14 @@ def write_report(
         shown: the audit's pictures.
         found: the sets whose overlap is drawn, and the curves of memorization left.
         scorer: the SSCD model whose scores the pictures are shown with.
+        searches: by what they are called, the ids of triggers whose losses are drawn.
+        trainings: by the name of the variant, its training step by step.
     """
     store = subject.open()
-    rows = rows_of(store, audit_id)
-    losses = _losses(store, subject, variants)
+    figures = rows_of(store, audit_id)
+    rows = [row for row in figures if not row.probe.startswith(EFFORT)]
+    attacks = {"attacks": _losses(store, subject, searches), "effort": _effort(figures)}
+    trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlap = _subspace(store, subject, found)
     scores = _best_scores(store, scorer)
     strips = [_strip(store, subject, prompt, shown, scores) for prompt in asked[:STRIPS] if prompt.image_ids]
@@ -195,7 +203,8 @@ def write_report(
         facts=facts,
         rows=rows,
         strips=strips,
-        losses=[losses] if losses is not None else [],
+        attacks=[chart for chart in attacks.values() if chart is not None],
+        trainings=list(trained.values()),
         matrices=_overlap(store, subject, found.wanda),
         curves=_overlap_curves(overlap),
         left=_left(store, subject, found),
@@ -206,10 +215,24 @@ def write_report(
     aside = path.with_suffix(".writing")
     aside.write_text(render(report), encoding="utf-8")
     aside.replace(path)
-    picture = sheet(strips) if strips else None
+    picture = path.with_name("sheet.png") if strips else None
     if picture is not None:
-        path.with_name("sheet.png").write_bytes(picture)
-    return Written(table_text(rows), verdict(rows), overlap, picture)
+        picture.write_bytes(sheet(strips))
+    drawings = {name: chart for name, chart in (attacks | trained).items() if chart is not None}
+    return Written(table_text(rows), verdict(rows), overlap, picture, drawings)
+
+
+def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
+    """Losses of a fine-tuning, step by step; `history` as `tasks.mitigate.task.history_of` gives it."""
+    kinds = {"erase": "surrogates under triggers", "ordinary": "ordinary pairs", "attack": "inner attack, last step"}
+    curves = [
+        Curve(words, [step[kind] for step in history])
+        for kind, words in kinds.items()
+        if all(step[kind] is not None for step in history)
+    ]
+    checks = [f"{step['held_out']:.0%} at step {step['step']}" for step in history if step["held_out"] is not None]
+    note = f"a held-out attack brought back {', '.join(checks)}" if checks else ""
+    return Chart(f"Training: {name}", "step", "diffusion loss", curves, note, smooth=5)
 
 
 def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str, Any]]:
@@ -248,20 +271,38 @@ def _best_scores(store: Store, scorer: str) -> dict[str, float]:
     return out
 
 
-def _losses(store: Store, subject: Subject, variants: Mapping[str, str]) -> Chart | None:
-    """Mean loss of the attacks on each variant, step by step."""
+def _losses(store: Store, subject: Subject, searches: Mapping[str, Collection[str]]) -> Chart | None:
+    """Mean loss of the attacks, step by step."""
+    rows = store.read("triggers", columns=["trigger_id", "loss"], model_id=subject.model_id)
+    losses = dict(zip(rows["trigger_id"].to_pylist(), rows["loss"].to_pylist(), strict=True))
     curves = []
-    for name, variant in variants.items():
-        rows = store.read("triggers", columns=["start", "loss"], model_id=subject.model_id, variant=variant).to_pylist()
-        for start in sorted({row["start"] for row in rows}):
-            losses = [row["loss"] for row in rows if row["start"] == start and row["loss"]]
-            length = min(map(len, losses), default=0)
-            if length:
-                mean = np.mean([loss[:length] for loss in losses], axis=0)
-                curves.append(Curve(f"{name}, from {start}", mean.tolist()))
+    for name, ids in searches.items():
+        found = [losses[one] for one in ids if losses.get(one)]
+        if found:
+            curves.append(Curve(name, np.mean(found, axis=0).tolist()))
     if not curves:
         return None
     return Chart("Loss of the attacks", "step", "diffusion loss", curves, "mean over attacked pictures", smooth=5)
+
+
+def _effort(rows: Sequence[Row]) -> Chart | None:
+    """Share of pictures that attacks from noise bring back, by their number of steps."""
+    rates: dict[bool, dict[int, Row]] = {False: {}, True: {}}
+    for row in rows:
+        if row.metric == "mr" and row.probe.startswith(EFFORT):
+            steps = int(row.probe.removeprefix(EFFORT).removesuffix("-control"))
+            rates[row.probe.endswith("-control")][steps] = row
+    marks = sorted(rates[False])
+    if not marks:
+        return None
+    curves, sizes = [], []
+    for control, name in ((False, "memorized"), (True, "never memorized")):
+        if rates[control].keys() >= set(marks):
+            curves.append(Curve(name, [rates[control][steps].value for steps in marks]))
+            sizes.append(f"{rates[control][marks[0]].n} {name}")
+    note = f"attacks from noise on {' and '.join(sizes)} pictures: beyond some effort anything comes back"
+    words = "attack steps", "share brought back"
+    return Chart("Replication by the attack's effort", *words, curves, note, x_marks=[*map(str, marks)])
 
 
 def _overlap(store: Store, subject: Subject, wanda_id: str) -> list[Matrix]:

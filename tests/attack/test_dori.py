@@ -94,11 +94,20 @@ def test_pictures_attacked_together_go_the_way_they_go_alone(model: Model, start
 
 
 def test_snapshots_end_with_the_result(model: Model) -> None:
-    params = DoriParams(steps=4, batch=2, keep_every=2)
+    params = DoriParams(steps=4, batch=2, also_at=(2, 4))
     (trigger,) = search(model, torch.randn(1, *SHAPE), torch.randn(1, TOKENS, WIDTH), KEYS[:1], params)
     assert list(trigger.snapshots) == [2, 4]
     assert torch.equal(trigger.snapshots[4], trigger.embedding)
     assert not torch.equal(trigger.snapshots[2], trigger.embedding)
+
+
+def test_a_smaller_budget_is_the_beginning_of_a_larger_one(model: Model) -> None:
+    latents, starts = torch.randn(2, *SHAPE), torch.randn(2, TOKENS, WIDTH)
+    large = search(model, latents, starts, KEYS[:2], DoriParams(steps=4, batch=2, also_at=(2,)))
+    small = search(model, latents, starts, KEYS[:2], DoriParams(steps=2, batch=2))
+    for one, other in zip(large, small, strict=True):
+        assert torch.equal(one.snapshots[2], other.embedding)
+        assert one.losses[:2] == other.losses
 
 
 def test_progress_adds_up(model: Model) -> None:

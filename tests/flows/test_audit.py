@@ -51,6 +51,8 @@ RIVALS: dict[str, Any] = {
     "extraction": {"generations": 3, "clique": 3, "distance": 2.0, "measure": "sscd"},
     "diagnosed": 1,
     "triggers": 3,
+    "efforts": (1, 3),
+    "effort_images": 1,
     "defences": ("perturbed-embedding", "random-tokens", "reweighted-attention"),
 }
 
@@ -92,9 +94,12 @@ def test_every_variant_is_measured_under_every_probe(params: AuditParams, audite
     rivals = {*RIVALS["erase"], *RIVALS["defences"]}
     probed |= {(variant, probe) for variant in rivals for probe in ("prompt", "ordinary")}
     attacked = {(variant, "dori-noise") for variant in {"original", "nemo", "wanda", *rivals}}
-    assert found == probed | attacked | {("original", "dori-noise-control")}
+    efforts = {(f"effort-{steps}{suffix}") for steps in (1, 3) for suffix in ("", "-control")}
+    attacked |= {("original", probe) for probe in ("dori-noise-control", *efforts)}
+    assert found == probed | attacked
     numbers = {(row["probe"], row["n"]) for row in rows if row["metric"] == "mr"}
-    assert numbers == {("prompt", 4), ("ordinary", 2), ("dori-noise", 2), ("dori-noise-control", 1)}
+    known = {("prompt", 4), ("ordinary", 2), ("dori-noise", 2), ("dori-noise-control", 1)}
+    assert numbers == known | {(probe, 1) for probe in efforts}
     assert {row["variant"] for row in rows if row["metric"] == "sscd_gen"} == cut | rivals
 
 
@@ -103,7 +108,35 @@ def test_the_page_and_the_table(audited: Audited) -> None:
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
     assert "picture 0" in page
     assert "random-wanda" in page
-    assert "dori-noise" in audited.table
+    assert "dori-noise" in audited.written.table
+    assert "effort" not in audited.written.table
+    assert set(audited.written.drawings) == {"attacks", "effort", *RIVALS["erase"]}
+    assert [len(curve.values) for curve in audited.written.drawings["effort"].curves] == [2, 2]
+    assert "Training: adversarial-finetune" in page
+
+
+def test_a_search_is_written_for_every_effort_once(params: AuditParams, audited: Audited) -> None:
+    rows = Store.open(params.store).read("triggers", variant="original").to_pylist()
+    assert len({row["trigger_id"] for row in rows}) == len(rows)
+    losses = sorted((row["loss"] for row in rows if row["start"] == "noise"), key=len)
+    longest = [loss for loss in losses if len(loss) == 3]
+    assert len(longest) == 2
+    # One of them is attacked with the audit's own two steps and with many triggers as well: the search is the same.
+    for whole in longest:
+        assert whole[:1] in losses
+    assert any(whole[:2] in losses for whole in longest)
+
+
+def test_another_refinement_is_held_against_the_published_one(params: AuditParams, tmp_path: Path) -> None:
+    nemo = params.settings.nemo.model_copy(update={"refinement": "group"})
+    settings = params.settings.model_copy(update={"nemo": nemo, "agreement": True, "memorized": 2, "scores": ()})
+    plan = Plan(params.model_copy(update={"settings": settings, "store": str(tmp_path / "store")}))
+    stages.collect(plan.params)
+    stages.localize(plan.params)
+    found = plan.agreement()
+    assert found.keys() == {prompt.prompt_id for prompt in plan.memorized}
+    assert all(0 <= iou <= 1 for iou in found.values())
+    assert Plan(params).agreement() == {}
 
 
 def test_random_cuts_are_as_large_and_elsewhere(params: AuditParams, audited: Audited) -> None:
@@ -187,7 +220,7 @@ def test_each_stage_runs_alone_on_what_the_others_left(params: AuditParams, audi
     assert stages.audit_of(other) == audit_id
     stages.diagnose(other, audit_id)
     stages.evaluate(other, audit_id)
-    assert stages.report(other, audit_id).table == audited.table
+    assert stages.report(other, audit_id).written.table == audited.written.table
     assert parts(Store.open(other.store)) == parts(Store.open(params.store))
     with pytest.raises(InputError, match="has no audit with this model and these settings"):
         stages.audit_of(other.model_copy(update={"settings": Settings()}))

@@ -93,6 +93,8 @@ def test_the_form_explains_itself(served: Served) -> None:
         key for fields in explained for key, field in fields.items() if not field.keys() & {"description", "$ref"}
     ]
     assert silent == []
+    titles = [schema["title"] for schema in audit.parameter_openapi_schema["definitions"].values()]
+    assert not [title for title in titles if title.endswith("Params")]
 
 
 def test_the_form_is_filled_in_with_the_store(served: Served) -> None:

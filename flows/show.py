@@ -1,0 +1,82 @@
+"""What the Prefect UI shows of an audit beside its states: how far it is, and what came of it."""
+
+import base64
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from tasks.report.charts import Chart
+from tasks.report.report import chart_svg
+from tasks.report.task import Written
+from tasks.subject import watching
+
+LONG_S = 5.0
+"""What takes longer than this shows its progress, and as often."""
+
+
+@contextmanager
+def shown_progress() -> Iterator[None]:
+    """Within, loops of the stages that take long show how far they are."""
+    begun: dict[str, tuple[float, Any]] = {}
+
+    def told(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        last, artifact = begun.setdefault(what, (now, None))
+        if now - last < LONG_S and done < total:
+            return
+        share = 100.0 * done / total
+        if artifact is not None:
+            update_progress_artifact(artifact, share)
+        elif done < total:
+            artifact = create_progress_artifact(share, description=what)
+        begun[what] = now, artifact
+
+    with watching(told):
+        yield
+
+
+def show_audit(audit_id: str, path: str, written: Written) -> None:
+    """The verdict with the figures, pictures, curves, and the overlap of subsets.
+
+    Args:
+        path: of the report.
+    """
+    create_markdown_artifact(
+        f"# Audit {audit_id}\n\n{written.verdict}\n\n```text\n{written.table}```\n\nReport: `{path}`\n",
+        key="audit",
+        description="What the model copies, before and after",
+    )
+    if written.sheet is not None:
+        create_image_artifact(
+            uri(written.sheet.read_bytes()),
+            key="copies",
+            description="Training pictures beside the best copies of each variant",
+        )
+    for name, chart in written.drawings.items():
+        show_chart(name, chart)
+    whole = [row for row in written.overlap if row["layer"] is None and row["step"] is None]
+    columns = ("pair", "pairs", "iou", "std", "lowest", "highest", "iou_chance")
+    create_table_artifact(
+        [{name: row[name] for name in columns} for row in whole],
+        key="subspace",
+        description="Overlap (IOU) of the weights that subsets of prompts use, beside ordinary prompts and chance",
+    )
+
+
+def show_chart(name: str, chart: Chart) -> None:
+    """A chart as an artifact whose key begins with "chart-"."""
+    create_image_artifact(uri(chart_svg(chart), "svg+xml"), key=f"chart-{name}", description=chart.title)
+
+
+def uri(picture: bytes, kind: str = "png") -> str:
+    """A picture as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
