@@ -12,9 +12,8 @@ from tasks.evaluate.sscd import SscdParams
 from tasks.localize.importance import Importance, ImportanceParams
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
-from tasks.mitigate.finetune import FineTuneParams
+from tasks.mitigate.finetune import Erasure, FineTuneParams
 from tasks.mitigate.inference import Defence, DefenceParams
-from tasks.mitigate.task import Erasure
 
 Profile = Literal["quick", "full"]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +26,9 @@ from tasks.attack.dori import DoriParams, Start, diffusion_errors, draw_noise, f
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import generator
 from tasks.errors import InputError
+
+Erasure = Literal["adversarial-finetune", "surrogate-finetune", "ordinary-finetune", "lora-finetune"]
+"""The method itself, and its rivals."""
 
 
 class FineTuneParams(BaseModel):

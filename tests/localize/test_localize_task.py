@@ -112,7 +112,9 @@ def test_other_scores_take_as_many_of_each_layer(
     found = {row["layer"]: row["members"] for row in sets(subject, found_id, score)}
     assert {name: len(members) for name, members in found.items()} == {n: len(m) for n, m in numbers.items()}
     assert any(set(members) != numbers[name] for name, members in found.items())
-    monkeypatch.setattr(door, "important_weights", None)  # what is in the store is not computed again
+    monkeypatch.setattr(
+        "tasks.localize.task.scores.important_weights", None
+    )  # what is in the store is not computed again
     assert door.localize_importance(subject, memorized, nulls, params, wanda_id, WANDA) == found_id
 
 
@@ -150,7 +152,7 @@ def test_a_search_is_replayed_from_the_store(
 ) -> None:
     params = NemoParams.model_validate(NEMO.model_dump() | {"refinement": refinement})
     params_id = door.localize_nemo(subject, memorized, nulls, nulls, params)
-    monkeypatch.setattr(door, "nemo", None)
+    monkeypatch.setattr("tasks.localize.task.neurons.nemo", None)
     candidates, found = (
         {
             prompt.prompt_id: {
@@ -217,7 +219,7 @@ def test_memorization_left_is_beside_that_of_random_neurons(
             assert curves["curve"][-1][1] < 1
         else:
             assert sizes == []
-    monkeypatch.setattr(door, "gate", None)
+    monkeypatch.setattr("tasks.localize.task.neurons.gate", None)
     assert door.memorization_left(subject, memorized, nemo_id, nulls, NEMO) == curve_id
     with pytest.raises(InputError, match="were not searched"):
         door.memorization_left(subject, nulls, nemo_id, nulls, NEMO)

@@ -1,30 +1,23 @@
-"""Localizing: from activations to sets of neurons and weights, their controls, and what they have in common."""
+"""NeMo in the store: detection, the search for neurons, its replay, and how much of a memory is left without them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from storage import Store, content_key
 from tasks.collect.values import Moments, Statistics, load_statistics
-from tasks.diffusion.model import Model
-from tasks.diffusion.sampling import SamplingParams, encode, fitted, from_bytes, picture_size
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
-from tasks.keys import SEED, detection_id, norms_id, values_id
+from tasks.keys import detection_id, values_id
 from tasks.localize.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
-from tasks.localize.importance import BY_GRADIENT, ImportanceParams, gradient_magnitudes, important_weights
 from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
 from tasks.localize.overlap import best_first, memorization_curve, stand_ins
 from tasks.localize.search import Candidates, Check, in_search_order, replay
-from tasks.localize.subsets import control_subsets, subsets_of
-from tasks.localize.wanda import WandaParams, memorized_sets, over_steps
-from tasks.subject import ORIGINAL, Asked, Subject, progress, shards
+from tasks.localize.task.sets import VERSION, scopes, write_sets
+from tasks.subject import ORIGINAL, Asked, Subject, progress
 
-VERSION = "localize/1"
-ALL = "all"
-"""Scope of the sets found for all memorized prompts together."""
 CANDIDATES = "nemo-candidates"
 """Method of the sets that NeMo's refinement begins with."""
 
@@ -130,7 +123,7 @@ def localize_nemo(
     threshold = nemo_threshold(subject, threshold_nulls, params)
     published = None if params.statistics is None else load_statistics(params.statistics, layers)
     params_id = nemo_id(subject, threshold_nulls, nulls, params, site)
-    known = _scopes(store, subject, "nemo", params_id, site, layers)
+    known = scopes(store, subject, "nemo", params_id, site, layers)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     if not todo:
         return params_id
@@ -162,7 +155,7 @@ def localize_nemo(
                     for layer in layers
                 ]
                 scope = "trigger" if prompt.trigger else "prompt"
-                _write_sets(store, subject, key, method, params_id, site, scope, rows)
+                write_sets(store, subject, key, method, params_id, site, scope, rows)
             done(1)
     return params_id
 
@@ -282,295 +275,11 @@ def memorization_left(
     return params_id
 
 
-def localize_wanda(
-    subject: Subject,
-    asked: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """Wanda's weights of each subset (see `subsets_of`) and of all prompts together, at each of the first tau steps.
-
-    Args:
-        nulls: what prompts are held against: other prompts, or empty ones as published (`collect.task.empty_prompts`).
-
-    Returns:
-        The id of these parameters; rows of `neuron_sets` carry it.
-    """
-    return _wanda(subject, "wanda", _groups(asked), nulls, params, sampling, site)
-
-
-def localize_triggers(
-    subject: Subject,
-    triggers: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """Wanda's weights of each trigger by itself, of scope "trigger": do triggers of one image find the same weights?
-
-    Args:
-        triggers: see `tasks.subject.as_prompts`; their feature norms must be in the store.
-
-    Returns:
-        The id of these parameters; rows of `neuron_sets` carry it.
-    """
-    return _wanda(subject, "wanda", _alone(triggers), nulls, params, sampling, site, "trigger")
-
-
-def triggers_id(
-    triggers: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """What those sets go by, whether or not they were found yet."""
-    return _wanda_id("wanda", _alone(triggers), nulls, params, sampling, site)
-
-
-def _alone(triggers: Sequence[Asked]) -> dict[str, list[Asked]]:
-    return {trigger.prompt_id: [trigger] for trigger in triggers}
-
-
-def wanda_id(
-    asked: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """What Wanda's sets go by, whether or not they were found yet. See `localize_wanda`."""
-    return _wanda_id("wanda", _groups(asked), nulls, params, sampling, site)
-
-
-def localize_control(
-    subject: Subject,
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """The control of `localize_wanda`: ordinary prompts taken for memorized ones, in subsets of the same sizes.
-
-    How far the sets of these subsets overlap is what has nothing to do with memorization.
-
-    Args:
-        asked: the memorized prompts.
-        ordinary: as many of them as there are memorized prompts are used; their feature norms must be in the store.
-
-    Returns:
-        The id of these parameters; rows of `neuron_sets` carry it, of method "wanda-control".
-
-    Raises:
-        InputError: there are no ordinary prompts, or prompts have no feature norms in the store.
-    """
-    return _wanda(subject, "wanda-control", _control_groups(asked, ordinary), nulls, params, sampling, site)
-
-
-def control_id(
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """What the control's sets go by, whether or not they were found yet. See `localize_control`."""
-    return _wanda_id("wanda-control", _control_groups(asked, ordinary), nulls, params, sampling, site)
-
-
-def _groups(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
-    return {ALL: list(asked)} | subsets_of(asked)
-
-
-def _control_groups(asked: Sequence[Asked], ordinary: Sequence[Asked]) -> dict[str, list[Asked]]:
-    chosen = list(ordinary[: len(asked)])
-    if not chosen:
-        raise InputError("the control needs ordinary prompts: give a file of them with --ordinary")
-    return {ALL: chosen} | control_subsets(list(subsets_of(asked).values()), chosen)
-
-
-def localize_importance(
-    subject: Subject,
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
-    params: ImportanceParams,
-    wanda_id: str,
-    wanda: WandaParams,
-    scope_id: str = ALL,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """The weights of the highest scores of another kind, as many of each layer as Wanda's cut takes.
-
-    Args:
-        asked: the memorized prompts of the scope, with their images: what gradients are taken of.
-        ordinary: prompts with images that are not memorized: what gradients are held against.
-        wanda_id: of Wanda's sets.
-        wanda: how the cut unites them over steps.
-
-    Returns:
-        The id of these parameters; rows of `neuron_sets` carry it, of the method that the score is called by.
-
-    Raises:
-        InputError: Wanda's sets are not in the store, or gradients are needed and a prompt has no image.
-    """
-    model, store = subject.load(), subject.open()
-    layers = layers_of(model.unet, site)
-    counts, pictures, params_id = _importance(subject, asked, ordinary, params, wanda_id, wanda, scope_id, site)
-    if scope_id in _scopes(store, subject, params.score, params_id, site, layers):
-        return params_id
-    gradients: dict[str, list[torch.Tensor] | None] = {"memorized": None, "ordinary": None}
-    with progress(sum(map(len, pictures.values())), f"gradients for {params.score}", "picture") as done:
-        for kind, named in pictures.items():
-            if named:
-                latents = _latents(store, model, [image for _, image in named])
-                keys = [(image, SEED) for _, image in named]
-                texts = model.embed([text for text, _ in named])
-                gradients[kind] = gradient_magnitudes(model, layers, texts, latents, keys, params.timesteps, done)
-    rows = [
-        {
-            "scope_id": scope_id,
-            "layer": layers[index].name,
-            "members": members.numpy(),
-            "universe": layers[index].outputs * layers[index].inputs,
-            "width": layers[index].inputs,
-        }
-        for index, members in important_weights(layers, counts, params, **gradients)
-    ]
-    key = content_key(subject.model_id, params_id, scope_id)
-    _write_sets(store, subject, key, params.score, params_id, site, "subset", rows)
-    return params_id
-
-
-def importance_id(
-    subject: Subject,
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
-    params: ImportanceParams,
-    wanda_id: str,
-    wanda: WandaParams,
-    scope_id: str = ALL,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """What another score's sets go by; Wanda's must have been found. See `localize_importance`."""
-    return _importance(subject, asked, ordinary, params, wanda_id, wanda, scope_id, site)[2]
-
-
-def _importance(
-    subject: Subject,
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
-    params: ImportanceParams,
-    wanda_id: str,
-    wanda: WandaParams,
-    scope_id: str,
-    site: Site,
-) -> tuple[list[int], dict[str, list[tuple[str, str]]], str]:
-    """How many weights of each layer, whose gradients, and the id of both."""
-    store, layers = subject.open(), layers_of(subject.load().unet, site)
-    counts = [len(_cut(store, subject, wanda_id, scope_id, wanda, site, layer)) for layer in layers]
-    pictures: dict[str, list[tuple[str, str]]] = {"memorized": [], "ordinary": []}
-    if params.score in BY_GRADIENT:
-        pictures = {"memorized": _pictures(asked), "ordinary": _pictures(ordinary) if params.contrast else []}
-    params_id = content_key(VERSION, "importance", params.model_dump(), counts, site.value, scope_id, pictures)
-    return counts, pictures, params_id
-
-
-def _wanda_id(
-    method: str,
-    groups: Mapping[str, Sequence[Asked]],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site,
-) -> str:
-    # Which prompts are in which group is part of the id. The share is not: it only says which sets are united later.
-    return content_key(
-        VERSION,
-        method,
-        params.model_dump(exclude={"share"}),
-        norms_id(sampling, params.tau),
-        site.value,
-        {name: sorted(prompt.prompt_id for prompt in group) for name, group in groups.items()},
-        sorted(prompt.prompt_id for prompt in nulls),
-    )
-
-
-def _wanda(
-    subject: Subject,
-    method: str,
-    groups: Mapping[str, Sequence[Asked]],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site,
-    scope: Literal["subset", "trigger"] = "subset",
-) -> str:
-    """Writes the memorized sets of each group that the store does not have, and returns the id of the parameters."""
-    model, store = subject.load(), subject.open()
-    layers = layers_of(model.unet, site)
-    collection = norms_id(sampling, params.tau)
-    params_id = _wanda_id(method, groups, nulls, params, sampling, site)
-    known = _scopes(store, subject, method, params_id, site, layers)
-    todo = [name for name in groups if name not in known]
-    if not todo:
-        return params_id
-    asked = {prompt.prompt_id for name in todo for prompt in groups[name]}
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in todo}
-    with progress(len(layers), "Wanda", "layer") as done:
-        for layer in layers:
-            sums = _norms(store, subject, collection, params, site, layer)
-            if lost := (asked | {prompt.prompt_id for prompt in nulls}) - sums.keys():
-                raise InputError(
-                    f"{len(lost)} prompts have no feature norms at {site.value!r}: run the collection first"
-                )
-            null = _summed(sums, nulls, layer.index)
-            for name in todo:
-                memorized = _summed(sums, groups[name], layer.index)
-                for step, _, members in memorized_sets((layer,), memorized, null, params):
-                    rows[name].append(
-                        {
-                            "scope_id": name,
-                            "layer": layer.name,
-                            "step": step,
-                            "members": members.numpy(),
-                            "universe": layer.outputs * layer.inputs,
-                            "width": layer.inputs,
-                        }
-                    )
-            done(1)
-    for name in todo:
-        key = content_key(subject.model_id, params_id, name)
-        _write_sets(store, subject, key, method, params_id, site, scope, rows[name])
-    return params_id
-
-
 def _traced(store: Store, subject: Subject, params_id: str) -> set[str]:
     rows = store.read(
         "nemo_traces", columns=["prompt_id"], model_id=subject.model_id, variant=ORIGINAL, params_id=params_id
     )
     return set(rows["prompt_id"].to_pylist())
-
-
-def _scopes(
-    store: Store, subject: Subject, method: str, params_id: str, site: Site, layers: tuple[Layer, ...]
-) -> set[str]:
-    # Parts are written in order of layers: the last layer's says that all are there.
-    rows = store.read(
-        "neuron_sets",
-        columns=["scope_id"],
-        model_id=subject.model_id,
-        method=method,
-        site=site.value,
-        layer=layers[-1].name,
-        params_id=params_id,
-    )
-    return set(rows["scope_id"].to_pylist())
 
 
 def _statistics(
@@ -603,50 +312,6 @@ def _prompt_sets(
     return {name: dict(sorted(found.items())) for name, found in out.items()}
 
 
-def _cut(
-    store: Store, subject: Subject, wanda_id: str, scope_id: str, params: WandaParams, site: Site, layer: Layer
-) -> torch.Tensor:
-    """The weights of one layer that Wanda's cut takes."""
-    rows = store.read(
-        "neuron_sets",
-        columns=["step", "members"],
-        model_id=subject.model_id,
-        method="wanda",
-        site=site.value,
-        layer=layer.name,
-        params_id=wanda_id,
-        scope_id=scope_id,
-    )
-    if not len(rows):
-        raise InputError(f"the store has no Wanda sets of {scope_id!r}: run the localization first")
-    sets = {
-        (step, layer.index): torch.from_numpy(members.values.to_numpy().astype(np.int64))
-        for step, members in zip(rows["step"].to_pylist(), rows["members"], strict=True)
-    }
-    return over_steps(sets, {layer.index: layer.outputs * layer.inputs}, params)[layer.index]
-
-
-def _pictures(asked: Sequence[Asked]) -> list[tuple[str, str]]:
-    """The text and the first image of each prompt."""
-    if without := [prompt.text for prompt in asked if not prompt.image_ids]:
-        raise InputError(f"{len(without)} prompts have no image, such as {without[0][:60]!r}: give --images")
-    if not asked:
-        raise InputError("gradients need memorized pictures, and ordinary ones unless contrast is off: give --images")
-    return [(prompt.text, prompt.image_ids[0]) for prompt in asked]
-
-
-def _latents(store: Store, model: Model, image_ids: Sequence[str]) -> torch.Tensor:
-    """Latents of images in the store, (n, channels, height, width)."""
-    size = picture_size(model)
-    found = []
-    for block in shards(image_ids, 8):
-        data = [store.read("images", columns=["bytes"], image_id=name)["bytes"].to_pylist() for name in block]
-        if not all(data):
-            raise InputError("the store lacks an image of these prompts: import the prompts with their images")
-        found.append(encode(model, np.stack([fitted(from_bytes(rows[0]), size) for rows in data])))
-    return torch.cat(found)
-
-
 def _value_activations(
     store: Store, subject: Subject, asked: Sequence[Asked], site: Site, layers: tuple[Layer, ...]
 ) -> dict[str, list[torch.Tensor]]:
@@ -668,42 +333,6 @@ def _value_activations(
     if lost := [name for name, found in out.items() if len(found) < len(layers)]:
         raise InputError(f"{len(lost)} prompts have no activations at {site.value!r}: run the collection first")
     return {name: [found[index] for index in range(len(layers))] for name, found in out.items()}
-
-
-def _norms(
-    store: Store, subject: Subject, collection: str, params: WandaParams, site: Site, layer: Layer
-) -> dict[str, dict[tuple[str, int], np.ndarray]]:
-    """By prompt id, sums of squares of each half and step of one layer, (inputs,)."""
-    halves = {"conditional": ("cond",), "unconditional": ("uncond",), "both": ("cond", "uncond")}[params.half]
-    out: dict[str, dict[tuple[str, int], np.ndarray]] = {}
-    for half in halves:
-        rows = store.read(
-            "activations",
-            columns=["prompt_id", "step", "sum_sq"],
-            model_id=subject.model_id,
-            variant=ORIGINAL,
-            site=site.value,
-            layer=layer.name,
-            params_id=f"{collection}-{half}",
-        )
-        for name, step, sums in zip(
-            rows["prompt_id"].to_pylist(), rows["step"].to_pylist(), rows["sum_sq"], strict=True
-        ):
-            out.setdefault(name, {})[half, step] = sums.values.to_numpy()
-    if any(half not in {h for h, _ in next(iter(out.values()), {})} for half in halves):
-        raise InputError("there is no unconditional half: sample with a guidance above 1, or use the conditional half")
-    return out
-
-
-def _summed(
-    sums: Mapping[str, Mapping[tuple[str, int], np.ndarray]], asked: Sequence[Asked], index: int
-) -> dict[tuple[int, int], torch.Tensor]:
-    """Added up over prompts, in the order of their ids, and halves; by (step, layer index)."""
-    out: dict[tuple[int, int], np.ndarray] = {}
-    for name in sorted(prompt.prompt_id for prompt in asked):
-        for (_, step), values in sums[name].items():
-            out[step, index] = out.get((step, index), 0) + values.astype(np.float64)
-    return {key: torch.from_numpy(values) for key, values in out.items()}
 
 
 def _checks(
@@ -766,17 +395,3 @@ def _trace(prompt: Asked, params_id: str, layers: tuple[Layer, ...], found: Nemo
         for number, check in enumerate(found.trace, 1)
     ]
     return [{"prompt_id": prompt.prompt_id, "params_id": params_id} | row for row in (gate, *checks)]
-
-
-def _write_sets(
-    store: Store,
-    subject: Subject,
-    key: str,
-    method: str,
-    params_id: str,
-    site: Site,
-    scope: str,
-    rows: list[dict[str, Any]],
-) -> None:
-    named = [{"params_id": params_id, "scope": scope} | row for row in rows]
-    store.write_parts("neuron_sets", key, named, model_id=subject.model_id, method=method, site=site.value)

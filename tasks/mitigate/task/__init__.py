@@ -1,0 +1,22 @@
+"""Mitigating: variants of the model with what was localized set to zero, each beside a random cut of the same size;
+the model trained until its memories are gone, and the rivals of both."""
+
+from tasks.mitigate.task.cuts import cut_neurons, cut_scored, cut_weights
+from tasks.mitigate.task.defending import defend, defend_id
+from tasks.mitigate.task.erasing import erase, erase_id, history_of
+from tasks.mitigate.task.variants import cut_id, export_variant, known, shares_cut
+
+__all__ = [
+    "cut_id",
+    "cut_neurons",
+    "cut_scored",
+    "cut_weights",
+    "defend",
+    "defend_id",
+    "erase",
+    "erase_id",
+    "export_variant",
+    "history_of",
+    "known",
+    "shares_cut",
+]

@@ -1,0 +1,202 @@
+"""Variants with what was localized set to zero, each beside a random cut of the same size."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from storage import content_key
+from tasks.diffusion.model import Model
+from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.errors import InputError
+from tasks.localize.importance import Importance
+from tasks.localize.wanda import WandaParams, over_steps
+from tasks.mitigate.prune import (
+    Card,
+    Members,
+    count_zeroed,
+    has_control,
+    random_like,
+    save_variant,
+    without_neurons,
+    without_weights,
+)
+from tasks.mitigate.task.variants import VERSION, cut_id
+from tasks.subject import Subject
+
+Sets = dict[tuple[str, int | None, int], torch.Tensor]
+Cut = Callable[[UNet2DConditionModel, Site, Members], UNet2DConditionModel]
+WORDS = {
+    "nemo": "the neurons that NeMo found to hold memorized training images",
+    "random-nemo": "as many random neurons of each layer as NeMo found, a control,",
+    "wanda": "the weights that Wanda found to hold memorized training images",
+    "random-wanda": "as many random weights of each layer as Wanda found, a control,",
+    "wanda-control": "the weights that Wanda finds when it takes ordinary prompts for memorized ones, a control,",
+    "magnitude": "as many weights of each layer as Wanda found, those of the largest magnitude,",
+    "taylor": "as many weights of each layer as Wanda found, those of the highest first-order Taylor score,",
+    "gradient": "as many weights of each layer as Wanda found, those of the largest gradient,",
+    "random": "as many weights of each layer as Wanda found, drawn at random,",
+}
+"""What a model card says of the cut, by method."""
+
+
+def cut_neurons(
+    subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site = Site.VALUE, seed: int = 0
+) -> dict[str, str]:
+    """Cuts NeMo's neurons of all these prompts together: "nemo" and "random-nemo", by name the variant in the store.
+
+    Nothing where the search found nothing; no random cut where most of a layer was found.
+    """
+    model = subject.load()
+    layers = layers_of(model.unet, site)
+    sets = _sets(subject, "nemo", params_id, prompt_ids, layers, site)
+    members = {
+        layer.index: torch.unique(torch.cat([sets[name, None, layer.index] for name in prompt_ids])) for layer in layers
+    }
+    if not any(len(found) for found in members.values()):
+        return {}
+    universes = {layer.index: layer.outputs for layer in layers}
+    chosen = {"nemo": members}
+    if has_control(members, universes):
+        chosen["random-nemo"] = random_like(members, universes, seed)
+    key = cut_id(params_id, prompt_ids, seed=seed)
+    return {
+        name: _save(subject, model, name, found, without_neurons, site, key, audit_id, universes)
+        for name, found in chosen.items()
+    }
+
+
+def cut_weights(
+    subject: Subject,
+    params_id: str,
+    scope_id: str,
+    params: WandaParams,
+    audit_id: str,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+    seed: int = 0,
+    method: Literal["wanda", "wanda-control"] = "wanda",
+) -> dict[str, str]:
+    """Cuts Wanda's weights of a scope: "wanda" and "random-wanda", by name the variant in the store.
+
+    Nothing where no weight scored higher for memorized prompts than for null prompts; no random cut where most of a
+    layer was found. What was found for ordinary prompts, "wanda-control", is cut alone: it is a control itself.
+
+    Args:
+        params: how the sets of the steps are united; fewer steps than were localized may be.
+    """
+    model = subject.load()
+    layers = layers_of(model.unet, site)
+    sets = _sets(subject, method, params_id, [scope_id], layers, site)
+    universes = {layer.index: layer.outputs * layer.inputs for layer in layers}
+    by_step = {(step, index): found for (_, step, index), found in sets.items() if step is not None}
+    members = over_steps(by_step, universes, params)
+    if not any(len(found) for found in members.values()):
+        return {}
+    chosen: dict[str, dict[int, torch.Tensor]] = {method: members}
+    if method == "wanda" and has_control(members, universes):
+        chosen["random-wanda"] = random_like(members, universes, seed)
+    key = cut_id(params_id, [scope_id], params, seed)
+    return {
+        name: _save(subject, model, name, found, without_weights, site, key, audit_id, universes, params)
+        for name, found in chosen.items()
+    }
+
+
+def cut_scored(
+    subject: Subject,
+    method: Importance,
+    params_id: str,
+    scope_id: str,
+    audit_id: str,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> dict[str, str]:
+    """Cuts the weights that another importance score chose for a scope: by the score's name the variant in the store.
+
+    Nothing where Wanda, whose numbers they follow, found nothing.
+    """
+    model = subject.load()
+    layers = layers_of(model.unet, site)
+    sets = _sets(subject, method, params_id, [scope_id], layers, site)
+    members = {index: found for (_, _, index), found in sets.items()}
+    if not any(len(found) for found in members.values()):
+        return {}
+    universes = {layer.index: layer.outputs * layer.inputs for layer in layers}
+    key = cut_id(params_id, [scope_id])
+    return {method: _save(subject, model, method, members, without_weights, site, key, audit_id, universes)}
+
+
+def _save(
+    subject: Subject,
+    model: Model,
+    method: str,
+    members: dict[int, torch.Tensor],
+    cut: Cut,
+    site: Site,
+    params_id: str,
+    audit_id: str,
+    universes: dict[int, int],
+    params: WandaParams | None = None,
+) -> str:
+    """Puts the pruned UNet into the store under a name that its content determines."""
+    store = subject.open()
+    digest = content_key(VERSION, model.model_id, site.value, {str(k): v.long().numpy() for k, v in members.items()})
+    variant = f"{method}-{digest[:8]}"
+    key = content_key(model.model_id, variant)
+    if store.has("variants", key, model_id=model.model_id):
+        return variant
+    unet = cut(model.unet, site, members)
+    zeroed, total = count_zeroed(model.unet, unet)
+    names = {layer.index: layer.name for layer in layers_of(model.unet, site)}
+    card = Card(
+        title=f"{Path(subject.model).name}, {method}",
+        base=subject.model,
+        base_id=model.model_id,
+        method=method,
+        audit_id=audit_id,
+        site=site.value,
+        pruned=zeroed,
+        total=total,
+        members={names[index]: len(found) for index, found in members.items()},
+        params=params.model_dump() if params is not None else {},
+        cut=WORDS[method],
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / variant
+        save_variant(unet, folder, card)
+        address = store.put_folder("variants", key, folder)
+    row = {
+        "variant": variant,
+        "method": method,
+        "params_id": params_id,
+        "weights": address,
+        "pruned": sum(len(found) for found in members.values()),
+        "total": sum(universes.values()),
+    }
+    store.write("variants", key, [row], model_id=model.model_id)
+    return variant
+
+
+def _sets(
+    subject: Subject, method: str, params_id: str, scope_ids: Sequence[str], layers: tuple[Layer, ...], site: Site
+) -> Sets:
+    """Sets in the store: by scope id, step and layer index, sorted members."""
+    numbers = {layer.name: layer.index for layer in layers}
+    rows = subject.open().read(
+        "neuron_sets",
+        columns=["scope_id", "step", "layer", "members"],
+        model_id=subject.model_id,
+        method=method,
+        site=site.value,
+        params_id=params_id,
+    )
+    wanted, found = set(scope_ids), {}
+    scopes, steps, names = (rows[column].to_pylist() for column in ("scope_id", "step", "layer"))
+    for scope, step, name, members in zip(scopes, steps, names, rows["members"], strict=True):
+        if scope in wanted:
+            found[scope, step, numbers[name]] = torch.from_numpy(members.values.to_numpy().astype("int64"))
+    if lost := wanted - {scope for scope, _, _ in found}:
+        raise InputError(f"the store has no {method} sets of {min(lost)!r}: run the localization first")
+    return found

@@ -1,0 +1,22 @@
+"""Mitigations at inference, which leave the weights as they are."""
+
+from storage import content_key
+from tasks.mitigate.inference import Defence, DefenceParams
+from tasks.mitigate.task.variants import VERSION, put
+from tasks.subject import Subject
+
+
+def defend_id(method: Defence, params: DefenceParams) -> str:
+    """What a mitigation at inference goes by in `variants.params_id`."""
+    return content_key(VERSION, method, params.model_dump())
+
+
+def defend(subject: Subject, method: Defence, params: DefenceParams, audit_id: str) -> dict[str, str]:
+    """The model under a mitigation at inference, its weights untouched: by name the variant in the store."""
+    store, model = subject.open(), subject.load()
+    params_id = defend_id(method, params)
+    variant = f"{method}-{params_id[:8]}"
+    key = content_key(model.model_id, variant)
+    if not store.has("variants", key, model_id=model.model_id):
+        put(subject, model, variant, method, params_id, key, params, audit_id)
+    return {method: variant}

@@ -1,0 +1,120 @@
+"""Variants in the store: what they go by, what they lost, and how they get in and out."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from diffusers import UNet2DConditionModel
+
+from storage import content_key
+from tasks.diffusion.model import Model
+from tasks.errors import InputError
+from tasks.localize.wanda import WandaParams
+from tasks.mitigate.finetune import Erasure, FineTuneParams
+from tasks.mitigate.inference import Defence, DefenceParams
+from tasks.mitigate.prune import (
+    Card,
+    save_card,
+    save_pipeline,
+    save_variant,
+)
+from tasks.subject import ORIGINAL, Subject
+
+VERSION = "prune/2"
+DONE: dict[Erasure | Defence, str] = {
+    "adversarial-finetune": "the UNet was trained to answer adversarial embeddings of memorized pictures with others",
+    "surrogate-finetune": "the UNet was trained to answer the prompts of memorized pictures with other pictures",
+    "ordinary-finetune": "the UNet was trained further on ordinary pictures alone",
+    "lora-finetune": "low-rank changes of the UNet's attention were trained to answer adversarial embeddings of"
+    " memorized pictures with others",
+    "perturbed-embedding": "prompt embeddings are moved until they steer the first step less, at inference",
+    "random-tokens": "random words are added to prompts, at inference",
+    "reweighted-attention": "cross-attention is kept from what sums a prompt up, at inference",
+}
+"""What a model card says of a mitigation that cuts nothing."""
+
+
+def cut_id(found_id: str, scopes: Sequence[str], params: WandaParams | None = None, seed: int = 0) -> str:
+    """What the variants of a cut go by in `variants.params_id`, whether or not they were made yet.
+
+    Args:
+        found_id: the id of the sets.
+        scopes: whose sets are cut together.
+        params: Wanda's, for how sets of several steps are united.
+    """
+    return content_key(VERSION, found_id, sorted(scopes), params.model_dump() if params else None, seed)
+
+
+def known(subject: Subject, ids: Mapping[str, str]) -> dict[str, str]:
+    """Of variants given by method and params_id, those that are in the store: by method, the variant."""
+    rows = subject.open().read("variants", columns=["variant", "method", "params_id"], model_id=subject.model_id)
+    found = {(row["method"], row["params_id"]): row["variant"] for row in rows.to_pylist()}
+    return {method: found[method, key] for method, key in ids.items() if (method, key) in found}
+
+
+def shares_cut(subject: Subject, variants: Mapping[str, str]) -> dict[str, float]:
+    """By name, the share of the searched layers' neurons or weights that a variant in the store has lost."""
+    rows = subject.open().read("variants", columns=["variant", "pruned", "total"], model_id=subject.model_id)
+    lost = {row["variant"]: row["pruned"] / row["total"] for row in rows.to_pylist() if row["total"]}
+    return {name: lost[variant] for name, variant in variants.items() if variant in lost}
+
+
+def export_variant(subject: Subject, variant: str, folder: Path, changed_only: bool = False) -> None:
+    """Writes a variant that lies in the store as a folder that diffusers loads anywhere, with its model card.
+
+    Args:
+        folder: must not be there yet.
+        changed_only: only the UNet, with a reference to the base; else the whole pipeline.
+
+    Raises:
+        InputError: there is no such variant, the model is gone, or the folder is there already.
+    """
+    if subject.weights_of(variant) == ORIGINAL:
+        raise InputError(f"{variant!r} has the weights of the model at {subject.model} itself: name another variant")
+    card = Card(**json.loads((subject.stored(variant)[1] / "variant.json").read_text()))
+    unet = subject.load(variant).unet
+    if changed_only:
+        save_variant(unet, folder, card)
+    else:
+        save_pipeline(subject.model, unet, folder, card)
+
+
+def put(
+    subject: Subject,
+    model: Model,
+    variant: str,
+    method: Erasure | Defence,
+    params_id: str,
+    key: str,
+    params: FineTuneParams | DefenceParams,
+    audit_id: str,
+    unet: UNet2DConditionModel | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Puts a variant that cuts nothing into the store; without a UNet it has the weights of the original."""
+    store = subject.open()
+    card = Card(
+        title=f"{Path(subject.model).name}, {method}",
+        base=subject.model,
+        base_id=model.model_id,
+        method=method,
+        audit_id=audit_id,
+        site="inference" if unet is None else "unet",
+        pruned=0,
+        total=sum(weight.numel() for weight in model.unet.parameters()),
+        params=params.model_dump(mode="json"),
+        done=DONE[method],
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / variant
+        if unet is not None:
+            save_variant(unet, folder, card)
+        else:
+            save_card(folder, card)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        address = store.put_folder("variants", key, folder)
+    row = {"variant": variant, "method": method, "params_id": params_id, "weights": address}
+    store.write("variants", key, [row], model_id=model.model_id)

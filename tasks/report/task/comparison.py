@@ -1,0 +1,243 @@
+"""Two audits held against each other, and which audit is the standard of later ones."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from storage import Store, query
+from tasks.errors import InputError
+from tasks.evaluate.sscd import COPY_THRESHOLD
+from tasks.report import compare as method
+from tasks.report.report import COLUMNS
+from tasks.report.task.record import record_of, rows_of
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two audits held against each other."""
+
+    before: str
+    """The audit that is held to be the standard."""
+    after: str
+    prompts: int
+    """Prompts that both were asked about."""
+    differences: list[method.Difference]
+    """Every figure that both have."""
+    regressions: list[tuple[str, float]]
+    """What got worse, in words, each with its adjusted p-value; the surest first."""
+    notes: list[str]
+    """What a reader should know before trusting it."""
+    verdict: str
+    """One line."""
+
+
+def compare(
+    store: Store,
+    before: str,
+    after: str,
+    claims: Collection[str],
+    margin: float = method.MARGIN,
+    alpha: float = method.ALPHA,
+) -> Comparison:
+    """What changed from one audit to another, and whether the model got worse; see `tasks.report.compare`.
+
+    Args:
+        before, after: ids of completed audits, of one model or of two.
+        claims: the variants that must not get worse: the original, and those that claim to have removed a memory.
+        margin: the share of its CLIP score that a variant may lose.
+        alpha: chance of any false alarm, at most.
+
+    Raises:
+        InputError: an audit is unknown, has not completed or does not know its pictures; the two share no prompts, or
+            were scored with different models.
+    """
+    records = _completed(store, before), _completed(store, after)
+    seen = _seen(store, before), _seen(store, after)
+    for metric in ("sscd", "clip"):
+        made_with = [{row["scorer"] for row in rows if row["metric"] == metric} for rows in seen]
+        if all(made_with) and made_with[0] != made_with[1]:
+            raise InputError(f"{before} and {after} were scored with different {metric.upper()} models: audit again")
+    asked = [{row["prompt_id"] for row in rows} for rows in seen]
+    shared = asked[0] & asked[1]
+    if not shared:
+        raise InputError(f"{before} and {after} have no prompt in common: compare audits of the same prompts")
+    pairs = {metric: [pair for pair in _pairs(*seen, metric) if pair.variant in claims] for metric in ("sscd", "clip")}
+    if not any(pairs.values()):
+        raise InputError(f"{before} and {after} asked no variant the same: nothing can be compared")
+    findings = method.copies(pairs["sscd"], COPY_THRESHOLD)
+    findings += method.quality([pair for pair in pairs["clip"] if pair.probe == "ordinary"], margin)
+    worse = method.regressions(findings, alpha)
+    texts = {
+        row["prompt_id"]: row["text"]
+        for row in store.read("prompts", columns=["prompt_id", "text"]).to_pylist()
+        if row["prompt_id"] in shared
+    }
+    notes = _settings_apart(*records)
+    if asked[0] != asked[1]:
+        notes.append(f"{len(shared)} prompts in common, of {len(asked[0])} and {len(asked[1])}: figures are over all")
+    again = {(pair.variant, pair.probe) for pair in pairs["sscd"]}
+    before_only = {(row["variant"], row["probe"]) for row in seen[0] if row["variant"] in claims} - again
+    notes += [f"{variant}, {probe} was not looked at again" for variant, probe in sorted(before_only)]
+    notes.append(_power(pairs["sscd"], findings, alpha))
+    told = [(method.sentence(finding, texts), p) for finding, p in worse]
+    verdict = f"No regression from {before} to {after}, over {len(shared)} prompts (false alarms at most {alpha:g})."
+    if told:
+        more = f" and {len(told) - 1} more" if len(told) > 1 else ""
+        verdict = f"Regression from {before} to {after}: {told[0][0]} (p {told[0][1]:.2g}){more}."
+    figures = method.differences(rows_of(store, before), rows_of(store, after))
+    return Comparison(before, after, len(shared), figures, told, notes, verdict)
+
+
+def differences_table(found: Comparison) -> pa.Table:
+    """The differences of the figures that people are shown, for the terminal."""
+    rows = [
+        {
+            "variant": one.variant,
+            "probe": one.probe,
+            "metric": one.metric,
+            "before": round(one.before, 4),
+            "after": round(one.after, 4),
+            "change": round(one.change, 4),
+            "low": None if one.low is None else round(one.low, 4),
+            "high": None if one.high is None else round(one.high, 4),
+        }
+        for one in found.differences
+        if one.metric in COLUMNS
+    ]
+    names, figures = ("variant", "probe", "metric"), ("before", "after", "change", "low", "high")
+    schema = pa.schema([(name, pa.string()) for name in names] + [(name, pa.float64()) for name in figures])
+    return pa.Table.from_pylist(rows, schema)
+
+
+def standard_of(store: Store, audit_id: str) -> str | None:
+    """The audit that this one is held against: the earlier one of the same model and prompts that was accepted last,
+    else the one before it; None where it is the first."""
+    rows = query(store, "standards", audit_id=audit_id).to_pylist()
+    return str(rows[0]["audit_id"]) if rows else None
+
+
+def audits_named(store: Store, before: str, after: str) -> tuple[str, str]:
+    """Ids of two audits of which either may be a word: 'latest', 'previous' or 'accepted'.
+
+    'latest' is the completed audit that began last; 'previous' and 'accepted' are seen from the other one: the audit of
+    the same model and prompts before it, or the one that was accepted last.
+
+    Raises:
+        InputError: there is none.
+    """
+    told = [_latest(store) if name == "latest" else name for name in (before, after)]
+    if all(name in ("previous", "accepted") for name in told):
+        raise InputError(f"{before} of what? Name one audit by its id, or as 'latest'")
+    for place, name in enumerate(told):
+        if name not in ("previous", "accepted"):
+            continue
+        other = told[1 - place]
+        _completed(store, other)
+        rows = query(store, "standards", audit_id=other).to_pylist()
+        if name == "accepted":
+            rows = [row for row in rows if row["accepted_at"] is not None]
+        else:
+            rows.sort(key=lambda row: row["started_at"], reverse=True)
+        if not rows:
+            what = "accepted audit" if name == "accepted" else "audit"
+            raise InputError(f"there is no {what} of the same model and prompts before {other}")
+        told[place] = str(rows[0]["audit_id"])
+    return told[0], told[1]
+
+
+def accept(store: Store, audit_id: str) -> str:
+    """Makes an audit, or the 'latest', the standard of later ones of the same model and prompts; returns its id.
+
+    Raises:
+        InputError: it is unknown or has not completed.
+    """
+    audit_id = _latest(store) if audit_id == "latest" else audit_id
+    _completed(store, audit_id)
+    now = datetime.now(UTC)
+    row = {"audit_id": audit_id, "accepted_at": now}
+    # A key for each time: an audit may be accepted again, after another one was.
+    store.write("accepted", f"{audit_id}-{now:%Y%m%d%H%M%S%f}", [row])
+    return audit_id
+
+
+def _latest(store: Store) -> str:
+    rows = store.read("audits", columns=["audit_id", "started_at"], state="completed").to_pylist()
+    if not rows:
+        raise InputError("the store has no completed audit: run `engram audit`")
+    return str(max(rows, key=lambda row: (row["started_at"], row["audit_id"]))["audit_id"])
+
+
+def _completed(store: Store, audit_id: str) -> dict[str, Any]:
+    record = record_of(store, audit_id)
+    if record["state"] != "completed":
+        raise InputError(f"the audit {audit_id} is {record['state']}: only completed ones can be compared or accepted")
+    return record
+
+
+def _seen(store: Store, audit_id: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = query(store, "audit_scores", audit_id=audit_id).to_pylist()
+    if not rows:
+        raise InputError(
+            f"the audit {audit_id} does not say which pictures its figures rest on: audit the model again; what the "
+            "store holds already is not computed again"
+        )
+    return rows
+
+
+def _pairs(before: list[dict[str, Any]], after: list[dict[str, Any]], metric: str) -> list[method.Pair]:
+    """What both audits saw, prompt by prompt, pictures in the order of triggers and seeds."""
+    found: list[dict[tuple[str, str, str], dict[str, float]]] = []
+    for rows in (before, after):
+        known: dict[tuple[str, str, str], dict[str, float]] = {}
+        mine = [row for row in rows if row["metric"] == metric and row["prompt_id"] is not None]
+        for row in sorted(mine, key=lambda row: (row["trigger_id"] or "", row["seed"])):
+            place = row["variant"], row["probe"], row["prompt_id"]
+            known.setdefault(place, {})[row["generation_id"]] = row["value"]
+        found.append(known)
+    old, new = found
+    return [
+        method.Pair(*place, tuple(old[place].values()), tuple(pictures.values()), bool(old[place].keys() & pictures))
+        for place, pictures in new.items()
+        if place in old
+    ]
+
+
+def _power(pairs: Sequence[method.Pair], findings: Sequence[method.Finding], alpha: float) -> str:
+    """What the least is that would have been noticed, with the pictures at hand."""
+    mine = [pair for pair in pairs if pair.variant == "original" and not pair.probe.startswith("dori")]
+    if not mine:
+        return "the original model was not asked with prompts in both audits"
+    before, after = min(len(pair.before) for pair in mine), min(len(pair.after) for pair in mine)
+    least = method.least_noticed(findings, before, after, alpha)
+    if least is not None:
+        return f"a prompt that the original never copied would be noticed from {least} copies in {after} pictures on"
+    needed = method.seeds_needed(findings, alpha)
+    return (
+        f"{before} and {after} pictures a prompt are too few to notice a single prompt that is now always copied: "
+        f"{needed} seeds always suffice"
+    )
+
+
+def _settings_apart(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Settings, and versions of the program, that the two audits did not share."""
+    old, new = (dict(_flat(json.loads(record["params"]).get("settings", {}))) for record in (before, after))
+    apart = [
+        f"{name} was {old.get(name)}, is {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if before["code_version"] != after["code_version"]:
+        apart.append(f"engram was {before['code_version']}, is {after['code_version']}")
+    return apart
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,277 @@
+"""The page of an audit, a contact sheet, and which pictures its figures rest on."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage import Store, content_key, iou, query
+from tasks.report.charts import Chart, Curve, Matrix
+from tasks.report.report import Picture, Report, Strip, render, table_text
+from tasks.report.sheet import sheet
+from tasks.report.task.record import rows_of
+from tasks.report.verdict import Row, verdict, without_random
+from tasks.subject import EFFORT, Asked, Subject
+
+STRIPS = 8
+"""Training pictures shown with what the variants make of them."""
+PAIRS = {
+    "VM": "verbatim with verbatim",
+    "TM": "template with template",
+    "VM with TM": "verbatim with template",
+    "mixed": "subsets of memorized prompts",
+    "control": "subsets of ordinary prompts",
+}
+"""What pairs of subsets are called, by the query that tells them apart."""
+
+
+@dataclass(frozen=True)
+class Localized:
+    """Ids of what localization wrote."""
+
+    wanda: str
+    control: str
+    curve: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the page says, for those who show it elsewhere."""
+
+    table: str
+    verdict: str
+    overlap: list[dict[str, Any]]
+    """Rows of the query `subspace`."""
+    sheet: Path | None
+    """A picture (PNG) of training pictures beside the best copies of each variant; None where there are none."""
+    drawings: dict[str, Chart]
+    """Losses of attacks and trainings, and replication by the attack's effort, those that there are."""
+
+
+Shown = Mapping[tuple[str, str, str], Collection[str]]
+"""By name of the variant, variant in the store and probe, the ids of an audit's pictures."""
+
+
+def write_report(
+    subject: Subject,
+    audit_id: str,
+    path: Path,
+    variants: Mapping[str, str],
+    asked: Sequence[Asked],
+    shown: Shown,
+    facts: Sequence[tuple[str, str]],
+    found: Localized,
+    scorer: str,
+    searches: Mapping[str, Collection[str]],
+    trainings: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Written:
+    """Writes the page, a contact sheet beside it, and into the store which pictures the audit's figures rest on.
+
+    Args:
+        variants: by the name that figures go by, the variant in the store.
+        asked: prompts whose training pictures are shown.
+        shown: the audit's pictures.
+        found: the sets whose overlap is drawn, and the curves of memorization left.
+        scorer: the SSCD model whose scores the pictures are shown with.
+        searches: by what they are called, the ids of triggers whose losses are drawn.
+        trainings: by the name of the variant, its training step by step.
+    """
+    store = subject.open()
+    figures = rows_of(store, audit_id)
+    rows = [row for row in figures if not row.probe.startswith(EFFORT)]
+    attacks = {"attacks": _losses(store, subject, searches), "effort": _effort(figures)}
+    trained = {name: training_chart(name, history) for name, history in trainings.items()}
+    overlap = _subspace(store, subject, found)
+    scores = _best_scores(store, scorer)
+    strips = [_strip(store, subject, prompt, shown, scores) for prompt in asked[:STRIPS] if prompt.image_ids]
+    report = Report(
+        title=f"Memorization audit of {Path(subject.model).name}",
+        subtitle=f"audit {audit_id}",
+        facts=facts,
+        rows=rows,
+        strips=strips,
+        attacks=[chart for chart in attacks.values() if chart is not None],
+        trainings=list(trained.values()),
+        matrices=_overlap(store, subject, found.wanda),
+        curves=_overlap_curves(overlap),
+        left=_left(store, subject, found),
+        more_controls=without_random(variants),
+    )
+    _keep_evidence(store, audit_id, shown, rows, scorer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".writing")
+    aside.write_text(render(report), encoding="utf-8")
+    aside.replace(path)
+    picture = path.with_name("sheet.png") if strips else None
+    if picture is not None:
+        picture.write_bytes(sheet(strips))
+    drawings = {name: chart for name, chart in (attacks | trained).items() if chart is not None}
+    return Written(table_text(rows), verdict(rows), overlap, picture, drawings)
+
+
+def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
+    """Losses of a fine-tuning, step by step; `history` as `tasks.mitigate.task.history_of` gives it."""
+    kinds = {"erase": "surrogates under triggers", "ordinary": "ordinary pairs", "attack": "inner attack, last step"}
+    curves = [
+        Curve(words, [step[kind] for step in history])
+        for kind, words in kinds.items()
+        if all(step[kind] is not None for step in history)
+    ]
+    checks = [f"{step['held_out']:.0%} at step {step['step']}" for step in history if step["held_out"] is not None]
+    note = f"a held-out attack brought back {', '.join(checks)}" if checks else ""
+    return Chart(f"Training: {name}", "step", "diffusion loss", curves, note, smooth=5)
+
+
+def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str, Any]]:
+    """Overlap of the weights of subsets by kind of pair: over all, and by layer and by step; see `subspace.sql`."""
+    rows = query(store, "subspace", model_id=subject.model_id, params_id=found.wanda, control_id=found.control)
+    out: list[dict[str, Any]] = rows.to_pylist()
+    return out
+
+
+def _strip(store: Store, subject: Subject, prompt: Asked, shown: Shown, scores: Mapping[str, float]) -> Strip:
+    """The training picture beside the best copy that each variant makes of it, from its prompt and under attack."""
+    image = store.read("images", columns=["bytes"], image_id=prompt.image_ids[0])["bytes"][0].as_py()
+    found = []
+    for (name, variant, probe), ids in shown.items():
+        rows = store.read(
+            "generations",
+            columns=["generation_id", "bytes"],
+            model_id=subject.model_id,
+            variant=variant,
+            probe=probe,
+            prompt_id=prompt.prompt_id,
+        ).to_pylist()
+        of_audit = {row["generation_id"]: row["bytes"] for row in rows if row["generation_id"] in ids}
+        best = max(of_audit.keys() & scores.keys(), key=scores.__getitem__, default=None)
+        if best is not None:
+            found.append(Picture(f"{name}, {_words(probe)}", of_audit[best], scores[best]))
+    return Strip(prompt.text, Picture("training picture", image), found)
+
+
+def _best_scores(store: Store, scorer: str) -> dict[str, float]:
+    """Similarity of each generation to the nearest of its training pictures."""
+    rows = store.read("scores", columns=["generation_id", "value"], metric="sscd", scorer=scorer)
+    out: dict[str, float] = {}
+    for name, value in zip(rows["generation_id"].to_pylist(), rows["value"].to_pylist(), strict=True):
+        out[name] = max(value, out.get(name, -1.0))
+    return out
+
+
+def _losses(store: Store, subject: Subject, searches: Mapping[str, Collection[str]]) -> Chart | None:
+    """Mean loss of the attacks, step by step."""
+    rows = store.read("triggers", columns=["trigger_id", "loss"], model_id=subject.model_id)
+    losses = dict(zip(rows["trigger_id"].to_pylist(), rows["loss"].to_pylist(), strict=True))
+    curves = []
+    for name, ids in searches.items():
+        found = [losses[one] for one in ids if losses.get(one)]
+        if found:
+            curves.append(Curve(name, np.mean(found, axis=0).tolist()))
+    if not curves:
+        return None
+    return Chart("Loss of the attacks", "step", "diffusion loss", curves, "mean over attacked pictures", smooth=5)
+
+
+def _effort(rows: Sequence[Row]) -> Chart | None:
+    """Share of pictures that attacks from noise bring back, by their number of steps."""
+    rates: dict[bool, dict[int, Row]] = {False: {}, True: {}}
+    for row in rows:
+        if row.metric == "mr" and row.probe.startswith(EFFORT):
+            steps = int(row.probe.removeprefix(EFFORT).removesuffix("-control"))
+            rates[row.probe.endswith("-control")][steps] = row
+    marks = sorted(rates[False])
+    if not marks:
+        return None
+    curves, sizes = [], []
+    for control, name in ((False, "memorized"), (True, "never memorized")):
+        if rates[control].keys() >= set(marks):
+            curves.append(Curve(name, [rates[control][steps].value for steps in marks]))
+            sizes.append(f"{rates[control][marks[0]].n} {name}")
+    note = f"attacks from noise on {' and '.join(sizes)} pictures: beyond some effort anything comes back"
+    words = "attack steps", "share brought back"
+    return Chart("Replication by the attack's effort", *words, curves, note, x_marks=[*map(str, marks)])
+
+
+def _overlap(store: Store, subject: Subject, wanda_id: str) -> list[Matrix]:
+    """Mean IOU, over layers and steps, of every two subsets' weights."""
+    pairs: list[dict[str, Any]] = iou(store, subject.model_id, "wanda", wanda_id).to_pylist()
+    pairs = [pair for pair in pairs if "all" not in (pair["scope_id_1"], pair["scope_id_2"])]
+    labels = sorted({pair[key] for pair in pairs for key in ("scope_id_1", "scope_id_2")})
+    if len(labels) < 2:
+        return []
+    values = np.eye(len(labels))
+    chance = []
+    for row, one in enumerate(labels):
+        for column, two in enumerate(labels[row + 1 :], row + 1):
+            found = [p for p in pairs if {p["scope_id_1"], p["scope_id_2"]} == {one, two} and p["iou"] is not None]
+            values[row, column] = values[column, row] = np.mean([p["iou"] for p in found]) if found else 0.0
+            chance += [p["iou_chance"] for p in found]
+    note = f"mean over layers and steps; random sets of these sizes would have {np.mean(chance):.3f}" if chance else ""
+    return [Matrix("Overlap of the weights of prompt subsets (IOU)", labels, values.tolist(), note)]
+
+
+def _overlap_curves(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Mean IOU over steps and over layers, by kind of pair, beside the control and chance."""
+    charts = []
+    for axis, other in (("step", "layer"), ("layer", "step")):
+        mine = [row for row in rows if row[axis] is not None and row[other] is None and row["iou"] is not None]
+        points = sorted({row[axis] for row in mine})
+        curves = []
+        for pair, name in PAIRS.items():
+            values = {row[axis]: row["iou"] for row in mine if row["pair"] == pair}
+            if len(values) == len(points):
+                curves.append(Curve(name, [values[point] for point in points]))
+        chance = [np.mean([row["iou_chance"] for row in mine if row[axis] == point]) for point in points]
+        if curves:
+            note = f"mean over {other}s and pairs of subsets"
+            curves.append(Curve("random sets of these sizes", [float(value) for value in chance]))
+            charts.append(Chart(f"Overlap of weights by {axis}", axis, "IOU", curves, note))
+    return charts
+
+
+def _left(store: Store, subject: Subject, found: Localized) -> list[Chart]:
+    """Similarity of noise differences left as neurons are silenced, best first, beside random ones."""
+    rows = query(store, "memorization_left", model_id=subject.model_id, params_id=found.curve).to_pylist()
+    sizes = sorted({row["neurons"] for row in rows if not row["control"]})
+    curves = []
+    for control, name in ((False, "neurons that NeMo found, best first"), (True, "random neurons of the same layers")):
+        values = {row["neurons"]: row["score"] for row in rows if row["control"] is control}
+        if values:
+            curves.append(Curve(name, [values[size] for size in sizes if size in values]))
+    if not curves:
+        return []
+    note = "mean over prompts of the highest SSIM to the unsilenced noise difference"
+    return [
+        Chart("Memory left by number of silenced neurons", "neurons", "SSIM", curves, note, x_marks=[*map(str, sizes)])
+    ]
+
+
+def _words(probe: str) -> str:
+    return {"prompt": "from its prompt", "ordinary": "ordinary prompt"}.get(
+        probe.removesuffix("-control"), f"attacked from {probe.removeprefix('dori-').removesuffix('-control')}"
+    )
+
+
+def _keep_evidence(store: Store, audit_id: str, shown: Shown, rows: Sequence[Row], scorer: str) -> None:
+    """Writes which pictures, scored by which model, the audit's figures rest on."""
+    aligned: dict[str, dict[str, float]] = {}
+    scores = store.read("scores", columns=["scorer", "generation_id", "value"], metric="clip")
+    for made_with, name, value in zip(*(column.to_pylist() for column in scores.columns), strict=True):
+        aligned.setdefault(made_with, {})[name] = value
+    figures = {(row.variant, row.probe, row.metric): row.value for row in rows}
+    for (variant, _, probe), ids in shown.items():
+        made = {"sscd": scorer} if (variant, probe, "mr") in figures else {}
+        clip = figures.get((variant, probe, "clip"))
+        if clip is not None:
+            # The store may have scores by several CLIP models; the audit's are those that give its figure.
+            means = {
+                one: float(np.mean([known[name] for name in ids]))
+                for one, known in aligned.items()
+                if known.keys() >= set(ids)
+            }
+            made["clip"] = min(means, key=lambda one: abs(means[one] - clip))
+        for metric, by in made.items():
+            row = {"variant": variant, "probe": probe, "metric": metric, "scorer": by, "generation_ids": list(ids)}
+            store.write("evidence", content_key(audit_id, variant, probe, metric), [row], audit_id=audit_id)

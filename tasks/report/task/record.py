@@ -1,0 +1,32 @@
+"""What the store says of an audit: its record and its figures."""
+
+import json
+from typing import Any
+
+from storage import Store
+from tasks.errors import InputError
+from tasks.report.verdict import Row
+
+
+def record_of(store: Store, audit_id: str) -> dict[str, Any]:
+    """What the store says of an audit, its library versions as a dictionary.
+
+    Raises:
+        InputError: there is no such audit.
+    """
+    rows = store.read("audits", audit_id=audit_id).to_pylist()
+    if not rows:
+        raise InputError(f"the store has no audit {audit_id!r}: `engram audits` lists them")
+    record: dict[str, Any] = max(rows, key=lambda row: row["finished_at"] is not None)
+    return record | {"library_versions": json.loads(record["library_versions"] or "{}")}
+
+
+def rows_of(store: Store, audit_id: str) -> list[Row]:
+    """The audit's figures, in the order they were written."""
+    found = store.read("metrics", audit_id=audit_id).to_pylist()
+    names = ("variant", "probe", "metric", "value", "low", "high", "n")
+    order = {"original": 0, "nemo": 1, "random-nemo": 2, "wanda": 3, "random-wanda": 4}
+    rows = [Row(**{name: row[name] for name in names}) for row in found if row["value"] is not None]
+    return sorted(
+        rows, key=lambda row: (order.get(row.variant, 9), row.variant, row.probe.startswith("dori"), row.probe)
+    )
