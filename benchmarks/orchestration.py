@@ -20,7 +20,7 @@ from prefect import Flow, Task
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import audit as audits
-from flows import stages
+from flows import show, stages
 from flows.cli import quiet, settings_of
 from flows.plan import AuditParams, model_folder
 from flows.settings import Settings, settings_for
@@ -90,7 +90,7 @@ def timed(model: str, settings: Settings) -> tuple[float, list[dict[str, Any]]]:
 @contextmanager
 def plainly() -> Iterator[None]:
     """Within, flows and tasks of an audit are plain functions, and artifacts are not made."""
-    before = [(module, name, thing) for module in (audits, stages) for name, thing in vars(module).items()]
+    before = [(module, name, thing) for module in (audits, stages, show) for name, thing in vars(module).items()]
     for module, name, thing in before:
         if isinstance(thing, (Flow, Task)):
             setattr(module, name, thing.fn)

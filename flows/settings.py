@@ -90,13 +90,17 @@ PROFILES: dict[Profile, dict[str, Any]] = {
 
 
 def settings_for(profile: Profile, model: dict[str, Any], **changes: Any) -> Settings:
-    """A profile, with what the model's own `engram.json` says under "settings", with what a person asked for.
+    """A profile, with what the model's own `engram.json` says, with what a person asked for.
+
+    Args:
+        model: its "settings" count for every profile, its "profiles" for the one that they are named by.
 
     Raises:
         InputError: a value is out of its bounds, or has no such name.
     """
     merged: dict[str, Any] = {}
-    for source in (PROFILES[profile], model.get("settings", {}), changes):
+    own = model.get("profiles", {}).get(profile, {})
+    for source in (PROFILES[profile], model.get("settings", {}), own, changes):
         for name, value in source.items():
             merged[name] = merged.get(name, {}) | value if isinstance(value, dict) else value
     try:

@@ -195,7 +195,10 @@ def _fingerprint(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def audit_defaults(folder: str | Path) -> dict[str, Any]:
-    """What a model folder says of its own audit in `engram.json` (prompts, images, settings); empty without one."""
+    """What a model folder says of its own audit in `engram.json`; empty without one.
+
+    "prompts", "images" and "clip" are paths; "settings" count for every profile, "profiles" by their names for one.
+    """
     path = Path(folder) / "engram.json"
     if not path.is_file():
         return {}

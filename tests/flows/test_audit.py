@@ -273,6 +273,17 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in found.stderr
 
 
+def test_a_model_may_say_how_it_is_audited() -> None:
+    own = {
+        "settings": {"seeds": 3, "sampling": {"guidance": 2.0}},
+        "profiles": {"quick": {"sampling": {"steps": 5}}, "full": {"controls": 1}},
+    }
+    quick, full = settings_for("quick", own, seeds=5), settings_for("full", own)
+    assert (quick.seeds, quick.sampling.steps, quick.sampling.guidance) == (5, 5, 2.0)
+    assert (full.seeds, full.controls, full.sampling.guidance) == (3, 1, 2.0)
+    assert quick.controls != 1
+
+
 def test_settings_out_of_bounds_are_refused() -> None:
     with pytest.raises(InputError, match="seeds"):
         settings_for("quick", {}, seeds=0)
