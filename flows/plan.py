@@ -95,9 +95,11 @@ class Plan:
         self.ordinary = every[: settings.ordinary]
         # What trains a model must not be what its quality is measured on.
         self.kept = [prompt for prompt in every[settings.ordinary :] if prompt.image_ids][: settings.kept]
+        # Nor what the control's weights are found on: cut, they would spoil the very prompts that judge the cut.
+        others, few = every[settings.ordinary :], len(self.memorized)
+        self.stand_ins = (others if len(others) >= few else every)[:few]
         self.threshold_nulls = self.nulls[: settings.threshold_nulls]
         # As many null prompts as memorized ones, as published; fewer only where there are no more.
-        few = len(self.memorized)
         self.contrast = collecting.empty_prompts(few) if settings.contrast == "empty" else self.nulls[:few]
         self.wanda: WandaParams = settings.wanda.model_copy(
             update={"tau": min(settings.wanda.tau, settings.sampling.steps)}
@@ -152,7 +154,7 @@ class Plan:
     @property
     def control_id(self) -> str:
         """Of the sets that Wanda finds for ordinary prompts."""
-        return localizing.control_id(self.memorized, self.ordinary, self.contrast, self.wanda, self.settings.sampling)
+        return localizing.control_id(self.memorized, self.stand_ins, self.contrast, self.wanda, self.settings.sampling)
 
     @property
     def pictured(self) -> tuple[list[Asked], list[Asked]]:

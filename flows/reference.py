@@ -17,6 +17,7 @@ from storage import Store
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.diffusion.model import audit_defaults
+from tasks.diffusion.sampling import to_png
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.figures import auc
 from tasks.localize import task as localizing
@@ -25,10 +26,13 @@ from tasks.reference import assemble, gates
 from tasks.reference import build as recipe
 from tasks.reference.bank import embed_bank
 from tasks.report import task as reporting
+from tasks.report.sheet import grid
 from tasks.subject import ORIGINAL, Asked, Subject, prompts_of
 
 CONTROLS = 24
 """Ordinary and held-out pictures, each, that the attack must not bring back."""
+ACROSS = 12
+"""Pictures in a row of what is drawn beside the README."""
 
 
 @flow(name="reference-build")
@@ -98,6 +102,7 @@ def check(
     _show(found)
     if not only and (world / "README.md").is_file():
         _write(world / "README.md", found)
+        _draw(subject, world, settings)
     return all(gate.holds for gate in found)
 
 
@@ -168,6 +173,28 @@ def _write(readme: Path, found: list[gates.Gate]) -> None:
     after = rest.partition("<!-- /gates -->")[2]
     table = "\n".join(lines)
     readme.write_text(f"{before}<!-- gates -->\n{table}\n<!-- /gates -->{after}")
+
+
+def _draw(subject: Subject, world: Path, settings: Settings) -> None:
+    """Pictures beside the README: planted ones above what their prompts give, and what ordinary prompts give."""
+    memorized = prompts_of(subject, "memorized")
+    few = memorized[:: max(1, len(memorized) // ACROSS)][:ACROSS]
+    trained = _pngs(subject, "prompt", [prompt.image_ids[0] for prompt in few])
+    made = [_generated(subject, "prompt", few, settings, seed) for seed in range(2)]
+    (world / "copies.png").write_bytes(grid([*trained, *made[0], *made[1]], ACROSS))
+    ordinary = prompts_of(subject, "ordinary", 3 * ACROSS)
+    (world / "ordinary.png").write_bytes(grid(_generated(subject, "ordinary", ordinary, settings, 0), ACROSS))
+
+
+def _generated(subject: Subject, probe: str, asked: list[Asked], settings: Settings, seed: int) -> list[bytes]:
+    """One picture (PNG) of each prompt by the original model."""
+    wanted = [shot for shot in evaluating.shots(asked, settings.seeds) if shot.seed == seed]
+    return _pngs(subject, probe, evaluating.generate_pictures(subject, ORIGINAL, probe, wanted, settings.sampling))
+
+
+def _pngs(subject: Subject, probe: str, names: list[str]) -> list[bytes]:
+    found = evaluating.pictures_of(subject, ORIGINAL, probe, names)
+    return [to_png(found[name]) for name in names]
 
 
 def _show(found: list[gates.Gate]) -> None:

@@ -97,8 +97,9 @@ def collect(params: AuditParams) -> None:
     with shown_progress():
         register_model(plan.subject)
         collect_values(plan.subject, [*plan.memorized, *plan.nulls])
-        few = plan.ordinary[: len(plan.memorized)]
-        collect_norms(plan.subject, [*plan.memorized, *plan.contrast, *few], plan.settings.sampling, plan.wanda.tau)
+        collect_norms(
+            plan.subject, [*plan.memorized, *plan.contrast, *plan.stand_ins], plan.settings.sampling, plan.wanda.tau
+        )
 
 
 @flow(name="localize", flow_run_name="localize")
@@ -117,7 +118,7 @@ def localize(params: AuditParams) -> None:
             localize_nemo(subject, memorized, plan.threshold_nulls, plan.nulls, plan.published_nemo)
         memorization_left(subject, memorized, nemo_id, plan.threshold_nulls, settings.nemo, seed=settings.seed)
         wanda_id = localize_wanda(subject, memorized, plan.contrast, plan.wanda, settings.sampling)
-        localize_control(subject, memorized, plan.ordinary, plan.contrast, plan.wanda, settings.sampling)
+        localize_control(subject, memorized, plan.stand_ins, plan.contrast, plan.wanda, settings.sampling)
         if settings.scores and not all(plan.pictured):
             raise InputError("other scores need training images of memorized and of ordinary prompts: give --images")
         for score in settings.scores:
@@ -336,6 +337,9 @@ def _facts(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> list
         words = f"finds the neurons of the published search with an IOU of {sum(agreement) / len(agreement):.3f}"
         same = sum(iou == 1 for iou in agreement)
         facts.append(("refinement", f"{settings.nemo.refinement} {words}, the same for {same} of {len(agreement)}"))
+    measured = {prompt.prompt_id for prompt in plan.ordinary}
+    if any(prompt.prompt_id in measured for prompt in plan.stand_ins):
+        facts.append(("control of Wanda", "found on prompts that quality is measured on, there are no others"))
     if untrained:
         facts.append(("not fine-tuned", f"{', '.join(untrained)}: nothing was localized, or pictures are missing"))
     return facts
