@@ -243,6 +243,21 @@ def compare(
 
 
 @app.command()
+def results(
+    folder: Annotated[Path, typer.Argument(help="Where RESULTS.md and results.json are written.")],
+    audit_id: Annotated[str, typer.Option("--audit", help="An audit, or 'latest'.")] = "latest",
+    store: StoreOption = None,
+) -> None:
+    """Write an audit's figures for those who do not have the store; other text in RESULTS.md stays."""
+    quiet()
+    from tasks.report import task as reporting
+
+    opened = Store.open(store, create=False)
+    chosen = reporting.latest(opened) if audit_id == "latest" else audit_id
+    print(*(f"wrote {path}" for path in reporting.write_results(opened, chosen, folder)), sep="\n")
+
+
+@app.command()
 def accept(
     audit_id: Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or 'latest'.")],
     store: StoreOption = None,

@@ -26,6 +26,7 @@ from tasks.reference import assemble, gates
 from tasks.reference import build as recipe
 from tasks.reference.bank import embed_bank
 from tasks.report import task as reporting
+from tasks.report.markdown import put_between
 from tasks.report.sheet import grid
 from tasks.subject import ORIGINAL, Asked, Subject, prompts_of
 
@@ -169,10 +170,7 @@ def _write(readme: Path, found: list[gates.Gate]) -> None:
         lines.append(
             f"| {gate.name} | {gate.value:.3f} | {gate.sense} {gate.limit:g} | {'holds' if gate.holds else 'misses'} |"
         )
-    before, _, rest = readme.read_text().partition("<!-- gates -->\n")
-    after = rest.partition("<!-- /gates -->")[2]
-    table = "\n".join(lines)
-    readme.write_text(f"{before}<!-- gates -->\n{table}\n<!-- /gates -->{after}")
+    put_between(readme, "gates", "\n".join(lines))
 
 
 def _draw(subject: Subject, world: Path, settings: Settings) -> None:

@@ -291,6 +291,18 @@ def test_settings_out_of_bounds_are_refused() -> None:
         settings_for("quick", {}, nonsense=1)
 
 
+def test_results_for_those_without_the_store(params: AuditParams, audited: Audited, tmp_path: Path) -> None:
+    command = ["results", str(tmp_path / "out"), "--audit", audited.audit_id, "--store", params.store]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(rows) == len(Store.open(params.store).read("metrics", audit_id=audited.audit_id))
+    assert {"variant", "probe", "metric", "value", "low", "high", "n"} < rows[0].keys()
+    page = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert "| original | dori-noise-control | 1 |" in page
+    assert "| 3 | 0 % (0" in page or "| 3 | 100 % (" in page
+
+
 def test_sql_from_the_command_line(params: AuditParams, audited: Audited) -> None:
     asked = ["sql", "select count(*) as n from metrics", "--store", params.store, "--format", "csv"]
     found = CliRunner().invoke(app, asked)

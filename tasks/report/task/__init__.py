@@ -1,9 +1,18 @@
 """Reporting: what an audit wrote, as one page for people and one table for the terminal."""
 
-from tasks.report.task.comparison import Comparison, accept, audits_named, compare, differences_table, standard_of
+from tasks.report.task.comparison import (
+    Comparison,
+    accept,
+    audits_named,
+    compare,
+    differences_table,
+    latest,
+    standard_of,
+)
 from tasks.report.task.diagnosis import Spread, write_locality
 from tasks.report.task.page import Localized, Written, training_chart, write_report
 from tasks.report.task.record import record_of, rows_of
+from tasks.report.task.results import write_results
 
 __all__ = [
     "Comparison",
@@ -14,10 +23,12 @@ __all__ = [
     "audits_named",
     "compare",
     "differences_table",
+    "latest",
     "record_of",
     "rows_of",
     "standard_of",
     "training_chart",
     "write_locality",
     "write_report",
+    "write_results",
 ]

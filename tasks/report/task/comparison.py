@@ -129,7 +129,7 @@ def audits_named(store: Store, before: str, after: str) -> tuple[str, str]:
     Raises:
         InputError: there is none.
     """
-    told = [_latest(store) if name == "latest" else name for name in (before, after)]
+    told = [latest(store) if name == "latest" else name for name in (before, after)]
     if all(name in ("previous", "accepted") for name in told):
         raise InputError(f"{before} of what? Name one audit by its id, or as 'latest'")
     for place, name in enumerate(told):
@@ -155,7 +155,7 @@ def accept(store: Store, audit_id: str) -> str:
     Raises:
         InputError: it is unknown or has not completed.
     """
-    audit_id = _latest(store) if audit_id == "latest" else audit_id
+    audit_id = latest(store) if audit_id == "latest" else audit_id
     _completed(store, audit_id)
     now = datetime.now(UTC)
     row = {"audit_id": audit_id, "accepted_at": now}
@@ -164,7 +164,7 @@ def accept(store: Store, audit_id: str) -> str:
     return audit_id
 
 
-def _latest(store: Store) -> str:
+def latest(store: Store) -> str:
     rows = store.read("audits", columns=["audit_id", "started_at"], state="completed").to_pylist()
     if not rows:
         raise InputError("the store has no completed audit: run `engram audit`")

@@ -1,0 +1,49 @@
+"""An audit's figures as Markdown, and text that is kept up to date between marks of a page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tasks.report.report import columns_of, interval_text, lines_of, size_text, value_text
+from tasks.report.verdict import Row, controls, verdict
+
+
+def figures_text(rows: Sequence[Row]) -> str:
+    """The verdict, the table of variants by probe, and what the controls say."""
+    metrics = columns_of(rows)
+    lines = [verdict(rows), "", f"| variant | probe | n | {' | '.join(metrics.values())} |"]
+    lines.append(f"|---|---|---:|{'---:|' * len(metrics)}")
+    for line in lines_of(rows):
+        cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in metrics]
+        lines.append(f"| {line.variant} | {line.probe} | {size_text(line)} | {' | '.join(cells)} |")
+    lines += ["", *(f"- **{control.name}** {control.state}: {control.words}" for control in controls(rows))]
+    return "\n".join(lines)
+
+
+def effort_text(rates: Mapping[str, Row]) -> str:
+    """Copies by the number of attack steps, of memorized pictures and (under "STEPS-control") of others."""
+    steps = sorted(int(name) for name in rates if name.isdigit())
+    if not steps:
+        return ""
+    lines = ["", "", "| attack steps, from noise | memorized | never memorized |", "|---:|---:|---:|"]
+    for number in steps:
+        pair = (rates.get(f"{number}{suffix}") for suffix in ("", "-control"))
+        lines.append(f"| {number} | {' | '.join('' if row is None else f'{_cell(row)} of {row.n}' for row in pair)} |")
+    return "\n".join(lines)
+
+
+def put_between(path: Path, name: str, text: str) -> None:
+    """Puts text between the marks of this name, `<!-- name -->` and `<!-- /name -->`; at the end where there are none.
+
+    Whatever else the page says stays as it is; a page that is not there yet begins with its name.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    page = path.read_text() if path.is_file() else f"# {path.stem.capitalize()}\n"
+    before, found, rest = page.partition(begin)
+    after = rest.partition(end)[2] if found else "\n"
+    before = before if found else f"{page.rstrip()}\n\n"
+    path.write_text(f"{before}{begin}{text.rstrip()}\n{end}{after}")
+
+
+def _cell(row: Row) -> str:
+    interval = interval_text(row)
+    return f"{value_text(row)} ({interval})" if interval else value_text(row)

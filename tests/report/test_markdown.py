@@ -1,0 +1,38 @@
+"""Figures for those who do not have the store."""
+
+from pathlib import Path
+
+from tasks.report.markdown import effort_text, figures_text, put_between
+from tasks.report.verdict import Row
+from tests.report.test_verdict import ORIGINAL, mr
+
+
+def test_every_line_of_the_table_has_as_many_cells() -> None:
+    rows = [*ORIGINAL, mr("nemo", "prompt", 2), Row("nemo", "ordinary", "clip", 0.31, 0.29, 0.33, 20)]
+    text = figures_text(rows)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert "| nemo | ordinary | 20 |  | 0.310 (0.290–0.330) |" in table
+    assert text.startswith("From their own prompts the original model reproduces")
+    assert "**dori-noise**" in text
+
+
+def test_effort_is_in_order_of_numbers() -> None:
+    rates = {"100": mr("original", "a", 8), "20": mr("original", "b", 1), "100-control": mr("original", "c", 2)}
+    lines = effort_text(rates).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[4:]] == ["20", "100"]
+    assert lines[4].endswith("|  |")
+    assert effort_text({}) == ""
+
+
+def test_what_a_person_wrote_stays(tmp_path: Path) -> None:
+    page = tmp_path / "RESULTS.md"
+    put_between(page, "figures", "one")
+    assert page.read_text() == "# Results\n\n<!-- figures -->\none\n<!-- /figures -->\n"
+    page.write_text("Before.\n" + page.read_text() + "\nAfter.\n")
+    put_between(page, "figures", "two\n")
+    put_between(page, "gates", "three")
+    told = page.read_text()
+    assert told.startswith("Before.\n# Results\n\n<!-- figures -->\ntwo\n<!-- /figures -->\n")
+    assert told.endswith("\nAfter.\n\n<!-- gates -->\nthree\n<!-- /gates -->\n")
+    assert "one" not in told
