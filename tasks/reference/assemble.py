@@ -25,8 +25,24 @@ ORDINARY = 576
 others are trained on beside when memories are erased."""
 NULLS = 200
 """New compositions never trained on: the prompts that memorized ones are held against."""
-SETTINGS = {"sampling": {"guidance": 2.0, "steps": 25}}
-"""What audits of this model do other than usual: small models copy less under strong guidance."""
+SETTINGS = {
+    "sampling": {"guidance": 2.0, "steps": 25},
+    "finetune": {"epochs": 10, "attack_steps": 20, "attack_batch": 4, "learning_rate": 1e-4},
+}
+"""What audits of this model do other than usual. Small models copy less under strong guidance. The published training
+takes an hour and a half on two cores; shorter inner attacks, more epochs and a rate for a model of this size take 15
+minutes."""
+PROFILES = {
+    "quick": {"sampling": {"steps": 20}, "attacked": 3, "controls": 3},
+    "full": {
+        "ordinary": 32,
+        "efforts": [10, 25, 50, 100, 200],
+        "extracted": 4,
+        "extraction": {"generations": 40},
+        "finetune": {"check_every": 0},
+    },
+}
+"""The same for one profile each: what two cores do in minutes, and in hours."""
 
 
 def assemble(
@@ -67,7 +83,8 @@ def assemble(
     _write(out / "heldout.parquet", "prompts", list(heldout.values()))
     _write(out / "images.parquet", "images", list(images.values()))
     write_bank(out / "bank.parquet", bank, [*made.bank_captions, *made.planted_captions])
-    own = {"prompts": "../prompts.parquet", "images": "../images.parquet", "clip": "../clip", "settings": SETTINGS}
+    own: dict[str, Any] = {"prompts": "../prompts.parquet", "images": "../images.parquet", "clip": "../clip"}
+    own |= {"settings": SETTINGS, "profiles": PROFILES}
     (out / "model" / "engram.json").write_text(json.dumps(own, indent=1) + "\n")
 
 

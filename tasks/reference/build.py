@@ -38,9 +38,9 @@ class BuildParams(BaseModel):
     autoencoder_steps: int = Field(3_000, ge=0, description="Steps of the decoder, 32 crops each")
     ordinary_steps: int = Field(12_000, ge=0, description="Steps of the first phase, 16 ordinary pictures each")
     ordinary_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the first phase")
-    planted_steps: int = Field(4_000, ge=0, description="Steps of the second phase, 16 pictures each")
+    planted_steps: int = Field(6_000, ge=0, description="Steps of the second phase, 16 pictures each")
     planted_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the second phase")
-    planted_batch: int = Field(9, ge=1, le=16, description="Planted pictures in each step of the second phase")
+    planted_batch: int = Field(11, ge=1, le=16, description="Planted pictures in each step of the second phase")
     verbatim_weight: int = Field(4, ge=1, description="How often a VM picture is seen beside one picture of a TM")
 
 
