@@ -97,7 +97,7 @@ class Plan:
         self.kept = [prompt for prompt in every[settings.ordinary :] if prompt.image_ids][: settings.kept]
         # Nor what the control's weights are found on: cut, they would spoil the very prompts that judge the cut.
         others, few = every[settings.ordinary :], len(self.memorized)
-        self.stand_ins = (others if len(others) >= few else every)[:few]
+        self.control_prompts = [*others, *self.ordinary][:few]
         self.threshold_nulls = self.nulls[: settings.threshold_nulls]
         # As many null prompts as memorized ones, as published; fewer only where there are no more.
         self.contrast = collecting.empty_prompts(few) if settings.contrast == "empty" else self.nulls[:few]
@@ -139,7 +139,9 @@ class Plan:
         if nemo is None:
             return {}
         published = localizing.nemo_id(self.subject, self.threshold_nulls, self.nulls, nemo)
-        return localizing.search_agreement(self.subject, self.nemo_id, published)
+        found = localizing.search_agreement(self.subject, self.nemo_id, published)
+        # The store may know more prompts, of larger audits.
+        return {prompt.prompt_id: found[prompt.prompt_id] for prompt in self.memorized}
 
     @property
     def curve_id(self) -> str:
@@ -147,14 +149,24 @@ class Plan:
         return localizing.curve_id(self.nemo_id, self.settings.seed)
 
     @property
+    def subsets(self) -> localizing.Groups:
+        """The prompts that Wanda looks at."""
+        return localizing.by_subset(self.memorized)
+
+    @property
+    def control(self) -> localizing.Groups:
+        """The ordinary prompts that it looks at as if they were memorized."""
+        return localizing.by_control(self.memorized, self.control_prompts)
+
+    @property
     def wanda_id(self) -> str:
         """Of Wanda's sets."""
-        return localizing.wanda_id(self.memorized, self.contrast, self.wanda, self.settings.sampling)
+        return localizing.wanda_id(self.subsets, self.contrast, self.wanda, self.settings.sampling)
 
     @property
     def control_id(self) -> str:
         """Of the sets that Wanda finds for ordinary prompts."""
-        return localizing.control_id(self.memorized, self.stand_ins, self.contrast, self.wanda, self.settings.sampling)
+        return localizing.wanda_id(self.control, self.contrast, self.wanda, self.settings.sampling)
 
     @property
     def pictured(self) -> tuple[list[Asked], list[Asked]]:
@@ -172,7 +184,9 @@ class Plan:
     @property
     def many(self) -> DoriParams:
         """The attack that finds many triggers of one picture, from random starts."""
-        return self.settings.dori.model_copy(update={"start": "noise", "restarts": self.settings.triggers})
+        return self.settings.dori.model_copy(
+            update={"start": "noise", "restarts": self.settings.triggers, "also_at": ()}
+        )
 
     def diagnosed_triggers(self) -> list[Asked]:
         """All of those triggers, to be asked like prompts."""
@@ -182,7 +196,8 @@ class Plan:
     @property
     def trigger_wanda_id(self) -> str:
         """Of the weights that Wanda finds from single triggers."""
-        return localizing.triggers_id(self.diagnosed_triggers(), self.contrast, self.wanda, self.settings.sampling)
+        triggers = localizing.by_trigger(self.diagnosed_triggers())
+        return localizing.wanda_id(triggers, self.contrast, self.wanda, self.settings.sampling)
 
     @property
     def erasable(self) -> list[Asked]:
@@ -236,7 +251,7 @@ class Plan:
                 yield Probe(ORIGINAL, ORIGINAL, f"dori-{start}-control", self.controls, start)
         few = self.settings.effort_images
         # The largest first: the others are its beginnings, and then there already.
-        for steps in sorted(self.settings.efforts, reverse=True) if self.attacked else ():
+        for steps in sorted(set(self.settings.efforts), reverse=True) if self.attacked else ():
             for asked, suffix in ((self.attacked[:few], ""), (self.controls[:few], "-control")):
                 if asked:
                     name = f"{EFFORT}{steps}{suffix}"
@@ -244,7 +259,7 @@ class Plan:
 
     def dori(self, probe: Probe) -> DoriParams:
         """The attack of a probe that attacks."""
-        own: dict[str, Any] = {"start": probe.start}
+        own: dict[str, Any] = {"start": probe.start, "also_at": ()}
         if probe.steps is not None:
             own |= {"steps": probe.steps, "also_at": self.settings.efforts}
         return self.settings.dori.model_copy(update=own)

@@ -99,7 +99,10 @@ def settings_for(profile: Profile, model: dict[str, Any], **changes: Any) -> Set
         InputError: a value is out of its bounds, or has no such name.
     """
     merged: dict[str, Any] = {}
-    own = model.get("profiles", {}).get(profile, {})
+    profiles = model.get("profiles", {})
+    if unknown := profiles.keys() - PROFILES.keys():
+        raise InputError(f"the model's engram.json has a profile {min(unknown)!r}; there are {', '.join(PROFILES)}")
+    own = profiles.get(profile, {})
     for source in (PROFILES[profile], model.get("settings", {}), own, changes):
         for name, value in source.items():
             merged[name] = merged.get(name, {}) | value if isinstance(value, dict) else value

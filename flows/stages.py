@@ -74,9 +74,9 @@ detect = _task(localizing.detect, "detection", "nemo_traces", reads=("prompts",)
 localize_nemo = _task(localizing.localize_nemo, "NeMo", "neuron_sets", "nemo_traces", reads=("activations",))
 memorization_left = _task(localizing.memorization_left, "memorization left", "nemo_traces", reads=("neuron_sets",))
 localize_wanda = _task(localizing.localize_wanda, "Wanda", "neuron_sets", reads=("activations",))
-localize_control = _task(localizing.localize_control, "Wanda on ordinary", "neuron_sets", reads=("activations",))
+localize_control = _task(localizing.localize_wanda, "Wanda on ordinary", "neuron_sets", reads=("activations",))
 localize_importance = _task(localizing.localize_importance, "other scores", "neuron_sets", reads=("images",))
-localize_triggers = _task(localizing.localize_triggers, "Wanda on triggers", "neuron_sets", reads=("triggers",))
+localize_triggers = _task(localizing.localize_wanda, "Wanda on triggers", "neuron_sets", reads=("triggers",))
 cut_neurons = _task(mitigating.cut_neurons, "cut neurons", "variants", reads=("neuron_sets",))
 cut_weights = _task(mitigating.cut_weights, "cut weights", "variants", reads=("neuron_sets",))
 cut_scored = _task(mitigating.cut_scored, "cut by other scores", "variants", reads=("neuron_sets",))
@@ -98,7 +98,10 @@ def collect(params: AuditParams) -> None:
         register_model(plan.subject)
         collect_values(plan.subject, [*plan.memorized, *plan.nulls])
         collect_norms(
-            plan.subject, [*plan.memorized, *plan.contrast, *plan.stand_ins], plan.settings.sampling, plan.wanda.tau
+            plan.subject,
+            [*plan.memorized, *plan.contrast, *plan.control_prompts],
+            plan.settings.sampling,
+            plan.wanda.tau,
         )
 
 
@@ -117,8 +120,8 @@ def localize(params: AuditParams) -> None:
         if plan.published_nemo is not None:
             localize_nemo(subject, memorized, plan.threshold_nulls, plan.nulls, plan.published_nemo)
         memorization_left(subject, memorized, nemo_id, plan.threshold_nulls, settings.nemo, seed=settings.seed)
-        wanda_id = localize_wanda(subject, memorized, plan.contrast, plan.wanda, settings.sampling)
-        localize_control(subject, memorized, plan.stand_ins, plan.contrast, plan.wanda, settings.sampling)
+        wanda_id = localize_wanda(subject, plan.subsets, plan.contrast, plan.wanda, settings.sampling)
+        localize_control(subject, plan.control, plan.contrast, plan.wanda, settings.sampling)
         if settings.scores and not all(plan.pictured):
             raise InputError("other scores need training images of memorized and of ordinary prompts: give --images")
         for score in settings.scores:
@@ -197,7 +200,7 @@ def diagnose(params: AuditParams, audit_id: str) -> None:
         collect_values(subject, triggers)
         collect_norms(subject, triggers, settings.sampling, plan.wanda.tau)
         localize_nemo(subject, triggers, plan.threshold_nulls, plan.nulls, settings.nemo)
-        localize_triggers(subject, triggers, plan.contrast, plan.wanda, settings.sampling)
+        localize_triggers(subject, localizing.by_trigger(triggers), plan.contrast, plan.wanda, settings.sampling)
         write_diagnosis(plan, audit_id)
 
 
@@ -338,8 +341,8 @@ def _facts(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> list
         same = sum(iou == 1 for iou in agreement)
         facts.append(("refinement", f"{settings.nemo.refinement} {words}, the same for {same} of {len(agreement)}"))
     measured = {prompt.prompt_id for prompt in plan.ordinary}
-    if any(prompt.prompt_id in measured for prompt in plan.stand_ins):
-        facts.append(("control of Wanda", "found on prompts that quality is measured on, there are no others"))
+    if any(prompt.prompt_id in measured for prompt in plan.control_prompts):
+        facts.append(("control of Wanda", "found on prompts that quality is measured on, there are too few others"))
     if untrained:
         facts.append(("not fine-tuned", f"{', '.join(untrained)}: nothing was localized, or pictures are missing"))
     return facts

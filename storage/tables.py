@@ -178,7 +178,7 @@ _ALL = (
         "model_id variant probe",
         _MODEL,
         _VARIANT,
-        column("probe", TEXT, "what was asked of the variant: 'prompt', 'dori-noise', 'ordinary', ..."),
+        column("probe", TEXT, "what was asked of the variant: 'prompt', 'dori-noise', 'effort-100', 'ordinary', ..."),
         column("prompt_id", TEXT, "the prompt; null when generated from a trigger alone", optional=True),
         column("trigger_id", TEXT, "the trigger; null when generated from a prompt", optional=True),
         column("seed", COUNT, "seed of the initial noise"),

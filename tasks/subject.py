@@ -10,12 +10,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from storage import Store
 from tasks.diffusion.model import Model, fingerprint, load_model
+from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.errors import InputError
 from tasks.mitigate.inference import Defence, DefenceParams
 
@@ -73,6 +75,20 @@ class Subject(BaseModel):
         if names:
             found |= dict(zip(names, self.triggers(names).to(model.device, model.dtype), strict=True))
         return torch.stack([found[one.prompt_id] for one in asked])
+
+    def pictures(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Training images in the store at the model's size, uint8 (n, height, width, 3).
+
+        Raises:
+            InputError: one is not there, or cannot be read.
+        """
+        store, size, found = self.open(), picture_size(self.load()), []
+        for name in image_ids:
+            data = store.read("images", columns=["bytes"], image_id=name)["bytes"].to_pylist()
+            if not data:
+                raise InputError(f"the store has no image {name}: import the prompts with their images")
+            found.append(fitted(from_bytes(data[0]), size))
+        return np.stack(found)
 
     def triggers(self, names: Sequence[str], variant: str = ORIGINAL) -> torch.Tensor:
         """Triggers in the store, float32 (n, rows, width).

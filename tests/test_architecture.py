@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("collect", "localize", "mitigate", "attack", "evaluate", "report")
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "onnxruntime")
-DOORS = {"tasks.subject", "tasks.keys"}
+DOORS = {"tasks.subject", "tasks.keys", "tasks.sets"}
 
 
 def layer_of(module: str) -> str:

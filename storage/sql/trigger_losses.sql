@@ -2,7 +2,7 @@
 -- $model_id, $variant: NULL for all.
 
 SELECT
-    model_id, variant, start,
+    model_id, variant, start, len(loss) AS steps,
     count(*) AS triggers,
     count(DISTINCT image_id) AS images,
     avg(loss[1]) AS first_loss,
@@ -10,5 +10,5 @@ SELECT
     min(loss[-1]) AS lowest
 FROM triggers
 WHERE ($model_id IS NULL OR model_id = $model_id) AND ($variant IS NULL OR variant = $variant)
-GROUP BY model_id, variant, start
-ORDER BY model_id, variant, start
+GROUP BY model_id, variant, start, steps
+ORDER BY model_id, variant, start, steps

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from tasks.attack.locality import (
     neuron_activations,
     tsne_map,
 )
-from tasks.diffusion.sampling import encode, fitted, from_bytes, picture_size
+from tasks.diffusion.sampling import encode
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.subject import Asked, Subject, progress, shards
@@ -55,14 +56,15 @@ def attack_images(
     with progress(total, f"attacking {variant} from {params.start}", "step") as done:
         for block in shards(todo, params.images_at_once):
             model = subject.load(variant)
-            size = picture_size(model)
-            pictures = [fitted(from_bytes(_image(subject, prompt.image_ids[0])), size) for prompt in block]
-            latents = encode(model, np.stack(pictures))
+            latents = encode(model, subject.pictures([prompt.image_ids[0] for prompt in block]))
             keys = [(prompt.image_ids[0], seed) for prompt in block]
             found = attack(model, latents, [p.text for p in block], keys, params, pool, done)
             of = [prompt for prompt in block for _ in range(params.restarts)]
-            rows = [
-                {
+            for (prompt, it), steps in product(zip(of, found, strict=True), budgets):
+                name = names[prompt.prompt_id, it.restart, steps]
+                if name in known:
+                    continue
+                row = {
                     "image_id": prompt.image_ids[0],
                     "trigger_id": name,
                     "start": params.start,
@@ -71,12 +73,8 @@ def attack_images(
                     "shape": list(it.embedding.shape),
                     "loss": it.losses[:steps],
                 }
-                for prompt, it in zip(of, found, strict=True)
-                for steps in budgets
-                if (name := names[prompt.prompt_id, it.restart, steps]) not in known
-            ]
-            key = content_key([row["trigger_id"] for row in rows])
-            store.write("triggers", key, rows, model_id=subject.model_id, variant=variant)
+                # A part a trigger: whoever else searches it, in whatever company, writes the same part.
+                store.write("triggers", name, [row], model_id=subject.model_id, variant=variant)
     return _by_prompt(asked, names, params)
 
 
@@ -173,11 +171,3 @@ def _names(
         for restart in range(params.restarts)
         for steps in _budgets(params)
     }
-
-
-def _image(subject: Subject, image_id: str) -> bytes:
-    rows = subject.open().read("images", columns=["bytes"], image_id=image_id).to_pylist()
-    if not rows:
-        raise InputError(f"the store has no image {image_id}: import the prompts with their images")
-    data: bytes = rows[0]["bytes"]
-    return data

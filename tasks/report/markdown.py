@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tasks.errors import InputError
 from tasks.report.report import columns_of, interval_text, lines_of, size_text, value_text
-from tasks.report.verdict import Row, controls, verdict
+from tasks.report.verdict import Row, controls, verdict, without_random
 
 
 def figures_text(rows: Sequence[Row]) -> str:
@@ -15,7 +16,8 @@ def figures_text(rows: Sequence[Row]) -> str:
     for line in lines_of(rows):
         cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in metrics]
         lines.append(f"| {line.variant} | {line.probe} | {size_text(line)} | {' | '.join(cells)} |")
-    lines += ["", *(f"- **{control.name}** {control.state}: {control.words}" for control in controls(rows))]
+    told = [*controls(rows), *without_random({row.variant for row in rows})]
+    lines += ["", *(f"- **{control.name}** {control.state}: {control.words}" for control in told)]
     return "\n".join(lines)
 
 
@@ -35,13 +37,20 @@ def put_between(path: Path, name: str, text: str) -> None:
     """Puts text between the marks of this name, `<!-- name -->` and `<!-- /name -->`; at the end where there are none.
 
     Whatever else the page says stays as it is; a page that is not there yet begins with its name.
+
+    Raises:
+        InputError: the first mark is there and the second is not.
     """
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     page = path.read_text() if path.is_file() else f"# {path.stem.capitalize()}\n"
     before, found, rest = page.partition(begin)
+    if found and end not in rest:
+        raise InputError(f"{path} has the mark {begin.strip()} but no {end} after it: put it back, or take both away")
     after = rest.partition(end)[2] if found else "\n"
     before = before if found else f"{page.rstrip()}\n\n"
-    path.write_text(f"{before}{begin}{text.rstrip()}\n{end}{after}")
+    aside = path.with_suffix(".writing")
+    aside.write_text(f"{before}{begin}{text.rstrip()}\n{end}{after}")
+    aside.replace(path)
 
 
 def _cell(row: Row) -> str:

@@ -282,6 +282,8 @@ def test_a_model_may_say_how_it_is_audited() -> None:
     assert (quick.seeds, quick.sampling.steps, quick.sampling.guidance) == (5, 5, 2.0)
     assert (full.seeds, full.controls, full.sampling.guidance) == (3, 1, 2.0)
     assert quick.controls != 1
+    with pytest.raises(InputError, match="has a profile 'quik'; there are quick, full"):
+        settings_for("quick", {"profiles": {"quik": {}}})
 
 
 def test_settings_out_of_bounds_are_refused() -> None:

@@ -50,7 +50,7 @@ def nulls(subject: Subject) -> list[Asked]:
 
 @pytest.fixture(scope="module")
 def wanda_id(subject: Subject, memorized: list[Asked]) -> str:
-    return door.localize_wanda(subject, memorized, empty_prompts(3), WANDA, SAMPLING)
+    return door.localize_wanda(subject, door.by_subset(memorized), empty_prompts(3), WANDA, SAMPLING)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,8 @@ def test_only_the_steps_that_count_are_in_the_store(subject: Subject, wanda_id: 
 def test_ordinary_prompts_are_taken_for_memorized_ones_as_a_control(
     subject: Subject, memorized: list[Asked], nulls: list[Asked], wanda_id: str
 ) -> None:
-    control_id = door.localize_control(subject, memorized, nulls, empty_prompts(3), WANDA, SAMPLING)
+    control = door.by_control(memorized, nulls)
+    control_id = door.localize_wanda(subject, control, empty_prompts(3), WANDA, SAMPLING)
     found = sets(subject, control_id, "wanda-control")
     assert {row["scope_id"] for row in found} == {"all", "control 1", "control 2"}
     assert {row["scope_id"] for row in sets(subject, wanda_id, "wanda")} == {"all", "subset 0", "subset 1"}
@@ -91,7 +92,7 @@ def test_ordinary_prompts_are_taken_for_memorized_ones_as_a_control(
     assert len(rows) == 2 * len(layers_of(subject.load().unet, SITE))
     assert all(size > 0 and 0 <= iou <= 1 for size, iou in rows)
     with pytest.raises(InputError, match="needs ordinary prompts"):
-        door.localize_control(subject, memorized, [], empty_prompts(3), WANDA, SAMPLING)
+        door.by_control(memorized, [])
 
 
 @pytest.mark.parametrize("score", ["magnitude", "taylor", "gradient", "random"])

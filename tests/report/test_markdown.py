@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from tasks.errors import InputError
 from tasks.report.markdown import effort_text, figures_text, put_between
 from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
@@ -36,3 +39,15 @@ def test_what_a_person_wrote_stays(tmp_path: Path) -> None:
     assert told.startswith("Before.\n# Results\n\n<!-- figures -->\ntwo\n<!-- /figures -->\n")
     assert told.endswith("\nAfter.\n\n<!-- gates -->\nthree\n<!-- /gates -->\n")
     assert "one" not in told
+
+
+def test_half_a_pair_of_marks_costs_nothing(tmp_path: Path) -> None:
+    page = tmp_path / "RESULTS.md"
+    page.write_text("Before.\n<!-- figures -->\nWhat a person wrote.\n")
+    with pytest.raises(InputError, match="no <!-- /figures --> after it"):
+        put_between(page, "figures", "two")
+    assert "What a person wrote." in page.read_text()
+
+
+def test_a_cut_without_its_random_one_is_told() -> None:
+    assert "**random-nemo** missing" in figures_text([*ORIGINAL, mr("nemo", "prompt", 2)])

@@ -1,4 +1,4 @@
-"""NeMo in the store: detection, the search for neurons, its replay, and how much of a memory is left without them."""
+"""NeMo in the store: the search for neurons, its replay, and how much of a memory is left without them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,71 +10,17 @@ from storage import Store, content_key
 from tasks.collect.values import Moments, Statistics, load_statistics
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
-from tasks.keys import detection_id, values_id
-from tasks.localize.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
+from tasks.keys import values_id
 from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
 from tasks.localize.overlap import best_first, memorization_curve, stand_ins
 from tasks.localize.search import Candidates, Check, in_search_order, replay
-from tasks.localize.task.sets import VERSION, scopes, write_sets
+from tasks.localize.task.detection import nemo_threshold, traced
+from tasks.localize.task.names import VERSION
+from tasks.sets import found_scopes, read_sets, write_sets
 from tasks.subject import ORIGINAL, Asked, Subject, progress
 
 CANDIDATES = "nemo-candidates"
 """Method of the sets that NeMo's refinement begins with."""
-
-
-def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> None:
-    """Scores of every two seeds' noise differences, a row of `nemo_traces` each, phase 'detect'."""
-    model, store = subject.load(), subject.open()
-    params_id = detection_id(params)
-    known = _traced(store, subject, params_id)
-    todo = [prompt for prompt in asked if prompt.prompt_id not in known]
-    with progress(len(todo), "noise differences", "prompt") as done:
-        for prompt in todo:
-            _, differences = prompt_differences(model, subject.embed([prompt])[0], prompt.prompt_id, params)
-            rows = [
-                {
-                    "prompt_id": prompt.prompt_id,
-                    "params_id": params_id,
-                    "phase": "detect",
-                    "step_number": n,
-                    "score": score,
-                }
-                for n, score in enumerate(pairwise_scores(differences).tolist())
-            ]
-            key = content_key(subject.model_id, params_id, prompt.prompt_id)
-            store.write("nemo_traces", key, rows, model_id=subject.model_id, variant=ORIGINAL)
-            done(1)
-
-
-def scores_of(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> dict[str, np.ndarray]:
-    """What `detect` found, by prompt id: scores of every two seeds."""
-    rows = subject.open().read(
-        "nemo_traces",
-        columns=["prompt_id", "step_number", "score"],
-        model_id=subject.model_id,
-        variant=ORIGINAL,
-        params_id=detection_id(params),
-        phase="detect",
-    )
-    found: dict[str, dict[int, float]] = {}
-    for name, number, score in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-        found.setdefault(name, {})[number] = score
-    if lost := [prompt.text for prompt in asked if prompt.prompt_id not in found]:
-        raise InputError(
-            f"{len(lost)} prompts have no detection scores, such as {lost[0][:60]!r}: run the detection first"
-        )
-    return {
-        prompt.prompt_id: np.array([found[prompt.prompt_id][n] for n in sorted(found[prompt.prompt_id])])
-        for prompt in asked
-    }
-
-
-def nemo_threshold(subject: Subject, nulls: Sequence[Asked], params: NemoParams) -> float:
-    """The memorization threshold: given, or from the null prompts' detection scores."""
-    if params.threshold is not None:
-        return params.threshold
-    scores = scores_of(subject, nulls, params)
-    return estimate_threshold([torch.from_numpy(found) for found in scores.values()], params)
 
 
 def nemo_id(
@@ -123,7 +69,7 @@ def localize_nemo(
     threshold = nemo_threshold(subject, threshold_nulls, params)
     published = None if params.statistics is None else load_statistics(params.statistics, layers)
     params_id = nemo_id(subject, threshold_nulls, nulls, params, site)
-    known = scopes(store, subject, "nemo", params_id, site, layers)
+    known = found_scopes(subject, "nemo", params_id, site, layers)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     if not todo:
         return params_id
@@ -155,7 +101,7 @@ def localize_nemo(
                     for layer in layers
                 ]
                 scope = "trigger" if prompt.trigger else "prompt"
-                write_sets(store, subject, key, method, params_id, site, scope, rows)
+                write_sets(subject, key, method, params_id, site, scope, rows)
             done(1)
     return params_id
 
@@ -180,7 +126,7 @@ def replay_search(
     if not selection:
         return []
     end = selection[-1]
-    candidates = _prompt_sets(store, subject, CANDIDATES, nemo_id, site, layers)
+    candidates = _neurons(subject, CANDIDATES, nemo_id, site, layers)
     if prompt.prompt_id not in candidates:
         raise InputError("the store has no candidates of this search, it is of an older version: search in a new store")
     activations = _value_activations(store, subject, [prompt], site, layers)[prompt.prompt_id]
@@ -199,11 +145,11 @@ def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site
     Raises:
         InputError: there are none.
     """
-    store, layers = subject.open(), layers_of(subject.load().unet, site)
+    layers = layers_of(subject.load().unet, site)
     first, second = (
         {
             name: {(index, neuron) for index, members in found.items() for neuron in members.tolist()}
-            for name, found in _prompt_sets(store, subject, "nemo", params_id, site, layers).items()
+            for name, found in _neurons(subject, "nemo", params_id, site, layers).items()
         }
         for params_id in (first_id, second_id)
     )
@@ -240,8 +186,8 @@ def memorization_left(
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
     params_id = curve_id(nemo_id, seed)
-    known = _traced(store, subject, params_id)
-    sets = _prompt_sets(store, subject, "nemo", nemo_id, site, layers)
+    known = traced(store, subject, params_id)
+    sets = _neurons(subject, "nemo", nemo_id, site, layers)
     if lost := [prompt.text for prompt in asked if prompt.prompt_id not in sets]:
         raise InputError(f"{len(lost)} prompts were not searched, such as {lost[0][:60]!r}: run the localization first")
     threshold = nemo_threshold(subject, threshold_nulls, params)
@@ -275,13 +221,6 @@ def memorization_left(
     return params_id
 
 
-def _traced(store: Store, subject: Subject, params_id: str) -> set[str]:
-    rows = store.read(
-        "nemo_traces", columns=["prompt_id"], model_id=subject.model_id, variant=ORIGINAL, params_id=params_id
-    )
-    return set(rows["prompt_id"].to_pylist())
-
-
 def _statistics(
     store: Store, subject: Subject, nulls: Sequence[Asked], site: Site, layers: tuple[Layer, ...]
 ) -> Statistics:
@@ -291,25 +230,16 @@ def _statistics(
     ).statistics()
 
 
-def _prompt_sets(
-    store: Store, subject: Subject, method: str, params_id: str, site: Site, layers: tuple[Layer, ...]
+def _neurons(
+    subject: Subject, method: str, params_id: str, site: Site, layers: tuple[Layer, ...]
 ) -> dict[str, dict[int, torch.Tensor]]:
     """By prompt id and layer index, the neurons that a search found."""
-    numbers = {layer.name: layer.index for layer in layers}
-    rows = store.read(
-        "neuron_sets",
-        columns=["scope_id", "layer", "members"],
-        model_id=subject.model_id,
-        method=method,
-        site=site.value,
-        params_id=params_id,
-    )
     out: dict[str, dict[int, torch.Tensor]] = {}
-    for name, layer, members in zip(
-        rows["scope_id"].to_pylist(), rows["layer"].to_pylist(), rows["members"], strict=True
+    for (name, _, index), members in sorted(
+        read_sets(subject, method, params_id, site, layers).items(), key=lambda item: item[0][2]
     ):
-        out.setdefault(name, {})[numbers[layer]] = torch.from_numpy(members.values.to_numpy().astype(np.int64))
-    return {name: dict(sorted(found.items())) for name, found in out.items()}
+        out.setdefault(name, {})[index] = members
+    return out
 
 
 def _value_activations(

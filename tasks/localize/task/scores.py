@@ -6,15 +6,15 @@ import numpy as np
 import torch
 
 from storage import Store, content_key
-from tasks.diffusion.model import Model
-from tasks.diffusion.sampling import encode, fitted, from_bytes, picture_size
+from tasks.diffusion.sampling import encode
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
 from tasks.keys import SEED
 from tasks.localize.importance import BY_GRADIENT, ImportanceParams, gradient_magnitudes, important_weights
-from tasks.localize.task.sets import ALL, VERSION, scopes, write_sets
+from tasks.localize.task.names import ALL, VERSION
 from tasks.localize.wanda import WandaParams, over_steps
-from tasks.subject import Asked, Subject, progress, shards
+from tasks.sets import found_scopes, write_sets
+from tasks.subject import Asked, Subject, progress
 
 
 def localize_importance(
@@ -41,16 +41,16 @@ def localize_importance(
     Raises:
         InputError: Wanda's sets are not in the store, or gradients are needed and a prompt has no image.
     """
-    model, store = subject.load(), subject.open()
+    model = subject.load()
     layers = layers_of(model.unet, site)
     counts, pictures, params_id = _importance(subject, asked, ordinary, params, wanda_id, wanda, scope_id, site)
-    if scope_id in scopes(store, subject, params.score, params_id, site, layers):
+    if scope_id in found_scopes(subject, params.score, params_id, site, layers):
         return params_id
     gradients: dict[str, list[torch.Tensor] | None] = {"memorized": None, "ordinary": None}
     with progress(sum(map(len, pictures.values())), f"gradients for {params.score}", "picture") as done:
         for kind, named in pictures.items():
             if named:
-                latents = _latents(store, model, [image for _, image in named])
+                latents = encode(model, subject.pictures([image for _, image in named]))
                 keys = [(image, SEED) for _, image in named]
                 texts = model.embed([text for text, _ in named])
                 gradients[kind] = gradient_magnitudes(model, layers, texts, latents, keys, params.timesteps, done)
@@ -65,7 +65,7 @@ def localize_importance(
         for index, members in important_weights(layers, counts, params, **gradients)
     ]
     key = content_key(subject.model_id, params_id, scope_id)
-    write_sets(store, subject, key, params.score, params_id, site, "subset", rows)
+    write_sets(subject, key, params.score, params_id, site, "subset", rows)
     return params_id
 
 
@@ -133,15 +133,3 @@ def _pictures(asked: Sequence[Asked]) -> list[tuple[str, str]]:
     if not asked:
         raise InputError("gradients need memorized pictures, and ordinary ones unless contrast is off: give --images")
     return [(prompt.text, prompt.image_ids[0]) for prompt in asked]
-
-
-def _latents(store: Store, model: Model, image_ids: Sequence[str]) -> torch.Tensor:
-    """Latents of images in the store, (n, channels, height, width)."""
-    size = picture_size(model)
-    found = []
-    for block in shards(image_ids, 8):
-        data = [store.read("images", columns=["bytes"], image_id=name)["bytes"].to_pylist() for name in block]
-        if not all(data):
-            raise InputError("the store lacks an image of these prompts: import the prompts with their images")
-        found.append(encode(model, np.stack([fitted(from_bytes(rows[0]), size) for rows in data])))
-    return torch.cat(found)

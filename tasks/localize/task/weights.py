@@ -1,6 +1,7 @@
 """Wanda in the store: weights of subsets, of single triggers, and of ordinary prompts as the control."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -12,129 +13,98 @@ from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
 from tasks.keys import norms_id
 from tasks.localize.subsets import control_subsets, subsets_of
-from tasks.localize.task.sets import ALL, VERSION, scopes, write_sets
+from tasks.localize.task.names import ALL, VERSION
 from tasks.localize.wanda import WandaParams, memorized_sets
+from tasks.sets import found_scopes, write_sets
 from tasks.subject import ORIGINAL, Asked, Subject, progress
 
 
-def localize_wanda(
-    subject: Subject,
-    asked: Sequence[Asked],
+@dataclass(frozen=True)
+class Groups:
+    """Prompts whose weights are looked for together."""
+
+    prompts: Mapping[str, Sequence[Asked]]
+    """By scope id."""
+    method: Literal["wanda", "wanda-control"] = "wanda"
+    scope: Literal["subset", "trigger"] = "subset"
+
+
+def by_subset(asked: Sequence[Asked]) -> Groups:
+    """Each subset of the memorized prompts (see `subsets_of`), and all of them together."""
+    return Groups({ALL: list(asked)} | subsets_of(asked))
+
+
+def by_control(asked: Sequence[Asked], ordinary: Sequence[Asked]) -> Groups:
+    """The control: ordinary prompts taken for memorized ones, in subsets of the same sizes, and all together.
+
+    How far the sets of these subsets overlap is what has nothing to do with memorization.
+
+    Args:
+        asked: the memorized prompts.
+        ordinary: as many of them as there are memorized prompts are used.
+
+    Raises:
+        InputError: there are no ordinary prompts.
+    """
+    chosen = list(ordinary[: len(asked)])
+    if not chosen:
+        raise InputError("the control needs ordinary prompts: give a file of them with --ordinary")
+    return Groups({ALL: chosen} | control_subsets(list(subsets_of(asked).values()), chosen), "wanda-control")
+
+
+def by_trigger(triggers: Sequence[Asked]) -> Groups:
+    """Each trigger (see `tasks.subject.as_prompts`) by itself: do those of one image find the same weights?"""
+    return Groups({trigger.prompt_id: [trigger] for trigger in triggers}, scope="trigger")
+
+
+def wanda_id(
+    groups: Groups,
     nulls: Sequence[Asked],
     params: WandaParams,
     sampling: SamplingParams,
     site: Site = Site.FEED_FORWARD_HIDDEN,
 ) -> str:
-    """Wanda's weights of each subset (see `subsets_of`) and of all prompts together, at each of the first tau steps.
+    """What the sets of these groups go by, whether or not they were found yet. See `localize_wanda`."""
+    # Which prompts are in which group is part of the id. The share is not: it only says which sets are united later.
+    return content_key(
+        VERSION,
+        groups.method,
+        params.model_dump(exclude={"share"}),
+        norms_id(sampling, params.tau),
+        site.value,
+        {name: sorted(prompt.prompt_id for prompt in group) for name, group in groups.prompts.items()},
+        sorted(prompt.prompt_id for prompt in nulls),
+    )
+
+
+def localize_wanda(
+    subject: Subject,
+    groups: Groups,
+    nulls: Sequence[Asked],
+    params: WandaParams,
+    sampling: SamplingParams,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> str:
+    """Wanda's weights of each group that the store does not have, at each of the first tau steps.
 
     Args:
         nulls: what prompts are held against: other prompts, or empty ones as published (`collect.task.empty_prompts`).
 
     Returns:
         The id of these parameters; rows of `neuron_sets` carry it.
-    """
-    return _wanda(subject, "wanda", _groups(asked), nulls, params, sampling, site)
-
-
-def wanda_id(
-    asked: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """What Wanda's sets go by, whether or not they were found yet. See `localize_wanda`."""
-    return _wanda_id("wanda", _groups(asked), nulls, params, sampling, site)
-
-
-def localize_triggers(
-    subject: Subject,
-    triggers: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """Wanda's weights of each trigger by itself, of scope "trigger": do triggers of one image find the same weights?
-
-    Args:
-        triggers: see `tasks.subject.as_prompts`; their feature norms must be in the store.
-
-    Returns:
-        The id of these parameters; rows of `neuron_sets` carry it.
-    """
-    return _wanda(subject, "wanda", _alone(triggers), nulls, params, sampling, site, "trigger")
-
-
-def triggers_id(
-    triggers: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """What those sets go by, whether or not they were found yet."""
-    return _wanda_id("wanda", _alone(triggers), nulls, params, sampling, site)
-
-
-def localize_control(
-    subject: Subject,
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """The control of `localize_wanda`: ordinary prompts taken for memorized ones, in subsets of the same sizes.
-
-    How far the sets of these subsets overlap is what has nothing to do with memorization.
-
-    Args:
-        asked: the memorized prompts.
-        ordinary: as many of them as there are memorized prompts are used; their feature norms must be in the store.
-
-    Returns:
-        The id of these parameters; rows of `neuron_sets` carry it, of method "wanda-control".
 
     Raises:
-        InputError: there are no ordinary prompts, or prompts have no feature norms in the store.
+        InputError: prompts have no feature norms in the store.
     """
-    return _wanda(subject, "wanda-control", _control_groups(asked, ordinary), nulls, params, sampling, site)
-
-
-def control_id(
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> str:
-    """What the control's sets go by, whether or not they were found yet. See `localize_control`."""
-    return _wanda_id("wanda-control", _control_groups(asked, ordinary), nulls, params, sampling, site)
-
-
-def _wanda(
-    subject: Subject,
-    method: str,
-    groups: Mapping[str, Sequence[Asked]],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site,
-    scope: Literal["subset", "trigger"] = "subset",
-) -> str:
-    """Writes the memorized sets of each group that the store does not have, and returns the id of the parameters."""
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
     collection = norms_id(sampling, params.tau)
-    params_id = _wanda_id(method, groups, nulls, params, sampling, site)
-    known = scopes(store, subject, method, params_id, site, layers)
-    todo = [name for name in groups if name not in known]
+    params_id = wanda_id(groups, nulls, params, sampling, site)
+    known = found_scopes(subject, groups.method, params_id, site, layers)
+    todo = [name for name in groups.prompts if name not in known]
     if not todo:
         return params_id
-    asked = {prompt.prompt_id for name in todo for prompt in groups[name]}
+    asked = {prompt.prompt_id for name in todo for prompt in groups.prompts[name]}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in todo}
     with progress(len(layers), "Wanda", "layer") as done:
         for layer in layers:
@@ -145,7 +115,7 @@ def _wanda(
                 )
             null = _summed(sums, nulls, layer.index)
             for name in todo:
-                memorized = _summed(sums, groups[name], layer.index)
+                memorized = _summed(sums, groups.prompts[name], layer.index)
                 for step, _, members in memorized_sets((layer,), memorized, null, params):
                     rows[name].append(
                         {
@@ -160,43 +130,8 @@ def _wanda(
             done(1)
     for name in todo:
         key = content_key(subject.model_id, params_id, name)
-        write_sets(store, subject, key, method, params_id, site, scope, rows[name])
+        write_sets(subject, key, groups.method, params_id, site, groups.scope, rows[name])
     return params_id
-
-
-def _wanda_id(
-    method: str,
-    groups: Mapping[str, Sequence[Asked]],
-    nulls: Sequence[Asked],
-    params: WandaParams,
-    sampling: SamplingParams,
-    site: Site,
-) -> str:
-    # Which prompts are in which group is part of the id. The share is not: it only says which sets are united later.
-    return content_key(
-        VERSION,
-        method,
-        params.model_dump(exclude={"share"}),
-        norms_id(sampling, params.tau),
-        site.value,
-        {name: sorted(prompt.prompt_id for prompt in group) for name, group in groups.items()},
-        sorted(prompt.prompt_id for prompt in nulls),
-    )
-
-
-def _groups(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
-    return {ALL: list(asked)} | subsets_of(asked)
-
-
-def _control_groups(asked: Sequence[Asked], ordinary: Sequence[Asked]) -> dict[str, list[Asked]]:
-    chosen = list(ordinary[: len(asked)])
-    if not chosen:
-        raise InputError("the control needs ordinary prompts: give a file of them with --ordinary")
-    return {ALL: chosen} | control_subsets(list(subsets_of(asked).values()), chosen)
-
-
-def _alone(triggers: Sequence[Asked]) -> dict[str, list[Asked]]:
-    return {trigger.prompt_id: [trigger] for trigger in triggers}
 
 
 def _norms(

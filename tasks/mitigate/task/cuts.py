@@ -1,6 +1,5 @@
 """Variants with what was localized set to zero, each beside a random cut of the same size."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,8 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from storage import content_key
 from tasks.diffusion.model import Model
-from tasks.diffusion.sites import Layer, Site, layers_of
-from tasks.errors import InputError
+from tasks.diffusion.sites import Site, layers_of
 from tasks.localize.importance import Importance
 from tasks.localize.wanda import WandaParams, over_steps
 from tasks.mitigate.prune import (
@@ -20,14 +18,13 @@ from tasks.mitigate.prune import (
     count_zeroed,
     has_control,
     random_like,
-    save_variant,
     without_neurons,
     without_weights,
 )
-from tasks.mitigate.task.variants import VERSION, cut_id
+from tasks.mitigate.task.variants import VERSION, cut_id, put
+from tasks.sets import read_sets
 from tasks.subject import Subject
 
-Sets = dict[tuple[str, int | None, int], torch.Tensor]
 Cut = Callable[[UNet2DConditionModel, Site, Members], UNet2DConditionModel]
 WORDS = {
     "nemo": "the neurons that NeMo found to hold memorized training images",
@@ -52,7 +49,7 @@ def cut_neurons(
     """
     model = subject.load()
     layers = layers_of(model.unet, site)
-    sets = _sets(subject, "nemo", params_id, prompt_ids, layers, site)
+    sets = read_sets(subject, "nemo", params_id, site, layers, prompt_ids)
     members = {
         layer.index: torch.unique(torch.cat([sets[name, None, layer.index] for name in prompt_ids])) for layer in layers
     }
@@ -89,7 +86,7 @@ def cut_weights(
     """
     model = subject.load()
     layers = layers_of(model.unet, site)
-    sets = _sets(subject, method, params_id, [scope_id], layers, site)
+    sets = read_sets(subject, method, params_id, site, layers, [scope_id])
     universes = {layer.index: layer.outputs * layer.inputs for layer in layers}
     by_step = {(step, index): found for (_, step, index), found in sets.items() if step is not None}
     members = over_steps(by_step, universes, params)
@@ -119,7 +116,7 @@ def cut_scored(
     """
     model = subject.load()
     layers = layers_of(model.unet, site)
-    sets = _sets(subject, method, params_id, [scope_id], layers, site)
+    sets = read_sets(subject, method, params_id, site, layers, [scope_id])
     members = {index: found for (_, _, index), found in sets.items()}
     if not any(len(found) for found in members.values()):
         return {}
@@ -163,40 +160,6 @@ def _save(
         params=params.model_dump() if params is not None else {},
         cut=WORDS[method],
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / variant
-        save_variant(unet, folder, card)
-        address = store.put_folder("variants", key, folder)
-    row = {
-        "variant": variant,
-        "method": method,
-        "params_id": params_id,
-        "weights": address,
-        "pruned": sum(len(found) for found in members.values()),
-        "total": sum(universes.values()),
-    }
-    store.write("variants", key, [row], model_id=model.model_id)
+    counts = {"pruned": sum(len(found) for found in members.values()), "total": sum(universes.values())}
+    put(subject, variant, params_id, card, unet, counts=counts)
     return variant
-
-
-def _sets(
-    subject: Subject, method: str, params_id: str, scope_ids: Sequence[str], layers: tuple[Layer, ...], site: Site
-) -> Sets:
-    """Sets in the store: by scope id, step and layer index, sorted members."""
-    numbers = {layer.name: layer.index for layer in layers}
-    rows = subject.open().read(
-        "neuron_sets",
-        columns=["scope_id", "step", "layer", "members"],
-        model_id=subject.model_id,
-        method=method,
-        site=site.value,
-        params_id=params_id,
-    )
-    wanted, found = set(scope_ids), {}
-    scopes, steps, names = (rows[column].to_pylist() for column in ("scope_id", "step", "layer"))
-    for scope, step, name, members in zip(scopes, steps, names, rows["members"], strict=True):
-        if scope in wanted:
-            found[scope, step, numbers[name]] = torch.from_numpy(members.values.to_numpy().astype("int64"))
-    if lost := wanted - {scope for scope, _, _ in found}:
-        raise InputError(f"the store has no {method} sets of {min(lost)!r}: run the localization first")
-    return found

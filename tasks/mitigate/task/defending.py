@@ -2,7 +2,7 @@
 
 from storage import content_key
 from tasks.mitigate.inference import Defence, DefenceParams
-from tasks.mitigate.task.variants import VERSION, put
+from tasks.mitigate.task.variants import VERSION, put, uncut_card
 from tasks.subject import Subject
 
 
@@ -18,5 +18,5 @@ def defend(subject: Subject, method: Defence, params: DefenceParams, audit_id: s
     variant = f"{method}-{params_id[:8]}"
     key = content_key(model.model_id, variant)
     if not store.has("variants", key, model_id=model.model_id):
-        put(subject, model, variant, method, params_id, key, params, audit_id)
+        put(subject, variant, params_id, uncut_card(subject, method, params, audit_id, "inference"))
     return {method: variant}

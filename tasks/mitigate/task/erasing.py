@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from storage import Store, content_key
+from storage import content_key
 from tasks.attack.dori import DoriParams, attack
 from tasks.diffusion.model import Model
-from tasks.diffusion.sampling import SamplingParams, encode, fitted, from_bytes, generate, picture_size
+from tasks.diffusion.sampling import SamplingParams, encode, generate
 from tasks.errors import InputError
 from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams
 from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary, Progress, finetune, steps_of
-from tasks.mitigate.task.variants import put
+from tasks.mitigate.task.variants import put, uncut_card
 from tasks.subject import Asked, Subject, progress
 
 ERASE_VERSION = "finetune/1"
@@ -87,11 +87,12 @@ def erase(
     if store.has("variants", key, model_id=model.model_id):
         return {method: variant}
     measure = Sscd(sscd)
-    pictures = _pictures(store, model, asked)
+    pictures = subject.pictures([prompt.image_ids[0] for prompt in asked])
     latents = encode(model, pictures)
     surrogates = _surrogates(subject, pruned, asked, pictures, sampling, measure) if chosen.erase_weight else latents
     memorized = Memorized([p.image_ids[0] for p in asked], [p.text for p in asked], latents, surrogates)
-    kept = Ordinary(encode(model, _pictures(store, model, ordinary)), model.embed([p.text for p in ordinary]))
+    others = encode(model, subject.pictures([prompt.image_ids[0] for prompt in ordinary]))
+    kept = Ordinary(others, model.embed([p.text for p in ordinary]))
 
     def held_out(unet: Any) -> float:
         return _held_out(model.with_weights(unet), memorized, pictures, chosen, sampling, measure)
@@ -111,7 +112,8 @@ def erase(
         done = finetune(model, memorized, kept, chosen, checkpoint, told, held_out if chosen.check_every else None)
     history = [vars(step) for step in done.history]
     files = {"history.json": json.dumps(history)}
-    put(subject, model, variant, method, params_id, key, chosen, audit_id, done.unet, files)
+    card = uncut_card(subject, method, chosen, audit_id, "unet")
+    put(subject, variant, params_id, card, done.unet, files)
     checkpoint.unlink(missing_ok=True)
     return {method: variant}
 
@@ -169,18 +171,3 @@ def _held_out(
     asked = [(f"{name}/held out", seed) for name in memorized.ids]
     made = generate(model, torch.stack([trigger.embedding for trigger in found]), asked, sampling)
     return float(((measure.embed(made) * measure.embed(pictures)).sum(1) > COPY_THRESHOLD).mean())
-
-
-def _pictures(store: Store, model: Model, asked: Sequence[Asked]) -> np.ndarray:
-    """The first training picture of each prompt at the model's size, uint8 (n, height, width, 3)."""
-    wanted = [prompt.image_ids[0] for prompt in asked]
-    rows = store.read("images", columns=["image_id", "bytes"])
-    data = {
-        name: one.as_py()
-        for name, one in zip(rows["image_id"].to_pylist(), rows["bytes"], strict=True)
-        if name in set(wanted)
-    }
-    if lost := set(wanted) - data.keys():
-        raise InputError(f"the store has no image {min(lost)}: import the prompts with their images")
-    size = picture_size(model)
-    return np.stack([fitted(from_bytes(data[name]), size) for name in wanted])

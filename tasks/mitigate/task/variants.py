@@ -5,11 +5,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from diffusers import UNet2DConditionModel
 
 from storage import content_key
-from tasks.diffusion.model import Model
 from tasks.errors import InputError
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate.finetune import Erasure, FineTuneParams
@@ -81,32 +81,45 @@ def export_variant(subject: Subject, variant: str, folder: Path, changed_only: b
         save_pipeline(subject.model, unet, folder, card)
 
 
-def put(
+def uncut_card(
     subject: Subject,
-    model: Model,
-    variant: str,
     method: Erasure | Defence,
-    params_id: str,
-    key: str,
     params: FineTuneParams | DefenceParams,
     audit_id: str,
-    unet: UNet2DConditionModel | None = None,
-    files: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Puts a variant that cuts nothing into the store; without a UNet it has the weights of the original."""
-    store = subject.open()
-    card = Card(
+    site: Literal["unet", "inference"],
+) -> Card:
+    """The card of a variant that cuts nothing."""
+    model = subject.load()
+    return Card(
         title=f"{Path(subject.model).name}, {method}",
         base=subject.model,
         base_id=model.model_id,
         method=method,
         audit_id=audit_id,
-        site="inference" if unet is None else "unet",
+        site=site,
         pruned=0,
         total=sum(weight.numel() for weight in model.unet.parameters()),
         params=params.model_dump(mode="json"),
         done=DONE[method],
     )
+
+
+def put(
+    subject: Subject,
+    variant: str,
+    params_id: str,
+    card: Card,
+    unet: UNet2DConditionModel | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
+    counts: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Puts a variant into the store; without a UNet it has the weights of the original.
+
+    Args:
+        files: by name, texts that are kept beside the weights.
+        counts: `pruned` and `total` of the row in `variants`, where neurons or weights were cut.
+    """
+    store, key = subject.open(), content_key(card.base_id, variant)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / variant
         if unet is not None:
@@ -116,5 +129,5 @@ def put(
         for name, text in files.items():
             (folder / name).write_text(text)
         address = store.put_folder("variants", key, folder)
-    row = {"variant": variant, "method": method, "params_id": params_id, "weights": address}
-    store.write("variants", key, [row], model_id=model.model_id)
+    row = {"variant": variant, "method": card.method, "params_id": params_id, "weights": address}
+    store.write("variants", key, [row | dict(counts)], model_id=card.base_id)

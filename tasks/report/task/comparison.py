@@ -14,6 +14,7 @@ from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report import compare as method
 from tasks.report.report import COLUMNS
 from tasks.report.task.record import record_of, rows_of
+from tasks.subject import EFFORT
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def differences_table(found: Comparison) -> pa.Table:
             "high": None if one.high is None else round(one.high, 4),
         }
         for one in found.differences
-        if one.metric in COLUMNS
+        if one.metric in COLUMNS and not one.probe.startswith(EFFORT)
     ]
     names, figures = ("variant", "probe", "metric"), ("before", "after", "change", "low", "high")
     schema = pa.schema([(name, pa.string()) for name in names] + [(name, pa.float64()) for name in figures])

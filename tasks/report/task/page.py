@@ -114,11 +114,13 @@ def write_report(
 def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
     """Losses of a fine-tuning, step by step; `history` as `tasks.mitigate.task.history_of` gives it."""
     kinds = {"erase": "surrogates under triggers", "ordinary": "ordinary pairs", "attack": "inner attack, last step"}
-    curves = [
-        Curve(words, [step[kind] for step in history])
-        for kind, words in kinds.items()
-        if all(step[kind] is not None for step in history)
-    ]
+    curves = []
+    for kind, words in kinds.items():
+        values = [step[kind] for step in history if step[kind] is not None]
+        if len(values) == len(history):
+            curves.append(Curve(words, values))
+        elif values:  # attacked in some epochs only
+            curves.append(Curve(f"{words}, where there was one", values))
     checks = [f"{step['held_out']:.0%} at step {step['step']}" for step in history if step["held_out"] is not None]
     note = f"a held-out attack brought back {', '.join(checks)}" if checks else ""
     return Chart(f"Training: {name}", "step", "diffusion loss", curves, note, smooth=5)

@@ -1,0 +1,76 @@
+"""Detection in the store: how alike a prompt's noise differences are between seeds, and NeMo's threshold."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from storage import Store, content_key
+from tasks.errors import InputError
+from tasks.keys import detection_id
+from tasks.localize.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
+from tasks.localize.nemo import NemoParams
+from tasks.subject import ORIGINAL, Asked, Subject, progress
+
+
+def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> None:
+    """Scores of every two seeds' noise differences, a row of `nemo_traces` each, phase 'detect'."""
+    model, store = subject.load(), subject.open()
+    params_id = detection_id(params)
+    known = traced(store, subject, params_id)
+    todo = [prompt for prompt in asked if prompt.prompt_id not in known]
+    with progress(len(todo), "noise differences", "prompt") as done:
+        for prompt in todo:
+            _, differences = prompt_differences(model, subject.embed([prompt])[0], prompt.prompt_id, params)
+            rows = [
+                {
+                    "prompt_id": prompt.prompt_id,
+                    "params_id": params_id,
+                    "phase": "detect",
+                    "step_number": n,
+                    "score": score,
+                }
+                for n, score in enumerate(pairwise_scores(differences).tolist())
+            ]
+            key = content_key(subject.model_id, params_id, prompt.prompt_id)
+            store.write("nemo_traces", key, rows, model_id=subject.model_id, variant=ORIGINAL)
+            done(1)
+
+
+def scores_of(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> dict[str, np.ndarray]:
+    """What `detect` found, by prompt id: scores of every two seeds."""
+    rows = subject.open().read(
+        "nemo_traces",
+        columns=["prompt_id", "step_number", "score"],
+        model_id=subject.model_id,
+        variant=ORIGINAL,
+        params_id=detection_id(params),
+        phase="detect",
+    )
+    found: dict[str, dict[int, float]] = {}
+    for name, number, score in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+        found.setdefault(name, {})[number] = score
+    if lost := [prompt.text for prompt in asked if prompt.prompt_id not in found]:
+        raise InputError(
+            f"{len(lost)} prompts have no detection scores, such as {lost[0][:60]!r}: run the detection first"
+        )
+    return {
+        prompt.prompt_id: np.array([found[prompt.prompt_id][n] for n in sorted(found[prompt.prompt_id])])
+        for prompt in asked
+    }
+
+
+def nemo_threshold(subject: Subject, nulls: Sequence[Asked], params: NemoParams) -> float:
+    """The memorization threshold: given, or from the null prompts' detection scores."""
+    if params.threshold is not None:
+        return params.threshold
+    scores = scores_of(subject, nulls, params)
+    return estimate_threshold([torch.from_numpy(found) for found in scores.values()], params)
+
+
+def traced(store: Store, subject: Subject, params_id: str) -> set[str]:
+    """Ids of the prompts that `nemo_traces` has rows of these parameters for."""
+    rows = store.read(
+        "nemo_traces", columns=["prompt_id"], model_id=subject.model_id, variant=ORIGINAL, params_id=params_id
+    )
+    return set(rows["prompt_id"].to_pylist())
