@@ -1,0 +1,175 @@
+"""Commands that audit a model: the whole way, one stage of it, and what is done with audits afterwards."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.shared import (
+    AuditOption,
+    ClipOption,
+    DeviceOption,
+    Format,
+    FormatOption,
+    ImagesOption,
+    JsonOption,
+    ModelOption,
+    NullsOption,
+    OrdinaryOption,
+    ProfileName,
+    ProfileOption,
+    PromptsOption,
+    SettingsOption,
+    StoreOption,
+    app,
+    params_of,
+    printed,
+    quiet,
+)
+from storage import Store, run_sql
+
+
+@app.command()
+def audit(
+    model: ModelOption = "reference",
+    profile: ProfileOption = ProfileName.QUICK,
+    prompts: PromptsOption = None,
+    nulls: NullsOption = None,
+    ordinary: OrdinaryOption = None,
+    images: ImagesOption = None,
+    clip: ClipOption = None,
+    device: DeviceOption = None,
+    settings: SettingsOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Audit a model: what it memorized, where, whether it can be cut out, and whether it is then gone."""
+    quiet()
+    from flows.audit import audit as run
+
+    files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
+    _tell(run(params_of(model, profile, files, clip, device, settings, store)), store, as_json)
+
+
+def _stage(name: str, words: str) -> None:
+    """Adds the command of one stage."""
+
+    def command(
+        model: ModelOption = "reference",
+        profile: ProfileOption = ProfileName.QUICK,
+        prompts: PromptsOption = None,
+        nulls: NullsOption = None,
+        ordinary: OrdinaryOption = None,
+        images: ImagesOption = None,
+        clip: ClipOption = None,
+        device: DeviceOption = None,
+        settings: SettingsOption = None,
+        store: StoreOption = None,
+        audit_id: AuditOption = None,
+    ) -> None:
+        quiet()
+        from flows import stages
+
+        files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
+        params = params_of(model, profile, files, clip, device, settings, store)
+        run = getattr(stages, name)
+        if name in ("mitigate", "diagnose", "evaluate", "report"):
+            found = run(params, stages.audit_of(params, audit_id))
+        else:
+            found = run(params)
+        if name == "report":
+            _tell(found, store, False)
+        elif name == "mitigate":
+            print("\n".join(found.values()))
+
+    command.__doc__ = (
+        words + "\n\nUses what lies in the store; a stage that misses what it needs says which comes first."
+    )
+    app.command(name=name, rich_help_panel="One stage")(command)
+
+
+for _name, _words in (
+    ("collect", "Collect activations and feature norms of prompts."),
+    ("localize", "Find the neurons and weights that hold memorized images, with their controls."),
+    ("mitigate", "Make the variants: cut, trained, or defended at inference."),
+    ("attack", "Search adversarial embeddings on every variant that claims to have forgotten."),
+    ("diagnose", "Ask many triggers of one picture whether memory is local."),
+    ("evaluate", "Make pictures of every variant under every probe, and measure them."),
+    ("report", "Write the page of an audit."),
+):
+    _stage(_name, _words)
+
+
+@app.command()
+def audits(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None:
+    """List the audits in the store."""
+    columns = (
+        "audit_id, state, started_at, date_diff('second', started_at, finished_at) AS seconds, "
+        "prompt_set, device, model_id"
+    )
+    printed(run_sql(Store.open(store, create=False), f"SELECT {columns} FROM audits ORDER BY started_at"), form)
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="An audit, or 'previous', 'accepted', 'latest'.")] = "previous",
+    after: Annotated[str, typer.Argument(help="The audit that is held against it, or such a word.")] = "latest",
+    margin: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of its CLIP score that a variant may lose.")
+    ] = 0.05,
+    alpha: Annotated[float, typer.Option(min=1e-6, max=1, help="Chance of any false alarm, at most.")] = 0.05,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Compare two audits: every figure's change, and whether the model got worse; exit code 1 if it did."""
+    quiet()
+    from flows.plan import CLAIMS
+    from tasks.report import task as reporting
+
+    opened = Store.open(store, create=False)
+    found = reporting.compare(opened, *reporting.audits_named(opened, before, after), CLAIMS, margin, alpha)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+    else:
+        printed(reporting.differences_table(found), Format.TABLE)
+        print(*(f"note: {note}" for note in found.notes), found.verdict, sep="\n")
+    if found.regressions:
+        raise typer.Exit(1)
+
+
+@app.command()
+def results(
+    folder: Annotated[Path, typer.Argument(help="Where RESULTS.md and results.json are written.")],
+    audit_id: Annotated[str, typer.Option("--audit", help="An audit, or 'latest'.")] = "latest",
+    store: StoreOption = None,
+) -> None:
+    """Write an audit's figures for those who do not have the store; other text in RESULTS.md stays."""
+    quiet()
+    from tasks.report import task as reporting
+
+    opened = Store.open(store, create=False)
+    chosen = reporting.latest(opened) if audit_id == "latest" else audit_id
+    print(*(f"wrote {path}" for path in reporting.write_results(opened, chosen, folder)), sep="\n")
+
+
+@app.command()
+def accept(
+    audit_id: Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or 'latest'.")],
+    store: StoreOption = None,
+) -> None:
+    """Accept an audit: nightly audits of the same model and prompts are held against it from now on."""
+    from tasks.report import task as reporting
+
+    print(f"accepted {reporting.accept(Store.open(store, create=False), audit_id)}")
+
+
+def _tell(found: Any, store: str | None, as_json: bool) -> None:
+    """An audit's figures, and where its page lies."""
+    if as_json:
+        figures = Store.open(store).read("metrics", audit_id=found.audit_id).to_pylist()
+        print(json.dumps({"audit_id": found.audit_id, "report": found.report, "metrics": figures}, indent=1))
+    else:
+        print(found.written.table)
+        print(f"audit   {found.audit_id}\nreport  {found.report}")

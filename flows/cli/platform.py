@@ -1,0 +1,104 @@
+"""Commands of the platform: models audited every night, and the server that does it."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.shared import (
+    ClipOption,
+    DeviceOption,
+    Format,
+    FormatOption,
+    ImagesOption,
+    ModelOption,
+    NotifyOption,
+    NullsOption,
+    OrdinaryOption,
+    ProfileName,
+    ProfileOption,
+    PromptsOption,
+    SettingsOption,
+    StoreOption,
+    app,
+    params_of,
+    printed,
+    quiet,
+)
+from storage import Store, query
+from tasks.errors import InputError
+
+models = typer.Typer(help="The models that are audited every night.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+
+@models.command(name="add")
+def add_model(
+    name: Annotated[str, typer.Argument(help="What the model is called.")],
+    model: ModelOption = "reference",
+    profile: ProfileOption = ProfileName.FULL,
+    prompts: PromptsOption = None,
+    nulls: NullsOption = None,
+    ordinary: OrdinaryOption = None,
+    images: ImagesOption = None,
+    clip: ClipOption = None,
+    device: DeviceOption = None,
+    settings: SettingsOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Audit a model every night, or change how a registered one is audited."""
+    quiet()
+    from flows.nightly import register
+
+    files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
+    register(Store.open(store), name, params_of(model, profile, files, clip, device, settings, store))
+    print(f"{name} is audited every night")
+
+
+@models.command(name="remove")
+def remove_model(
+    name: Annotated[str, typer.Argument(help="What the model is called.")], store: StoreOption = None
+) -> None:
+    """Audit a model no longer; what was found stays in the store."""
+    quiet()
+    from flows.nightly import remove
+
+    remove(Store.open(store, create=False), name)
+    print(f"{name} is no longer audited every night")
+
+
+@models.command(name="list")
+def list_models(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None:
+    """List the models that are audited every night."""
+    printed(query(Store.open(store, create=False), "registered"), form)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen at; others can reach it only with authentication.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 4200,
+    home: Annotated[Path, typer.Option(help="Folder of the server's database and logs.")] = Path(".engram/prefect"),
+    notify: NotifyOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Bring up the Prefect server with its UI, workers, deployments and automations; Ctrl-C stops all of it."""
+    from flows.serve import serve as run
+
+    run(host, port, Store.open(store).url, home, notify)
+
+
+@app.command()
+def deploy(notify: NotifyOption = None, store: StoreOption = None) -> None:
+    """Register pools, deployments and automations with a Prefect server that runs already: PREFECT_API_URL."""
+    quiet()
+    if not os.environ.get("PREFECT_API_URL"):
+        raise InputError("which server? set PREFECT_API_URL, or use `engram serve`, which starts one")
+    from flows import alerts, deployments
+
+    for name in deployments.deploy(Store.open(store).url, Path.cwd()):
+        print(name)
+    for name in alerts.install(notify):
+        print(name)

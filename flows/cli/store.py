@@ -1,0 +1,88 @@
+"""Commands on the store: queries, overlaps, copies for other tools, and its health."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from flows.cli.shared import Format, FormatOption, StoreOption, app, printed, quiet
+from storage import Store, iou, run_sql, verify, write_catalog
+
+
+@app.command()
+def sql(
+    statement: Annotated[str, typer.Argument(help="A query over the store's tables and views; see docs/store.md.")],
+    store: StoreOption = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Query the store with SQL; read-only, and nothing outside the store can be reached."""
+    printed(run_sql(Store.open(store, create=False), statement), form)
+
+
+@app.command(name="iou")
+def overlap(
+    method: Annotated[str | None, typer.Option(help="Only sets found by this method.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Only this layer.")] = None,
+    step: Annotated[int | None, typer.Option(help="Only this denoising step.")] = None,
+    store: StoreOption = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Overlap of every two prompts' or subsets' neuron sets, beside the overlap expected by chance."""
+    with tqdm(desc="IOU", unit="layer", disable=None, leave=False) as bar:
+
+        def told(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        rows = iou(Store.open(store, create=False), method=method, layer=layer, step=step, progress=told)
+    printed(rows, form)
+
+
+@app.command()
+def catalog(file: Annotated[Path, typer.Argument(help="The DuckDB file to write.")], store: StoreOption = None) -> None:
+    """Write the store's views into a DuckDB file, for the duckdb shell and other SQL tools."""
+    write_catalog(Store.open(store, create=False), file)
+    print(f"wrote {file}: open it with `duckdb {file}`")
+
+
+@app.command()
+def export(
+    variant: Annotated[str, typer.Argument(help="A variant in the store, such as wanda-0a1b2c3d.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write.")],
+    model: Annotated[str, typer.Option(help="The model it was made of.")] = "reference",
+    changed_only: Annotated[
+        bool, typer.Option("--changed-only", help="Only what differs from the model, with a reference to it.")
+    ] = False,
+    store: StoreOption = None,
+) -> None:
+    """Write a variant as a diffusers pipeline that loads anywhere."""
+    quiet()
+    from flows.plan import model_folder
+    from tasks.mitigate.task import export_variant
+    from tasks.subject import Subject
+
+    address = Store.open(store, create=False).url
+    export_variant(Subject(store=address, model=str(model_folder(model)), prompt_set=""), variant, folder, changed_only)
+    print(f"wrote {folder}")
+
+
+@app.command(name="verify")
+def check(
+    gc: Annotated[bool, typer.Option("--gc", help="Also remove what writes that died left behind.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Read every part of the store and say what is damaged."""
+    opened = Store.open(store, create=False)
+    with tqdm(desc="verifying", unit="part", disable=None, leave=False) as bar:
+
+        def told(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        damages = verify(opened, gc=gc, progress=told)
+    for damage in damages:
+        print(f"{damage.address}: {damage.reason}")
+    if damages:
+        raise typer.Exit(1)
+    print("every part is whole")

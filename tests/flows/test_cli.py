@@ -1,0 +1,56 @@
+"""The command line: what it offers, and what it refuses in one line."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app, main
+
+COMMANDS = (
+    *("audit", "collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report"),
+    *("sql", "iou", "catalog", "export", "verify", "audits", "compare", "results", "accept"),
+    *("models", "serve", "deploy", "reference", "bench"),
+)
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a command that cannot be carried out says."""
+    monkeypatch.setattr(sys, "argv", ["engram", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    return capsys.readouterr().err.strip()
+
+
+def test_help_lists_every_command() -> None:
+    told = CliRunner().invoke(app, ["--help"]).output
+    names = {line.split()[1] for line in told.splitlines() if line.startswith("│") and len(line.split()) > 2}
+    assert set(COMMANDS) <= names
+    for name in COMMANDS:
+        assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
+
+
+def test_a_benchmark_takes_its_own_options(tmp_path: Path) -> None:
+    asked = ["bench", "attack", "--steps", "5", "--images-at-once", "1", "--json", str(tmp_path / "figures.json")]
+    found = CliRunner().invoke(app, asked)
+    assert found.exit_code == 0, found.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["step_over_bare"] == pytest.approx(figures["step_s"] / figures["bare_s"])
+
+
+def test_an_unknown_parameter_of_the_recipe_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    archives = ("--pictures", str(tmp_path / "none.tgz"), "--names", str(tmp_path / "none.tgz"))
+    told = refused(monkeypatch, capsys, "reference", "build", *archives, "--set", "stepps=3")
+    assert told.startswith("engram: no such recipe: stepps;")
+    assert "\n" not in told
+
+
+def test_a_setting_without_a_value_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(monkeypatch, capsys, "audit", "--set", "seeds") == "engram: --set 'seeds' is not NAME=VALUE"
