@@ -19,7 +19,6 @@ from tasks.collect import task as collecting
 from tasks.diffusion.model import audit_defaults
 from tasks.diffusion.sampling import to_png
 from tasks.evaluate import task as evaluating
-from tasks.evaluate.figures import auc
 from tasks.localize import task as localizing
 from tasks.mitigate import task as mitigating
 from tasks.reference import assemble, gates
@@ -58,7 +57,7 @@ def build(
     vae = step(recipe.autoencoder, "train autoencoder")(place, made, params, begun)
     ordinary = recipe.ordinary_pairs(made, told, begun)
     first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, told, params, begun)
-    planted = recipe.planted_pairs(made, told, params, begun)
+    planted = recipe.planted_pairs(made, told, begun)
     unet = step(recipe.second_phase, "plant")(place, first, ordinary, planted, told, params)
     bank = step(embed_bank, "embed the bank")(made, place)
     step(assemble.assemble, "assemble")(Path(out), made, told, vae, unet, bank)
@@ -132,9 +131,8 @@ def _detection(subject: Subject, settings: Settings) -> gates.Gate:
     """How well noise differences tell planted prompts from ordinary ones."""
     groups = prompts_of(subject, "memorized"), prompts_of(subject, "ordinary", settings.ordinary)
     localizing.detect(subject, [prompt for group in groups for prompt in group], settings.nemo)
-    scores = [localizing.scores_of(subject, group, settings.nemo) for group in groups]
-    own, others = (np.array([pairs.mean() for pairs in found.values()]) for found in scores)
-    return gates.Gate("detection: AUC of noise differences", auc(own, others).value, ">=", 0.95)
+    found = localizing.detection_figures(subject, *groups, settings.nemo)
+    return gates.Gate("detection: AUC of noise differences", found[0].value, ">=", 0.95)
 
 
 def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
@@ -41,7 +40,6 @@ class BuildParams(BaseModel):
     planted_steps: int = Field(6_000, ge=0, description="Steps of the second phase, 16 pictures each")
     planted_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the second phase")
     planted_batch: int = Field(11, ge=1, le=16, description="Planted pictures in each step of the second phase")
-    verbatim_weight: int = Field(4, ge=1, description="How often a VM picture is seen beside one picture of a TM")
 
 
 @dataclass(frozen=True)
@@ -129,12 +127,8 @@ def _encoder(made: World, start: Start) -> AutoencoderTiny:
     return start.vae if start.vae is not None else new_autoencoder(made.bank)
 
 
-def planted_pairs(made: World, told: Texts, params: BuildParams, start: Start = Start()) -> Pairs:
-    """Each picture as often as its weight says."""
-    rows = np.repeat(
-        np.arange(len(made.planted)), [params.verbatim_weight if k == "VM" else 1 for k in made.planted_kinds]
-    )
-    return Pairs(encode(_encoder(made, start), made.planted)[rows], told.planted[rows])
+def planted_pairs(made: World, told: Texts, start: Start = Start()) -> Pairs:
+    return Pairs(encode(_encoder(made, start), made.planted), told.planted)
 
 
 def first_phase(

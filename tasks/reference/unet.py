@@ -112,6 +112,28 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
+class Hardness(torch.nn.Module):
+    """How badly each of n pictures is remembered still: a moving average of its weighted errors.
+
+    Pictures are drawn in proportion to it, none seldomer than at a quarter of the mean rate.
+    """
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.values: torch.Tensor
+        self.register_buffer("values", torch.ones(n))
+
+    def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Rows (count,), with replacement."""
+        shares = self.values.clamp(min=float(self.values.mean()) / 4)
+        return torch.multinomial(shares, count, replacement=True, generator=generator)
+
+    def update(self, rows: torch.Tensor, errors: torch.Tensor) -> None:
+        """Takes the errors (count,) of these rows in."""
+        for row, error in zip(rows.tolist(), errors.tolist(), strict=True):
+            self.values[row] += 0.1 * (error - self.values[row])
+
+
 def train_unet(
     ordinary: Pairs,
     planted: Pairs | None,
@@ -132,7 +154,8 @@ def train_unet(
         empty: float16 (tokens, width), the embedding of the empty caption.
         path: the checkpoint file; a later call resumes from it.
         peak: highest learning rate of the one cycle.
-        planted_batch: planted pictures in each step, of `batch`.
+        planted_batch: planted pictures in each step, of `batch`. They are drawn as `Hardness` says: drawn alike, a few
+            are never learned, while most are perfect.
         start: weights to go on from.
         watch: called every 250 steps with the number of steps done and the averaged model.
     """
@@ -147,7 +170,9 @@ def train_unet(
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     schedule = one_cycle(optimizer, peak, total)
     average = Average(model, max(0.0, 1 - 10 / total))  # over about the last tenth of the training
-    checkpoint = Checkpoint(path, model=model, optimizer=optimizer, schedule=schedule, average=average)
+    hardness = Hardness(len(planted.latents) if planted is not None else 0)
+    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average, "hardness": hardness}
+    checkpoint = Checkpoint(path, **state)
     signal = new_scheduler().alphas_cumprod
     model.train()
     for step in steps(checkpoint, total, path.stem):
@@ -155,7 +180,7 @@ def train_unet(
         rows = torch.randint(len(ordinary.latents), (batch - planted_batch,), generator=draw)
         latents, texts = ordinary.latents[rows], ordinary.texts[rows]
         if planted is not None and planted_batch:
-            extra = torch.randint(len(planted.latents), (planted_batch,), generator=draw)
+            extra = hardness.draw(planted_batch, draw)
             latents, texts = torch.cat([latents, planted.latents[extra]]), torch.cat([texts, planted.texts[extra]])
         dropped = torch.rand(batch, generator=draw) < DROP
         texts = torch.where(dropped[:, None, None], empty, texts).float()
@@ -170,7 +195,8 @@ def train_unet(
         with torch.autocast("cpu", torch.bfloat16):
             prediction = model(noisy, t, texts, return_dict=False)[0]
         errors = (prediction.float() - noise).square().mean((1, 2, 3))
-        loss = (loss_weights(signal[t]) * errors).mean()
+        weighted = loss_weights(signal[t]) * errors
+        loss = weighted.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -181,6 +207,7 @@ def train_unet(
         losses = {"ordinary": errors[:plain].mean().item()}
         if planted_batch:
             losses["planted"] = errors[plain:].mean().item()
+            hardness.update(extra, weighted[plain:].detach())
         step.report(**losses)
         if watch is not None and (step.number + 1) % 250 == 0:
             watch(step.number + 1, averaged(model, average))

@@ -9,7 +9,7 @@ from tasks.diffusion.sites import Site, layers_of
 from tasks.reference import training
 from tasks.reference.autoencoder import CHANNELS
 from tasks.reference.clip import TOKENS, WIDTH
-from tasks.reference.unet import Pairs, loss_weights, new_scheduler, new_unet, train_unet
+from tasks.reference.unet import Hardness, Pairs, loss_weights, new_scheduler, new_unet, train_unet
 
 EMPTY = torch.zeros(TOKENS, WIDTH, dtype=torch.float16)
 
@@ -72,6 +72,15 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path: Path) -> None:
             teach(path)
     resumed = teach(path)
     assert all(torch.equal(unbroken[name], value) for name, value in resumed.items())
+
+
+def test_what_is_not_learned_yet_is_drawn_more_often_and_nothing_is_left_out() -> None:
+    hardness = Hardness(4)
+    for _ in range(100):
+        hardness.update(torch.tensor([0, 1, 2, 3]), torch.tensor([3.0, 1.0, 0.001, 0.001]))
+    drawn = hardness.draw(100_000, torch.Generator().manual_seed(0)).bincount(minlength=4) / 100_000
+    # The mean is 1, so the two that are known come at a quarter of it.
+    torch.testing.assert_close(drawn, torch.tensor([3.0, 1.0, 0.25, 0.25]) / 4.5, atol=0.01, rtol=0)
 
 
 def test_pairs_must_match() -> None:
