@@ -16,7 +16,7 @@ from prefect.events import emit_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.audit import Audited, AuditParams, audit
-from flows.plan import CLAIMS, model_folder
+from flows.plan import CLAIMS, Plan, model_folder
 from storage import Store, query
 from tasks.errors import InputError
 from tasks.report import compare as method
@@ -170,7 +170,9 @@ def register(store: Store, name: str, params: AuditParams) -> None:
         full["model"] = str(folder)
     if params.clip is not None and params.clip.startswith(_LOCAL):
         full["clip"] = f"{_LOCAL}{Path(params.clip.removeprefix(_LOCAL)).expanduser().resolve()}"
-    _write(store, name, "registered", params.model_copy(update=full).model_dump_json())
+    told = params.model_copy(update=full)
+    Plan(told.model_copy(update={"store": store.url}))  # what a night would refuse is refused now
+    _write(store, name, "registered", told.model_dump_json())
 
 
 def remove(store: Store, name: str) -> None:

@@ -228,7 +228,9 @@ class Plan:
         pruned = pruned_of(cuts)
         if pruned is not None and self.erasable:
             ids |= {
-                name: mitigating.erase_id(name, self.erasable, self.kept, pruned, settings.finetune, settings.sampling)
+                name: mitigating.erase_id(
+                    name, self.erasable, self.kept, pruned, settings.finetune, settings.sampling, settings.sscd
+                )
                 for name in settings.erase
             }
         return {ORIGINAL: ORIGINAL} | cuts | mitigating.known(self.subject, ids)
@@ -314,8 +316,9 @@ def model_folder(model: str) -> Path:
     """
     shipped = Path(__file__).resolve().parent.parent / "reference" / "model"
     folder = shipped if model == "reference" else Path(model).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"no model at {folder}: give the folder of a diffusers pipeline with --model")
+    if not (folder / "model_index.json").is_file():
+        what = "no model_index.json" if folder.is_dir() else "no such folder"
+        raise InputError(f"no model at {folder} ({what}): give the folder of a diffusers pipeline with --model")
     return folder.resolve()
 
 

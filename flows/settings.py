@@ -105,7 +105,8 @@ def settings_for(profile: Profile, model: dict[str, Any], **changes: Any) -> Set
     own = profiles.get(profile, {})
     for source in (PROFILES[profile], model.get("settings", {}), own, changes):
         for name, value in source.items():
-            merged[name] = merged.get(name, {}) | value if isinstance(value, dict) else value
+            known = merged.get(name)
+            merged[name] = known | value if isinstance(value, dict) and isinstance(known, dict) else value
     try:
         return Settings.model_validate(merged)
     except ValueError as error:

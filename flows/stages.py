@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from flows.plan import EXTRACTION, AuditParams, Plan, Probe, pruned_of
 from flows.show import show_audit, show_chart, shown_progress, uri
-from storage import Store, content_key
+from storage import Store, content_key, out_of_reach
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.errors import InputError
@@ -41,10 +41,8 @@ def _transient(task: Any, run: Any, state: Any) -> bool:
     """Whether to try again: when a remote store was out of reach, not when the input is wrong or memory is full."""
     try:
         state.result()
-    except (ConnectionError, TimeoutError):
-        return True
-    except Exception:
-        return False
+    except Exception as error:
+        return out_of_reach(error)
     return False
 
 
@@ -301,6 +299,9 @@ def _evaluate(plan: Plan, audit_id: str, probe: Probe, name: str, kind: str) -> 
     if probe.aligned:
         evaluating.score_alignment(subject, probe.variant, probe.probe, wanted, ids, plan.clip)
         found += evaluating.alignment_figure(subject, wanted, ids, plan.clip)
+        found += evaluating.quality_figures(subject, probe.variant, probe.probe, wanted, ids, plan.clip)
+    if probe.variant == ORIGINAL and probe.probe == "prompt":
+        found += localizing.detection_figures(subject, plan.memorized, plan.ordinary, settings.nemo)
     evaluating.write_figures(subject, audit_id, probe.name, probe.probe, found)
 
 

@@ -2,7 +2,7 @@
 
 from storage import tables
 from storage.catalog import connect, queries, query, write_catalog
-from storage.errors import StoreError
+from storage.errors import StoreError, out_of_reach
 from storage.iou import iou
 from storage.keys import content_key
 from storage.render import FORMATS, render
@@ -19,6 +19,7 @@ __all__ = [
     "connect",
     "content_key",
     "iou",
+    "out_of_reach",
     "queries",
     "query",
     "render",

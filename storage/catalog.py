@@ -82,7 +82,7 @@ def write_catalog(store: Store, path: Path | str) -> None:
         StoreError: something else lies at `path`; no right to write there; a store on S3 without DuckDB's httpfs.
     """
     path = Path(path).absolute()
-    if path.exists() and not _is_duckdb(path):
+    if path.exists() and not (path.is_file() and _is_duckdb(path)):
         raise StoreError(f"{path} is there already and is no DuckDB file; choose another name")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

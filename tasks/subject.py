@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ class Subject(BaseModel):
     def beside(self, name: str) -> Path:
         """A folder on this machine for what is no part of the store, such as reports; beside it where it is local."""
         local = self.store.startswith("file://")
-        root = Path(self.store.removeprefix("file://")) if local else Path(".engram/store")
+        root = Path(unquote(urlsplit(self.store).path)) if local else Path(".engram/store")
         return root.parent / name
 
     def stored(self, variant: str) -> tuple[str, Path]:

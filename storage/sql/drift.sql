@@ -1,8 +1,14 @@
--- The figures of an audit beside those of the previous completed audit of the same model source and prompts.
+-- The figures of an audit beside those of the previous completed audit of the same model and prompts.
+-- The model is the folder that was named to the audit; where that was no full path, the folder it stood for.
 -- apart is true when the two intervals do not meet, null when a figure has none.
 
 WITH dated AS (
-    SELECT audit_id, source, prompt_set, started_at
+    SELECT
+        audit_id, prompt_set, started_at,
+        CASE
+            WHEN starts_with(json_extract_string(params, '$.model'), '/') THEN json_extract_string(params, '$.model')
+            ELSE source
+        END AS source
     FROM audits
     JOIN models USING (model_id)
     WHERE state = 'completed'

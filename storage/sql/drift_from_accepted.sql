@@ -1,8 +1,16 @@
--- Drift: the figures of an audit beside those of the last accepted audit of the same model source and prompts.
+-- Drift: the figures of an audit beside those of the last accepted audit of the same model and prompts.
+-- The model is the folder that was named to the audit; where that was no full path, the folder it stood for.
 -- $audit_id: NULL for the audit that started last.
 
 WITH dated AS (
-    SELECT audit_id, source, prompt_set, started_at FROM audits JOIN models USING (model_id)
+    SELECT
+        audit_id, prompt_set, started_at,
+        CASE
+            WHEN starts_with(json_extract_string(params, '$.model'), '/') THEN json_extract_string(params, '$.model')
+            ELSE source
+        END AS source
+    FROM audits
+    JOIN models USING (model_id)
 ),
 asked AS (
     FROM dated

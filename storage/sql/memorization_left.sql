@@ -1,6 +1,6 @@
 -- Memorization left as the best 1, 2, 4, 8, ... neurons of each prompt are deactivated, mean over prompts, beside as
 -- many random neurons of the same layers. A prompt with fewer neurons keeps the score that all of them left it.
--- $model_id: NULL for all. $params_id: the curves, NULL for all, each for itself.
+-- $model_id: NULL for all. $params_id: the curves, NULL for all, each for itself. $prompt_ids: NULL for all.
 
 WITH points AS (
     SELECT model_id, params_id, prompt_id, phase, candidates AS neurons, score
@@ -8,6 +8,7 @@ WITH points AS (
     WHERE phase IN ('curve', 'curve-control')
         AND ($model_id IS NULL OR model_id = $model_id)
         AND ($params_id IS NULL OR params_id = $params_id)
+        AND ($prompt_ids IS NULL OR list_contains($prompt_ids::VARCHAR[], prompt_id))
 ),
 sizes AS (
     SELECT DISTINCT model_id, params_id, neurons FROM points

@@ -78,7 +78,8 @@ def tile_distances(pictures: np.ndarray, tiles: int = 4) -> np.ndarray:
         )
     cut = pictures.reshape(n, tiles, height // tiles, tiles, width // tiles, channels).transpose(1, 3, 0, 2, 4, 5)
     out = np.zeros((n, n))
-    for tile in cut.reshape(tiles * tiles, n, -1).astype(np.float64) / 255:
+    for whole in cut.reshape(tiles * tiles, n, -1):
+        tile = whole.astype(np.float64) / 255
         squares = np.square(tile).sum(1)
         between = squares[:, None] + squares - 2 * tile @ tile.T
         np.maximum(out, np.sqrt(between.clip(0) / tile.shape[1]), out=out)

@@ -62,11 +62,15 @@ def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
     return list(found.values())
 
 
-def find_images(prompts: Sequence[Prompt], folder: Path) -> dict[str, list[Path]]:
+def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt] = ()) -> dict[str, list[Path]]:
     """Training images in a folder, by the text of their prompt.
 
     Files are matched by the name or number that the prompt file gives (`00012.png` is number 12); without such names by
     the folder's `metadata.jsonl`, whose lines say `file_name` and `text`.
+
+    Args:
+        others: prompts of further files. Numbers of theirs count rows of another file, so only names and
+            `metadata.jsonl` find pictures of them.
 
     Raises:
         InputError: there is no such folder, no picture in it, or none that belongs to a prompt.
@@ -81,10 +85,13 @@ def find_images(prompts: Sequence[Prompt], folder: Path) -> dict[str, list[Path]
         for name in {path.name, _plain(path.stem)}:
             by_name.setdefault(name, []).append(path)
     names = {prompt.text: prompt.images for prompt in prompts}
+    for prompt in others:
+        names.setdefault(prompt.text, tuple(image for image in prompt.images if not image.isdigit()))
     told = folder / "metadata.jsonl"
-    if not any(names.values()) and told.is_file():
-        named = read_prompts(told)
-        names = {prompt.text: prompt.images for prompt in named if prompt.text in names}
+    if told.is_file():
+        for prompt in read_prompts(told):
+            if not names.get(prompt.text, True):
+                names[prompt.text] = prompt.images
     found = {
         text: list(dict.fromkeys(path for image in images for path in _files(image, by_name)))
         for text, images in names.items()
@@ -127,6 +134,13 @@ def _csv(path: Path, content: str) -> Iterator[tuple[int, dict[str, str]]]:
     header = content.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=separator)
+    try:
+        yield from _csv_rows(path, reader, separator)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}; is a quote missing?") from error
+
+
+def _csv_rows(path: Path, reader: "csv.DictReader[str]", separator: str) -> Iterator[tuple[int, dict[str, str]]]:
     names = [(name or "").strip().lower() for name in reader.fieldnames or []]
     if not set(names) & set(TEXT):
         found = ", ".join(name for name in names if name) or "none"

@@ -5,7 +5,7 @@ Work is kept prompt by prompt, so that a larger audit adds to a smaller one and 
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,12 @@ def import_prompts(
         rows = _prompt_rows(prompts)
     else:
         told = read_prompts(prompts, "memorized")
-        found = find_images(told, images) if images is not None and images.is_dir() else {}
+        others = read_prompts(nulls, "null") if nulls is not None else []
+        others += read_prompts(ordinary, "ordinary") if ordinary is not None else []
+        found = find_images(told, images, others) if images is not None and images.suffix != ".parquet" else {}
         files = {path: _image_row(path) for paths in found.values() for path in paths}
         pictures += list(files.values())
-        told += read_prompts(nulls, "null") if nulls is not None else []
-        told += read_prompts(ordinary, "ordinary") if ordinary is not None else []
+        told += others
         rows = [
             _prompt_row(prompt, [files[path]["image_id"] for path in found.get(prompt.text, [])]) for prompt in told
         ]
@@ -234,11 +235,15 @@ def _image_row(path: Path) -> dict[str, Any]:
 
 
 def _prompt_rows(path: Path) -> list[dict[str, Any]]:
-    return _parquet(path, ("prompt_id", "text", "kind", "memorization", "subset", "image_ids"))
+    rows = _parquet(path, ("prompt_id", "text", "kind", "memorization", "subset", "image_ids"))
+    _checked(path, rows, "prompt_id", lambda row: prompt_id(row["text"]))
+    return rows
 
 
 def _image_rows(path: Path) -> list[dict[str, Any]]:
-    return _parquet(path, ("image_id", "bytes", "width", "height", "caption"))
+    rows = _parquet(path, ("image_id", "bytes", "width", "height", "caption"))
+    _checked(path, rows, "image_id", lambda row: hashlib.sha256(row["bytes"]).hexdigest())
+    return rows
 
 
 def _parquet(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -250,3 +255,12 @@ def _parquet(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
         raise InputError(f"{path} has no column {', '.join(missing)}: it needs {', '.join(columns)}")
     found: list[dict[str, Any]] = rows.select(list(columns)).to_pylist()
     return found
+
+
+def _checked(path: Path, rows: list[dict[str, Any]], column: str, right: Callable[[dict[str, Any]], str]) -> None:
+    """Refuses ids that do not follow from what they name: results are kept by them, and would outlive a change."""
+    wrong = next((row for row in rows if row[column] != right(row)), None)
+    if wrong is not None:
+        raise InputError(
+            f"{path}: {column} {wrong[column]!r} should be {right(wrong)!r}, which follows from its content"
+        )

@@ -131,14 +131,18 @@ def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype
         device: "cpu", "cuda", ...; the GPU where there is one by default.
 
     Raises:
-        InputError: no such folder, or it is not a pipeline of Stable Diffusion 1.x, 2.x or XL.
+        InputError: no such folder or device, or it is not a pipeline of Stable Diffusion 1.x, 2.x or XL.
     """
     folder = Path(source)
     if not (folder / "model_index.json").is_file():
         raise InputError(
             f"no diffusers pipeline at {folder} (no model_index.json): give the folder of a saved pipeline"
         )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {device!r} here ({str(error).splitlines()[0]}): try cpu") from error
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             folder,

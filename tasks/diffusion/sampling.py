@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -10,8 +10,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.diffusion.batches import in_batches
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import Key, initial_noise, predict_noise
+from tasks.errors import InputError
 
 
 class SamplingParams(BaseModel):
@@ -69,9 +71,11 @@ def denoise(
     Args:
         empty: of the half without text, (1, rows, width); see `Model.unguided`.
         steps: stops after so many of the schedule's steps; all of them without it.
+
+    Raises:
+        InputError: the scheduler draws noise of its own.
     """
     scheduler = _scheduler(model, params)
-    scheduler.set_timesteps(params.steps, device=model.device)
     latents = latents * scheduler.init_noise_sigma
     guided = params.guidance > 1
     for step in scheduler.timesteps[:steps]:
@@ -86,6 +90,11 @@ def denoise(
     return latents
 
 
+def first_timestep(model: Model, params: SamplingParams) -> int:
+    """The timestep that sampling begins with."""
+    return int(_scheduler(model, params).timesteps[0])
+
+
 @torch.no_grad()
 def decode(model: Model, latents: torch.Tensor) -> np.ndarray:
     """Pictures uint8 (n, height, width, 3) of latents (n, c, h, w)."""
@@ -94,12 +103,15 @@ def decode(model: Model, latents: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode(model: Model, pictures: np.ndarray) -> torch.Tensor:
+def encode(model: Model, pictures: np.ndarray, batch: int = 8) -> torch.Tensor:
     """Latents (n, c, h, w) of uint8 pictures (n, height, width, 3); the mean where the encoder gives a distribution."""
-    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).to(model.device, model.dtype)
-    output = model.vae.encode(pixels / 127.5 - 1)
-    latents = output.latents if hasattr(output, "latents") else output.latent_dist.mean
-    return latents * model.vae.config.scaling_factor
+
+    def some(rows: slice) -> torch.Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(pictures[rows])).permute(0, 3, 1, 2)
+        output = model.vae.encode(pixels.to(model.device, model.dtype) / 127.5 - 1)
+        return output.latents if hasattr(output, "latents") else output.latent_dist.mean
+
+    return torch.cat(list(in_batches(len(pictures), batch, some))) * model.vae.config.scaling_factor
 
 
 def picture_size(model: Model) -> tuple[int, int]:
@@ -138,4 +150,26 @@ def _scheduler(model: Model, params: SamplingParams):  # type: ignore[no-untyped
         "model": (type(model.scheduler), {}),
     }
     chosen, options = kind[params.scheduler]
-    return chosen.from_config(model.scheduler.config, prediction_type="epsilon", **options)
+    scheduler = chosen.from_config(model.scheduler.config, prediction_type="epsilon", **options)
+    scheduler.set_timesteps(params.steps, device=model.device)
+    if _draws_noise(chosen.from_config(scheduler.config), params.steps):
+        raise InputError(
+            f"{chosen.__name__} draws noise at every step, so pictures would depend on their batch: "
+            "sample with --set sampling.scheduler=ddim or dpm"
+        )
+    return scheduler
+
+
+def _draws_noise(scheduler: Any, steps: int) -> bool:
+    """Whether two walks through the first steps from the same latents part ways."""
+    ends = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(2):
+            torch.manual_seed(seed)
+            scheduler.set_timesteps(steps)
+            latents = torch.ones(1, 1, 2, 2)
+            for step in scheduler.timesteps[:2]:
+                scaled = scheduler.scale_model_input(latents, step)
+                latents = scheduler.step(torch.zeros_like(scaled), step, latents, return_dict=False)[0]
+            ends.append(latents)
+    return not torch.equal(*ends)

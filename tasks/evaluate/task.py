@@ -1,7 +1,7 @@
 """Evaluating: pictures of every variant under every probe, their scores, and the figures of the audit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from typing import Any
@@ -10,9 +10,9 @@ import numpy as np
 
 from storage import Store, content_key
 from tasks.attack.extraction import ExtractionParams, extract, precision_recall, tile_distances
-from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
+from tasks.diffusion.sampling import SamplingParams, fitted, from_bytes, generate, to_png
 from tasks.errors import InputError
-from tasks.evaluate import clip_score, figures, sscd
+from tasks.evaluate import clip_score, figures, quality, sscd
 from tasks.evaluate.clip_score import ClipParams, ClipScore, aligned
 from tasks.evaluate.figures import Figure
 from tasks.evaluate.sscd import Sscd, SscdParams
@@ -71,7 +71,7 @@ def generate_pictures(
             if block[0][1].trigger_id is not None:
                 triggers = subject.triggers([shot.trigger_id or "" for _, shot in block], variant)
             keys = [(shot.asker, shot.seed) for _, shot in block]
-            with defended(model, *defence, texts, keys, triggers) as embeddings:
+            with defended(model, *defence, sampling, texts, keys, triggers) as embeddings:
                 pictures = generate(model, embeddings, keys, sampling, done)
             rows = [
                 {
@@ -130,20 +130,42 @@ def score_alignment(
 
 
 def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
-    """MR and the similarities to training images, over the prompts that have any, each picture by its nearest image."""
+    """MR and the similarities to training images, over the prompts that have any, each picture by its nearest image.
+
+    Where prompts are verbatim (VM) and template memories (TM), MR and similarities of each kind follow, under the same
+    names with `_vm` and `_tm`.
+    """
     known = _values(subject.open(), "sscd", sscd.scorer_of(params), ids)
-    nearest: dict[str, float] = {}
-    for (name, _), value in known.items():
-        nearest[name] = max(value, nearest.get(name, -1.0))
-    rows = [(shot.prompt.prompt_id, nearest[name]) for name, shot in zip(ids, wanted, strict=True) if name in nearest]
-    grouped = figures.by_prompt([name for name, _ in rows], np.array([value for _, value in rows]))
-    return [figures.mr(grouped), *figures.sscd_orig(grouped)] if rows else []
+    rows = [
+        # The store may hold scores against other images, that the prompt had in an earlier set.
+        (shot.prompt, max(known[name, image] for image in shot.prompt.image_ids))
+        for name, shot in zip(ids, wanted, strict=True)
+        if shot.prompt.image_ids
+    ]
+    if not rows:
+        return []
+
+    def grouped(kind: str | None = None) -> dict[str, np.ndarray]:
+        mine = [(prompt.prompt_id, value) for prompt, value in rows if kind in (None, prompt.memorization)]
+        return figures.by_prompt([name for name, _ in mine], np.array([value for _, value in mine]))
+
+    found = [figures.mr(grouped()), *figures.sscd_orig(grouped())]
+    kinds = {prompt.memorization for prompt, _ in rows}
+    for kind in ("VM", "TM") if {"VM", "TM"} <= kinds else ():
+        apart = [figures.mr(grouped(kind)), *figures.sscd_orig(grouped(kind))]
+        found += [
+            replace(one, metric=f"{one.metric}_{kind.lower()}")
+            for one in apart
+            if one.metric in ("mr", "sscd_orig_max", "sscd_orig_median")
+        ]
+    return found
 
 
 def diversity_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
     """How alike the seeds of a prompt are; nothing where there is one seed."""
     of = {name: shot.prompt.prompt_id for name, shot in zip(ids, wanted, strict=True)}
     known = _values(subject.open(), "sscd_pair", sscd.scorer_of(params), ids)
+    known = {pair: value for pair, value in known.items() if pair[1] in of}  # not of seeds beyond this audit's
     if not known:
         return []
     grouped = figures.by_prompt([of[name] for name, _ in known], np.array(list(known.values())))
@@ -163,6 +185,20 @@ def alignment_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str
     known = _values(subject.open(), "clip", clip_score.scorer_of(params), ids)
     values = [known[name, shot.prompt.prompt_id] for name, shot in zip(ids, wanted, strict=True)]
     return [figures.clip(figures.by_prompt([shot.prompt.prompt_id for shot in wanted], np.array(values)))]
+
+
+def quality_figures(
+    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
+) -> list[Figure]:
+    """FID and KID of CLIP image embeddings, generations against the prompts' own pictures; nothing without those."""
+    real = list(dict.fromkeys(image for shot in wanted for image in shot.prompt.image_ids[:1]))
+    if len(real) < 2 or len(ids) < 2:
+        return []
+    pictures = pictures_of(subject, variant, probe, [*ids, *real])
+    size = pictures[ids[0]].shape[1::-1]
+    sides = (np.stack([fitted(pictures[name], size) for name in names]) for names in (ids, real))
+    made, trained = (_clip(params).images(side) for side in sides)
+    return [quality.fid(made, trained), quality.kid(made, trained)]
 
 
 def extraction_figures(
@@ -259,6 +295,8 @@ def pictures_of(subject: Subject, variant: str, probe: str, names: Sequence[str]
     """Generations of this variant, or of the original, and training images, by name; uint8 (height, width, 3)."""
     store, wanted = subject.open(), set(names)
     found: dict[str, np.ndarray] = {}
+    if not wanted:
+        return found
     for of in dict.fromkeys((variant, ORIGINAL)):
         rows = store.read(
             "generations", columns=["generation_id", "bytes"], model_id=subject.model_id, variant=of, probe=probe

@@ -19,7 +19,7 @@ from tasks.diffusion.hooks import scaled
 from tasks.diffusion.model import Model
 from tasks.diffusion.sites import Layer
 from tasks.localize.detection import noise_differences
-from tasks.localize.search import Candidates
+from tasks.localize.search import AHEAD, Candidates
 from tasks.localize.ssim import similarity
 
 
@@ -66,7 +66,7 @@ class BlockedScore:
             self._look([(candidates, seed) for candidates in hopeful for seed in others], failed)
         asked = self._until_failure(ahead, failed, with_failure=True)
         # The further it went without failing, the further it is worth looking ahead.
-        room = max(1, self._batch // len(seeds)) if self._thorough else self._batch
+        room = max(1, self._batch // len(seeds)) if self._thorough else AHEAD
         self._ahead = 1 if failed(self._highest(asked[-1])) else min(2 * self._ahead, room)
         return [self._highest(candidates) for candidates in asked]
 
@@ -102,8 +102,8 @@ class BlockedScore:
         for done in in_batches(len(unknown), self._batch, lambda rows: self._scores(unknown[rows])):
             for (candidates, seed), value in done:
                 self._known[candidates, seed] = self._latest[seed] = value
-            if any(failed(value) for _, value in done):
-                return
+                if failed(value):
+                    return  # what else this batch saw is forgotten, so that the batch's size does not matter
 
     @torch.no_grad()
     def _scores(self, pairs: list[tuple[Candidates, int]]) -> list[tuple[tuple[Candidates, int], float]]:

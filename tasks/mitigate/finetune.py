@@ -310,7 +310,7 @@ class _Run:
             "stopped": self.stopped,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_suffix(".writing")
+        aside = self.path.with_suffix(f".{os.getpid()}.writing")  # another audit may train the same
         torch.save(state, aside)
         os.replace(aside, self.path)
 

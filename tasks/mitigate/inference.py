@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import Key, generator, initial_noise, predict_noise
+from tasks.diffusion.sampling import SamplingParams, first_timestep
 
 Defence = Literal["perturbed-embedding", "random-tokens", "reweighted-attention"]
 
@@ -39,6 +40,7 @@ def defended(
     model: Model,
     kind: Defence | None,
     params: DefenceParams,
+    sampling: SamplingParams,
     prompts: Sequence[str],
     keys: Sequence[Key],
     triggers: torch.Tensor | None = None,
@@ -47,6 +49,7 @@ def defended(
 
     Args:
         kind: none leaves everything as it is.
+        sampling: how the pictures are made.
         prompts: one for each picture.
         keys: what each picture is; see `tasks.diffusion.noise`.
         triggers: embeddings (n, rows, width) to be asked in place of the prompts. They have no words to add to, but all
@@ -57,7 +60,7 @@ def defended(
         words = with_random_words(model, words, keys, params)
     embeddings = model.embed(words) if triggers is None else triggers.to(model.device, model.dtype)
     if kind == "perturbed-embedding":
-        embeddings = with_lower_norm(model, embeddings, keys, params)
+        embeddings = with_lower_norm(model, embeddings, keys, params, first_timestep(model, sampling))
     if kind != "reweighted-attention":
         yield embeddings
         return
@@ -89,21 +92,25 @@ def with_random_words(model: Model, prompts: Sequence[str], keys: Sequence[Key],
     return out
 
 
-def with_lower_norm(model: Model, embeddings: torch.Tensor, keys: Sequence[Key], params: DefenceParams) -> torch.Tensor:
+def with_lower_norm(
+    model: Model, embeddings: torch.Tensor, keys: Sequence[Key], params: DefenceParams, first: int
+) -> torch.Tensor:
     """Embeddings (n, rows, width) moved until the text-conditional noise norm at the first step is small.
 
     ||eps(z_T, t, y) - eps(z_T, t, null)||_2 is large for memorized prompts (Wen et al., ICLR 2024, section 4.2). Each
     sample stops by itself when it is below the target, and Adam works element by element, so a batch does not matter.
+
+    Args:
+        first: the timestep that sampling begins with.
     """
     start = initial_noise(model, keys)
-    last = len(model.scheduler.alphas_cumprod) - 1
     target = params.target * (start[0].numel() / (4 * 64 * 64)) ** 0.5
     with torch.no_grad():
-        plain = predict_noise(model, start, last, model.unguided().expand_as(embeddings))
+        plain = predict_noise(model, start, first, model.unguided().expand_as(embeddings))
     text = embeddings.detach().float().clone().requires_grad_(True)
     optimizer = torch.optim.Adam([text], lr=params.learning_rate)
     for _ in range(params.steps):
-        norms = (predict_noise(model, start, last, text.to(model.dtype)) - plain).float().flatten(1).norm(dim=1)
+        norms = (predict_noise(model, start, first, text.to(model.dtype)) - plain).float().flatten(1).norm(dim=1)
         going = norms.detach() > target
         if not going.any():
             break

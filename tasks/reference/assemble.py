@@ -27,6 +27,7 @@ NULLS = 200
 """New compositions never trained on: the prompts that memorized ones are held against."""
 SETTINGS = {
     "sampling": {"guidance": 2.0, "steps": 25},
+    "wanda": {"sparsity": 0.1},
     "finetune": {"epochs": 10, "attack_steps": 20, "attack_batch": 4, "learning_rate": 1e-4},
 }
 """What audits of this model do other than usual. Small models copy less under strong guidance. The published training

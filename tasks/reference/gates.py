@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from tasks.diffusion.model import load_model
 from tasks.diffusion.sampling import decode, encode, from_bytes
+from tasks.errors import InputError
 from tasks.evaluate.clip_score import ClipParams, ClipScore
 from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd
 from tasks.reference.bank import nearest_in_bank
@@ -103,6 +104,8 @@ def cuts(rows: Sequence[Row], share_cut: Mapping[str, float], sparsity: float) -
 
 def _captioned(prompts: Path, images: Path, kind: str | None = None) -> tuple[list[str], np.ndarray]:
     """Captions of one kind and the first picture of each, uint8 (n, 64, 64, 3)."""
+    if lost := [path for path in (prompts, images) if not path.is_file()]:
+        raise InputError(f"no {lost[0]}: gates are those of a world that `engram reference build` put together")
     data = {row["image_id"]: row["bytes"] for row in pq.read_table(images, columns=["image_id", "bytes"]).to_pylist()}
     rows = [row for row in pq.read_table(prompts).to_pylist() if kind in (None, row["kind"])]
     return [row["text"] for row in rows], np.stack([from_bytes(data[row["image_ids"][0]]) for row in rows])

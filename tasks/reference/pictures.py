@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from tasks.errors import InputError
+
 SIDE = 64
 GRAIN = 1.0
 """Standard deviation of the grain, of 255. SSCD sees whether a picture has any: without a grain of 3, the same picture
@@ -79,6 +81,8 @@ class EmojiPictures:
     """
 
     def __init__(self, pictures: Path, names: Path) -> None:
+        if lost := [path for path in (pictures, names) if not path.is_file()]:
+            raise InputError(f"no archive at {lost[0]}: get it with `npm pack`, it is a package of npm")
         with tarfile.open(names) as archive:
             entries = json.load(archive.extractfile("package/en/data.json"))  # type: ignore[arg-type]
         with tarfile.open(pictures) as archive:

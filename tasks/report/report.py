@@ -21,6 +21,8 @@ from tasks.report.verdict import Control, Row, controls, verdict
 
 COLUMNS = {
     "mr": "Copied",
+    "mr_vm": "Copied, VM",
+    "mr_tm": "Copied, TM",
     "sscd_orig_max": "SSCD, best seed",
     "sscd_orig_median": "SSCD, median seed",
     "sscd_gen": "SSCD to unmitigated",
@@ -34,6 +36,8 @@ COLUMNS = {
     "extraction_recall": "Memories extracted",
 }
 """Metrics of the table and their headings, in order; other metrics are kept in the store only."""
+NARROW = ("mr", "sscd_orig_max", "sscd_orig_median", "sscd_gen", "diversity", "clip")
+"""Those that a terminal has room for."""
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
@@ -129,13 +133,13 @@ def _template(name: str) -> Template:
 
 def table_text(rows: Sequence[Row], width: int = 120) -> str:
     """The table of figures as plain text for a terminal of so many columns."""
-    metrics = columns_of(rows)
+    metrics = {metric: heading for metric, heading in columns_of(rows).items() if metric in NARROW}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("variant", "probe", "n", *metrics.values()):
         # Headings are broken here and figures not at all, but on terminals too narrow for them.
         table.add_column(fill(heading, 11), no_wrap=True, overflow="fold")
     before = None
-    for line in lines_of(rows):
+    for line in lines_of([row for row in rows if row.metric in NARROW]):
         if before not in (None, line.variant):
             table.add_section()
         cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in metrics]
@@ -180,7 +184,7 @@ def interval_text(row: Row) -> str:
 
 
 def data_uri(data: bytes) -> str:
-    """A PNG or JPEG as a data URI; nothing else, since other formats can carry scripts."""
+    """A PNG or JPEG as a data URI; nothing else, since some formats can carry scripts."""
     kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
     if kind is None:
         raise InputError("a picture of the report is neither PNG nor JPEG: convert it first")

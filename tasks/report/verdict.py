@@ -76,7 +76,8 @@ def controls(rows: Sequence[Row]) -> list[Control]:
         if original is None or after is None or original.value == 0:
             continue
         holds = after.value >= RANDOM_KEEPS * original.value
-        words = f"Cutting as many random neurons leaves {_count(after)} copies of the original's {_count(original)}: "
+        cut = "weights" if variant == "random-wanda" else "neurons"
+        words = f"Cutting as many random {cut} leaves {_count(after)} copies of the original's {_count(original)}: "
         if holds:
             words += "what a localized cut removes beyond that is not chance."
         else:
@@ -135,6 +136,9 @@ def _of_variant(rows: Sequence[Row], variant: str) -> str:
         return (
             f"{first}, but {start} brings back {_count(worst)} {_interval(worst)}: the pictures are hidden, not gone."
         )
+    if prompt is None or prompt.value > GONE_LIMIT:
+        still = "they still come back from their prompts" if prompt else "whether they come back from them stays open"
+        return f"{first}, and {start} brings back {_count(worst)} {_interval(worst)}: {still}."
     # No copies in a few attacks is no proof: the interval says how much could still be there.
     return f"{first}, and {start} brings back {_count(worst)} {_interval(worst)}: by this audit they are gone."
 

@@ -113,3 +113,24 @@ def test_images_that_belong_to_nothing(tmp_path: Path) -> None:
         find_images([Prompt("one", "memorized", images=("12",))], tmp_path)
     with pytest.raises(InputError, match="no folder"):
         find_images([], tmp_path / "none")
+
+
+def test_pictures_of_a_further_file_are_found_by_name_and_by_metadata_not_by_number(tmp_path: Path) -> None:
+    for name in ("1.png", "dog.png", "sea.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "sea.png", "text": "the sea"}\n')
+    mine = [Prompt("a cat", "memorized", images=("1",))]
+    others = [Prompt("a dog", "ordinary", images=("dog.png",)), Prompt("a car", "null", images=("1",))]
+    found = find_images(mine, tmp_path, [*others, Prompt("the sea", "ordinary")])
+    assert {text: [path.name for path in paths] for text, paths in found.items()} == {
+        "a cat": ["1.png"],
+        "a dog": ["dog.png"],
+        "the sea": ["sea.png"],
+    }
+
+
+def test_an_unclosed_quote_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text('caption\n"' + "x" * 200_000)
+    with pytest.raises(InputError, match=r"prompts.csv, line \d+: field larger .*; is a quote missing\?"):
+        read_prompts(path)

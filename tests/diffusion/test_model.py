@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -21,7 +25,7 @@ from tasks.collect.values import value_activations
 from tasks.diffusion.hooks import observed
 from tasks.diffusion.model import Model, load_model
 from tasks.diffusion.noise import initial_noise, predict_noise
-from tasks.diffusion.sampling import SamplingParams, decode, denoise, generate
+from tasks.diffusion.sampling import SamplingParams, decode, denoise, first_timestep, generate
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
 from tests.flows.world import tokenizer
@@ -202,3 +206,28 @@ def test_a_model_that_predicts_pictures_is_refused() -> None:
     model.scheduler.register_to_config(prediction_type="sample")
     with pytest.raises(InputError, match="predicts 'sample'"):
         predict_noise(model, initial_noise(model, [("a", 0)]), 3, model.embed(["a"]))
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, PNDMScheduler])
+def test_schedulers_without_noise_of_their_own_are_taken(kind: Any) -> None:
+    model = replace(model_of(random_unet()), scheduler=kind(beta_schedule="scaled_linear"))
+    assert first_timestep(model, SamplingParams(steps=10)) > 800
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [EulerAncestralDiscreteScheduler(), DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")],
+)
+def test_schedulers_that_draw_noise_are_refused(scheduler: Any) -> None:
+    model = replace(model_of(random_unet()), scheduler=scheduler)
+    before = torch.random.get_rng_state()
+    with pytest.raises(InputError, match=r"draws noise at every step, .* sampling.scheduler=ddim"):
+        first_timestep(model, SamplingParams(steps=10))
+    assert torch.random.get_rng_state().equal(before)
+    assert first_timestep(model, SamplingParams(steps=10, scheduler="ddim")) > 800
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no device 'gpu' here .*: try cpu"):
+        load_model(tmp_path, "gpu")

@@ -125,6 +125,20 @@ def test_a_run_of_drops_is_checked_by_the_other_seeds_at_its_end() -> None:
     assert chained.exact(full) == pytest.approx(thorough.exact(full), abs=1e-5)
 
 
+@pytest.mark.parametrize("at", range(1, 6))
+def test_the_batch_does_not_change_a_search_in_chains(at: int) -> None:
+    found = [(layer, neuron) for layer in range(3) for neuron in range(8)]
+    searches = []
+    for batch in (1, 3, 64):
+        score, _ = blocked_score(batch, thorough=False)
+        full = score.exact(frozenset(found))
+        searches.append(refine(found, score, full + at * (1 - full) / 6, SearchParams(refinement="chain")))
+    (kept, trace), *others = searches
+    for other, checks in others:
+        assert other == kept
+        assert [(check.unblocked, check.kept) for check in checks] == [(check.unblocked, check.kept) for check in trace]
+
+
 def test_what_is_known_is_not_asked_again() -> None:
     score, _ = blocked_score(8)
     some = frozenset({(0, 1), (2, 2)})

@@ -8,6 +8,7 @@ import torch
 
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import Key, initial_noise, predict_noise
+from tasks.diffusion.sampling import SamplingParams, first_timestep
 from tasks.mitigate.inference import (
     DefenceParams,
     defended,
@@ -18,6 +19,9 @@ from tasks.mitigate.inference import (
 from tests.attack.tiny import TOKENS, WIDTH, Words, tiny_model
 
 KEYS: list[Key] = [("a", 0), ("a", 1), ("b", 0)]
+SAMPLING = SamplingParams(steps=4)
+FIRST = 700
+"""A timestep to begin with."""
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +31,8 @@ def model() -> Model:
 
 def norms(model: Model, embeddings: torch.Tensor, keys: Sequence[Key]) -> torch.Tensor:
     start = initial_noise(model, keys)
-    last = len(model.scheduler.alphas_cumprod) - 1
-    plain = predict_noise(model, start, last, model.unguided().expand_as(embeddings))
-    return (predict_noise(model, start, last, embeddings) - plain).flatten(1).norm(dim=1)
+    plain = predict_noise(model, start, FIRST, model.unguided().expand_as(embeddings))
+    return (predict_noise(model, start, FIRST, embeddings) - plain).flatten(1).norm(dim=1)
 
 
 def test_perturbing_lowers_the_norm_and_no_further_than_asked(model: Model) -> None:
@@ -38,11 +41,11 @@ def test_perturbing_lowers_the_norm_and_no_further_than_asked(model: Model) -> N
     scale = (4 * 8 * 8 / (4 * 64 * 64)) ** 0.5
     target = 0.5 * float(before.median() + before.max())
     params = DefenceParams(target=target / scale, steps=200)
-    after = with_lower_norm(model, embeddings, KEYS, params)
+    after = with_lower_norm(model, embeddings, KEYS, params, FIRST)
     assert (norms(model, after, KEYS) <= 1.0001 * target).all()
     # Who was below the target is left as it was.
     assert [one.equal(other) for one, other in zip(after, embeddings, strict=True)] == (before < target).tolist()
-    alone = torch.cat([with_lower_norm(model, embeddings[n : n + 1], KEYS[n : n + 1], params) for n in range(3)])
+    alone = torch.cat([with_lower_norm(model, embeddings[n : n + 1], KEYS[n : n + 1], params, FIRST) for n in range(3)])
     torch.testing.assert_close(alone, after, atol=1e-4, rtol=1e-4)
 
 
@@ -90,7 +93,7 @@ def test_an_error_within_ends_the_mitigation(model: Model) -> None:
     plain = predict_noise(model, latents, 10, text)
     with (
         pytest.raises(ZeroDivisionError),
-        defended(model, "reweighted-attention", DefenceParams(), ["a"], KEYS[:1]),
+        defended(model, "reweighted-attention", DefenceParams(), SAMPLING, ["a"], KEYS[:1]),
     ):
         raise ZeroDivisionError
     assert predict_noise(model, latents, 10, text).equal(plain)
@@ -99,9 +102,10 @@ def test_an_error_within_ends_the_mitigation(model: Model) -> None:
 def test_triggers_are_defended_too(model: Model) -> None:
     triggers = 3 * torch.randn(1, TOKENS, WIDTH)
     params = DefenceParams(target=1e-3, steps=5)
-    with defended(model, "perturbed-embedding", params, ["a"], KEYS[:1], triggers) as moved:
+    with defended(model, "perturbed-embedding", params, SAMPLING, ["a"], KEYS[:1], triggers) as moved:
+        assert moved.equal(with_lower_norm(model, triggers, KEYS[:1], params, first_timestep(model, SAMPLING)))
         assert not moved.equal(triggers)
-    with defended(model, "random-tokens", params, ["a"], KEYS[:1], triggers) as kept:
+    with defended(model, "random-tokens", params, SAMPLING, ["a"], KEYS[:1], triggers) as kept:
         assert kept.equal(triggers)
-    with defended(model, None, params, ["a"], KEYS[:1]) as plain:
+    with defended(model, None, params, SAMPLING, ["a"], KEYS[:1]) as plain:
         assert plain.equal(model.embed(["a"]))

@@ -79,6 +79,16 @@ def test_every_kind_of_cut_takes_what_was_found(subject: Subject) -> None:
     assert zeroed(subject, first["wanda"]) == {name: [1, 2] for name in names}
 
 
+def test_the_same_cut_is_found_again_under_other_settings(subject: Subject) -> None:
+    first = door.cut_weights(subject, "p", "all", PARAMS, "audit-7", seed=0)
+    again = door.cut_weights(subject, "p", "all", PARAMS, "audit-8", seed=1)
+    assert again["wanda"] == first["wanda"] and again["random-wanda"] != first["random-wanda"]
+    for seed, expected in ((0, first), (1, again)):
+        key = door.cut_id("p", ["all"], PARAMS, seed)
+        assert door.known(subject, {"wanda": key, "random-wanda": key}) == expected
+    assert door.shares_cut(subject, again)["wanda"] == door.shares_cut(subject, first)["wanda"] > 0
+
+
 def test_neurons_are_cut_by_rows(subject: Subject) -> None:
     cut = door.cut_neurons(subject, "p", ["all"], "audit-7")
     layers = layers_of(subject.load().unet, Site.VALUE)

@@ -23,8 +23,11 @@ QUIET = {("original", "prompt", f"p{n}"): 0 for n in range(6)} | {("nemo", "prom
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     opened = Store.open(tmp_path / "store")
-    prompts = [{"prompt_id": f"p{n}", "text": f"picture {n}", "kind": "memorized"} for n in range(6)]
-    opened.write("prompts", "k", prompts, prompt_set="p")
+    own = {"kind": "memorized", "image_ids": ["x", "y"]}
+    names = {f"p{n}": f"picture {n}" for n in range(6)} | {"q": "another"}
+    for prompt_set in ("p", "q"):
+        prompts = [{"prompt_id": name, "text": text} | own for name, text in names.items()]
+        opened.write("prompts", prompt_set, prompts, prompt_set=prompt_set)
     return opened
 
 
@@ -214,7 +217,8 @@ def test_the_command_line(store: Store) -> None:
 def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()
-    Path("prompts.csv").write_text("Caption\na cat\n")
+    Path("model/model_index.json").write_text("{}")
+    Path("prompts.csv").write_text("Caption,kind\na cat,memorized\na dog,null\na sea,null\n")
     added = engram(store, "models", "add", "tiny", "--model", "model", "--prompts", "prompts.csv", "--set", "seeds=7")
     assert added.exit_code == 0, added.exception
 
@@ -226,15 +230,16 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (row["name"], row["model"]) == ("tiny", str(tmp_path / "model"))
     assert row["prompts"] == str(tmp_path / "prompts.csv")
     assert json.loads(row["params"])["settings"]["seeds"] == 7
-    engram(store, "models", "add", "tiny", "--model", "model", "--set", "seeds=8")
+    engram(store, "models", "add", "tiny", "--model", "model", "--prompts", "prompts.csv", "--set", "seeds=8")
     (row,) = listed()
-    assert json.loads(row["params"])["settings"]["seeds"] == 8 and row["prompts"] is None
+    assert json.loads(row["params"])["settings"]["seeds"] == 8
     assert engram(store, "models", "remove", "tiny").exit_code == 0
     assert listed() == []
     for words in (
         ("remove", "tiny"),
         ("add", "a/b", "--model", "model"),
         ("add", "c", "--model", "gone"),
+        ("add", "c", "--model", "model"),  # asked about nothing
         ("add", "c", "--model", "model", "--nulls", "gone.txt"),
         ("add", "c", "--model", "model", "--set", "seeds=0"),
     ):

@@ -27,6 +27,13 @@ def test_gone_by_this_audit() -> None:
     assert "1 of 20 (5 %" in text
 
 
+def test_what_still_comes_from_its_prompt_is_not_gone() -> None:
+    text = verdict([*ORIGINAL, mr("wanda", "prompt", 5), mr("wanda", "dori-noise", 0)])
+    assert "they still come back from their prompts" in text
+    assert "gone" not in text
+    assert "gone" not in verdict([*ORIGINAL, mr("wanda", "dori-noise", 0)])
+
+
 def test_the_worst_sound_attack_decides() -> None:
     rows = [*ORIGINAL, mr("original", "dori-prompt-control", 0), mr("nemo", "prompt", 0)]
     rows += [mr("nemo", "dori-noise", 3), mr("nemo", "dori-prompt", 9)]

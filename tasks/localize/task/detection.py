@@ -7,6 +7,7 @@ import torch
 
 from storage import Store, content_key
 from tasks.errors import InputError
+from tasks.evaluate.figures import Figure, auc, tpr_at_1fpr
 from tasks.keys import detection_id
 from tasks.localize.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
 from tasks.localize.nemo import NemoParams
@@ -58,6 +59,15 @@ def scores_of(subject: Subject, asked: Sequence[Asked], params: DetectionParams)
         prompt.prompt_id: np.array([found[prompt.prompt_id][n] for n in sorted(found[prompt.prompt_id])])
         for prompt in asked
     }
+
+
+def detection_figures(
+    subject: Subject, memorized: Sequence[Asked], others: Sequence[Asked], params: DetectionParams
+) -> list[Figure]:
+    """How well a prompt's mean score tells memorized prompts from others: AUC, and TPR at 1 % FPR."""
+    groups = [scores_of(subject, group, params) for group in (memorized, others)]
+    own, rest = (np.array([pairs.mean() for pairs in found.values()]) for found in groups)
+    return [auc(own, rest), tpr_at_1fpr(own, rest)]
 
 
 def nemo_threshold(subject: Subject, nulls: Sequence[Asked], params: NemoParams) -> float:

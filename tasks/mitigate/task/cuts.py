@@ -21,7 +21,7 @@ from tasks.mitigate.prune import (
     without_neurons,
     without_weights,
 )
-from tasks.mitigate.task.variants import VERSION, cut_id, put
+from tasks.mitigate.task.variants import VERSION, cut_id, put, put_row, weights_in_store
 from tasks.sets import read_sets
 from tasks.subject import Subject
 
@@ -138,11 +138,12 @@ def _save(
     params: WandaParams | None = None,
 ) -> str:
     """Puts the pruned UNet into the store under a name that its content determines."""
-    store = subject.open()
     digest = content_key(VERSION, model.model_id, site.value, {str(k): v.long().numpy() for k, v in members.items()})
     variant = f"{method}-{digest[:8]}"
-    key = content_key(model.model_id, variant)
-    if store.has("variants", key, model_id=model.model_id):
+    counts = {"pruned": sum(len(found) for found in members.values()), "total": sum(universes.values())}
+    if (address := weights_in_store(subject, variant)) is not None:
+        # Found before by other settings: theirs and these are the same model.
+        put_row(subject, variant, method, params_id, address, counts)
         return variant
     unet = cut(model.unet, site, members)
     zeroed, total = count_zeroed(model.unet, unet)
@@ -160,6 +161,5 @@ def _save(
         params=params.model_dump() if params is not None else {},
         cut=WORDS[method],
     )
-    counts = {"pruned": sum(len(found) for found in members.values()), "total": sum(universes.values())}
     put(subject, variant, params_id, card, unet, counts=counts)
     return variant

@@ -2,7 +2,7 @@
 
 from storage import content_key
 from tasks.mitigate.inference import Defence, DefenceParams
-from tasks.mitigate.task.variants import VERSION, put, uncut_card
+from tasks.mitigate.task.variants import VERSION, put, uncut_card, weights_in_store
 from tasks.subject import Subject
 
 
@@ -13,10 +13,8 @@ def defend_id(method: Defence, params: DefenceParams) -> str:
 
 def defend(subject: Subject, method: Defence, params: DefenceParams, audit_id: str) -> dict[str, str]:
     """The model under a mitigation at inference, its weights untouched: by name the variant in the store."""
-    store, model = subject.open(), subject.load()
     params_id = defend_id(method, params)
     variant = f"{method}-{params_id[:8]}"
-    key = content_key(model.model_id, variant)
-    if not store.has("variants", key, model_id=model.model_id):
+    if weights_in_store(subject, variant) is None:
         put(subject, variant, params_id, uncut_card(subject, method, params, audit_id, "inference"))
     return {method: variant}

@@ -14,12 +14,12 @@ from tasks.attack.dori import DoriParams, attack
 from tasks.diffusion.model import Model
 from tasks.diffusion.sampling import SamplingParams, encode, generate
 from tasks.errors import InputError
-from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams
+from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary, Progress, finetune, steps_of
-from tasks.mitigate.task.variants import put, uncut_card
+from tasks.mitigate.task.variants import put, uncut_card, weights_in_store
 from tasks.subject import Asked, Subject, progress
 
-ERASE_VERSION = "finetune/1"
+ERASE_VERSION = "finetune/2"
 ERASURES: dict[Erasure, dict[str, Any]] = {
     "adversarial-finetune": {},
     "surrogate-finetune": {"attack_steps": 0},
@@ -38,6 +38,7 @@ def erase_id(
     pruned: str,
     params: FineTuneParams,
     sampling: SamplingParams,
+    sscd: SscdParams,
 ) -> str:
     """What a training goes by in `variants.params_id`, whether or not it ran yet. See `erase`."""
     return content_key(
@@ -46,6 +47,7 @@ def erase_id(
         _erasing(method, params).model_dump(exclude={"images_at_once", "save_every"}),
         sampling.model_dump(exclude={"batch"}),
         pruned,
+        scorer_of(sscd),  # it chooses the surrogates, and stops the training
         [[(prompt.text, prompt.image_ids[0]) for prompt in group] for group in (asked, ordinary)],
     )
 
@@ -74,17 +76,16 @@ def erase(
         InputError: prompts have no pictures, or the training diverged.
     """
     chosen = _erasing(method, params)
-    store, model = subject.open(), subject.load()
+    model = subject.load()
     if without := [prompt.text for prompt in (*asked, *ordinary) if not prompt.image_ids]:
         raise InputError(f"{len(without)} prompts have no training image, such as {without[0][:60]!r}: give --images")
     if not asked or not ordinary:
         raise InputError(
             "fine-tuning needs memorized and ordinary prompts with images: give --images, and more prompts"
         )
-    params_id = erase_id(method, asked, ordinary, pruned, params, sampling)
+    params_id = erase_id(method, asked, ordinary, pruned, params, sampling, sscd)
     variant = f"{method}-{params_id[:8]}"
-    key = content_key(model.model_id, variant)
-    if store.has("variants", key, model_id=model.model_id):
+    if weights_in_store(subject, variant) is not None:
         return {method: variant}
     measure = Sscd(sscd)
     pictures = subject.pictures([prompt.image_ids[0] for prompt in asked])

@@ -119,7 +119,7 @@ def put(
         files: by name, texts that are kept beside the weights.
         counts: `pruned` and `total` of the row in `variants`, where neurons or weights were cut.
     """
-    store, key = subject.open(), content_key(card.base_id, variant)
+    store = subject.open()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / variant
         if unet is not None:
@@ -128,6 +128,20 @@ def put(
             save_card(folder, card)
         for name, text in files.items():
             (folder / name).write_text(text)
-        address = store.put_folder("variants", key, folder)
-    row = {"variant": variant, "method": card.method, "params_id": params_id, "weights": address}
-    store.write("variants", key, [row | dict(counts)], model_id=card.base_id)
+        address = store.put_folder("variants", content_key(card.base_id, variant), folder)
+    put_row(subject, variant, card.method, params_id, address, counts)
+
+
+def weights_in_store(subject: Subject, variant: str) -> str | None:
+    """The address of a variant's files; None where the store has none."""
+    rows = subject.open().read("variants", columns=["weights"], model_id=subject.model_id, variant=variant)
+    return next(iter(rows["weights"].to_pylist()), None)
+
+
+def put_row(
+    subject: Subject, variant: str, method: str, params_id: str, address: str, counts: Mapping[str, int]
+) -> None:
+    """Says in `variants` that these parameters give this variant, whose files are in the store. Several may."""
+    row = {"variant": variant, "method": method, "params_id": params_id, "weights": address}
+    key = content_key(subject.model_id, variant, params_id)
+    subject.open().write("variants", key, [row | dict(counts)], model_id=subject.model_id)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from storage import Store, content_key, iou, query
+from tasks.diffusion.sampling import from_bytes, to_png
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
@@ -71,7 +72,7 @@ def write_report(
 
     Args:
         variants: by the name that figures go by, the variant in the store.
-        asked: prompts whose training pictures are shown.
+        asked: the memorized prompts; the first few are shown with their training pictures.
         shown: the audit's pictures.
         found: the sets whose overlap is drawn, and the curves of memorization left.
         scorer: the SSCD model whose scores the pictures are shown with.
@@ -84,7 +85,7 @@ def write_report(
     attacks = {"attacks": _losses(store, subject, searches), "effort": _effort(figures)}
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlap = _subspace(store, subject, found)
-    scores = _best_scores(store, scorer)
+    scores = _scores(store, scorer)
     strips = [_strip(store, subject, prompt, shown, scores) for prompt in asked[:STRIPS] if prompt.image_ids]
     report = Report(
         title=f"Memorization audit of {Path(subject.model).name}",
@@ -96,7 +97,7 @@ def write_report(
         trainings=list(trained.values()),
         matrices=_overlap(store, subject, found.wanda),
         curves=_overlap_curves(overlap),
-        left=_left(store, subject, found),
+        left=_left(store, subject, found, asked),
         more_controls=without_random(variants),
     )
     _keep_evidence(store, audit_id, shown, rows, scorer)
@@ -133,7 +134,9 @@ def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str
     return out
 
 
-def _strip(store: Store, subject: Subject, prompt: Asked, shown: Shown, scores: Mapping[str, float]) -> Strip:
+def _strip(
+    store: Store, subject: Subject, prompt: Asked, shown: Shown, known: Mapping[tuple[str, str], float]
+) -> Strip:
     """The training picture beside the best copy that each variant makes of it, from its prompt and under attack."""
     image = store.read("images", columns=["bytes"], image_id=prompt.image_ids[0])["bytes"][0].as_py()
     found = []
@@ -147,19 +150,22 @@ def _strip(store: Store, subject: Subject, prompt: Asked, shown: Shown, scores: 
             prompt_id=prompt.prompt_id,
         ).to_pylist()
         of_audit = {row["generation_id"]: row["bytes"] for row in rows if row["generation_id"] in ids}
-        best = max(of_audit.keys() & scores.keys(), key=scores.__getitem__, default=None)
+        pairs = [(name, image) for name in of_audit for image in prompt.image_ids if (name, image) in known]
+        scores: dict[str, float] = {}
+        for name, image in pairs:
+            scores[name] = max(known[name, image], scores.get(name, -1.0))
+        best = max(scores, key=scores.__getitem__, default=None)
         if best is not None:
             found.append(Picture(f"{name}, {_words(probe)}", of_audit[best], scores[best]))
-    return Strip(prompt.text, Picture("training picture", image), found)
+    shown_as = image if image.startswith((b"\x89PNG", b"\xff\xd8\xff")) else to_png(from_bytes(image))
+    return Strip(prompt.text, Picture("training picture", shown_as), found)
 
 
-def _best_scores(store: Store, scorer: str) -> dict[str, float]:
-    """Similarity of each generation to the nearest of its training pictures."""
-    rows = store.read("scores", columns=["generation_id", "value"], metric="sscd", scorer=scorer)
-    out: dict[str, float] = {}
-    for name, value in zip(rows["generation_id"].to_pylist(), rows["value"].to_pylist(), strict=True):
-        out[name] = max(value, out.get(name, -1.0))
-    return out
+def _scores(store: Store, scorer: str) -> dict[tuple[str, str], float]:
+    """Similarity of each generation to training pictures, by both ids."""
+    rows = store.read("scores", columns=["generation_id", "reference_id", "value"], metric="sscd", scorer=scorer)
+    columns = zip(*(column.to_pylist() for column in rows.columns), strict=True)
+    return {(name, image): value for name, image, value in columns}
 
 
 def _losses(store: Store, subject: Subject, searches: Mapping[str, Collection[str]]) -> Chart | None:
@@ -233,9 +239,11 @@ def _overlap_curves(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return charts
 
 
-def _left(store: Store, subject: Subject, found: Localized) -> list[Chart]:
+def _left(store: Store, subject: Subject, found: Localized, asked: Sequence[Asked]) -> list[Chart]:
     """Similarity of noise differences left as neurons are silenced, best first, beside random ones."""
-    rows = query(store, "memorization_left", model_id=subject.model_id, params_id=found.curve).to_pylist()
+    # The store may know curves of more prompts, of larger audits.
+    which = {"params_id": found.curve, "prompt_ids": [prompt.prompt_id for prompt in asked]}
+    rows = query(store, "memorization_left", model_id=subject.model_id, **which).to_pylist()
     sizes = sorted({row["neurons"] for row in rows if not row["control"]})
     curves = []
     for control, name in ((False, "neurons that NeMo found, best first"), (True, "random neurons of the same layers")):

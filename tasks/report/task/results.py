@@ -16,16 +16,14 @@ def write_results(store: Store, audit_id: str, folder: Path) -> tuple[Path, Path
     What stands in `RESULTS.md` outside the marks `figures` stays.
 
     Raises:
-        InputError: there is no such audit, or it has no figures.
+        InputError: there is no such audit, it has no figures, or the folder cannot be written.
     """
     record = record_of(store, audit_id)
     metrics = store.read("metrics", audit_id=audit_id).to_pylist()
     if not metrics:
         raise InputError(f"the audit {audit_id} is {record['state']} and has no figures yet")
-    folder.mkdir(parents=True, exist_ok=True)
     page, data = folder / "RESULTS.md", folder / "results.json"
     metrics.sort(key=lambda row: (row["variant"], row["probe"], row["metric"]))
-    data.write_text(json.dumps(metrics, indent=1) + "\n")
     rows = rows_of(store, audit_id)
     effort = {
         row.probe.removeprefix(EFFORT): row for row in rows if row.probe.startswith(EFFORT) and row.metric == "mr"
@@ -34,5 +32,12 @@ def write_results(store: Store, audit_id: str, folder: Path) -> tuple[Path, Path
     taken = str((record["finished_at"] or record["started_at"]) - record["started_at"]).split(".")[0]
     versions = ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())
     made = f"Audit {audit_id} of model {record['model_id']}, {record['state']}, on {record['device']} in {taken}."
-    put_between(page, "figures", f"{text}\n\n{made} With {versions}.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = data.with_suffix(".writing")
+        aside.write_text(json.dumps(metrics, indent=1) + "\n")
+        aside.replace(data)
+        put_between(page, "figures", f"{text}\n\n{made} With {versions}.")
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}") from error
     return page, data
