@@ -333,7 +333,8 @@ def _subject(params: AuditParams, folder: Path) -> Subject:
     others = [Path(path) if path else None for path in (params.nulls, params.ordinary, images)]
     store = Store.open(params.store)
     name = collecting.import_prompts(store, Path(prompts), *others)
-    return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device)
+    precision = params.settings.precision
+    return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device, precision=precision)
 
 
 def _beside(folder: Path, name: str, prefix: str = "") -> str | None:

@@ -84,7 +84,8 @@ def check(
     address = Store.open(store).url
     settings = settings_for("full", audit_defaults(folder))
     name = collecting.import_set(Store.open(address), world / "prompts.parquet", world / "images.parquet")
-    subject = Subject(store=address, model=str(folder), prompt_set=name, device=device)
+    place = {"store": address, "model": str(folder), "device": device, "precision": settings.precision}
+    subject = Subject(prompt_set=name, **place)
     if any(_wanted(part, only) for part in ("planted", "ordinary", "detection", "attack", "cut")):
         collecting.register_model(subject)
     if _wanted("planted", only):

@@ -51,7 +51,7 @@ def _table(name: str, text: str, partition: str, *columns: pa.Field, view: str =
     return Table(name, text, pa.schema(columns, metadata), tuple(partition.split()), view or name)
 
 
-_MODEL = column("model_id", TEXT, "fingerprint of the weights and configs of the model under audit")
+_MODEL = column("model_id", TEXT, "fingerprint of the model's weights and configs, and of any precision but float32")
 _VARIANT = column("variant", TEXT, "the model as it stands: 'original' or the name of an intervention")
 _PARAMS = column("params_id", TEXT, "key of the parameters the figures were made with")
 _SITE = column("site", TEXT, "kind of place in the network, e.g. 'value' or 'ff'")

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from storage import Store
-from tasks.diffusion.model import Model, fingerprint, load_model
+from tasks.diffusion.model import Model, Precision, identity, load_model
 from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.errors import InputError
 from tasks.mitigate.inference import Defence, DefenceParams
@@ -39,14 +39,14 @@ class Subject(BaseModel):
     model: str = Field(description="folder of a diffusers pipeline")
     prompt_set: str = Field(description="name of the set of prompts in the store")
     device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the model")
+    precision: Precision = Field("float32", description="of weights and of what is computed")
 
     def open(self) -> Store:
         return Store.open(self.store)
 
     @property
     def model_id(self) -> str:
-        return fingerprint(Path(self.model))
+        return identity(Path(self.model), self.precision)
 
     def load(self, variant: str = ORIGINAL) -> Model:
         """The model, or a variant of it that lies in the store.
@@ -54,7 +54,7 @@ class Subject(BaseModel):
         Raises:
             InputError: no such model or variant.
         """
-        base = _loaded(self.model, self.device, self.dtype, self.model_id)
+        base = _loaded(self.model, self.device, self.precision, self.model_id)
         if variant == ORIGINAL:
             return base
         method, folder = self.stored(variant)
@@ -243,9 +243,9 @@ def shards(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 @lru_cache(maxsize=1)
-def _loaded(source: str, device: str | None, dtype: str, model_id: str) -> Model:
-    # The fingerprint is part of the key, so a model that changed on disk is loaded anew.
-    return load_model(source, device, getattr(torch, dtype))
+def _loaded(source: str, device: str | None, precision: Precision, model_id: str) -> Model:
+    # The identity is part of the key, so a model that changed on disk is loaded anew.
+    return load_model(source, device, precision)
 
 
 @lru_cache(maxsize=2)

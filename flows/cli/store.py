@@ -59,11 +59,10 @@ def export(
     """Write a variant as a diffusers pipeline that loads anywhere."""
     quiet()
     from flows.plan import model_folder
-    from tasks.mitigate.task import export_variant
-    from tasks.subject import Subject
+    from tasks.mitigate.task import export_variant, subject_of
 
-    address = Store.open(store, create=False).url
-    export_variant(Subject(store=address, model=str(model_folder(model)), prompt_set=""), variant, folder, changed_only)
+    opened = Store.open(store, create=False)
+    export_variant(subject_of(opened, str(model_folder(model)), variant), variant, folder, changed_only)
     print(f"wrote {folder}")
 
 

@@ -5,14 +5,18 @@ import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch.nn.functional import pad
 
 from tasks.errors import InputError
 
+Precision = Literal["float32", "mixed", "bfloat16", "float16"]
+"""Of weights and of what is computed. "mixed": weights, latents and everything else are float32, and the UNet computes
+in bfloat16 where that is safe (autocast). Such results differ in the third digit, and with the batch in the fourth."""
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 """Components of a pipeline that nothing here uses."""
 
@@ -28,7 +32,7 @@ class Model:
     source: str
     """Folder it was loaded from."""
     model_id: str
-    """Fingerprint of its weights and configs, see `fingerprint`."""
+    """What it goes by in the store, see `identity`."""
     unet: UNet2DConditionModel
     vae: Any
     text_encoder: Any
@@ -40,6 +44,8 @@ class Model:
     tokenizer_2: Any = None
     zeros_for_empty: bool = False
     """Whether the half of guidance without text reads zeros, as SDXL was trained, and not the empty prompt."""
+    mixed: bool = False
+    """Whether the UNet computes in bfloat16 where that is safe."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -71,7 +77,7 @@ class Model:
 
     def with_weights(self, unet: UNet2DConditionModel) -> "Model":
         """The same model with another UNet of the same shape."""
-        return replace(self, unet=_settle(unet, self.device))
+        return replace(self, unet=_settle(unet, self.device, self.mixed))
 
     @torch.no_grad()
     def embed(self, prompts: list[str], batch: int = 256) -> torch.Tensor:
@@ -124,7 +130,7 @@ class Model:
         return cast(torch.Tensor, ids.to(self.device))
 
 
-def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32) -> Model:
+def load_model(source: str | Path, device: str | None = None, precision: Precision = "float32") -> Model:
     """Loads a diffusers pipeline folder; safetensors only, no remote code.
 
     Args:
@@ -133,7 +139,7 @@ def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype
     Raises:
         InputError: no such folder or device, or it is not a pipeline of Stable Diffusion 1.x, 2.x or XL.
     """
-    folder = Path(source)
+    folder, mixed = Path(source), precision == "mixed"
     if not (folder / "model_index.json").is_file():
         raise InputError(
             f"no diffusers pipeline at {folder} (no model_index.json): give the folder of a saved pipeline"
@@ -146,7 +152,7 @@ def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             folder,
-            torch_dtype=dtype,
+            torch_dtype=torch.float32 if mixed else getattr(torch, precision),
             use_safetensors=True,
             local_files_only=True,
             safety_checker=None,
@@ -162,8 +168,8 @@ def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype
     second = getattr(pipeline, "text_encoder_2", None)
     return Model(
         source=str(folder),
-        model_id=fingerprint(folder),
-        unet=_settle(pipeline.unet, place),
+        model_id=identity(folder, precision),
+        unet=_settle(pipeline.unet, place, mixed),
         vae=_settle(pipeline.vae, place),
         text_encoder=_settle(pipeline.text_encoder, place),
         tokenizer=pipeline.tokenizer,
@@ -172,7 +178,14 @@ def load_model(source: str | Path, device: str | None = None, dtype: torch.dtype
         text_encoder_2=None if second is None else _settle(second, place),
         tokenizer_2=getattr(pipeline, "tokenizer_2", None),
         zeros_for_empty=second is not None and bool(pipeline.config.force_zeros_for_empty_prompt),
+        mixed=mixed,
     )
+
+
+def identity(folder: Path, precision: Precision) -> str:
+    """What a model goes by in the store: its fingerprint, or one of both where the precision changes results."""
+    found = fingerprint(folder)
+    return found if precision == "float32" else hashlib.sha256(f"{found} {precision}".encode()).hexdigest()[:32]
 
 
 def fingerprint(folder: Path) -> str:
@@ -212,7 +225,9 @@ def audit_defaults(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is not JSON: {error}") from error
 
 
-def _settle(module: Any, device: torch.device) -> Any:
+def _settle(module: Any, device: torch.device, mixed: bool = False) -> Any:
     if device.type == "cpu" and isinstance(module, UNet2DConditionModel):
         module = module.to(memory_format=torch.channels_last)
+        if mixed:  # the fused attention has no fast backward pass in bfloat16 on a CPU
+            module.set_attn_processor(AttnProcessor())
     return module.to(device).eval().requires_grad_(False)

@@ -46,7 +46,9 @@ def predict_noise(
     """
     steps = torch.as_tensor(timestep, device=model.device).expand(len(latents))
     text, added = model.conditions(embeddings)
-    output: torch.Tensor = model.unet(latents, steps, text, added_cond_kwargs=added, return_dict=False)[0]
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.mixed):
+        output: torch.Tensor = model.unet(latents, steps, text, added_cond_kwargs=added, return_dict=False)[0]
+    output = output.to(latents.dtype)
     kind = model.scheduler.config.prediction_type
     if kind == "epsilon":
         return output

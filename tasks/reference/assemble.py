@@ -26,21 +26,31 @@ others are trained on beside when memories are erased."""
 NULLS = 200
 """New compositions never trained on: the prompts that memorized ones are held against."""
 SETTINGS = {
-    "sampling": {"guidance": 2.0, "steps": 25},
+    "precision": "mixed",
+    "sampling": {"guidance": 2.0, "steps": 20},
     "wanda": {"sparsity": 0.1},
-    "finetune": {"epochs": 10, "attack_steps": 20, "attack_batch": 4, "learning_rate": 1e-4},
+    "finetune": {
+        "epochs": 8,
+        "images_per_step": 4,
+        "attack_steps": 20,
+        "attack_batch": 4,
+        "learning_rate": 2e-4,
+        "check_every": 0,
+    },
 }
-"""What audits of this model do other than usual. Small models copy less under strong guidance. The published training
-takes an hour and a half on two cores; shorter inner attacks, more epochs and a rate for a model of this size take 15
-minutes."""
+"""What audits of this model do other than usual. Small models copy less under strong guidance, and need a larger share
+of their weights cut. The published training would take hours on two cores; so inner attacks are shorter, epochs more,
+and the rate is that of a model of this size."""
 PROFILES = {
-    "quick": {"sampling": {"steps": 20}, "attacked": 3, "controls": 3},
+    "quick": {"attacked": 3, "controls": 3},
     "full": {
-        "ordinary": 32,
-        "efforts": [10, 25, 50, 100, 200],
+        "ordinary": 24,
+        "efforts": [50, 200],
+        "effort_images": 4,
+        "diagnosed": 1,
+        "triggers": 6,
         "extracted": 4,
-        "extraction": {"generations": 40},
-        "finetune": {"check_every": 0},
+        "extraction": {"generations": 20},
     },
 }
 """The same for one profile each: what two cores do in minutes, and in hours."""

@@ -167,7 +167,7 @@ def test_values_of_xl_are_those_of_the_tokens_alone(xl_folder: Path) -> None:
 
 
 def test_another_dtype_gives_nearly_the_same(xl_folder: Path) -> None:
-    whole, half = load_model(xl_folder, "cpu"), load_model(xl_folder, "cpu", torch.bfloat16)
+    whole, half = load_model(xl_folder, "cpu"), load_model(xl_folder, "cpu", "bfloat16")
     exact, coarse = (
         predict_noise(model, initial_noise(model, KEYS), 900, model.embed(PROMPTS)) for model in (whole, half)
     )
@@ -231,3 +231,19 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(InputError, match=r"no device 'gpu' here .*: try cpu"):
         load_model(tmp_path, "gpu")
+
+
+def test_mixed_precision_is_another_model_in_the_store_and_nearly_the_same_to_the_eye(v_folder: Path) -> None:
+    exact, mixed = load_model(v_folder, "cpu"), load_model(v_folder, "cpu", "mixed")
+    assert mixed.model_id != exact.model_id and mixed.dtype == torch.float32
+    embeddings = exact.embed(PROMPTS)
+    assert mixed.embed(PROMPTS).equal(embeddings)
+    start = initial_noise(exact, KEYS)
+    expected, found = (predict_noise(model, start, 500, embeddings) for model in (exact, mixed))
+    assert found.dtype == torch.float32 and not found.equal(expected)
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)
+    alone = torch.cat([predict_noise(mixed, start[n : n + 1], 500, embeddings[n : n + 1]) for n in range(2)])
+    torch.testing.assert_close(alone, found, atol=0.01, rtol=0.01)
+    text = embeddings.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(predict_noise(mixed, start, 500, text).square().sum(), text)
+    assert gradient.dtype == torch.float32 and gradient.abs().max() > 0

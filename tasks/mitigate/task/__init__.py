@@ -4,7 +4,7 @@ the model trained until its memories are gone, and the rivals of both."""
 from tasks.mitigate.task.cuts import cut_neurons, cut_scored, cut_weights
 from tasks.mitigate.task.defending import defend, defend_id
 from tasks.mitigate.task.erasing import erase, erase_id, history_of
-from tasks.mitigate.task.variants import cut_id, export_variant, known, shares_cut
+from tasks.mitigate.task.variants import cut_id, export_variant, known, shares_cut, subject_of
 
 __all__ = [
     "cut_id",
@@ -19,4 +19,5 @@ __all__ = [
     "history_of",
     "known",
     "shares_cut",
+    "subject_of",
 ]

@@ -98,7 +98,7 @@ def erase(
     def held_out(unet: Any) -> float:
         return _held_out(model.with_weights(unet), memorized, pictures, chosen, sampling, measure)
 
-    checkpoint = subject.beside("checkpoints") / f"{variant}.pt"
+    checkpoint = subject.beside("checkpoints") / f"{model.model_id[:8]}-{variant}.pt"
     with progress(steps_of(len(asked), chosen), method, "step") as stepped:
         shown = 0
 

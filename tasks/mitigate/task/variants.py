@@ -5,11 +5,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from diffusers import UNet2DConditionModel
 
-from storage import content_key
+from storage import Store, content_key
+from tasks.diffusion.model import Precision
 from tasks.errors import InputError
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate.finetune import Erasure, FineTuneParams
@@ -59,6 +60,13 @@ def shares_cut(subject: Subject, variants: Mapping[str, str]) -> dict[str, float
     rows = subject.open().read("variants", columns=["variant", "pruned", "total"], model_id=subject.model_id)
     lost = {row["variant"]: row["pruned"] / row["total"] for row in rows.to_pylist() if row["total"]}
     return {name: lost[variant] for name, variant in variants.items() if variant in lost}
+
+
+def subject_of(store: Store, model: str, variant: str) -> Subject:
+    """The model, at the precision that it was audited with when this variant was made; float32 where there is none."""
+    known = set(store.read("variants", columns=["model_id"], variant=variant)["model_id"].to_pylist())
+    subjects = [Subject(store=store.url, model=model, prompt_set="", precision=one) for one in get_args(Precision)]
+    return next((subject for subject in subjects if subject.model_id in known), subjects[0])
 
 
 def export_variant(subject: Subject, variant: str, folder: Path, changed_only: bool = False) -> None:
