@@ -59,6 +59,7 @@ class Start:
     """Weights that training goes on from; without them it begins afresh."""
 
     clip: open_clip.CLIP | None = None
+    tokenizer: CLIPTokenizer | None = None
     vae: AutoencoderTiny | None = None
     unet: UNet2DConditionModel | None = None
 
@@ -73,6 +74,7 @@ class Start:
             raise InputError(f"no world at {world}: give the folder that holds its model/ and clip/ with --start")
         return cls(
             load_clip(world / "clip"),
+            CLIPTokenizer.from_pretrained(world / "model" / "tokenizer"),
             AutoencoderTiny.from_pretrained(world / "model" / "vae", torch_dtype=torch.float32),
             UNet2DConditionModel.from_pretrained(world / "model" / "unet", torch_dtype=torch.float32),
         )
@@ -85,7 +87,8 @@ def world(folder: Path, archives: tuple[Path, Path], params: BuildParams) -> Wor
 
 
 def texts(folder: Path, made: World, params: BuildParams, start: Start = Start()) -> Texts:
-    tokenizer = train_tokenizer([*made.bank_captions, *made.planted_captions])
+    # The text tower that is gone on from knows words by the numbers that its own tokenizer gave them.
+    tokenizer = start.tokenizer or train_tokenizer([*made.bank_captions, *made.planted_captions])
     bank, planted = tokenize(tokenizer, made.bank_captions), tokenize(tokenizer, made.planted_captions)
     clip = train_clip(
         made.bank,

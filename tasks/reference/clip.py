@@ -43,7 +43,12 @@ def train_tokenizer(captions: list[str]) -> CLIPTokenizer:
     bpe.pre_tokenizer, bpe.decoder = shape.pre_tokenizer, decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=VOCABULARY - 2,
+        initial_alphabet=alphabet,
+        # Left to itself, the trainer numbers letters at the end of words in an order that changes from run to run.
+        special_tokens=[f"{letter}</w>" for letter in alphabet],
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     bpe.train_from_iterator(captions, trainer)
     state = json.loads(bpe.to_str())["model"]
