@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,10 @@ def _strip(
             prompt_id=prompt.prompt_id,
         ).to_pylist()
         of_audit = {row["generation_id"]: row["bytes"] for row in rows if row["generation_id"] in ids}
-        pairs = [(name, image) for name in of_audit for image in prompt.image_ids if (name, image) in known]
         scores: dict[str, float] = {}
-        for name, image in pairs:
-            scores[name] = max(known[name, image], scores.get(name, -1.0))
+        for name, other in product(of_audit, prompt.image_ids):
+            if (name, other) in known:
+                scores[name] = max(known[name, other], scores.get(name, -1.0))
         best = max(scores, key=scores.__getitem__, default=None)
         if best is not None:
             found.append(Picture(f"{name}, {_words(probe)}", of_audit[best], scores[best]))
