@@ -23,7 +23,7 @@ from storage.tables import TABLES, Table
 
 MACROS = ("iou_of", "statistics_of")
 """Functions that return a table; their files hold the whole CREATE MACRO."""
-VIEWS = ("audits", "neurons", "members", "iou", "shared_neurons", "drift")
+VIEWS = ("audits", "audited", "neurons", "members", "iou", "shared_neurons", "drift")
 """Views on top of the tables, each after those it stands on."""
 
 _TYPES = {

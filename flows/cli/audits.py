@@ -9,22 +9,12 @@ import typer
 
 from flows.cli.shared import (
     AuditOption,
-    ClipOption,
-    DeviceOption,
     Format,
     FormatOption,
-    ImagesOption,
     JsonOption,
-    ModelOption,
-    NullsOption,
-    OrdinaryOption,
-    ProfileName,
-    ProfileOption,
-    PromptsOption,
-    SettingsOption,
     StoreOption,
     app,
-    params_of,
+    asks_what,
     printed,
     quiet,
 )
@@ -32,62 +22,34 @@ from storage import Store, run_sql
 
 
 @app.command()
-def audit(
-    model: ModelOption = "reference",
-    profile: ProfileOption = ProfileName.QUICK,
-    prompts: PromptsOption = None,
-    nulls: NullsOption = None,
-    ordinary: OrdinaryOption = None,
-    images: ImagesOption = None,
-    clip: ClipOption = None,
-    device: DeviceOption = None,
-    settings: SettingsOption = None,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@asks_what()
+def audit(params: Any, as_json: JsonOption = False) -> None:
     """Audit a model: what it memorized, where, whether it can be cut out, and whether it is then gone."""
-    quiet()
     from flows.audit import audit as run
 
-    files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
-    _tell(run(params_of(model, profile, files, clip, device, settings, store)), store, as_json)
+    _tell(run(params), params.store, as_json)
 
 
 def _stage(name: str, words: str) -> None:
     """Adds the command of one stage."""
 
-    def command(
-        model: ModelOption = "reference",
-        profile: ProfileOption = ProfileName.QUICK,
-        prompts: PromptsOption = None,
-        nulls: NullsOption = None,
-        ordinary: OrdinaryOption = None,
-        images: ImagesOption = None,
-        clip: ClipOption = None,
-        device: DeviceOption = None,
-        settings: SettingsOption = None,
-        store: StoreOption = None,
-        audit_id: AuditOption = None,
-    ) -> None:
-        quiet()
+    def command(params: Any, audit_id: AuditOption = None) -> None:
         from flows import stages
 
-        files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
-        params = params_of(model, profile, files, clip, device, settings, store)
         run = getattr(stages, name)
         if name in ("mitigate", "diagnose", "evaluate", "report"):
             found = run(params, stages.audit_of(params, audit_id))
         else:
             found = run(params)
         if name == "report":
-            _tell(found, store, False)
+            _tell(found, params.store, False)
         elif name == "mitigate":
             print("\n".join(found.values()))
 
     command.__doc__ = (
         words + "\n\nUses what lies in the store; a stage that misses what it needs says which comes first."
     )
-    app.command(name=name, rich_help_panel="One stage")(command)
+    app.command(name=name, rich_help_panel="One stage")(asks_what()(command))
 
 
 for _name, _words in (
@@ -165,7 +127,7 @@ def accept(
     print(f"accepted {reporting.accept(Store.open(store, create=False), audit_id)}")
 
 
-def _tell(found: Any, store: str | None, as_json: bool) -> None:
+def _tell(found: Any, store: str, as_json: bool) -> None:
     """An audit's figures, and where its page lies."""
     if as_json:
         figures = Store.open(store).read("metrics", audit_id=found.audit_id).to_pylist()

@@ -2,27 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from flows.cli.shared import (
-    ClipOption,
-    DeviceOption,
     Format,
     FormatOption,
-    ImagesOption,
-    ModelOption,
     NotifyOption,
-    NullsOption,
-    OrdinaryOption,
     ProfileName,
-    ProfileOption,
-    PromptsOption,
-    SettingsOption,
     StoreOption,
     app,
-    params_of,
+    asks_what,
     printed,
     quiet,
 )
@@ -34,25 +25,12 @@ app.add_typer(models, name="models")
 
 
 @models.command(name="add")
-def add_model(
-    name: Annotated[str, typer.Argument(help="What the model is called.")],
-    model: ModelOption = "reference",
-    profile: ProfileOption = ProfileName.FULL,
-    prompts: PromptsOption = None,
-    nulls: NullsOption = None,
-    ordinary: OrdinaryOption = None,
-    images: ImagesOption = None,
-    clip: ClipOption = None,
-    device: DeviceOption = None,
-    settings: SettingsOption = None,
-    store: StoreOption = None,
-) -> None:
+@asks_what(ProfileName.FULL)
+def add_model(params: Any, name: Annotated[str, typer.Argument(help="What the model is called.")]) -> None:
     """Audit a model every night, or change how a registered one is audited."""
-    quiet()
     from flows.nightly import register
 
-    files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
-    register(Store.open(store), name, params_of(model, profile, files, clip, device, settings, store))
+    register(Store.open(params.store), name, params)
     print(f"{name} is audited every night")
 
 

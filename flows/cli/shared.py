@@ -5,7 +5,10 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +26,7 @@ app = typer.Typer(
 
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", help="The store: a folder or s3:// URL.  [default: $ENGRAM_STORE or .engram/store]"),
+    typer.Option("--store", help="The store: a folder or s3:// URL; $ENGRAM_STORE or .engram/store if left out."),
 ]
 
 
@@ -46,44 +49,61 @@ NotifyOption = Annotated[
     str | None,
     typer.Option("--notify", envvar="ENGRAM_NOTIFY", help="Address that gets a POST when a model got worse."),
 ]
-ModelOption = Annotated[str, typer.Option("--model", help="Folder of a diffusers pipeline, or 'reference'.")]
-ProfileOption = Annotated[ProfileName, typer.Option("--profile", help="How much is looked at.")]
-PromptsOption = Annotated[
-    Path | None, typer.Option("--prompts", help="Memorized prompts: CSV, JSONL, text or Parquet.")
-]
-NullsOption = Annotated[Path | None, typer.Option("--nulls", help="Prompts that are not memorized.")]
-OrdinaryOption = Annotated[Path | None, typer.Option("--ordinary", help="Prompts that quality is measured on.")]
-ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder of the prompts' training images.")]
-ClipOption = Annotated[str | None, typer.Option("--clip", help="open_clip model for the CLIP score: local-dir:FOLDER.")]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, ...  [default: the GPU where there is one]")
-]
-SettingsOption = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=4 or --set wanda.sparsity=0.05.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and figures as JSON.")]
 AuditOption = Annotated[
-    str | None, typer.Option("--audit", help="The audit it belongs to.  [default: the latest of this model]")
+    str | None, typer.Option("--audit", help="The audit it belongs to; the latest of this model if left out.")
 ]
 
 
 def params_of(
-    model: str,
-    profile: ProfileName,
-    files: dict[str, Path | None],
-    clip: str | None,
-    device: str | None,
-    settings: list[str] | None,
-    store: str | None,
+    model: Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or 'reference'.")] = "reference",
+    profile: Annotated[ProfileName, typer.Option(help="How much is looked at.")] = ProfileName.QUICK,
+    prompts: Annotated[Path | None, typer.Option(help="Memorized prompts: CSV, JSONL, text or Parquet.")] = None,
+    nulls: Annotated[Path | None, typer.Option(help="Prompts that are not memorized.")] = None,
+    ordinary: Annotated[Path | None, typer.Option(help="Prompts that quality is measured on.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the prompts' training images.")] = None,
+    clip: Annotated[str | None, typer.Option(help="open_clip model for the CLIP score: local-dir:FOLDER.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=4 or --set wanda.sparsity=0.05.")
+    ] = None,
+    store: StoreOption = None,
 ) -> Any:
-    """What a person asked for, as the flows take it."""
+    """What a person asked for, as the flows take it. Its arguments are the options of every command that audits."""
     from flows.plan import AuditParams, model_folder  # torch and Prefect take seconds to import
     from flows.settings import settings_for
     from tasks.diffusion.model import audit_defaults
 
     chosen = settings_for(profile.value, audit_defaults(model_folder(model)), **settings_of(settings or []))
+    files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
     paths = {name: str(path) for name, path in files.items() if path is not None}
     return AuditParams(model=model, store=Store.open(store).url, clip=clip, device=device, settings=chosen, **paths)
+
+
+def asks_what(profile: ProfileName = ProfileName.QUICK) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of `params_of` beside its own, and hands it what comes of them as `params`.
+
+    Args:
+        profile: the one that is taken where none is named.
+    """
+    asked = [
+        option.replace(default=profile) if option.name == "profile" else option
+        for option in signature(params_of).parameters.values()
+    ]
+
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**told: Any) -> None:
+            quiet()
+            command(params=params_of(**{option.name: told.pop(option.name) for option in asked}), **told)
+
+        own = [option for option in signature(command).parameters.values() if option.name != "params"]
+        every = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in (*asked, *own)]
+        run.__signature__ = Signature(every)  # type: ignore[attr-defined]
+        run.__annotations__ = {option.name: option.annotation for option in every}
+        return run
+
+    return with_options
 
 
 def settings_of(pairs: list[str]) -> dict[str, Any]:

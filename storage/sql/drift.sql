@@ -1,23 +1,12 @@
 -- The figures of an audit beside those of the previous completed audit of the same model and prompts.
--- The model is the folder that was named to the audit; where that was no full path, the folder it stood for.
 -- apart is true when the two intervals do not meet, null when a figure has none.
 
-WITH dated AS (
-    SELECT
-        audit_id, prompt_set, started_at,
-        CASE
-            WHEN starts_with(json_extract_string(params, '$.model'), '/') THEN json_extract_string(params, '$.model')
-            ELSE source
-        END AS source
-    FROM audits
-    JOIN models USING (model_id)
-    WHERE state = 'completed'
-),
-pairs AS (
+WITH pairs AS (
     SELECT
         audit_id,
-        lag(audit_id) OVER (PARTITION BY source, prompt_set ORDER BY started_at, audit_id) AS previous_id
-    FROM dated
+        lag(audit_id) OVER (PARTITION BY model, prompt_set ORDER BY started_at, audit_id) AS previous_id
+    FROM audited
+    WHERE state = 'completed'
 )
 SELECT
     pairs.audit_id,

@@ -1,32 +1,21 @@
 -- Drift: the figures of an audit beside those of the last accepted audit of the same model and prompts.
--- The model is the folder that was named to the audit; where that was no full path, the folder it stood for.
 -- $audit_id: NULL for the audit that started last.
 
-WITH dated AS (
-    SELECT
-        audit_id, prompt_set, started_at,
-        CASE
-            WHEN starts_with(json_extract_string(params, '$.model'), '/') THEN json_extract_string(params, '$.model')
-            ELSE source
-        END AS source
-    FROM audits
-    JOIN models USING (model_id)
-),
-asked AS (
-    FROM dated
+WITH asked AS (
+    FROM audited
     WHERE $audit_id IS NULL OR audit_id = $audit_id
     ORDER BY started_at DESC, audit_id
     LIMIT 1
 ),
 standard AS (
-    SELECT dated.audit_id
-    FROM dated
+    SELECT audited.audit_id
+    FROM audited
     JOIN accepted USING (audit_id)
     JOIN asked
-        ON asked.source = dated.source
-        AND asked.prompt_set IS NOT DISTINCT FROM dated.prompt_set
-        AND asked.started_at > dated.started_at
-    ORDER BY dated.started_at DESC
+        ON asked.model = audited.model
+        AND asked.prompt_set IS NOT DISTINCT FROM audited.prompt_set
+        AND asked.started_at > audited.started_at
+    ORDER BY audited.started_at DESC
     LIMIT 1
 )
 SELECT

@@ -1,17 +1,8 @@
 -- What an audit can be held against: earlier completed audits of the same model and prompts, accepted ones first.
--- The model is the folder that was named to the audit; where that was no full path, the folder it stood for.
 -- $audit_id: the audit.
 
 WITH told AS (
-    SELECT
-        audit_id, prompt_set, started_at,
-        CASE
-            WHEN starts_with(json_extract_string(params, '$.model'), '/') THEN json_extract_string(params, '$.model')
-            ELSE source
-        END AS model
-    FROM audits
-    JOIN models USING (model_id)
-    WHERE state = 'completed'
+    FROM audited WHERE state = 'completed'
 ),
 asked AS (
     FROM told WHERE audit_id = $audit_id

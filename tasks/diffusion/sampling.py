@@ -1,7 +1,9 @@
 """Generating pictures from embeddings, each sample with its own noise."""
 
 import io
+import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -151,18 +153,19 @@ def _scheduler(model: Model, params: SamplingParams):  # type: ignore[no-untyped
     }
     chosen, options = kind[params.scheduler]
     scheduler = chosen.from_config(model.scheduler.config, prediction_type="epsilon", **options)
-    scheduler.set_timesteps(params.steps, device=model.device)
-    if _draws_noise(chosen.from_config(scheduler.config), params.steps):
+    if _draws_noise(chosen, scheduler.to_json_string(), params.steps):
         raise InputError(
             f"{chosen.__name__} draws noise at every step, so pictures would depend on their batch: "
             "sample with --set sampling.scheduler=ddim or dpm"
         )
+    scheduler.set_timesteps(params.steps, device=model.device)
     return scheduler
 
 
-def _draws_noise(scheduler: Any, steps: int) -> bool:
-    """Whether two walks through the first steps from the same latents part ways."""
-    ends = []
+@lru_cache(maxsize=16)
+def _draws_noise(kind: Any, config: str, steps: int) -> bool:
+    """Whether two walks of such a scheduler through its first steps from the same latents part ways."""
+    scheduler, ends = kind.from_config(json.loads(config)), []
     with torch.random.fork_rng(devices=[]):
         for seed in range(2):
             torch.manual_seed(seed)

@@ -10,7 +10,7 @@ import numpy as np
 
 from storage import Store, content_key
 from tasks.attack.extraction import ExtractionParams, extract, precision_recall, tile_distances
-from tasks.diffusion.sampling import SamplingParams, fitted, from_bytes, generate, to_png
+from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
 from tasks.errors import InputError
 from tasks.evaluate import clip_score, figures, quality, sscd
 from tasks.evaluate.clip_score import ClipParams, ClipScore, aligned
@@ -118,10 +118,9 @@ def score_alignment(
     todo = [(n, s) for n, s in zip(ids, wanted, strict=True) if (n, s.prompt.prompt_id) not in known]
     if not todo:
         return
-    measure = _clip(params)
-    pictures = pictures_of(subject, variant, probe, [name for name, _ in todo])
-    vectors = measure.images(np.stack([pictures[name] for name, _ in todo]))
-    texts = measure.texts([shot.prompt.text for _, shot in todo])
+    found = _clip_vectors(subject, variant, probe, [name for name, _ in todo], params)
+    vectors = np.stack([found[name] for name, _ in todo])
+    texts = _clip(params).texts([shot.prompt.text for _, shot in todo])
     rows = [
         {"generation_id": name, "reference_id": shot.prompt.prompt_id, "scorer": scorer, "value": float(value)}
         for (name, shot), value in zip(todo, aligned(vectors, texts), strict=True)
@@ -194,10 +193,8 @@ def quality_figures(
     real = list(dict.fromkeys(image for shot in wanted for image in shot.prompt.image_ids[:1]))
     if len(real) < 2 or len(ids) < 2:
         return []
-    pictures = pictures_of(subject, variant, probe, [*ids, *real])
-    size = pictures[ids[0]].shape[1::-1]
-    sides = (np.stack([fitted(pictures[name], size) for name in names]) for names in (ids, real))
-    made, trained = (_clip(params).images(side) for side in sides)
+    vectors = _clip_vectors(subject, variant, probe, [*ids, *real], params)
+    made, trained = (np.stack([vectors[name] for name in names]) for names in (ids, real))
     return [quality.fid(made, trained), quality.kid(made, trained)]
 
 
@@ -278,7 +275,7 @@ def _score(
 
 
 _CACHE: dict[tuple[str, str], np.ndarray] = {}
-"""SSCD embeddings by model of SSCD and name of the picture; 2 KiB each. Names are hashes, so they cannot go stale."""
+"""Embeddings by model, SSCD or CLIP, and name of the picture; 2 KiB each. Names are hashes, so they cannot go stale."""
 
 
 def _vectors(subject: Subject, variant: str, probe: str, names: Sequence[str], measure: Sscd) -> dict[str, np.ndarray]:
@@ -289,6 +286,18 @@ def _vectors(subject: Subject, variant: str, probe: str, names: Sequence[str], m
             _CACHE[measure.scorer, name] = measure.embed(pictures[name][None])[0]
             done(1)
     return {name: _CACHE[measure.scorer, name] for name in names}
+
+
+def _clip_vectors(
+    subject: Subject, variant: str, probe: str, names: Sequence[str], params: ClipParams
+) -> dict[str, np.ndarray]:
+    scorer = clip_score.scorer_of(params)
+    todo = [name for name in names if (scorer, name) not in _CACHE]
+    if todo:
+        pictures = pictures_of(subject, variant, probe, todo)
+        for name in todo:
+            _CACHE[scorer, name] = _clip(params).images(pictures[name][None])[0]
+    return {name: _CACHE[scorer, name] for name in names}
 
 
 def pictures_of(subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, np.ndarray]:
