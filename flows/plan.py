@@ -139,7 +139,7 @@ class Plan:
         if nemo is None:
             return {}
         published = localizing.nemo_id(self.subject, self.threshold_nulls, self.nulls, nemo)
-        found = localizing.search_agreement(self.subject, self.nemo_id, published)
+        found = localizing.search_agreement(self.subject, self.nemo_id, published, nemo.site)
         # The store may know more prompts, of larger audits.
         return {prompt.prompt_id: found[prompt.prompt_id] for prompt in self.memorized}
 

@@ -94,7 +94,7 @@ def collect(params: AuditParams) -> None:
     plan = Plan(params)
     with shown_progress():
         register_model(plan.subject)
-        collect_values(plan.subject, [*plan.memorized, *plan.nulls])
+        collect_values(plan.subject, [*plan.memorized, *plan.nulls], plan.settings.nemo.site)
         collect_norms(
             plan.subject,
             [*plan.memorized, *plan.contrast, *plan.control_prompts],
@@ -143,7 +143,8 @@ def mitigate(params: AuditParams, audit_id: str = "none") -> dict[str, str]:
     plan = Plan(params)
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
     with shown_progress():
-        cuts = cut_neurons(subject, plan.nemo_id, [p.prompt_id for p in plan.memorized], audit_id, seed=seed)
+        searched = [prompt.prompt_id for prompt in plan.memorized]
+        cuts = cut_neurons(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
         cuts |= cut_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
         if "wanda" in cuts:
             control = (subject, plan.control_id, localizing.ALL, plan.wanda, audit_id)
@@ -195,7 +196,7 @@ def diagnose(params: AuditParams, audit_id: str) -> None:
     with shown_progress():
         attack_images(subject, ORIGINAL, plan.diagnosed, plan.pool, plan.many, settings.seed)
         triggers = plan.diagnosed_triggers()
-        collect_values(subject, triggers)
+        collect_values(subject, triggers, settings.nemo.site)
         collect_norms(subject, triggers, settings.sampling, plan.wanda.tau)
         localize_nemo(subject, triggers, plan.threshold_nulls, plan.nulls, settings.nemo)
         localize_triggers(subject, localizing.by_trigger(triggers), plan.contrast, plan.wanda, settings.sampling)

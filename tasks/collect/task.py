@@ -106,7 +106,7 @@ def _keep(store: Store, stem: str, rows: list[dict[str, Any]], pictures: list[di
     return name
 
 
-def collect_values(subject: Subject, asked: Sequence[Asked], site: Site = Site.VALUE) -> None:
+def collect_values(subject: Subject, asked: Sequence[Asked], site: Site) -> None:
     """Value activations of prompts; they need the text embedding alone, so they are cheap and all are kept."""
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)

@@ -5,13 +5,13 @@ the same story, so they are first brought down to one number a prompt, and inter
 Verbatim and template memorization are told apart by calling these functions for each by itself.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tasks.errors import InputError
-from tasks.evaluate.intervals import RESAMPLES, bootstrap, clopper_pearson
+from tasks.evaluate.intervals import RESAMPLES, Statistic, bootstrap, clopper_pearson
 from tasks.evaluate.sscd import COPY_THRESHOLD, similarity
 
 ByPrompt = Mapping[str, np.ndarray]
@@ -106,9 +106,9 @@ def clip(scores: ByPrompt) -> Figure:
     return _over_prompts("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)
 
 
-def mad(values: np.ndarray) -> float:
-    """Median absolute deviation from the median, not rescaled."""
-    return float(np.median(np.abs(values - np.median(values))))
+def mad(values: np.ndarray, *, axis: int = -1) -> np.ndarray:
+    """Median absolute deviation from the median along an axis, not rescaled."""
+    return np.asarray(np.median(np.abs(values - np.median(values, axis, keepdims=True)), axis))
 
 
 def auc(memorized: np.ndarray, others: np.ndarray, seed: int = 0) -> Figure:
@@ -150,6 +150,6 @@ def _filled(rows: ByPrompt) -> list[np.ndarray]:
     return list(rows.values())
 
 
-def _over_prompts(metric: str, values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> Figure:
+def _over_prompts(metric: str, values: np.ndarray, statistic: Statistic) -> Figure:
     low, high = bootstrap(values, statistic) if len(values) > 1 else (None, None)
-    return Figure(metric, float(statistic(values)), low, high, len(values))
+    return Figure(metric, float(statistic(values, axis=-1)), low, high, len(values))

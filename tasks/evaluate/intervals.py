@@ -1,6 +1,6 @@
 """Intervals: how sure a figure is, given how few prompts and pictures it was measured on."""
 
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.stats import beta
@@ -9,6 +9,12 @@ LEVEL = 0.95
 """Confidence of every interval."""
 RESAMPLES = 2000
 """Bootstrap samples."""
+
+
+class Statistic(Protocol):
+    """A number of each slice along an axis, as `np.mean` and `np.median` give it."""
+
+    def __call__(self, values: np.ndarray, /, *, axis: int) -> Any: ...
 
 
 def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
@@ -27,24 +33,23 @@ def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> tuple[
 
 def bootstrap(
     values: np.ndarray,
-    statistic: Callable[[np.ndarray], float] = np.mean,
+    statistic: Statistic = np.mean,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The percentile interval of a statistic over independent rows (Efron, 1979), alike at each call.
+    """The percentile interval of a statistic over independent values (Efron, 1979), alike at each call.
 
     Args:
-        values: (n, ...), one row for each independent unit (a prompt, not a seed of it).
-        statistic: a number of resampled rows, as `np.mean` and `np.median` give it.
+        values: (n,), one for each independent unit (a prompt, not a seed of it).
 
     Raises:
-        ValueError: fewer than two rows, which say nothing of their spread, or a value that is not finite.
+        ValueError: fewer than two values, which say nothing of their spread, or one that is not finite.
     """
-    rows = np.asarray(values, np.float64)
-    if len(rows) < 2 or not np.isfinite(rows).all():
-        raise ValueError(f"an interval needs at least two finite values, not {len(rows)}")
-    rng = np.random.default_rng(seed)
-    draws = [statistic(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(resamples)]
+    values = np.asarray(values, np.float64)
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs at least two finite values, not {len(values)}")
+    rows = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    draws = statistic(values[rows], axis=-1)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

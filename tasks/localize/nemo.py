@@ -7,14 +7,14 @@ the refinement (Algorithm 4) keeps those that the memory needs.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 
 from tasks.collect.values import Statistics
 from tasks.diffusion.model import Model
-from tasks.diffusion.sites import Layer
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.localize.detection import (
     DetectionParams,
@@ -32,6 +32,10 @@ class NemoParams(DetectionParams, SearchParams):
 
     model_config = ConfigDict(title="NeMo")
 
+    site: Annotated[
+        Literal[Site.VALUE, Site.VALUE_ALL],
+        Field(description="cross-attention values that are searched: of the down and mid blocks as published, or all"),
+    ] = Site.VALUE
     threshold: Annotated[
         float | None,
         Field(
@@ -82,7 +86,7 @@ def nemo(
     """Finds the memorization neurons of a prompt.
 
     Args:
-        layers: of the site to search; NeMo's is `Site.VALUE`.
+        layers: of the site to search.
         embedding: (tokens, width).
         prompt_id: seeds the initial noises, together with the number of the seed.
         activations: of this prompt, by layer (outputs,), see `value_activations`.

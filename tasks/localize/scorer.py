@@ -74,6 +74,11 @@ class BlockedScore:
         """The score over all watched seeds."""
         return self([candidates], lambda value: False)[0]
 
+    def by_one_seed(self, sets: Sequence[Candidates]) -> list[float]:
+        """The scores of these sets over the first watched seed alone, to rank them by."""
+        self._look([(candidates, 0) for candidates in sets])
+        return [self._known[candidates, 0] for candidates in sets]
+
     def _highest(self, candidates: Candidates) -> float:
         return max(self._known.get((candidates, seed), -1.0) for seed in range(len(self._noise)))
 

@@ -33,7 +33,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     name = import_set(store, folder / "world" / "prompts.parquet", folder / "world" / "images.parquet")
     found = Subject(store=store.url, model=str(model), prompt_set=name, device="cpu")
     everything = [p for kind in ("memorized", "null", "ordinary") for p in prompts_of(found, kind)]  # type: ignore[arg-type]
-    collect_values(found, everything)
+    collect_values(found, everything, Site.VALUE)
     collect_norms(found, [*everything, *empty_prompts(3)], SAMPLING, WANDA.tau)
     return found
 
@@ -141,7 +141,7 @@ def test_published_statistics_stand_for_null_prompts(
         params = NEMO.model_copy(update={"statistics": tmp_path / name})
         ids.append(door.localize_nemo(subject, memorized, (), (), params))
     assert ids[0] == ids[1] != nemo_id  # what is in the file counts, not where it lies
-    assert set(door.search_agreement(subject, ids[0], nemo_id).values()) == {1.0}
+    assert set(door.search_agreement(subject, ids[0], nemo_id, Site.VALUE).values()) == {1.0}
     torch.save((list(same.means), [10 * std for std in same.stds]), tmp_path / "two.pt")
     wider = NEMO.model_copy(update={"statistics": tmp_path / "two.pt"})
     assert door.localize_nemo(subject, memorized, (), (), wider) != ids[0]
@@ -188,13 +188,29 @@ def test_two_searches_are_compared_prompt_by_prompt(
 ) -> None:
     group_id = door.localize_nemo(subject, memorized, nulls, nulls, NEMO.model_copy(update={"refinement": "group"}))
     other_id = door.localize_nemo(subject, memorized, nulls, nulls, NEMO.model_copy(update={"theta": 1.25}))
-    assert set(door.search_agreement(subject, nemo_id, nemo_id).values()) == {1.0}
-    found = door.search_agreement(subject, nemo_id, group_id)
+    assert set(door.search_agreement(subject, nemo_id, nemo_id, Site.VALUE).values()) == {1.0}
+    found = door.search_agreement(subject, nemo_id, group_id, Site.VALUE)
     assert found.keys() == {prompt.prompt_id for prompt in memorized}
     assert all(0 <= value <= 1 for value in found.values())
-    assert min(door.search_agreement(subject, nemo_id, other_id).values()) < 1
+    assert min(door.search_agreement(subject, nemo_id, other_id, Site.VALUE).values()) < 1
     with pytest.raises(InputError, match="no prompt that both"):
-        door.search_agreement(subject, nemo_id, "nothing")
+        door.search_agreement(subject, nemo_id, "nothing", Site.VALUE)
+
+
+def test_values_of_all_blocks_are_searched_when_asked_for(
+    subject: Subject, memorized: list[Asked], nulls: list[Asked], nemo_id: str
+) -> None:
+    everywhere = NEMO.model_copy(update={"site": Site.VALUE_ALL})
+    with pytest.raises(InputError, match="no activations at 'value-all'"):
+        door.localize_nemo(subject, memorized, nulls, nulls, everywhere)
+    collect_values(subject, [*memorized, *nulls], Site.VALUE_ALL)
+    all_id = door.localize_nemo(subject, memorized, nulls, nulls, everywhere)
+    assert {row["site"] for row in sets(subject, all_id, "nemo")} == {"value-all"}
+    layers = {row["layer"] for row in sets(subject, all_id, "nemo")}
+    assert layers == {layer.name for layer in layers_of(subject.load().unet, Site.VALUE_ALL)}
+    assert layers > {row["layer"] for row in sets(subject, nemo_id, "nemo")}
+    assert any(row["members"] for row in sets(subject, all_id, "nemo") if row["layer"].startswith("up_blocks"))
+    assert door.replay_search(subject, memorized[0], all_id, everywhere)
 
 
 def test_memorization_left_is_beside_that_of_random_neurons(

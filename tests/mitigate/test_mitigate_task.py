@@ -90,7 +90,7 @@ def test_the_same_cut_is_found_again_under_other_settings(subject: Subject) -> N
 
 
 def test_neurons_are_cut_by_rows(subject: Subject) -> None:
-    cut = door.cut_neurons(subject, "p", ["all"], "audit-7")
+    cut = door.cut_neurons(subject, "p", ["all"], "audit-7", Site.VALUE)
     layers = layers_of(subject.load().unet, Site.VALUE)
     rows = {layer.name: list(range(n * layer.inputs, (n + 1) * layer.inputs)) for n, layer in enumerate(layers)}
     assert zeroed(subject, cut["nemo"]) == rows

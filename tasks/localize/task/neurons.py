@@ -28,18 +28,16 @@ def nemo_id(
     threshold_nulls: Sequence[Asked],
     nulls: Sequence[Asked],
     params: NemoParams,
-    site: Site = Site.VALUE,
 ) -> str:
     """What NeMo's sets go by, whether or not they were found yet; detection must have run. See `localize_nemo`."""
     published = None
     if params.statistics is not None:
-        published = load_statistics(params.statistics, layers_of(subject.load().unet, site))
+        published = load_statistics(params.statistics, layers_of(subject.load().unet, params.site))
     return content_key(
         VERSION,
         "nemo",
-        params.model_dump(exclude={"batch", "statistics"}),
+        params.model_dump(mode="json", exclude={"batch", "statistics"}),
         nemo_threshold(subject, threshold_nulls, params),
-        site.value,
         sorted(prompt.prompt_id for prompt in nulls)
         if published is None
         else [vector.numpy() for vector in (*published.means, *published.stds)],
@@ -52,7 +50,6 @@ def localize_nemo(
     threshold_nulls: Sequence[Asked],
     nulls: Sequence[Asked],
     params: NemoParams,
-    site: Site = Site.VALUE,
 ) -> str:
     """NeMo's neurons of each prompt, and the trace of each search.
 
@@ -65,10 +62,10 @@ def localize_nemo(
         that the refinement began with.
     """
     model, store = subject.load(), subject.open()
-    layers = layers_of(model.unet, site)
+    site, layers = params.site, layers_of(model.unet, params.site)
     threshold = nemo_threshold(subject, threshold_nulls, params)
     published = None if params.statistics is None else load_statistics(params.statistics, layers)
-    params_id = nemo_id(subject, threshold_nulls, nulls, params, site)
+    params_id = nemo_id(subject, threshold_nulls, nulls, params)
     known = found_scopes(subject, "nemo", params_id, site, layers)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     if not todo:
@@ -106,9 +103,7 @@ def localize_nemo(
     return params_id
 
 
-def replay_search(
-    subject: Subject, prompt: Asked, nemo_id: str, params: NemoParams, site: Site = Site.VALUE
-) -> list[tuple[Check, Candidates]]:
+def replay_search(subject: Subject, prompt: Asked, nemo_id: str, params: NemoParams) -> list[tuple[Check, Candidates]]:
     """NeMo's refinement for a prompt as it was made: every check with the neurons that it left blocked.
 
     Nothing is computed again: the checks, the candidates and the prompt's activations are in the store.
@@ -119,7 +114,8 @@ def replay_search(
     Raises:
         InputError: the store has no such search, or the parameters are others.
     """
-    store, layers = subject.open(), layers_of(subject.load().unet, site)
+    site, layers = params.site, layers_of(subject.load().unet, params.site)
+    store = subject.open()
     threshold, checks = _checks(store, subject, prompt, nemo_id, layers)
     selection = [check for check in checks if check.phase == "select"]
     refinement = [check for check in checks if check.phase != "select"]
@@ -135,7 +131,7 @@ def replay_search(
     return list(zip(refinement, blocked, strict=True))
 
 
-def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site = Site.VALUE) -> dict[str, float]:
+def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site) -> dict[str, float]:
     """How far two NeMo searches agree, such as a group refinement with the sequential one.
 
     Returns:
@@ -163,7 +159,7 @@ def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site
 
 def curve_id(nemo_id: str, seed: int = 0) -> str:
     """What the curves of `memorization_left` go by."""
-    return content_key(VERSION, "curve", nemo_id, seed)
+    return content_key(VERSION, "curve, ranked by one seed", nemo_id, seed)
 
 
 def memorization_left(
@@ -172,7 +168,6 @@ def memorization_left(
     nemo_id: str,
     threshold_nulls: Sequence[Asked],
     params: NemoParams,
-    site: Site = Site.VALUE,
     seed: int = 0,
 ) -> str:
     """How much of each memory is left as its best 1, 2, 4, 8, ... neurons are deactivated.
@@ -184,7 +179,7 @@ def memorization_left(
         The id of these curves.
     """
     model, store = subject.load(), subject.open()
-    layers = layers_of(model.unet, site)
+    site, layers = params.site, layers_of(model.unet, params.site)
     params_id = curve_id(nemo_id, seed)
     known = traced(store, subject, params_id)
     sets = _neurons(subject, "nemo", nemo_id, site, layers)

@@ -41,7 +41,7 @@ WORDS = {
 
 
 def cut_neurons(
-    subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site = Site.VALUE, seed: int = 0
+    subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site, seed: int = 0
 ) -> dict[str, str]:
     """Cuts NeMo's neurons of all these prompts together: "nemo" and "random-nemo", by name the variant in the store.
 
