@@ -13,9 +13,10 @@ from prefect.assets import materialize
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
+from flows.facts import facts_of
 from flows.plan import EXTRACTION, AuditParams, Plan, Probe, pruned_of
 from flows.show import show_audit, show_chart, shown_progress, uri
-from storage import Store, content_key, out_of_reach
+from storage import Store, out_of_reach
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.errors import InputError
@@ -256,7 +257,7 @@ def report(params: AuditParams, audit_id: str) -> Audited:
     trained = {name: mitigating.history_of(subject, variants[name]) for name in settings.erase if name in variants}
     found = reporting.Localized(wanda=plan.wanda_id, control=plan.control_id, curve=plan.curve_id)
     path = subject.beside("reports") / audit_id / "report.html"
-    facts = _facts(plan, record, variants)
+    facts = facts_of(plan, record, variants)
     scorer = scorer_of(settings.sscd)
     page = (subject, audit_id, path, variants, plan.memorized, shown, facts, found, scorer, searches, trained)
     written = write_report(*page)
@@ -316,38 +317,6 @@ evaluate_probe = _task(
     reads=("variants", "triggers", "prompts"),
     run="evaluate {name}, {kind}",
 )
-
-
-def _facts(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> list[tuple[str, str]]:
-    settings, missing = plan.settings, [name for name in ("nemo", "wanda") if name not in variants]
-    untrained = [name for name in settings.erase if name not in variants]
-    facts = [
-        ("model", plan.params.model),
-        ("fingerprint", record["model_id"]),
-        (
-            "prompts",
-            f"{len(plan.memorized)} memorized, {len(plan.ordinary)} ordinary, of set {plan.subject.prompt_set}",
-        ),
-        ("seeds", f"{settings.seeds} a prompt or trigger"),
-        ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
-        ("variants", ", ".join(f"{name} = {stored}" for name, stored in variants.items() if name != stored)),
-        ("nothing found by", ", ".join(missing) or "none"),
-        ("device", record["device"]),
-        ("started", f"{record['started_at']:%Y-%m-%d %H:%M} UTC"),
-        ("versions", ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())),
-        ("settings", content_key(record["params"])[:8]),
-    ]
-    agreement = list(plan.agreement().values())
-    if agreement:
-        words = f"finds the neurons of the published search with an IOU of {sum(agreement) / len(agreement):.3f}"
-        same = sum(iou == 1 for iou in agreement)
-        facts.append(("refinement", f"{settings.nemo.refinement} {words}, the same for {same} of {len(agreement)}"))
-    measured = {prompt.prompt_id for prompt in plan.ordinary}
-    if any(prompt.prompt_id in measured for prompt in plan.control_prompts):
-        facts.append(("control of Wanda", "found on prompts that quality is measured on, there are too few others"))
-    if untrained:
-        facts.append(("not fine-tuned", f"{', '.join(untrained)}: nothing was localized, or pictures are missing"))
-    return facts
 
 
 def _search_name(probe: Probe) -> str:

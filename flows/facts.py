@@ -1,0 +1,47 @@
+"""What the page of an audit says of the audit itself: what was looked at, how, and what could not be done."""
+
+from typing import Any
+
+from flows.plan import Plan
+from storage import content_key
+from tasks.diffusion.sites import Site
+
+
+def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> list[tuple[str, str]]:
+    """Names and values, in the order of the page.
+
+    Args:
+        record: the audit's row of `audits`.
+        variants: by the name that figures go by, the variant in the store.
+    """
+    settings, missing = plan.settings, [name for name in ("nemo", "wanda") if name not in variants]
+    untrained = [name for name in settings.erase if name not in variants]
+    everywhere = settings.nemo.site is Site.VALUE_ALL
+    facts = [
+        ("model", plan.params.model),
+        ("fingerprint", record["model_id"]),
+        (
+            "prompts",
+            f"{len(plan.memorized)} memorized, {len(plan.ordinary)} ordinary, of set {plan.subject.prompt_set}",
+        ),
+        ("seeds", f"{settings.seeds} a prompt or trigger"),
+        ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
+        ("variants", ", ".join(f"{name} = {stored}" for name, stored in variants.items() if name != stored)),
+        ("nothing found by", ", ".join(missing) or "none"),
+        ("NeMo", f"searches the values of {'all blocks' if everywhere else 'the down and mid blocks, as published'}"),
+        ("device", record["device"]),
+        ("started", f"{record['started_at']:%Y-%m-%d %H:%M} UTC"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())),
+        ("settings", content_key(record["params"])[:8]),
+    ]
+    agreement = list(plan.agreement().values())
+    if agreement:
+        words = f"finds the neurons of the published search with an IOU of {sum(agreement) / len(agreement):.3f}"
+        same = sum(iou == 1 for iou in agreement)
+        facts.append(("refinement", f"{settings.nemo.refinement} {words}, the same for {same} of {len(agreement)}"))
+    measured = {prompt.prompt_id for prompt in plan.ordinary}
+    if any(prompt.prompt_id in measured for prompt in plan.control_prompts):
+        facts.append(("control of Wanda", "found on prompts that quality is measured on, there are too few others"))
+    if untrained:
+        facts.append(("not fine-tuned", f"{', '.join(untrained)}: nothing was localized, or pictures are missing"))
+    return facts
