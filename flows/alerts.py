@@ -28,6 +28,9 @@ REGRESSION = "engram.audit.regression"
 LOST = timedelta(minutes=3)
 """A run that gives no sign of life for so long is lost; runs give one every 30 seconds."""
 
+OVERDUE = timedelta(hours=24)
+"""A night that lasts longer is told of: it may hang, and the nights after it are cancelled meanwhile."""
+
 BLOCK = "engram"
 """The block in which the server keeps the address that is told, encrypted."""
 
@@ -49,6 +52,16 @@ FAILED = """{
   "url": {{ (flow_run | ui_url) | tojson }}
 }"""
 
+HANGS = """{
+  "text": "Engram: the nightly audit has been at work for a day; nights after it are cancelled until it ends.",
+  "event": "engram.nightly.overdue"
+}"""
+ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+_NIGHTS: dict[str, Any] = {
+    "match": ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+    "match_related": ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": ["nightly"]}),
+}
+
 
 def install(notify: str | None = None) -> list[str]:
     """Puts the automations in place at the server that `PREFECT_API_URL` names; says which there are now.
@@ -69,13 +82,12 @@ def install(notify: str | None = None) -> list[str]:
 
 def lost_runs(within: timedelta = LOST) -> AutomationCore:
     """A run whose process was killed or whose machine is gone does not stand as running for ever."""
-    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
     return AutomationCore(
         name="engram: lost runs",
         description="Marks a run as crashed that gives no sign of life.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat"} | ends,
+            expect={"prefect.flow-run.heartbeat"} | ENDS,
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
@@ -86,7 +98,7 @@ def lost_runs(within: timedelta = LOST) -> AutomationCore:
     )
 
 
-def told(webhook: UUID) -> Iterator[AutomationCore]:
+def told(webhook: UUID, within: timedelta = OVERDUE) -> Iterator[AutomationCore]:
     """What a person hears of."""
     yield AutomationCore(
         name="engram: regression",
@@ -104,14 +116,25 @@ def told(webhook: UUID) -> Iterator[AutomationCore]:
         description="Tells that the nightly audit did not come to its end.",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            match_related=ResourceSpecification(
-                {"prefect.resource.role": ["flow"], "prefect.resource.name": ["nightly"]}
-            ),
             posture=Posture.Reactive,
             threshold=1,
+            **_NIGHTS,
         ),
         actions=[CallWebhook(block_document_id=webhook, payload=FAILED)],
+    )
+    yield AutomationCore(
+        name="engram: nightly audit overdue",
+        description="Tells that the nightly audit has been at work for more than a day.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.Running"},
+            expect=ENDS,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=within,
+            **_NIGHTS,
+        ),
+        actions=[CallWebhook(block_document_id=webhook, payload=HANGS)],
     )
 
 

@@ -54,10 +54,10 @@ def recorded(params: AuditParams) -> Iterator[str]:
         "audit_id": audit_id,
         "model_id": collecting.register_model(plan.subject),
         "prompt_set": plan.subject.prompt_set,
-        "params": params.model_dump_json(),
+        "params": plan.params.model_dump_json(),
         "code_version": version("engram-audit"),
         "library_versions": json.dumps({name: version(name) for name in LIBRARIES}),
-        "seed": params.settings.seed,
+        "seed": plan.settings.seed,
         "device": str(plan.subject.load().device),
         "started_at": started,
     }

@@ -5,6 +5,7 @@ from typing import Any
 from flows.plan import Plan
 from storage import content_key
 from tasks.diffusion.sites import Site
+from tasks.mitigate import task as mitigating
 
 
 def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> list[tuple[str, str]]:
@@ -42,6 +43,10 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
     measured = {prompt.prompt_id for prompt in plan.ordinary}
     if any(prompt.prompt_id in measured for prompt in plan.control_prompts):
         facts.append(("control of Wanda", "found on prompts that quality is measured on, there are too few others"))
+    for name in settings.erase:
+        if name in variants and (left := mitigating.not_erased(plan.subject, variants[name])):
+            words = f"left out {len(left)} of {len(plan.erasable)} prompts, of which the pruned model makes only copies"
+            facts.append((name, words))
     if untrained:
         facts.append(("not fine-tuned", f"{', '.join(untrained)}: nothing was localized, or pictures are missing"))
     return facts

@@ -16,9 +16,11 @@ from prefect.events import emit_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.audit import Audited, AuditParams, audit
-from flows.plan import CLAIMS, Plan, model_folder
+from flows.plan import CLAIMS, Plan, model_folder, resolved
 from storage import Store, query
+from storage.errors import one_line
 from tasks.errors import InputError
+from tasks.evaluate.clip_score import scorer_of
 from tasks.report import compare as method
 from tasks.report import task as reporting
 
@@ -41,13 +43,17 @@ class Night(BaseModel):
     """What came of one model."""
 
     name: str
-    outcome: Literal["no regression", "regression", "first", "skipped", "failed"]
+    outcome: Literal["no regression", "regression", "first", "failed"]
     words: str
     """The verdict, or why there is none."""
     audit_id: str | None = None
     standard: str | None = None
     """The audit it was held against."""
     regressions: list[str] = []
+    notes: list[str] = []
+    """What the comparison could not see."""
+    reused: bool = False
+    """Whether the audit was there already: of a run that was late, or is tried again."""
 
 
 class NightFailed(RuntimeError):
@@ -62,7 +68,8 @@ def nightly(params: NightlyParams) -> list[Night]:
     `engram.audit.completed`. A model that fails does not stop the others.
 
     A night that was missed is made up for once: of several runs that are late, the first one audits, and the others
-    find that their models were audited after they were due.
+    find that their models were audited after they were due. So does one that is tried again; what its models' audits
+    showed is compared and told all the same.
 
     Raises:
         InputError: no model of that name is registered.
@@ -81,45 +88,54 @@ def nightly(params: NightlyParams) -> list[Night]:
 
 
 def _night(store: Store, name: str, told: str, due: datetime, params: NightlyParams) -> Night:
-    """One model: audited, compared, reported."""
+    """One model: audited, compared, reported. Whatever goes wrong is its own matter and not that of the others."""
     try:
         asked = AuditParams.model_validate_json(told).model_copy(update={"store": store.url})
     except ValueError as error:
         words = f"its registration does not fit this version, register it again ({str(error).splitlines()[0]})"
         return Night(name=name, outcome="failed", words=words)
-    if done := _audited_since(store, asked, due):
-        return Night(name=name, outcome="skipped", words=f"audited since {due:%Y-%m-%d %H:%M} UTC", audit_id=done)
-    state = audit(asked, return_state=True)
-    if not state.is_completed():
-        return Night(name=name, outcome="failed", words=f"{state.name}: {state.message}")
-    found: Audited = state.result()
-    standard = reporting.standard_of(store, found.audit_id)
-    night = Night(name=name, outcome="first", words="nothing to compare with yet", audit_id=found.audit_id)
-    if standard is not None:
-        try:
-            compared = reporting.compare(store, standard, found.audit_id, CLAIMS, params.margin, params.alpha)
-        except InputError as error:
-            return night.model_copy(update={"outcome": "failed", "words": str(error), "standard": standard})
-        night = Night(
-            name=name,
-            outcome="regression" if compared.regressions else "no regression",
-            words=compared.verdict,
-            audit_id=found.audit_id,
-            standard=standard,
-            regressions=[words for words, _ in compared.regressions],
+    try:
+        done = _audited_since(store, asked, due)
+        if done is None:
+            state = audit(asked, return_state=True)
+            if not state.is_completed():
+                return Night(name=name, outcome="failed", words=f"{state.name}: {state.message}")
+            found: Audited = state.result()
+            night = _compared(store, name, found.audit_id, params)
+        else:
+            night = _compared(store, name, done, params).model_copy(update={"reused": True})
+    except Exception as error:
+        return Night(name=name, outcome="failed", words=one_line(error))
+    # A run that was late leaves the telling to the one that audited; one that is tried again may not have come to it.
+    if not night.reused or (runtime.flow_run.run_count or 1) > 1:
+        emit_event(
+            "engram.audit.regression" if night.regressions else "engram.audit.completed",
+            resource={"prefect.resource.id": f"engram.model.{name}", "prefect.resource.name": name},
+            payload=night.model_dump() | {"report": str(reporting.page_path(Plan(asked).subject, str(night.audit_id)))},
         )
-    emit_event(
-        "engram.audit.regression" if night.regressions else "engram.audit.completed",
-        resource={"prefect.resource.id": f"engram.model.{name}", "prefect.resource.name": name},
-        payload=night.model_dump() | {"report": found.report},
-    )
     return night
+
+
+def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> Night:
+    standard = reporting.standard_of(store, audit_id)
+    if standard is None:
+        return Night(name=name, outcome="first", words="nothing to compare with yet", audit_id=audit_id)
+    found = reporting.compare(store, standard, audit_id, CLAIMS, params.margin, params.alpha)
+    return Night(
+        name=name,
+        outcome="regression" if found.regressions else "no regression",
+        words=found.verdict,
+        audit_id=audit_id,
+        standard=standard,
+        regressions=[words for words, _ in found.regressions],
+        notes=list(found.notes),
+    )
 
 
 def _audited_since(store: Store, asked: AuditParams, due: datetime) -> str | None:
     """The last completed audit with these very parameters, if it began after this run was due."""
     rows = store.read("audits", columns=["audit_id", "params", "started_at"], state="completed").to_pylist()
-    told = asked.model_dump_json()
+    told = resolved(asked).model_dump_json()
     since = [row for row in rows if row["params"] == told and row["started_at"] >= due]
     return str(max(since, key=lambda row: row["started_at"])["audit_id"]) if since else None
 
@@ -132,10 +148,12 @@ def _show(nights: list[Night], due: datetime) -> None:
     for night in nights:
         words = night.words.replace("|", "\\|").replace("\n", " ")
         audits = (f"`{name}`" if name else "" for name in (night.audit_id, night.standard))
-        lines.append(f"| {night.name} | **{night.outcome}** | {words} | {' | '.join(audits)} |")
+        outcome = f"**{night.outcome}**{', audited before' if night.reused else ''}"
+        lines.append(f"| {night.name} | {outcome} | {words} | {' | '.join(audits)} |")
     for night in nights:
-        if night.regressions:
-            lines += ["", f"## {night.name}", "", *(f"- {words}" for words in night.regressions)]
+        if night.regressions or night.notes:
+            notes = (f"- note: {words}" for words in night.notes)
+            lines += ["", f"## {night.name}", "", *(f"- {words}" for words in night.regressions), *notes]
     create_markdown_artifact(
         "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, ""]),
         key="nightly",
@@ -171,7 +189,8 @@ def register(store: Store, name: str, params: AuditParams) -> None:
     if params.clip is not None and params.clip.startswith(_LOCAL):
         full["clip"] = f"{_LOCAL}{Path(params.clip.removeprefix(_LOCAL)).expanduser().resolve()}"
     told = params.model_copy(update=full)
-    Plan(told.model_copy(update={"store": store.url}))  # what a night would refuse is refused now
+    plan = Plan(told.model_copy(update={"store": store.url}))  # what a night would refuse is refused now
+    scorer_of(plan.clip)
     _write(store, name, "registered", told.model_dump_json())
 
 

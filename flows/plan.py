@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.settings import Settings
+from flows.settings import Profile, Settings, settings_for
 from storage import Store
 from tasks.attack import task as attacking
 from tasks.attack.dori import DoriParams, Start
 from tasks.collect import task as collecting
-from tasks.diffusion.model import audit_defaults
+from tasks.diffusion.model import Precision, audit_defaults
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.clip_score import ClipParams
@@ -49,7 +49,22 @@ class AuditParams(BaseModel):
     images: str | None = Field(None, description="folder of the prompts' training images")
     clip: str | None = Field(None, description="open_clip model that scores alignment: local-dir:FOLDER")
     device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
-    settings: Settings = Settings()
+    profile: Profile = Field("quick", description="how much is looked at, unless settings say it")
+    settings: Settings | None = Field(
+        None, description="everything in detail; as the profile and the model's own engram.json say if empty"
+    )
+
+
+def resolved(params: AuditParams) -> AuditParams:
+    """The same with all settings, as they go into the audit's record.
+
+    Raises:
+        InputError: there is no such model, or its engram.json cannot be used.
+    """
+    if params.settings is not None:
+        return params
+    settings = settings_for(params.profile, audit_defaults(model_folder(params.model)))
+    return params.model_copy(update={"settings": settings})
 
 
 @dataclass(frozen=True)
@@ -85,10 +100,11 @@ class Plan:
         Raises:
             InputError: the model, the prompts or the images cannot be used.
         """
-        self.params, self.settings = params, params.settings
+        self.params = resolved(params)
+        assert self.params.settings is not None
+        settings = self.settings = self.params.settings
         self.folder = model_folder(params.model)
-        self.subject = _subject(params, self.folder)
-        settings = self.settings
+        self.subject = _subject(params, self.folder, settings.precision)
         self.memorized = prompts_of(self.subject, "memorized", settings.memorized)
         self.nulls = prompts_of(self.subject, "null", settings.nulls)
         every = prompts_of(self.subject, "ordinary")
@@ -322,7 +338,7 @@ def model_folder(model: str) -> Path:
     return folder.resolve()
 
 
-def _subject(params: AuditParams, folder: Path) -> Subject:
+def _subject(params: AuditParams, folder: Path, precision: Precision) -> Subject:
     """The model with its prompts in the store."""
     prompts = params.prompts or _beside(folder, "prompts")
     if prompts is None:
@@ -333,7 +349,6 @@ def _subject(params: AuditParams, folder: Path) -> Subject:
     others = [Path(path) if path else None for path in (params.nulls, params.ordinary, images)]
     store = Store.open(params.store)
     name = collecting.import_prompts(store, Path(prompts), *others)
-    precision = params.settings.precision
     return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device, precision=precision)
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from flows.facts import facts_of
 from flows.plan import EXTRACTION, AuditParams, Plan, Probe, pruned_of
 from flows.show import show_audit, show_chart, shown_progress, uri
-from storage import Store, out_of_reach
+from storage import out_of_reach
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.errors import InputError
@@ -66,7 +66,7 @@ def _task(function: Callable[..., Any], name: str, *writes: str, reads: tuple[st
     )(function)
 
 
-register_model = _task(collecting.register_model, "register model", "models")
+register_model = _task(collecting.register_model, "register model", "models", "variants")
 collect_values = _task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
 collect_norms = _task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
 detect = _task(localizing.detect, "detection", "nemo_traces", reads=("prompts",))
@@ -82,7 +82,7 @@ cut_scored = _task(mitigating.cut_scored, "cut by other scores", "variants", rea
 defend = _task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
 erase = _task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
 attack_images = _task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
-write_report = _task(reporting.write_report, "write report", "report", reads=("metrics",))
+write_report = _task(reporting.write_report, "write report", "evidence", reads=("metrics", "generations", "scores"))
 
 
 @flow(name="collect", flow_run_name="collect")
@@ -129,19 +129,20 @@ def localize(params: AuditParams) -> None:
 
 
 @flow(name="mitigate", flow_run_name="mitigate")
-def mitigate(params: AuditParams, audit_id: str = "none") -> dict[str, str]:
+def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]:
     """Variants of the model: cut, trained, or defended at inference.
 
     Args:
-        audit_id: the audit that the model cards name.
+        audit_id: the audit that the model cards name, if any.
 
     Returns:
         By the name that figures go by, the variant in the store.
 
     Raises:
-        InputError: the localization did not run, or a training diverged.
+        InputError: the localization did not run, a training diverged, or there is no such audit, see `audit_of`.
     """
     plan = Plan(params)
+    audit_id = "none" if audit_id is None else audit_of(plan, audit_id)
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
     with shown_progress():
         searched = [prompt.prompt_id for prompt in plan.memorized]
@@ -181,16 +182,17 @@ def attack(params: AuditParams) -> None:
 
 
 @flow(name="diagnose", flow_run_name="diagnose")
-def diagnose(params: AuditParams, audit_id: str) -> None:
+def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
     """Whether memory is local: embeddings, activations and weights of many triggers of one picture.
 
     Args:
-        audit_id: the audit that the figures belong to.
+        audit_id: the audit that the figures belong to; the latest with these parameters if empty.
 
     Raises:
-        InputError: the localization did not run.
+        InputError: the localization did not run, or there is no such audit, see `audit_of`.
     """
     plan = Plan(params)
+    audit_id = audit_of(plan, audit_id)
     subject, settings = plan.subject, plan.settings
     if not plan.diagnosed:
         return
@@ -221,32 +223,34 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
 
 
 @flow(name="evaluate", flow_run_name="evaluate")
-def evaluate(params: AuditParams, audit_id: str) -> None:
+def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
     """Pictures of every variant under every probe, their scores, and the figures of the audit.
 
     Args:
-        audit_id: the audit that the figures belong to.
+        audit_id: the audit that the figures belong to; the latest with these parameters if empty.
 
     Raises:
-        InputError: the attack did not run.
+        InputError: the attack did not run, or there is no such audit, see `audit_of`.
     """
     plan = Plan(params)
+    audit_id = audit_of(plan, audit_id)
     with shown_progress():
         for probe in plan.probes(plan.variants()):
             evaluate_probe(plan, audit_id, probe, probe.name, probe.probe)
 
 
 @flow(name="report", flow_run_name="report")
-def report(params: AuditParams, audit_id: str) -> Audited:
+def report(params: AuditParams, audit_id: str | None = None) -> Audited:
     """The page of an audit, with its pictures, tables and curves.
 
     Args:
-        audit_id: an audit whose figures are in the store.
+        audit_id: an audit whose figures are in the store; the latest with these parameters if empty.
 
     Raises:
-        InputError: there is no such audit, or it has no figures.
+        InputError: there is no such audit, see `audit_of`, or it has no figures.
     """
     plan = Plan(params)
+    audit_id = audit_of(plan, audit_id)
     subject, settings = plan.subject, plan.settings
     record = reporting.record_of(subject.open(), audit_id)
     variants = plan.variants()
@@ -256,7 +260,7 @@ def report(params: AuditParams, audit_id: str) -> Audited:
     searches = {_search_name(probe): plan.trigger_ids(probe) for probe in own}
     trained = {name: mitigating.history_of(subject, variants[name]) for name in settings.erase if name in variants}
     found = reporting.Localized(wanda=plan.wanda_id, control=plan.control_id, curve=plan.curve_id)
-    path = subject.beside("reports") / audit_id / "report.html"
+    path = reporting.page_path(subject, audit_id)
     facts = facts_of(plan, record, variants)
     scorer = scorer_of(settings.sscd)
     page = (subject, audit_id, path, variants, plan.memorized, shown, facts, found, scorer, searches, trained)
@@ -266,14 +270,15 @@ def report(params: AuditParams, audit_id: str) -> Audited:
     return Audited(audit_id=audit_id, report=str(path), variants=variants, written=written)
 
 
-def audit_of(params: AuditParams, audit_id: str | None = None) -> str:
-    """The audit that a stage which is run alone adds to: the one named, or the last with these parameters.
+def audit_of(plan: Plan, audit_id: str | None) -> str:
+    """The audit that a stage adds to: the one named, or the last with these parameters.
 
     Raises:
         InputError: there is none, or it has other parameters: figures made with other settings must not mix.
     """
-    rows = Store.open(params.store).read("audits", columns=["audit_id", "params", "started_at"]).to_pylist()
-    mine = [row for row in rows if row["params"] == params.model_dump_json() and audit_id in (None, row["audit_id"])]
+    rows = plan.subject.open().read("audits", columns=["audit_id", "params", "started_at"]).to_pylist()
+    told = plan.params.model_dump_json()
+    mine = [row for row in rows if row["params"] == told and audit_id in (None, row["audit_id"])]
     if not mine:
         which = f"audit {audit_id!r}" if audit_id else "audit"
         raise InputError(f"the store has no {which} with this model and these settings: run `engram audit` with them")

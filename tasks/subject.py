@@ -169,6 +169,12 @@ class Asked:
     trigger: bool = False
     """Whether it is an adversarial embedding, found on the original model, that is asked in place of a prompt."""
 
+    @property
+    def noise(self) -> str:
+        """What seeds the initial noise under which it is localized: the prompt. Triggers of one picture share theirs,
+        so that what is found for two of them differs by the triggers alone."""
+        return self.image_ids[0] if self.trigger else self.prompt_id
+
 
 def as_prompts(triggers: Mapping[str, Sequence[str]], asked: Sequence[Asked]) -> list[Asked]:
     """Triggers of these prompts' images, to be collected and localized like prompts.

@@ -37,10 +37,8 @@ def _stage(name: str, words: str) -> None:
         from flows import stages
 
         run = getattr(stages, name)
-        if name in ("mitigate", "diagnose", "evaluate", "report"):
-            found = run(params, stages.audit_of(params, audit_id))
-        else:
-            found = run(params)
+        of_an_audit = name in ("mitigate", "diagnose", "evaluate", "report")
+        found = run(params, audit_id) if of_an_audit else run(params)
         if name == "report":
             _tell(found, params.store, False)
         elif name == "mitigate":

@@ -77,7 +77,8 @@ def params_of(
     chosen = settings_for(profile.value, audit_defaults(model_folder(model)), **settings_of(settings or []))
     files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
     paths = {name: str(path) for name, path in files.items() if path is not None}
-    return AuditParams(model=model, store=Store.open(store).url, clip=clip, device=device, settings=chosen, **paths)
+    place = {"model": model, "store": Store.open(store).url, "clip": clip, "device": device}
+    return AuditParams(profile=profile.value, settings=chosen, **place, **paths)
 
 
 def asks_what(profile: ProfileName = ProfileName.QUICK) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,7 +1,9 @@
 -- The figures of one audit, each variant beside its control.
--- $audit_id: NULL for the audit that started last.
+-- $audit_id: NULL for the completed audit that started last.
 
 SELECT audit_id, variant, probe, metric, value, low, high, n
 FROM metrics
-WHERE audit_id = coalesce($audit_id, (SELECT audit_id FROM audits ORDER BY started_at DESC, audit_id LIMIT 1))
+WHERE audit_id = coalesce($audit_id, (
+    SELECT audit_id FROM audits WHERE state = 'completed' ORDER BY started_at DESC, audit_id LIMIT 1
+))
 ORDER BY metric, probe NULLS FIRST, variant

@@ -1,9 +1,9 @@
 -- Drift: the figures of an audit beside those of the last accepted audit of the same model and prompts.
--- $audit_id: NULL for the audit that started last.
+-- $audit_id: NULL for the completed audit that started last.
 
 WITH asked AS (
     FROM audited
-    WHERE $audit_id IS NULL OR audit_id = $audit_id
+    WHERE if($audit_id IS NULL, state = 'completed', audit_id = $audit_id)
     ORDER BY started_at DESC, audit_id
     LIMIT 1
 ),
@@ -15,7 +15,8 @@ standard AS (
         ON asked.model = audited.model
         AND asked.prompt_set IS NOT DISTINCT FROM audited.prompt_set
         AND asked.started_at > audited.started_at
-    ORDER BY audited.started_at DESC
+    WHERE audited.state = 'completed'
+    ORDER BY accepted_at DESC, audited.started_at DESC
     LIMIT 1
 )
 SELECT

@@ -128,7 +128,7 @@ def start_embeddings(
     Raises:
         InputError: the pool holds no other prompt, or a prompt is too long for the model.
     """
-    known = list(pool or prompts)
+    known = sorted(set(pool or prompts))  # a start must not depend on the order in which prompts were read
     draws = [generator((f"{name}/start", seed)) for name, seed in keys]
     if kind == "prompt":
         return model.embed(list(prompts))

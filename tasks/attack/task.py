@@ -21,7 +21,7 @@ from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.subject import Asked, Subject, progress, shards
 
-VERSION = "dori/1"
+VERSION = "dori/2"
 
 
 def attack_images(

@@ -153,7 +153,7 @@ def collect_norms(
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     with progress(len(todo), f"feature norms at {site.value}", "prompt") as done:
         for block in shards(todo, min(SHARD, sampling.batch)):
-            keys = [(prompt.prompt_id, SEED) for prompt in block]
+            keys = [(prompt.noise, SEED) for prompt in block]
             embeddings = subject.embed(block)
             rows: list[dict[str, Any]] = []
             seen = 0
@@ -180,9 +180,11 @@ def collect_norms(
 
 
 def empty_prompts(count: int) -> list[Asked]:
-    """The published null prompts: the empty text so many times, each time from another initial noise.
+    """The published null prompts: the empty text so many times.
 
-    They are no prompts of a set, so they have ids of their own, from which their noise follows.
+    They are no prompts of a set, so they have ids of their own, from which their noise follows. The published code
+    gives every prompt, memorized or null, the same initial noise; here each has its own, so that a set does not depend
+    on one draw.
     """
     return [Asked(prompt_id(f"\0{number}"), "", "null", None, None, ()) for number in range(count)]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.errors import InputError
-from tasks.evaluate.intervals import RESAMPLES, Statistic, bootstrap, clopper_pearson
+from tasks.evaluate.intervals import Statistic, clopper_pearson, interval, of_auc
 from tasks.evaluate.sscd import COPY_THRESHOLD, similarity
 
 ByPrompt = Mapping[str, np.ndarray]
@@ -111,18 +111,14 @@ def mad(values: np.ndarray, *, axis: int = -1) -> np.ndarray:
     return np.asarray(np.median(np.abs(values - np.median(values, axis, keepdims=True)), axis))
 
 
-def auc(memorized: np.ndarray, others: np.ndarray, seed: int = 0) -> Figure:
-    """Area under the ROC curve of a detector whose score is higher for memorized prompts; bootstrap over both groups.
+def auc(memorized: np.ndarray, others: np.ndarray) -> Figure:
+    """Area under the ROC curve of a detector whose score is higher for memorized prompts; Newcombe's interval.
 
     Args:
         memorized, others: scores (n,) and (m,).
     """
-    low = high = None
-    if min(len(memorized), len(others)) > 1:
-        rng = np.random.default_rng(seed)
-        draws = [_auc(rng.choice(memorized, len(memorized)), rng.choice(others, len(others))) for _ in range(RESAMPLES)]
-        low, high = (float(edge) for edge in np.quantile(draws, [0.025, 0.975]))
-    return Figure("auc", _auc(memorized, others), low, high, len(memorized) + len(others))
+    area = _auc(memorized, others)
+    return Figure("auc", area, *of_auc(area, len(memorized), len(others)), len(memorized) + len(others))
 
 
 def tpr_at_1fpr(memorized: np.ndarray, others: np.ndarray) -> Figure:
@@ -151,5 +147,5 @@ def _filled(rows: ByPrompt) -> list[np.ndarray]:
 
 
 def _over_prompts(metric: str, values: np.ndarray, statistic: Statistic) -> Figure:
-    low, high = bootstrap(values, statistic) if len(values) > 1 else (None, None)
+    low, high = interval(values, statistic) or (None, None)
     return Figure(metric, float(statistic(values, axis=-1)), low, high, len(values))

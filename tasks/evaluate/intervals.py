@@ -3,12 +3,15 @@
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.stats import beta
+from scipy.optimize import brentq
+from scipy.stats import beta, binom, norm, t
 
 LEVEL = 0.95
 """Confidence of every interval."""
 RESAMPLES = 2000
 """Bootstrap samples."""
+FEW = 6
+"""From fewer values no interval of a spread is taken: resampled, they cover far less often than they claim."""
 
 
 class Statistic(Protocol):
@@ -31,6 +34,65 @@ def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> tuple[
     return float(low), float(high)
 
 
+def interval(values: np.ndarray, statistic: Statistic) -> tuple[float, float] | None:
+    """The interval of a mean (Student), a median (order statistics) or another statistic (bootstrap from 6 values on).
+
+    None where values are too few to say how sure the statistic is.
+
+    Args:
+        values: (n,), one for each independent unit (a prompt, not a seed of it).
+    """
+    if statistic is np.mean:
+        return of_mean(values) if len(values) > 1 else None
+    if statistic is np.median:
+        return of_median(values)
+    return bootstrap(values, statistic) if len(values) >= FEW else None
+
+
+def of_mean(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Student's interval of a mean of independent values (n,).
+
+    Raises:
+        ValueError: fewer than two values, which say nothing of their spread, or one that is not finite.
+    """
+    values = _checked(values)
+    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * float(values.std(ddof=1)) / len(values) ** 0.5
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def of_median(values: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
+    """The interval of a median between two of the values (n,): it covers with `level` or more, whatever they are drawn
+    from. None for fewer than 6 at 95 %: not even their lowest and highest enclose it as surely.
+
+    The median lies below the k-th lowest with the chance of fewer than k heads among n coins (David and Nagaraja, Order
+    Statistics, 2003, section 7.1).
+    """
+    ordered = np.sort(np.asarray(values, np.float64))
+    ranks = binom.cdf(np.arange(len(ordered)), len(ordered), 0.5) <= (1 - level) / 2
+    k = int(ranks.sum())
+    return (float(ordered[k - 1]), float(ordered[-k])) if k else None
+
+
+def of_auc(value: float, positives: int, negatives: int, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of an area under the ROC curve (Newcombe, Statistics in Medicine 2006, method 5).
+
+    Where the two groups do not overlap it still says how few they were, other than a bootstrap.
+
+    Args:
+        value: the area, from so many positives and negatives.
+    """
+    z, pairs = float(norm.ppf((1 + level) / 2)), positives * negatives
+    half = (positives + negatives) / 2 - 1
+
+    def beyond(area: float) -> float:
+        spread = area * (1 - area) * (1 + half * ((1 - area) / (2 - area) + area / (1 + area))) / pairs
+        return (value - area) ** 2 - z**2 * spread
+
+    low = 0.0 if value == 0 else float(brentq(beyond, 0, min(value, 1 - 1e-9)))
+    high = 1.0 if value == 1 else float(brentq(beyond, max(value, 1e-9), 1))
+    return low, high
+
+
 def bootstrap(
     values: np.ndarray,
     statistic: Statistic = np.mean,
@@ -46,10 +108,15 @@ def bootstrap(
     Raises:
         ValueError: fewer than two values, which say nothing of their spread, or one that is not finite.
     """
-    values = np.asarray(values, np.float64)
-    if len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"an interval needs at least two finite values, not {len(values)}")
+    values = _checked(values)
     rows = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     draws = statistic(values[rows], axis=-1)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _checked(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs at least two finite values, not {len(values)}")
+    return values

@@ -1,7 +1,8 @@
 """Similarity of noise differences (Hintersdorf et al., Finding NeMo, NeurIPS 2024, section 3.1)."""
 
 import torch
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from torch.nn.functional import avg_pool2d
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from tasks.errors import InputError
 
@@ -48,9 +49,9 @@ def scales_and_kernel(side: int) -> tuple[int, int]:
 def similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Multi-scale structural similarity of images in [0, 1], pair by pair; 1 for equal ones.
 
-    From 44 pixels on this is torchmetrics' measure at the published setting: kernel 11, three scales weighted 0.33.
-    The range of the data is 1 at every scale. Where it is left unset, as in the published call, torchmetrics estimates
-    it at each scale from all images of the batch; scores then shift a little with what else is in the batch.
+    From 44 pixels on this is torchmetrics' measure of a single pair at the published setting: kernel 11, three scales
+    weighted 0.33, the range of the data that which the pair has at each scale. The published call takes the range of
+    the whole batch, and so shifts a little with what else is in it.
 
     Args:
         a, b: (n, channels, height, width).
@@ -62,15 +63,27 @@ def similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         InputError: images too small, see `scales_and_kernel`.
     """
     scales, kernel = scales_and_kernel(min(a.shape[-2:]))
-    # TensorFloat-32 convolutions are too coarse for the variances, which are differences of near-equal numbers.
-    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-        score: torch.Tensor = multiscale_structural_similarity_index_measure(
-            a.float(),
-            b.float(),
-            sigma=SIGMA * (kernel - 1) / (KERNEL - 1),
-            kernel_size=kernel,
-            reduction="none",
-            data_range=1.0,
-            betas=WEIGHTS[scales],
-        )
+    a, b = a.float(), b.float()
+    score = torch.ones(len(a), device=a.device)
+    for scale, weight in enumerate(WEIGHTS[scales]):
+        if scale:
+            a, b = avg_pool2d(a, 2), avg_pool2d(b, 2)
+        spread = torch.maximum(_range(a), _range(b))
+        spread = torch.where(spread > 0, spread, 1)
+        # TensorFloat-32 convolutions are too coarse for the variances, which are differences of near-equal numbers.
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            whole, contrast = structural_similarity_index_measure(
+                a / spread,
+                b / spread,
+                sigma=SIGMA * (kernel - 1) / (KERNEL - 1),
+                kernel_size=kernel,
+                reduction="none",
+                data_range=1.0,
+                return_contrast_sensitivity=True,
+            )
+        score = score * (whole if scale == scales - 1 else contrast).relu() ** weight
     return score
+
+
+def _range(images: torch.Tensor) -> torch.Tensor:
+    return images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True)

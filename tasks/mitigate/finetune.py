@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.attack.dori import DoriParams, Start, diffusion_errors, draw_noise, frozen, search, start_embeddings
+from tasks.attack.dori import DoriParams, diffusion_errors, draw_noise, frozen, search, start_embeddings
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import generator
 from tasks.errors import InputError
@@ -58,10 +58,13 @@ class FineTuneParams(BaseModel):
     attack_every: Annotated[int, Field(ge=1, description="search a picture's trigger anew every so many epochs")] = 1
     images_at_once: Annotated[int, Field(ge=1, le=1024, description="pictures the inner attack takes in one batch")] = 4
     starts: Annotated[
-        tuple[Start, ...],
+        tuple[Literal["prompt", "noise"], ...],
         Field(min_length=1, description="where inner attacks begin, in turn over pictures and epochs"),
     ] = ("prompt", "noise")
-    check_every: Annotated[int, Field(ge=0, description="steps between held-out attacks; 0: none")] = 0
+    check_every: Annotated[
+        int, Field(ge=0, description="steps between held-out attacks, which begin at ordinary prompts; 0: none")
+    ] = 0
+    check_seeds: Annotated[int, Field(ge=1, le=100, description="pictures of each trigger of a held-out attack")] = 4
     stop_at: Annotated[float, Field(ge=0, description="stop when the held-out attack reproduces no larger share")] = 0.0
     save_every: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 10
     lora_rank: Annotated[

@@ -31,7 +31,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binom, hypergeom
 
-from tasks.evaluate.intervals import bootstrap
+from tasks.evaluate.intervals import of_mean
 from tasks.report.verdict import Row
 
 ALPHA = 0.05
@@ -150,7 +150,7 @@ def quality(pairs: Sequence[Pair], margin: float = MARGIN, seed: int = 0) -> lis
         # Rank by rank, as far as falls exceed the margin; smaller ones raise no alarm, however sure they are.
         attainable = np.append(np.arange(1, beyond + 1) / len(arranged), 1.0)
         fall, rank = float(falls.mean()), int((arranged >= falls.mean() - 1e-12).sum())
-        low, high = bootstrap(falls)
+        low, high = of_mean(falls)
         words = (
             f"CLIP score {after:.3f}, before {before:.3f}: {-fall:+.3f} (interval {-high:+.3f} to {-low:+.3f}), "
             f"where {100 * margin:g} % less is let pass"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, quantile_test, ttest_1samp
 
-from tasks.evaluate.intervals import bootstrap, clopper_pearson
+from tasks.evaluate.intervals import Statistic, bootstrap, clopper_pearson, interval, of_auc, of_mean, of_median
 
 
 @given(st.integers(1, 500), st.data())
@@ -65,3 +65,68 @@ def test_bootstrap_stays_among_the_values(values: list[float]) -> None:
 def test_bootstrap_refuses(values: list[float]) -> None:
     with pytest.raises(ValueError, match="two finite values"):
         bootstrap(np.array(values))
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30))
+def test_the_interval_of_a_mean_is_scipys(values: list[float]) -> None:
+    wanted = ttest_1samp(values, 0).confidence_interval(0.95)
+    low, high = of_mean(np.array(values))
+    if np.ptp(values) > 1e-6:
+        assert (low, high) == pytest.approx((wanted.low, wanted.high))
+
+
+@pytest.mark.parametrize("n", [6, 7, 24, 25, 56, 100])
+def test_the_interval_of_a_median_is_scipys(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=n)
+    wanted = quantile_test(values, p=0.5).confidence_interval(0.95)
+    assert of_median(values) == (wanted.low, wanted.high)
+
+
+def test_five_values_do_not_enclose_their_median_surely_enough() -> None:
+    # All five lie on one side of it once in sixteen times.
+    assert of_median(np.arange(5.0)) is None
+    assert of_median(np.arange(6.0)) == (0, 5)
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median, np.std])
+@pytest.mark.parametrize("n", [6, 24])
+def test_intervals_cover(statistic: Statistic, n: int) -> None:
+    rng = np.random.default_rng(n)
+    truth = 1.0 if statistic is np.std else 0.0
+    edges = [interval(rng.normal(size=n), statistic) for _ in range(400)]
+    share = np.mean([edge is not None and edge[0] <= truth <= edge[1] for edge in edges])
+    assert share > (0.92 if statistic is not np.std else 0.6)  # a bootstrap of a spread claims too much from few values
+
+
+def test_too_few_values_have_no_interval() -> None:
+    assert interval(np.array([1.0]), np.mean) is None
+    assert interval(np.array([1.0, 2.0]), np.mean) is not None
+    assert interval(np.arange(5.0), np.std) is None
+
+
+def test_an_area_without_overlap_is_as_sure_as_its_groups_are_large() -> None:
+    few, many = of_auc(1.0, 3, 3), of_auc(1.0, 56, 24)
+    assert few[1] == many[1] == 1.0
+    assert few[0] < 0.7 < 0.9 < many[0]
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 60), st.integers(1, 60), st.data())
+def test_the_interval_of_an_area_encloses_it_and_mirrors(positives: int, negatives: int, data: st.DataObject) -> None:
+    pairs = positives * negatives  # an area is a number of half pairs
+    value = data.draw(st.integers(0, 2 * pairs)) / (2 * pairs)
+    low, high = of_auc(value, positives, negatives)
+    assert 0 <= low <= value <= high <= 1
+    mirrored = of_auc(1 - value, negatives, positives)
+    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_the_interval_of_an_area_covers() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(300):
+        a, b = rng.normal(1.2, 1, 15), rng.normal(0, 1, 12)
+        low, high = of_auc(float((a[:, None] > b).mean()), 15, 12)
+        inside += low <= 0.80193 <= high  # the normal distribution's value at 1.2 over the root of 2
+    assert inside / 300 > 0.92

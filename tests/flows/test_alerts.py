@@ -6,13 +6,14 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect import flow
+from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events import Event
 from prefect.events.clients import get_events_client
-from prefect.states import Failed, Running
+from prefect.states import Completed, Failed, Running
 from prefect.utilities.asyncutils import run_coro_as_sync
 
-from flows.alerts import REGRESSION, _put, install, lost_runs
+from flows.alerts import BLOCK, REGRESSION, _put, install, lost_runs, told
 from tasks.errors import InputError
 from tests.flows.conftest import Hook
 from tests.flows.served import Served, until
@@ -66,6 +67,21 @@ def test_a_nightly_audit_that_failed_is_told(served: Served, hook: Hook) -> None
     assert told["url"].startswith(served.url)
 
 
+def test_a_night_that_does_not_end_is_told(served: Served, hook: Hook) -> None:
+    before = len(hook.received)
+    with served.client() as client:
+        webhook = UUID(str(Webhook.load(BLOCK)._block_document_id))
+        (overdue,) = [each for each in told(webhook, timedelta(seconds=10)) if each.name.endswith("overdue")]
+        _put(client, overdue)
+        runs = [running(client, name) for name in ("audit", "nightly")]
+        until(lambda: len(hook.received) > before, 90, every=1)
+        (heard,) = hook.received[before:]
+        assert heard["event"] == "engram.nightly.overdue" and "at work for a day" in heard["text"]
+        install(hook.url)
+        for run in runs:
+            client.set_flow_run_state(run, Completed(), force=True)
+
+
 def test_a_run_whose_process_is_gone_is_marked(served: Served) -> None:
     with served.client() as client:
         _put(client, lost_runs(timedelta(seconds=10)))
@@ -86,10 +102,15 @@ def test_automations_are_put_in_place_once(served: Served, hook: Hook) -> None:
         before = {each.name: each.id for each in client.read_automations()}
         (regression,) = client.read_automations_by_name("engram: regression")
         client.pause_automation(regression.id)
-        assert install(hook.url) == ["engram: lost runs", "engram: regression", "engram: nightly audit failed"]
+        assert install(hook.url) == [
+            "engram: lost runs",
+            "engram: regression",
+            "engram: nightly audit failed",
+            "engram: nightly audit overdue",
+        ]
         after = {each.name: each.id for each in client.read_automations()}
         assert after == before
-        assert len(client.read_automations()) == 3
+        assert len(client.read_automations()) == 4
         (regression,) = client.read_automations_by_name("engram: regression")
         assert not regression.enabled  # what a person paused stays paused
         client.resume_automation(regression.id)

@@ -1,6 +1,7 @@
 """The whole audit on a model of random weights: that every stage runs, adds up, resumes and refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from flows import stages
 from flows.audit import Audited, AuditParams, audit, recorded
 from flows.cli import app
-from flows.plan import Plan
+from flows.plan import Plan, resolved
 from flows.settings import Settings, settings_for
 from storage import Store, run_sql, verify
 from tasks.errors import InputError
@@ -217,13 +218,19 @@ def test_each_stage_runs_alone_on_what_the_others_left(params: AuditParams, audi
     with recorded(other) as audit_id, pytest.raises(InputError, match="attack first"):
         stages.evaluate(other, audit_id)
     stages.attack(other)
-    assert stages.audit_of(other) == audit_id
-    stages.diagnose(other, audit_id)
+    assert stages.audit_of(Plan(other), None) == audit_id
+    stages.diagnose(other)
     stages.evaluate(other, audit_id)
-    assert stages.report(other, audit_id).written.table == audited.written.table
+    assert stages.report(other).written.table == audited.written.table
     assert parts(Store.open(other.store)) == parts(Store.open(params.store))
-    with pytest.raises(InputError, match="has no audit with this model and these settings"):
-        stages.audit_of(other.model_copy(update={"settings": Settings()}))
+    before = parts(Store.open(other.store)), Store.open(other.store).parts("metrics")
+    for flow in (stages.mitigate, stages.diagnose, stages.evaluate, stages.report):
+        # Figures of other settings, or of no audit, must not mix with these.
+        with pytest.raises(InputError, match="with this model and these settings"):
+            flow(other.model_copy(update={"settings": Settings()}), audit_id)
+        with pytest.raises(InputError, match="has no audit 'mistyped'"):
+            flow(other, "mistyped")
+    assert (parts(Store.open(other.store)), Store.open(other.store).parts("metrics")) == before
 
 
 def test_many_triggers_say_whether_memory_is_local(params: AuditParams, audited: Audited) -> None:
@@ -284,6 +291,18 @@ def test_a_model_may_say_how_it_is_audited() -> None:
     assert quick.controls != 1
     with pytest.raises(InputError, match="has a profile 'quik'; there are quick, full"):
         settings_for("quick", {"profiles": {"quik": {}}})
+
+
+def test_without_settings_an_audit_is_what_profile_and_model_say(params: AuditParams, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(params.model, folder)
+    own = json.loads((folder / "engram.json").read_text())
+    told = {"settings": {"sampling": {"guidance": 2.0}}, "profiles": {"full": {"seeds": 7}}}
+    (folder / "engram.json").write_text(json.dumps(own | told))
+    asked = params.model_copy(update={"model": str(folder), "settings": None, "profile": "full"})
+    assert resolved(asked).settings == settings_for("full", told)
+    assert resolved(resolved(asked)) == resolved(asked)
+    assert resolved(params) == params
 
 
 def test_settings_out_of_bounds_are_refused() -> None:

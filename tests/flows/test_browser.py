@@ -103,6 +103,13 @@ class Page:
             field = around.find_element(By.XPATH, ".//input | .//textarea")
         return field
 
+    def choose(self, label: str) -> None:
+        """Something rather than nothing, in a field that is a form of its own and may be empty."""
+        found = self.browser.find_elements(By.CSS_SELECTOR, "label[for]")
+        (own,) = [each for each in found if each.text.removesuffix(" (Optional)") == label]
+        around = own.find_element(By.XPATH, "./ancestor::div[.//*[@role='tab']][1]")
+        self._click(around.find_element(By.XPATH, ".//*[@role='tab'][1]"))
+
     def fill(self, value: object, *labels: str) -> None:
         field = self.field(*labels)
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
@@ -139,6 +146,7 @@ def test_an_audit_from_the_form_to_its_artifacts(served: Served, page: Page) -> 
     page.wait_for("What is audited.")
     page.fill("world/model", "params", "Model")
     page.shoot("form")
+    page.choose("Settings")
     for labels, value in SMALL:
         page.fill(value, *labels)
 

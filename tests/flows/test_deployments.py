@@ -80,7 +80,8 @@ def test_the_form_explains_itself(served: Served) -> None:
         audit = client.read_deployment_by_name("audit/audit")
     params = definition(audit, "AuditParams")
     assert params["model"]["description"].startswith("folder of a diffusers pipeline")
-    assert params["settings"]["$ref"] == "#/definitions/Settings"
+    assert params["settings"]["anyOf"] == [{"$ref": "#/definitions/Settings"}, {"type": "null"}]
+    assert params["profile"]["enum"] == ["quick", "full"]
     assert {option.get("type") for option in params["device"]["anyOf"]} == {"string", "null"}
     settings = definition(audit, "Settings")
     assert (settings["seeds"]["minimum"], settings["seeds"]["maximum"]) == (1, 100)

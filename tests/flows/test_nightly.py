@@ -24,7 +24,7 @@ from flows.audit import AuditParams
 from flows.cli import app
 from flows.nightly import NightFailed, NightlyParams, nightly, register, remove
 from flows.settings import Settings
-from storage import Store, verify
+from storage import Store, StoreError, verify
 from tasks.diffusion.model import load_model
 from tasks.diffusion.sampling import SamplingParams, generate, to_png
 from tasks.errors import InputError
@@ -85,6 +85,10 @@ def told(worker: EventsWorker) -> list[Event]:
     return [event for event in AssertingEventsClient.last.events if event.event.startswith("engram.")]
 
 
+def broken_store(*args: Any) -> None:
+    raise StoreError("a part is damaged")
+
+
 def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_events_worker: EventsWorker) -> None:
     model = tiny_world(tmp_path / "world")
     plant(model)
@@ -124,12 +128,31 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     compared = CliRunner().invoke(app, ["compare", "accepted", "latest", "--store", store.url])
     assert compared.exit_code == 1 and planted in compared.output.splitlines()[-1]
 
+    heard = told(asserting_events_worker)
+
     # A run that is late finds that its model was audited after it was due; one that is due now audits.
     started = max(row["started_at"] for row in store.read("audits", state="completed").to_pylist())
     with monkeypatch.context() as patched:
         patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)
         (late,) = nightly(params)
-    assert (late.outcome, late.audit_id) == ("skipped", night.audit_id)
+    assert (late.reused, late.outcome, late.audit_id) == (True, "regression", night.audit_id)
+    assert len(told(asserting_events_worker)) == len(heard)  # the run that audited told it
+
+    # Tried again, it tells what it may not have come to tell.
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)
+        patched.setattr(runtime.flow_run, "run_count", 2, raising=False)
+        nightly(params)
+    assert [event.event for event in told(asserting_events_worker)[len(heard) :]] == ["engram.audit.regression"]
+
+    # A store in which a comparison fails is one model's matter, too.
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.nightly.reporting.standard_of", broken_store)
+        patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)
+        with pytest.raises(NightFailed, match="tiny: a part is damaged"):
+            nightly(params)
+    summary = Artifact.get("nightly")
+    assert summary is not None and "a part is damaged" in str(summary.data)
     assert isinstance(runtime.flow_run.scheduled_start_time, datetime)
     with pytest.raises(InputError, match="no model 'gone' is registered"):
         nightly(params.model_copy(update={"models": ("gone",)}))

@@ -214,6 +214,13 @@ def test_drift_is_against_the_previous_and_the_accepted_audit(local: Store) -> N
         ("audit3", "audit0", pytest.approx(0.3))
     ]
     assert query(con, "drift_from_accepted", audit_id="audit1").to_pylist()[0]["accepted_id"] is None
+    # A later audit that was accepted before an older one was accepted again does not count, nor does a failed audit.
+    local.write("accepted", "k2", [{"audit_id": "audit2", "accepted_at": times[2]}])
+    row = {"audit_id": "audit4", "prompt_set": "p", "params": "{}", "code_version": "1", "model_id": "m"}
+    failed = row | {"state": "failed", "started_at": datetime(2024, 1, 5, tzinfo=UTC)}
+    local.write("audits", "audit4-end", [failed])
+    (latest,) = query(local, "drift_from_accepted").to_pylist()
+    assert (latest["audit_id"], latest["accepted_id"]) == ("audit3", "audit0")
     assert query(con, "audit_metrics").to_pylist()[0]["audit_id"] == "audit3"
 
 

@@ -78,7 +78,7 @@ def localize_nemo(
                 model,
                 layers,
                 subject.embed([prompt])[0],
-                prompt.prompt_id,
+                prompt.noise,
                 activations[prompt.prompt_id],
                 statistics,
                 threshold,
@@ -194,7 +194,7 @@ def memorization_left(
     with progress(len(todo), "memorization left", "prompt") as done:
         for prompt in todo:
             text = subject.embed([prompt])[0]
-            _, _, score = gate(model, layers, text, prompt.prompt_id, threshold, params)
+            _, _, score = gate(model, layers, text, prompt.noise, threshold, params)
             best = best_first(score, neurons[prompt.prompt_id])
             others = stand_ins(best, [layer.outputs for layer in layers], seed)
             points = [("curve", *point) for point in memorization_curve(score, best)]

@@ -3,7 +3,7 @@ the model trained until its memories are gone, and the rivals of both."""
 
 from tasks.mitigate.task.cuts import cut_neurons, cut_scored, cut_weights
 from tasks.mitigate.task.defending import defend, defend_id
-from tasks.mitigate.task.erasing import erase, erase_id, history_of
+from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased
 from tasks.mitigate.task.variants import cut_id, export_variant, known, shares_cut, subject_of
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "export_variant",
     "history_of",
     "known",
+    "not_erased",
     "shares_cut",
     "subject_of",
 ]

@@ -19,16 +19,18 @@ from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary
 from tasks.mitigate.task.variants import put, uncut_card, weights_in_store
 from tasks.subject import Asked, Subject, progress
 
-ERASE_VERSION = "finetune/2"
+ERASE_VERSION = "finetune/3"
 ERASURES: dict[Erasure, dict[str, Any]] = {
     "adversarial-finetune": {},
-    "surrogate-finetune": {"attack_steps": 0},
+    "surrogate-finetune": {"attack_steps": 0, "starts": ("prompt",)},
     "ordinary-finetune": {"erase_weight": 0.0, "check_every": 0},
     "lora-finetune": {"lora_rank": 4},
 }
 """What each training changes in the parameters: the method itself, and its rivals with one thing missing."""
 SURROGATE_SEEDS = 4
-"""Pictures that the pruned model makes of a prompt; the least like the training picture is the surrogate."""
+"""Pictures that the pruned model makes of a prompt at a time; the least like the training picture is the surrogate."""
+SURROGATE_TRIES = 4
+"""Times that it makes so many, where all are copies still."""
 
 
 def erase_id(
@@ -72,8 +74,11 @@ def erase(
         ordinary: prompts with pictures that keep everything else; none that quality is measured on.
         pruned: the variant, as the store knows it, that makes the surrogates.
 
+    A prompt whose every picture by the pruned model is a copy still has no surrogate: it is left out, since training
+    would teach the memory to every trigger. See `not_erased`.
+
     Raises:
-        InputError: prompts have no pictures, or the training diverged.
+        InputError: prompts have no pictures, none has a surrogate, or the training diverged.
     """
     chosen = _erasing(method, params)
     model = subject.load()
@@ -89,14 +94,28 @@ def erase(
         return {method: variant}
     measure = Sscd(sscd)
     pictures = subject.pictures([prompt.image_ids[0] for prompt in asked])
+    kept_out: list[str] = []
+    if chosen.erase_weight:
+        made = _surrogates(subject, pruned, asked, pictures, sampling, measure)
+        there = [row for row, picture in enumerate(made) if picture is not None]
+        kept_out = [prompt.text for prompt, picture in zip(asked, made, strict=True) if picture is None]
+        if not there:
+            raise InputError(f"{pruned} copies every memorized picture still, so nothing can stand for them: cut more")
+        asked, pictures = [asked[row] for row in there], pictures[there]
+        surrogates = encode(model, np.stack([picture for picture in made if picture is not None]))
     latents = encode(model, pictures)
-    surrogates = _surrogates(subject, pruned, asked, pictures, sampling, measure) if chosen.erase_weight else latents
-    memorized = Memorized([p.image_ids[0] for p in asked], [p.text for p in asked], latents, surrogates)
+    memorized = Memorized(
+        [prompt.image_ids[0] for prompt in asked],
+        [prompt.text for prompt in asked],
+        latents,
+        surrogates if chosen.erase_weight else latents,
+    )
+    captions = [prompt.text for prompt in ordinary]
     others = encode(model, subject.pictures([prompt.image_ids[0] for prompt in ordinary]))
     kept = Ordinary(others, model.embed([p.text for p in ordinary]))
 
     def held_out(unet: Any) -> float:
-        return _held_out(model.with_weights(unet), memorized, pictures, chosen, sampling, measure)
+        return _held_out(model.with_weights(unet), memorized, captions, pictures, chosen, sampling, measure)
 
     checkpoint = subject.beside("checkpoints") / f"{model.model_id[:8]}-{variant}.pt"
     with progress(steps_of(len(asked), chosen), method, "step") as stepped:
@@ -112,7 +131,7 @@ def erase(
 
         done = finetune(model, memorized, kept, chosen, checkpoint, told, held_out if chosen.check_every else None)
     history = [vars(step) for step in done.history]
-    files = {"history.json": json.dumps(history)}
+    files = {"history.json": json.dumps(history), "not_erased.json": json.dumps(kept_out)}
     card = uncut_card(subject, method, chosen, audit_id, "unet")
     put(subject, variant, params_id, card, done.unet, files)
     checkpoint.unlink(missing_ok=True)
@@ -132,6 +151,17 @@ def history_of(subject: Subject, variant: str) -> list[dict[str, Any]]:
     return history
 
 
+def not_erased(subject: Subject, variant: str) -> list[str]:
+    """Prompts that a training left out because the pruned model made nothing but copies of them.
+
+    Raises:
+        InputError: no such variant.
+    """
+    file = subject.stored(variant)[1] / "not_erased.json"
+    left_out: list[str] = json.loads(file.read_text()) if file.is_file() else []
+    return left_out
+
+
 def _erasing(method: Erasure, params: FineTuneParams) -> FineTuneParams:
     return FineTuneParams.model_validate(params.model_dump() | ERASURES[method])
 
@@ -143,32 +173,50 @@ def _surrogates(
     pictures: np.ndarray,
     sampling: SamplingParams,
     measure: Sscd,
-) -> torch.Tensor:
-    """Latents of what the pruned model makes of each prompt, of several seeds the least like the training picture."""
+) -> list[np.ndarray | None]:
+    """What the pruned model makes of each prompt: of several seeds the picture least like the training picture.
+
+    None where every one is a copy.
+    """
     model = subject.load(pruned)
-    out = []
-    with progress(len(asked) * SURROGATE_SEEDS, f"surrogates by {pruned}", "picture") as done:
+    out: list[np.ndarray | None] = []
+    with progress(len(asked), f"surrogates by {pruned}", "prompt") as done:
         for prompt, picture in zip(asked, pictures, strict=True):
-            keys = [(prompt.prompt_id, seed) for seed in range(SURROGATE_SEEDS)]
             text = model.embed([prompt.text]).expand(SURROGATE_SEEDS, -1, -1)
-            made = generate(model, text, keys, sampling, done)
-            out.append(made[int((measure.embed(made) @ measure.embed(picture[None])[0]).argmin())])
-    return encode(model, np.stack(out))
+            found = None
+            for first in range(0, SURROGATE_TRIES * SURROGATE_SEEDS, SURROGATE_SEEDS):
+                keys = [(prompt.prompt_id, first + seed) for seed in range(SURROGATE_SEEDS)]
+                made = generate(model, text, keys, sampling)
+                alike = measure.embed(made) @ measure.embed(picture[None])[0]
+                if alike.min() <= COPY_THRESHOLD:
+                    found = made[int(alike.argmin())]
+                    break
+            out.append(found)
+            done(1)
+    return out
 
 
 def _held_out(
     model: Model,
     memorized: Memorized,
+    captions: Sequence[str],
     pictures: np.ndarray,
     params: FineTuneParams,
     sampling: SamplingParams,
     measure: Sscd,
 ) -> float:
-    """The share of pictures that an attack with other seeds and other starts than the inner one brings back."""
+    """The share of pictures that an attack with other seeds and other starts than the inner one brings back.
+
+    Args:
+        captions: ordinary ones, at which it begins.
+        pictures: uint8 (n, height, width, 3), those that are attacked.
+    """
     seed = params.seed + 1
     budget = DoriParams(start="other", images_at_once=params.images_at_once)
     keys = [(name, seed) for name in memorized.ids]
-    found = attack(model, memorized.latents, memorized.prompts, keys, budget)
-    asked = [(f"{name}/held out", seed) for name in memorized.ids]
-    made = generate(model, torch.stack([trigger.embedding for trigger in found]), asked, sampling)
-    return float(((measure.embed(made) * measure.embed(pictures)).sum(1) > COPY_THRESHOLD).mean())
+    found = attack(model, memorized.latents, memorized.prompts, keys, budget, captions)
+    asked = [(f"{name}/held out", seed + shot) for name in memorized.ids for shot in range(params.check_seeds)]
+    triggers = torch.stack([trigger.embedding for trigger in found]).repeat_interleave(params.check_seeds, 0)
+    made = measure.embed(generate(model, triggers, asked, sampling)).reshape(len(pictures), params.check_seeds, -1)
+    alike = (made * measure.embed(pictures)[:, None]).sum(2)
+    return float((alike > COPY_THRESHOLD).any(1).mean())

@@ -10,7 +10,7 @@ from tasks.report.task.comparison import (
     standard_of,
 )
 from tasks.report.task.diagnosis import Spread, write_locality
-from tasks.report.task.page import Localized, Written, training_chart, write_report
+from tasks.report.task.page import Localized, Written, page_path, training_chart, write_report
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.task.results import write_results
 
@@ -24,6 +24,7 @@ __all__ = [
     "compare",
     "differences_table",
     "latest",
+    "page_path",
     "record_of",
     "rows_of",
     "standard_of",

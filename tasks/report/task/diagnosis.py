@@ -8,6 +8,7 @@ import numpy as np
 from storage import content_key, query
 from tasks.errors import InputError
 from tasks.report.locality import Answers, drawn_map, told
+from tasks.report.task.page import page_path
 from tasks.subject import ORIGINAL, Subject
 
 
@@ -63,7 +64,7 @@ def write_locality(
         if values
     ]
     store.write("metrics", content_key(audit_id, "locality"), metrics, audit_id=audit_id)
-    folder = subject.beside("reports") / audit_id
+    folder = page_path(subject, audit_id).parent
     folder.mkdir(parents=True, exist_ok=True)
     words, maps = told(answers), [drawn_map(one.places) for one in found]
     (folder / "locality.md").write_text(words)

@@ -56,6 +56,11 @@ Shown = Mapping[tuple[str, str, str], Collection[str]]
 """By name of the variant, variant in the store and probe, the ids of an audit's pictures."""
 
 
+def page_path(subject: Subject, audit_id: str) -> Path:
+    """Where the page of an audit lies, with what belongs to it beside it."""
+    return subject.beside("reports") / audit_id / "report.html"
+
+
 def write_report(
     subject: Subject,
     audit_id: str,
