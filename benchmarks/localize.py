@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,9 @@ def benchmark_wanda(model: Model, prompts: list[str], params: SamplingParams) ->
     layers = layers_of(model.unet, Site.FEED_FORWARD_HIDDEN)
     embeddings = model.embed(prompts)
     keys = [(prompt, 0) for prompt in prompts]
-    feature_norms(model, layers, embeddings, keys, params.model_copy(update={"steps": 2}))  # warms up
+    few = params.model_copy(update={"steps": 2})  # warms both up
+    plain_norms(model, layers, embeddings[:1], prompts[:1], few)
+    feature_norms(model, layers, embeddings, keys, few)
     start = clock(model)
     plain, kept = plain_norms(model, layers, embeddings, prompts, params)
     middle = clock(model)
@@ -259,12 +262,12 @@ def benchmark_wanda(model: Model, prompts: list[str], params: SamplingParams) ->
     end = clock(model)
     difference = max(float((sums[key].sqrt() - norm.double()).abs().max() / norm.max()) for key, norm in plain.items())
     overlaps = []
-    for layer in layers:
+    for step, layer in product(range(params.steps), layers):
         weight: Any = layer.module.weight
-        flatter = torch.ones(layer.inputs)
+        flat = torch.ones(layer.inputs)
         first, second = (
-            memorized_weights(weight, found, flatter, max(0.01, 1.01 / layer.inputs))
-            for found in (sums[0, layer.index], plain[0, layer.index].double().square())
+            memorized_weights(weight, found, flat, max(0.01, 1.01 / layer.inputs))
+            for found in (sums[step, layer.index], plain[step, layer.index].double().square())
         )
         overlaps.append(iou(first, second) if len(first) + len(second) else 1.0)
     stored = sum(values.numel() * values.element_size() for values in sums.values())
