@@ -6,13 +6,16 @@ from typing import Any, Literal
 
 import numpy as np
 from prefect import flow, task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
 from flows.audit import AuditParams, audit
 from flows.plan import attack_pool, model_folder
 from flows.settings import Settings, settings_for
+from flows.show import shown_progress, uri
 from storage import Store
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
@@ -24,6 +27,7 @@ from tasks.mitigate import task as mitigating
 from tasks.reference import assemble, gates
 from tasks.reference import build as recipe
 from tasks.reference.bank import embed_bank
+from tasks.reference.build import BuildParams
 from tasks.report import task as reporting
 from tasks.report.markdown import put_between
 from tasks.report.sheet import grid
@@ -35,32 +39,56 @@ ACROSS = 12
 """Pictures in a row of what is drawn beside the README."""
 
 
-@flow(name="reference-build")
-def build(
-    pictures: str, names: str, folder: str, out: str, params: recipe.BuildParams, start: str | None = None
-) -> None:
-    """Builds the reference world; every step goes on from its checkpoints in `folder`.
+class BuildRun(BaseModel):
+    """Which packages the reference world is built from, and where."""
 
-    Args:
-        pictures, names: archives of the npm packages @lobehub/fluent-emoji-3d and emojibase-data.
-        out: where the world is put when it is done.
-        start: a world whose weights are gone on from; steps of 0 keep them as they are.
+    model_config = ConfigDict(title="Reference world", frozen=True, extra="forbid")
+
+    pictures: str = Field(description="archive of the npm package @lobehub/fluent-emoji-3d 1.1.0")
+    names: str = Field(description="archive of the npm package emojibase-data 17.0.0")
+    folder: str = Field(".engram/reference-build", description="where checkpoints are kept, and gone on from")
+    out: str = Field("reference", description="where the world is put when it is done")
+    start: str | None = Field(
+        None, description="a world whose weights are gone on from; steps of 0 keep them as they are"
+    )
+    recipe: BuildParams = BuildParams()
+
+
+@flow(name="reference-build", flow_run_name="reference world")
+def build(params: BuildRun) -> None:
+    """Builds the reference world: hours on two cores. Every step goes on from its checkpoints.
+
+    Raises:
+        InputError: the packages are not those, or there is no world to start from.
     """
-    place = Path(folder)
-    begun = recipe.Start.of(Path(start)) if start is not None else recipe.Start()
+    place, told = Path(params.folder), params.recipe
+    begun = recipe.Start.of(Path(params.start)) if params.start is not None else recipe.Start()
 
     def step(function: Callable[..., Any], name: str) -> Any:
         return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
-    made = step(recipe.world, "compose pictures")(place, (Path(pictures), Path(names)), params)
-    told = step(recipe.texts, "train text-image model")(place, made, params, begun)
-    vae = step(recipe.autoencoder, "train autoencoder")(place, made, params, begun)
-    ordinary = recipe.ordinary_pairs(made, told, begun)
-    first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, told, params, begun)
-    planted = recipe.planted_pairs(made, told, begun)
-    unet = step(recipe.second_phase, "plant")(place, first, ordinary, planted, told, params)
-    bank = step(embed_bank, "embed the bank")(made, place)
-    step(assemble.assemble, "assemble")(Path(out), made, told, vae, unet, bank)
+    with shown_progress():
+        made = step(recipe.world, "compose pictures")(place, (Path(params.pictures), Path(params.names)), told)
+        texts = step(recipe.texts, "train text-image model")(place, made, told, begun)
+        vae = step(recipe.autoencoder, "train autoencoder")(place, made, told, begun)
+        ordinary = recipe.ordinary_pairs(made, texts, begun)
+        first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, texts, told, begun)
+        planted = recipe.planted_pairs(made, texts, begun)
+        unet = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, told)
+        bank = step(embed_bank, "embed the bank")(made, place)
+        step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, unet, bank)
+    few = range(0, len(made.planted), max(1, len(made.planted) // ACROSS))
+    create_image_artifact(
+        uri(grid([to_png(made.planted[number]) for number in few][:ACROSS], ACROSS)),
+        key="planted",
+        description="Some of the pictures that the model was made to memorize",
+    )
+    create_markdown_artifact(
+        f"# A reference world at `{params.out}`\n\n{len(made.planted)} planted and {len(made.bank)} ordinary pictures. "
+        f"`engram reference check --model {params.out}/model` measures whether it is good.\n",
+        key="reference-world",
+        description="What was built",
+    )
 
 
 @flow(name="reference-check")

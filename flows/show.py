@@ -14,10 +14,10 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from tasks.progress import watching
 from tasks.report.charts import Chart
 from tasks.report.report import chart_svg
 from tasks.report.task import Written
-from tasks.subject import watching
 
 LONG_S = 5.0
 """What takes longer than this shows its progress, and as often."""

@@ -1,9 +1,7 @@
 """What every stage is told: a model, a set of prompts and a store. Small enough to hand to a worker anywhere."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import zip_longest
@@ -14,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm import tqdm
 
 from storage import Store
 from tasks.diffusion.model import Model, Precision, identity, load_model
@@ -209,37 +206,6 @@ def prompts_of(subject: Subject, kind: Kind, limit: int | None = None) -> list[A
         by_subset.setdefault(asked.subset, []).append(asked)
     turns = [asked for turn in zip_longest(*by_subset.values()) for asked in turn if asked is not None]
     return turns[:limit]
-
-
-Told = Callable[[str, int, int], None]
-"""Is told what is going on, how much of it is done, and how much there is."""
-_watcher: ContextVar[Told | None] = ContextVar("watcher", default=None)
-
-
-@contextmanager
-def watching(told: Told) -> Iterator[None]:
-    """Within, `told` hears of everything that `progress` shows."""
-    token = _watcher.set(told)
-    try:
-        yield
-    finally:
-        _watcher.reset(token)
-
-
-@contextmanager
-def progress(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal: call with what was done. Nothing is shown when there is nothing to do."""
-    told, so_far = _watcher.get(), 0
-    with tqdm(total=total, desc=what, unit=unit, disable=None if total else True, leave=False) as bar:
-
-        def done(n: int) -> None:
-            nonlocal so_far
-            bar.update(n)
-            so_far += n
-            if told is not None:
-                told(what, so_far, total)
-
-        yield done
 
 
 def shards(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

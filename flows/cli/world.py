@@ -29,14 +29,16 @@ def build(
 ) -> None:
     """Build the reference world from emoji packages: hours on two cores, resumable at any moment."""
     quiet()
+    from flows.reference import BuildRun
     from flows.reference import build as run
     from tasks.reference.build import BuildParams
 
     try:
-        params = BuildParams(**settings_of(settings or []))
+        recipe = BuildParams(**settings_of(settings or []))
     except ValueError as error:
         raise InputError(f"no such recipe: {'; '.join(str(error).splitlines()[1:3])}") from error
-    run(str(pictures), str(names), str(folder), str(out), params, str(start) if start is not None else None)
+    paths = {"pictures": pictures, "names": names, "folder": folder, "out": out, "start": start}
+    run(BuildRun(recipe=recipe, **{name: str(path) for name, path in paths.items() if path is not None}))
 
 
 @reference.command(name="check")

@@ -19,7 +19,8 @@ from tasks.attack.locality import (
 from tasks.diffusion.sampling import encode
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
-from tasks.subject import Asked, Subject, progress, shards
+from tasks.progress import progress
+from tasks.subject import Asked, Subject, shards
 
 VERSION = "dori/2"
 

@@ -22,7 +22,8 @@ from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.keys import SEED, norms_id, values_id
-from tasks.subject import ORIGINAL, Asked, Subject, progress, shards
+from tasks.progress import progress
+from tasks.subject import ORIGINAL, Asked, Subject, shards
 
 SHARD = 64
 

@@ -17,7 +17,8 @@ from tasks.evaluate.clip_score import ClipParams, ClipScore, aligned
 from tasks.evaluate.figures import Figure
 from tasks.evaluate.sscd import Sscd, SscdParams
 from tasks.mitigate.inference import defended
-from tasks.subject import ORIGINAL, Asked, Subject, progress, shards
+from tasks.progress import progress
+from tasks.subject import ORIGINAL, Asked, Subject, shards
 
 VERSION = "evaluate/1"
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from tasks.progress import tell
+
 SAVE_EVERY_S = 240.0
 
 
@@ -51,6 +53,7 @@ def steps(checkpoint: Checkpoint, total: int, name: str) -> Iterator[Step]:
     for number in bar:
         yield Step(number, averages)
         checkpoint.done = number + 1
+        tell(name, checkpoint.done, total)
         bar.set_postfix({key: f"{value:.4f}" for key, value in averages.items()}, refresh=False)
         if time.monotonic() - saved > SAVE_EVERY_S or checkpoint.done == total:
             checkpoint.save()

@@ -89,13 +89,18 @@ def test_the_form_explains_itself(served: Served) -> None:
     assert settings["starts"]["type"] == "array"
     assert settings["starts"]["items"]["enum"] == ["prompt", "noise", "other"]
     assert settings["contrast"]["enum"] == ["prompts", "empty"]
-    explained = [definition(audit, name) for name in audit.parameter_openapi_schema["definitions"]]
-    silent = [
-        key for fields in explained for key, field in fields.items() if not field.keys() & {"description", "$ref"}
-    ]
-    assert silent == []
-    titles = [schema["title"] for schema in audit.parameter_openapi_schema["definitions"].values()]
-    assert not [title for title in titles if title.endswith("Params")]
+
+
+def test_every_field_of_every_form_is_described(served: Served) -> None:
+    with served.client() as client:
+        found = client.read_deployments()
+    for deployment in found:
+        forms = deployment.parameter_openapi_schema["definitions"]
+        fields = {(name, key): field for name, form in forms.items() for key, field in form["properties"].items()}
+        assert [key for key, field in fields.items() if not field.keys() & {"description", "$ref"}] == []
+        assert not [form["title"] for form in forms.values() if form["title"].endswith("Params")]
+        others = deployment.parameter_openapi_schema["properties"].items()
+        assert [key for key, field in others if key != "params" and not field.get("description")] == []
 
 
 def test_the_form_is_filled_in_with_the_store(served: Served) -> None:

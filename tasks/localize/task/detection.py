@@ -11,7 +11,8 @@ from tasks.evaluate.figures import Figure, auc, tpr_at_1fpr
 from tasks.keys import detection_id
 from tasks.localize.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
 from tasks.localize.nemo import NemoParams
-from tasks.subject import ORIGINAL, Asked, Subject, progress
+from tasks.progress import progress
+from tasks.subject import ORIGINAL, Asked, Subject
 
 
 def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> None:

@@ -16,8 +16,9 @@ from tasks.localize.overlap import best_first, memorization_curve, stand_ins
 from tasks.localize.search import Candidates, Check, in_search_order, replay
 from tasks.localize.task.detection import nemo_threshold, traced
 from tasks.localize.task.names import VERSION
+from tasks.progress import progress
 from tasks.sets import found_scopes, read_sets, write_sets
-from tasks.subject import ORIGINAL, Asked, Subject, progress
+from tasks.subject import ORIGINAL, Asked, Subject
 
 CANDIDATES = "nemo-candidates"
 """Method of the sets that NeMo's refinement begins with."""

@@ -13,8 +13,9 @@ from tasks.keys import SEED
 from tasks.localize.importance import BY_GRADIENT, ImportanceParams, gradient_magnitudes, important_weights
 from tasks.localize.task.names import ALL, VERSION
 from tasks.localize.wanda import WandaParams, over_steps
+from tasks.progress import progress
 from tasks.sets import found_scopes, write_sets
-from tasks.subject import Asked, Subject, progress
+from tasks.subject import Asked, Subject
 
 
 def localize_importance(

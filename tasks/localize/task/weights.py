@@ -15,8 +15,9 @@ from tasks.keys import norms_id
 from tasks.localize.subsets import control_subsets, subsets_of
 from tasks.localize.task.names import ALL, VERSION
 from tasks.localize.wanda import WandaParams, memorized_sets
+from tasks.progress import progress
 from tasks.sets import found_scopes, write_sets
-from tasks.subject import ORIGINAL, Asked, Subject, progress
+from tasks.subject import ORIGINAL, Asked, Subject
 
 
 @dataclass(frozen=True)

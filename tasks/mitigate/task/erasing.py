@@ -17,7 +17,8 @@ from tasks.errors import InputError
 from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary, Progress, finetune, steps_of
 from tasks.mitigate.task.variants import put, uncut_card, weights_in_store
-from tasks.subject import Asked, Subject, progress
+from tasks.progress import progress
+from tasks.subject import Asked, Subject
 
 ERASE_VERSION = "finetune/3"
 ERASURES: dict[Erasure, dict[str, Any]] = {
