@@ -45,7 +45,7 @@ class Settings(BaseModel):
     )
     wanda: WandaParams = WandaParams()
     contrast: Literal["prompts", "empty"] = Field(
-        "prompts", description="what memorized prompts are held against: null prompts, or the empty one as published"
+        "empty", description="what memorized prompts are held against: the empty prompt as published, or null prompts"
     )
     scores: tuple[Importance, ...] = Field((), description="other scores whose weights are cut beside Wanda's")
     importance: ImportanceParams = ImportanceParams()

@@ -15,6 +15,8 @@ GONE_LIMIT = 0.05
 """A picture set counts as gone while an informative attack brings back at most this share."""
 RANDOM_KEEPS = 0.8
 """A random cut must leave at least this share of the original's copies, or localizing was not what removed them."""
+RANDOM_CUTS = {"random-nemo": "neurons", "random-wanda": "weights", "random": "weights"}
+"""Variants of which something was cut at random, and what. Not everything called random is one."""
 
 _STARTS = {"dori-prompt": "the prompt", "dori-noise": "noise", "dori-other": "another prompt"}
 
@@ -51,7 +53,7 @@ def verdict(rows: Sequence[Row]) -> str:
     ]
     variants = dict.fromkeys(row.variant for row in rows if row.metric == "mr")
     for variant in variants:
-        if variant != "original" and not variant.startswith("random") and not variant.endswith("-control"):
+        if variant != "original" and variant not in RANDOM_CUTS and not variant.endswith("-control"):
             said.append(_of_variant(rows, variant))
     if len(said) == 1:
         said.append("No mitigation was audited.")
@@ -71,13 +73,12 @@ def controls(rows: Sequence[Row]) -> list[Control]:
             found.setdefault((control.name, control.words), control)
     out = list(found.values())
     original = _mr(rows, "original", "prompt")
-    for variant in dict.fromkeys(row.variant for row in rows if row.variant.startswith("random")):
+    for variant in dict.fromkeys(row.variant for row in rows if row.variant in RANDOM_CUTS):
         after = _mr(rows, variant, "prompt")
         if original is None or after is None or original.value == 0:
             continue
         holds = after.value >= RANDOM_KEEPS * original.value
-        cut = "weights" if variant == "random-wanda" else "neurons"
-        words = f"Cutting as many random {cut} leaves {_count(after)} copies of the original's {_count(original)}: "
+        words = f"Cutting as many random {RANDOM_CUTS[variant]} leaves {_count(after)} copies of the original's {_count(original)}: "
         if holds:
             words += "what a localized cut removes beyond that is not chance."
         else:

@@ -87,3 +87,9 @@ def test_what_was_not_measured_is_said() -> None:
     assert "not measured" in verdict([])
     assert "No mitigation was audited" in verdict(ORIGINAL)
     assert "it was not attacked" in verdict([*ORIGINAL, mr("wanda", "prompt", 0)])
+
+
+def test_random_words_are_a_mitigation_and_no_random_cut() -> None:
+    rows = [*ORIGINAL, mr("random-tokens", "prompt", 4)]
+    assert "After random-tokens, 4 of 20 come back" in verdict(rows)
+    assert "random-tokens" not in {control.name for control in controls(rows)}
