@@ -28,6 +28,7 @@ NULLS = 200
 SETTINGS = {
     "precision": "mixed",
     "sampling": {"guidance": 2.0, "steps": 20},
+    "contrast": "prompts",
     "wanda": {"sparsity": 0.1},
     "finetune": {
         "epochs": 8,
@@ -39,7 +40,8 @@ SETTINGS = {
     },
 }
 """What audits of this model do other than usual. Small models copy less under strong guidance, and need a larger share
-of their weights cut. The published training would take hours on two cores; so inner attacks are shorter, epochs more,
+of their weights cut; held against other prompts the cut takes more of the memory and less of the rest than held against
+the empty one. The published training would take hours on two cores; so inner attacks are shorter, epochs more,
 and the rate is that of a model of this size."""
 PROFILES = {
     "quick": {"attacked": 3, "controls": 3},

@@ -31,7 +31,8 @@ def write_results(store: Store, audit_id: str, folder: Path) -> tuple[Path, Path
     text = figures_text([row for row in rows if not row.probe.startswith(EFFORT)]) + effort_text(effort)
     taken = str((record["finished_at"] or record["started_at"]) - record["started_at"]).split(".")[0]
     versions = ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())
-    made = f"Audit {audit_id} of model {record['model_id']}, {record['state']}, on {record['device']} in {taken}."
+    made = f"Audit {audit_id} of model {record['model_id']}, {record['state']}, on {record['device']}; "
+    made += f"its last run took {taken}, and took over what the store held."
     try:
         folder.mkdir(parents=True, exist_ok=True)
         aside = data.with_suffix(".writing")
