@@ -30,6 +30,10 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
         ("variants", ", ".join(f"{name} = {stored}" for name, stored in variants.items() if name != stored)),
         ("nothing found by", ", ".join(missing) or "none"),
         ("NeMo", f"searches the values of {'all blocks' if everywhere else 'the down and mid blocks, as published'}"),
+        (
+            "Wanda",
+            f"held against {'the empty prompt, as published' if settings.contrast == 'empty' else 'null prompts'}",
+        ),
         ("device", record["device"]),
         ("started", f"{record['started_at']:%Y-%m-%d %H:%M} UTC"),
         ("versions", ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())),

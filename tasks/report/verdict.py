@@ -78,7 +78,8 @@ def controls(rows: Sequence[Row]) -> list[Control]:
         if original is None or after is None or original.value == 0:
             continue
         holds = after.value >= RANDOM_KEEPS * original.value
-        words = f"Cutting as many random {RANDOM_CUTS[variant]} leaves {_count(after)} copies of the original's {_count(original)}: "
+        cut, left = RANDOM_CUTS[variant], f"{_count(after)} copies of the original's {_count(original)}"
+        words = f"Cutting as many random {cut} leaves {left}: "
         if holds:
             words += "what a localized cut removes beyond that is not chance."
         else:
