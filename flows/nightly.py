@@ -104,6 +104,7 @@ def _night(store: Store, name: str, told: str, due: datetime, params: NightlyPar
             night = _compared(store, name, found.audit_id, params)
         else:
             night = _compared(store, name, done, params).model_copy(update={"reused": True})
+        report = reporting.page_path(Plan(asked).subject, str(night.audit_id))
     except Exception as error:
         return Night(name=name, outcome="failed", words=one_line(error))
     # A run that was late leaves the telling to the one that audited; one that is tried again may not have come to it.
@@ -111,7 +112,7 @@ def _night(store: Store, name: str, told: str, due: datetime, params: NightlyPar
         emit_event(
             "engram.audit.regression" if night.regressions else "engram.audit.completed",
             resource={"prefect.resource.id": f"engram.model.{name}", "prefect.resource.name": name},
-            payload=night.model_dump() | {"report": str(reporting.page_path(Plan(asked).subject, str(night.audit_id)))},
+            payload=night.model_dump() | {"report": str(report)},
         )
     return night
 
