@@ -2,8 +2,9 @@
 
 The transcriptions follow the published descriptions step by step. NeMo: every look at a candidate set runs the UNet at
 the first two timesteps for all seeds and keeps the second; activations are read off the UNet anew at every step of the
-selection. Wanda: prompts one at a time; a hook computes each feed-forward block a second time and brings every
-activation to the host, where norms are taken at the end.
+selection. What a noise difference, a similarity and an outlying neuron are it takes from the package, whose tests hold
+them against torchmetrics and by hand; what is compared is the search. Wanda: prompts one at a time; a hook computes
+each feed-forward block a second time and brings every activation to the host, where norms are taken at the end.
 
 Ours runs in every kind of refinement. "sequential" finds the same neurons by construction; "chain" and "group" leave
 out looks that would change the result only if unblocking more neurons took a memory away, so what they find is compared
