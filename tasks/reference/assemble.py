@@ -33,7 +33,7 @@ SETTINGS = {
     "finetune": {
         "epochs": 8,
         "images_per_step": 4,
-        "attack_steps": 20,
+        "attack_steps": 50,
         "attack_batch": 4,
         "learning_rate": 2e-4,
         "check_every": 0,
@@ -41,8 +41,9 @@ SETTINGS = {
 }
 """What audits of this model do other than usual. Small models copy less under strong guidance, and need a larger share
 of their weights cut; held against other prompts the cut takes more of the memory and less of the rest than held against
-the empty one. The published training would take hours on two cores; so inner attacks are shorter, epochs more,
-and the rate is that of a model of this size."""
+the empty one. The published training would take hours on two cores; so inner attacks have fewer noises, epochs are
+more, and the rate is that of a model of this size. Inner attacks keep their 50 steps: after ones of 20, the attack from
+noise still brings 5 of 8 pictures back."""
 PROFILES = {
     "quick": {"attacked": 3, "controls": 3},
     "full": {
