@@ -51,7 +51,9 @@ class AuditParams(BaseModel):
     device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
     profile: Profile = Field("quick", description="how much is looked at, unless settings say it")
     settings: Settings | None = Field(
-        None, description="everything in detail; as the profile and the model's own engram.json say if empty"
+        None,
+        title="Settings",
+        description="everything in detail; as the profile and the model's own engram.json say if empty",
     )
 
 

@@ -106,7 +106,8 @@ class Page:
     def choose(self, label: str) -> None:
         """Something rather than nothing, in a field that is a form of its own and may be empty."""
         found = self.browser.find_elements(By.CSS_SELECTOR, "label[for]")
-        (own,) = [each for each in found if each.text.removesuffix(" (Optional)") == label]
+        texts = [each.text.removesuffix(" (Optional)") for each in found]
+        own = found[texts.index(label)]
         around = own.find_element(By.XPATH, "./ancestor::div[.//*[@role='tab']][1]")
         self._click(around.find_element(By.XPATH, ".//*[@role='tab'][1]"))
 
