@@ -14,6 +14,7 @@ from storage import Store, content_key, verify
 from tasks.errors import InputError
 from tasks.evaluate.intervals import clopper_pearson
 from tasks.report.task import accept, audits_named, compare, standard_of
+from tests.flows.world import tiny_world
 
 CLAIMS = ("original", "nemo", "wanda")
 SEEDS = 4
@@ -219,7 +220,9 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("model").mkdir()
     Path("model/model_index.json").write_text("{}")
     Path("prompts.csv").write_text("Caption,kind\na cat,memorized\na dog,null\na sea,null\n")
-    added = engram(store, "models", "add", "tiny", "--model", "model", "--prompts", "prompts.csv", "--set", "seeds=7")
+    tiny_world(tmp_path / "world")
+    asked = ("--model", "model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip")
+    added = engram(store, "models", "add", "tiny", *asked, "--set", "seeds=7")
     assert added.exit_code == 0, added.exception
 
     def listed() -> list[dict[str, Any]]:
@@ -230,7 +233,7 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (row["name"], row["model"]) == ("tiny", str(tmp_path / "model"))
     assert row["prompts"] == str(tmp_path / "prompts.csv")
     assert json.loads(row["params"])["settings"]["seeds"] == 7
-    engram(store, "models", "add", "tiny", "--model", "model", "--prompts", "prompts.csv", "--set", "seeds=8")
+    engram(store, "models", "add", "tiny", *asked, "--set", "seeds=8")
     (row,) = listed()
     assert json.loads(row["params"])["settings"]["seeds"] == 8
     assert engram(store, "models", "remove", "tiny").exit_code == 0
@@ -240,6 +243,8 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("add", "a/b", "--model", "model"),
         ("add", "c", "--model", "gone"),
         ("add", "c", "--model", "model"),  # asked about nothing
+        ("add", "c", "--model", "model", "--prompts", "prompts.csv"),  # nothing scores alignment
+        ("add", "c", *asked[:-1], "local-dir:gone"),
         ("add", "c", "--model", "model", "--nulls", "gone.txt"),
         ("add", "c", "--model", "model", "--set", "seeds=0"),
     ):
