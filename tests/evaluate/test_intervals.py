@@ -68,11 +68,11 @@ def test_bootstrap_refuses(values: list[float]) -> None:
 
 
 @settings(max_examples=25)
-@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30))
-def test_the_interval_of_a_mean_is_scipys(values: list[float]) -> None:
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=30))
+def test_the_interval_of_a_mean_is_scipys(values: list[int]) -> None:
     wanted = ttest_1samp(values, 0).confidence_interval(0.95)
     low, high = of_mean(np.array(values))
-    if np.ptp(values) > 1e-6:
+    if len(set(values)) > 1:
         assert (low, high) == pytest.approx((wanted.low, wanted.high))
 
 
