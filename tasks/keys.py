@@ -20,4 +20,4 @@ def norms_id(sampling: SamplingParams, steps: int) -> str:
 
 def detection_id(params: DetectionParams) -> str:
     """Detection scores: so many seeds, at the second timestep of such a schedule."""
-    return content_key("detect/1", params.seeds, params.steps)
+    return content_key("detect/2", params.seeds, params.steps)

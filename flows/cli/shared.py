@@ -51,7 +51,10 @@ NotifyOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and figures as JSON.")]
 AuditOption = Annotated[
-    str | None, typer.Option("--audit", help="The audit it belongs to; the latest of this model if left out.")
+    str | None,
+    typer.Option(
+        "--audit", help="The audit it belongs to; left out, the latest with these settings where one is needed."
+    ),
 ]
 
 
