@@ -22,7 +22,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows import audit as audits
 from flows import show, stages
 from flows.cli import quiet, settings_of
-from flows.plan import AuditParams, model_folder
+from flows.params import AuditParams, model_folder
 from flows.settings import Settings, settings_for
 from storage import Store
 from tasks.diffusion.model import audit_defaults

@@ -9,7 +9,8 @@ from importlib.metadata import version
 
 from prefect import flow
 
-from flows.plan import AuditParams, Plan
+from flows.params import AuditParams
+from flows.plan import Plan
 from flows.show import show_audit
 from flows.stages import Audited, attack, collect, diagnose, evaluate, localize, mitigate, report
 from tasks.collect import task as collecting

@@ -16,7 +16,8 @@ from prefect.events import emit_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.audit import Audited, AuditParams, audit
-from flows.plan import CLAIMS, Plan, model_folder, resolved
+from flows.params import model_folder, resolved
+from flows.plan import CLAIMS, Plan
 from storage import Store, query
 from storage.errors import one_line
 from tasks.errors import InputError

@@ -1,4 +1,4 @@
-"""What an audit is told, and what follows from it: its prompts, its probes, and the ids that results go by.
+"""What follows from what an audit is told: its prompts, its probes, and the ids that results go by.
 
 Every id is a key of what determines a result. So a stage finds what the stages before it left in the store, whether
 they ran in this process, on another worker or last night.
@@ -10,14 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from flows.settings import Profile, Settings, settings_for
+from flows.params import AuditParams, beside, model_folder, resolved
+from flows.settings import Settings
 from storage import Store
 from tasks.attack import task as attacking
 from tasks.attack.dori import DoriParams, Start
 from tasks.collect import task as collecting
-from tasks.diffusion.model import Precision, audit_defaults
+from tasks.diffusion.model import Precision
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.clip_score import ClipParams
@@ -34,39 +33,6 @@ from fewer, controls and rival scores are only prompted."""
 
 EXTRACTION = "extraction"
 """The probe of many pictures of each prompt, among which an attacker looks for near copies."""
-
-
-class AuditParams(BaseModel):
-    """What is audited."""
-
-    model_config = ConfigDict(title="Audit", frozen=True, extra="forbid")
-
-    model: str = Field("reference", description="folder of a diffusers pipeline; 'reference' is the shipped one")
-    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
-    prompts: str | None = Field(None, description="file of memorized prompts; the model's own if empty")
-    nulls: str | None = Field(None, description="file of prompts that are not memorized")
-    ordinary: str | None = Field(None, description="file of prompts that quality is measured on")
-    images: str | None = Field(None, description="folder of the prompts' training images")
-    clip: str | None = Field(None, description="open_clip model that scores alignment: local-dir:FOLDER")
-    device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
-    profile: Profile = Field("quick", description="how much is looked at, unless settings say it")
-    settings: Settings | None = Field(
-        None,
-        title="Settings",
-        description="everything in detail; as the profile and the model's own engram.json say if empty",
-    )
-
-
-def resolved(params: AuditParams) -> AuditParams:
-    """The same with all settings, as they go into the audit's record.
-
-    Raises:
-        InputError: there is no such model, or its engram.json cannot be used.
-    """
-    if params.settings is not None:
-        return params
-    settings = settings_for(params.profile, audit_defaults(model_folder(params.model)))
-    return params.model_copy(update={"settings": settings})
 
 
 @dataclass(frozen=True)
@@ -133,7 +99,7 @@ class Plan:
         Raises:
             InputError: none is named.
         """
-        named = self.params.clip or _beside(self.folder, "clip", "local-dir:")
+        named = self.params.clip or beside(self.folder, "clip", "local-dir:")
         if named is None:
             raise InputError(f"{self.folder} names no CLIP model: give one with --clip local-dir:FOLDER")
         return ClipParams(model=named)
@@ -326,35 +292,15 @@ def attack_pool(subject: Subject, settings: Settings) -> list[str]:
     return [prompt.text for kind, limit in limits for prompt in prompts_of(subject, kind, limit)]
 
 
-def model_folder(model: str) -> Path:
-    """The folder of a model; 'reference' is the model that ships with the project.
-
-    Raises:
-        InputError: there is none.
-    """
-    shipped = Path(__file__).resolve().parent.parent / "reference" / "model"
-    folder = shipped if model == "reference" else Path(model).expanduser()
-    if not (folder / "model_index.json").is_file():
-        what = "no model_index.json" if folder.is_dir() else "no such folder"
-        raise InputError(f"no model at {folder} ({what}): give the folder of a diffusers pipeline with --model")
-    return folder.resolve()
-
-
 def _subject(params: AuditParams, folder: Path, precision: Precision) -> Subject:
     """The model with its prompts in the store."""
-    prompts = params.prompts or _beside(folder, "prompts")
+    prompts = params.prompts or beside(folder, "prompts")
     if prompts is None:
         raise InputError(
             f"which prompts? {folder} names none of its own: give a file of memorized prompts with --prompts"
         )
-    images = params.images or (_beside(folder, "images") if params.prompts is None else None)
+    images = params.images or (beside(folder, "images") if params.prompts is None else None)
     others = [Path(path) if path else None for path in (params.nulls, params.ordinary, images)]
     store = Store.open(params.store)
     name = collecting.import_prompts(store, Path(prompts), *others)
     return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device, precision=precision)
-
-
-def _beside(folder: Path, name: str, prefix: str = "") -> str | None:
-    """A path that the model's `engram.json` gives, relative to its folder."""
-    path = audit_defaults(folder).get(name)
-    return f"{prefix}{(folder / path).resolve()}" if path else None

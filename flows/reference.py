@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.audit import AuditParams, audit
-from flows.plan import attack_pool, model_folder
+from flows.params import model_folder
+from flows.plan import attack_pool
 from flows.settings import Settings, settings_for
 from flows.show import shown_progress, uri
 from storage import Store

@@ -14,7 +14,8 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows.facts import facts_of
-from flows.plan import EXTRACTION, AuditParams, Plan, Probe, pruned_of
+from flows.params import AuditParams
+from flows.plan import EXTRACTION, Plan, Probe, pruned_of
 from flows.show import show_audit, show_chart, shown_progress, uri
 from storage import out_of_reach
 from tasks.attack import task as attacking

@@ -73,7 +73,7 @@ def params_of(
     store: StoreOption = None,
 ) -> Any:
     """What a person asked for, as the flows take it. Its arguments are the options of every command that audits."""
-    from flows.plan import AuditParams, model_folder  # torch and Prefect take seconds to import
+    from flows.params import AuditParams, model_folder  # torch and Prefect take seconds to import
     from flows.settings import settings_for
     from tasks.diffusion.model import audit_defaults
 

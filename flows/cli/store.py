@@ -58,7 +58,7 @@ def export(
 ) -> None:
     """Write a variant as a diffusers pipeline that loads anywhere."""
     quiet()
-    from flows.plan import model_folder
+    from flows.params import model_folder
     from tasks.mitigate.task import export_variant, subject_of
 
     opened = Store.open(store, create=False)

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from flows import stages
 from flows.audit import Audited, AuditParams, audit, recorded
 from flows.cli import app
-from flows.plan import Plan, resolved
+from flows.params import resolved
+from flows.plan import Plan
 from flows.settings import Settings, settings_for
 from storage import Store, run_sql, verify
 from tasks.errors import InputError

@@ -1,0 +1,62 @@
+"""What an audit is told: by a form, a command or a registration."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.settings import Profile, Settings, settings_for
+from tasks.diffusion.model import audit_defaults
+from tasks.errors import InputError
+
+
+class AuditParams(BaseModel):
+    """What is audited."""
+
+    model_config = ConfigDict(title="Audit", frozen=True, extra="forbid")
+
+    model: str = Field("reference", description="folder of a diffusers pipeline; 'reference' is the shipped one")
+    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
+    prompts: str | None = Field(None, description="file of memorized prompts; the model's own if empty")
+    nulls: str | None = Field(None, description="file of prompts that are not memorized")
+    ordinary: str | None = Field(None, description="file of prompts that quality is measured on")
+    images: str | None = Field(None, description="folder of the prompts' training images")
+    clip: str | None = Field(None, description="open_clip model that scores alignment: local-dir:FOLDER")
+    device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
+    profile: Profile = Field("quick", description="how much is looked at, unless settings say it")
+    settings: Settings | None = Field(
+        None,
+        title="Settings",
+        description="everything in detail; as the profile and the model's own engram.json say if empty",
+    )
+
+
+def resolved(params: AuditParams) -> AuditParams:
+    """The same with all settings, as they go into the audit's record.
+
+    Raises:
+        InputError: there is no such model, or its engram.json cannot be used.
+    """
+    if params.settings is not None:
+        return params
+    settings = settings_for(params.profile, audit_defaults(model_folder(params.model)))
+    return params.model_copy(update={"settings": settings})
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a model; 'reference' is the model that ships with the project.
+
+    Raises:
+        InputError: there is none.
+    """
+    shipped = Path(__file__).resolve().parent.parent / "reference" / "model"
+    folder = shipped if model == "reference" else Path(model).expanduser()
+    if not (folder / "model_index.json").is_file():
+        what = "no model_index.json" if folder.is_dir() else "no such folder"
+        raise InputError(f"no model at {folder} ({what}): give the folder of a diffusers pipeline with --model")
+    return folder.resolve()
+
+
+def beside(folder: Path, name: str, prefix: str = "") -> str | None:
+    """A path that the model's `engram.json` gives, relative to its folder."""
+    path = audit_defaults(folder).get(name)
+    return f"{prefix}{(folder / path).resolve()}" if path else None
