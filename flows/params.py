@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.settings import Profile, Settings, settings_for
 from tasks.diffusion.model import audit_defaults
+from tasks.diffusion.precision import precision_for
 from tasks.errors import InputError
 
 
@@ -31,15 +32,14 @@ class AuditParams(BaseModel):
 
 
 def resolved(params: AuditParams) -> AuditParams:
-    """The same with all settings, as they go into the audit's record.
+    """The same with all settings, and with the precision that its device computes in: what goes into the record.
 
     Raises:
         InputError: there is no such model, or its engram.json cannot be used.
     """
-    if params.settings is not None:
-        return params
-    settings = settings_for(params.profile, audit_defaults(model_folder(params.model)))
-    return params.model_copy(update={"settings": settings})
+    settings = params.settings or settings_for(params.profile, audit_defaults(model_folder(params.model)))
+    precision = precision_for(settings.precision, params.device)
+    return params.model_copy(update={"settings": settings.model_copy(update={"precision": precision})})
 
 
 def model_folder(model: str) -> Path:

@@ -16,7 +16,7 @@ from storage import Store
 from tasks.attack import task as attacking
 from tasks.attack.dori import DoriParams, Start
 from tasks.collect import task as collecting
-from tasks.diffusion.model import Precision
+from tasks.diffusion.precision import Precision, precision_for
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.clip_score import ClipParams
@@ -72,7 +72,7 @@ class Plan:
         assert self.params.settings is not None
         settings = self.settings = self.params.settings
         self.folder = model_folder(params.model)
-        self.subject = _subject(params, self.folder, settings.precision)
+        self.subject = _subject(params, self.folder, precision_for(settings.precision, params.device))
         self.memorized = prompts_of(self.subject, "memorized", settings.memorized)
         self.nulls = prompts_of(self.subject, "null", settings.nulls)
         every = prompts_of(self.subject, "ordinary")

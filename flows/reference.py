@@ -21,7 +21,9 @@ from storage import Store
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.diffusion.model import audit_defaults
+from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import to_png
+from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
 from tasks.localize import task as localizing
 from tasks.mitigate import task as mitigating
@@ -101,8 +103,17 @@ def check(
 ) -> bool:
     """Measures every gate of a reference world, prints them, and says whether all hold.
 
-    The figures come from a full audit in `store`; one that is there already is not computed again.
+    The figures come from a full audit in `store`; one that is there already is not computed again. They are written
+    into the world's README, beside those of other gates that were measured of the same weights.
+
+    Args:
+        only: groups of gates, as their names begin; all without it.
+
+    Raises:
+        InputError: there is no such group, or no such model.
     """
+    if unknown := set(only or ()) - set(gates.GROUPS):
+        raise InputError(f"no gates {min(unknown)!r}: there are {', '.join(gates.GROUPS)}")
     folder = model_folder(model)
     world = folder.parent
     found: list[gates.Gate] = []
@@ -113,8 +124,8 @@ def check(
     address = Store.open(store).url
     settings = settings_for("full", audit_defaults(folder))
     name = collecting.import_set(Store.open(address), world / "prompts.parquet", world / "images.parquet")
-    place = {"store": address, "model": str(folder), "device": device, "precision": settings.precision}
-    subject = Subject(prompt_set=name, **place)
+    precision = precision_for(settings.precision, device)
+    subject = Subject(store=address, model=str(folder), prompt_set=name, device=device, precision=precision)
     if any(_wanted(part, only) for part in ("planted", "ordinary", "detection", "attack", "cut")):
         collecting.register_model(subject)
     if _wanted("planted", only):
@@ -130,9 +141,10 @@ def check(
         rows = reporting.rows_of(subject.open(), audited.audit_id)
         found += gates.cuts(rows, mitigating.shares_cut(subject, audited.variants), settings.wanda.sparsity)
     _show(found)
-    if not only and (world / "README.md").is_file():
-        _write(world / "README.md", found)
-        _draw(subject, world, settings)
+    if (page := world / "README.md").is_file():
+        put_between(page, "gates", gates.table(found, subject.model_id, page.read_text()))
+        if _wanted("planted", only) and _wanted("ordinary", only):
+            _draw(subject, world, settings)
     return all(gate.holds for gate in found)
 
 
@@ -191,16 +203,6 @@ def _probe(subject: Subject, probe: str, wanted: list[evaluating.Shot], settings
     return evaluating.copy_figures(subject, wanted, ids, settings.sscd)[0].value
 
 
-def _write(readme: Path, found: list[gates.Gate]) -> None:
-    """Puts the table between the marks of the world's README."""
-    lines = ["| gate | measured | wanted | |", "|---|---:|---:|---|"]
-    for gate in found:
-        lines.append(
-            f"| {gate.name} | {gate.value:.3f} | {gate.sense} {gate.limit:g} | {'holds' if gate.holds else 'misses'} |"
-        )
-    put_between(readme, "gates", "\n".join(lines))
-
-
 def _draw(subject: Subject, world: Path, settings: Settings) -> None:
     """Pictures beside the README: planted ones above what their prompts give, and what ordinary prompts give."""
     memorized = prompts_of(subject, "memorized")
@@ -232,4 +234,4 @@ def _show(found: list[gates.Gate]) -> None:
 
 
 def _wanted(name: str, only: list[str] | None) -> bool:
-    return not only or any(name.startswith(prefix) for prefix in only)
+    return not only or name in only

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.attack.dori import DoriParams, Start
 from tasks.attack.extraction import ExtractionParams
-from tasks.diffusion.model import Precision
+from tasks.diffusion.precision import AskedPrecision
 from tasks.diffusion.sampling import SamplingParams
 from tasks.errors import InputError
 from tasks.evaluate.sscd import SscdParams
@@ -37,7 +37,10 @@ class Settings(BaseModel):
         (), description="numbers of attack steps that replication is drawn against; hundreds can bring anything back"
     )
     effort_images: int = Field(8, ge=1, description="memorized pictures, and as many never memorized, attacked so")
-    precision: Precision = Field("float32", description="mixed: the UNet computes in bfloat16 where that is safe")
+    precision: AskedPrecision = Field(
+        "float32",
+        description="mixed: the UNet computes in bfloat16 where that is safe; auto: mixed if the device has bfloat16",
+    )
     sampling: SamplingParams = SamplingParams()
     nemo: NemoParams = NemoParams()
     agreement: bool = Field(

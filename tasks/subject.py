@@ -14,7 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage import Store
-from tasks.diffusion.model import Model, Precision, identity, load_model
+from tasks.diffusion.model import Model, identity, load_model
+from tasks.diffusion.precision import Precision
 from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.errors import InputError
 from tasks.mitigate.inference import Defence, DefenceParams

@@ -44,7 +44,7 @@ def build(
 @reference.command(name="check")
 def gates(
     model: Annotated[str, typer.Option(help="Folder of the reference model.")] = "reference",
-    only: Annotated[list[str] | None, typer.Option("--only", help="Only the gates whose names begin so.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only these gates, such as --only planted.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     store: StoreOption = None,
 ) -> None:

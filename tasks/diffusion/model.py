@@ -5,18 +5,16 @@ import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.nn.functional import pad
 
+from tasks.diffusion.precision import Precision
 from tasks.errors import InputError
 
-Precision = Literal["float32", "mixed", "bfloat16", "float16"]
-"""Of weights and of what is computed. "mixed": weights, latents and everything else are float32, and the UNet computes
-in bfloat16 where that is safe (autocast). Such results differ in the third digit, and with the batch in the fourth."""
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 """Components of a pipeline that nothing here uses."""
 

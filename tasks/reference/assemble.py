@@ -26,7 +26,7 @@ others are trained on beside when memories are erased."""
 NULLS = 200
 """New compositions never trained on: the prompts that memorized ones are held against."""
 SETTINGS = {
-    "precision": "mixed",
+    "precision": "auto",
     "sampling": {"guidance": 2.0, "steps": 20},
     "contrast": "prompts",
     "wanda": {"sparsity": 0.1},

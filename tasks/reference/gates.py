@@ -17,6 +17,9 @@ from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd
 from tasks.reference.bank import nearest_in_bank
 from tasks.report.verdict import Row
 
+GROUPS = ("autoencoder", "clip", "planted", "ordinary", "detection", "attack", "cut")
+"""What gates' names begin with, before a colon."""
+_GROUPS_IN_TABLE = tuple(f"| {group}: " for group in GROUPS)
 _SENSES = {">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator.gt}
 
 
@@ -32,6 +35,26 @@ class Gate:
     @property
     def holds(self) -> bool:
         return bool(_SENSES[self.sense](self.value, self.limit))
+
+
+def table(found: Sequence[Gate], weights: str, before: str = "") -> str:
+    """The gates as Markdown, in the order of the build.
+
+    Args:
+        weights: what the model goes by, see `tasks.diffusion.model.identity`.
+        before: the table that stands. Where it is of the same weights, its rows of gates that were not measured now
+            stay.
+    """
+    rows = {}
+    if f"`{weights}`" in before:
+        kept = [line for line in before.splitlines() if line.startswith(_GROUPS_IN_TABLE)]
+        rows = {line.split("|")[1].strip(): line for line in kept}
+    for gate in found:
+        holds = "holds" if gate.holds else "misses"
+        rows[gate.name] = f"| {gate.name} | {gate.value:.3f} | {gate.sense} {gate.limit:g} | {holds} |"
+    lines = ["| gate | measured | wanted | |", "|---|---:|---:|---|"]
+    lines += sorted(rows.values(), key=lambda line: GROUPS.index(line[2:].partition(":")[0]))
+    return "\n".join([*lines, "", f"Of the weights `{weights}`."])
 
 
 def autoencoder(model: Path, heldout: Path, images: Path) -> list[Gate]:

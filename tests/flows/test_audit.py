@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
@@ -304,6 +305,20 @@ def test_without_settings_an_audit_is_what_profile_and_model_say(params: AuditPa
     assert resolved(asked).settings == settings_for("full", told)
     assert resolved(resolved(asked)) == resolved(asked)
     assert resolved(params) == params
+
+
+@pytest.mark.parametrize(("known", "expected"), [({"avx512_bf16": True}, "mixed"), ({"avx2": True}, "float32")])
+def test_the_record_says_in_which_precision_was_computed(
+    params: AuditParams, known: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert params.settings is not None
+    either = params.settings.model_copy(update={"precision": "auto"})
+    plan = Plan(params.model_copy(update={"device": "cpu", "settings": either}))
+    assert plan.settings.precision == plan.subject.precision == expected
+    # What one machine recorded stays what it is on another.
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert Plan(plan.params).subject == plan.subject
 
 
 def test_settings_out_of_bounds_are_refused() -> None:

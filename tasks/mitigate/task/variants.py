@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from diffusers import UNet2DConditionModel
 
 from storage import Store, content_key
-from tasks.diffusion.model import Precision
+from tasks.diffusion.precision import Precision
 from tasks.errors import InputError
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate.finetune import Erasure, FineTuneParams

@@ -1,0 +1,36 @@
+"""How exactly a model computes, and which precision suits a device."""
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["float32", "mixed", "bfloat16", "float16"]
+"""Of weights and of what is computed. "mixed": weights, latents and everything else are float32, and the UNet computes
+in bfloat16 where that is safe (autocast). Such results differ in the third digit, and with the batch in the fourth."""
+
+AskedPrecision = Literal["auto", "float32", "mixed", "bfloat16", "float16"]
+"""The same, or "auto": mixed where the device computes in bfloat16, and float32 elsewhere."""
+
+BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
+"""Of processors, as `torch.cpu.get_capabilities` names them: Intel's, AMD's and Intel's, ARM's."""
+
+
+def computes_in_bfloat16(device: str | None = None) -> bool:
+    """Whether a device multiplies in bfloat16 itself. Where it does not, bfloat16 is emulated, many times slower than
+    float32.
+
+    Args:
+        device: "cpu", "cuda", ...; the GPU where there is one by default.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    return place.type == "cpu" and any(bool(known.get(name)) for name in BFLOAT16_INSTRUCTIONS)
+
+
+def precision_for(asked: AskedPrecision, device: str | None = None) -> Precision:
+    """The precision that is meant on a device, see `AskedPrecision`."""
+    if asked != "auto":
+        return asked
+    return "mixed" if computes_in_bfloat16(device) else "float32"
