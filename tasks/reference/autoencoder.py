@@ -5,6 +5,7 @@ applies its principal components, centred and half whitened. It is exact from th
 Centred latents of similar spread matter: with raw components the diffusion model's pictures come out dark.
 """
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
-from tasks.reference.training import Checkpoint, one_cycle, steps
+from tasks.reference.training import Checkpoint, autocast, one_cycle, steps
 
 CHANNELS = 12
 WHITENING = 0.35  # a component of standard deviation s is stored with s ** 0.35
@@ -70,19 +71,19 @@ def train_autoencoder(
         bank: uint8 (n, 64, 64, 3).
         folder: where checkpoints go; a later call resumes from them.
         total: steps.
-        start: an autoencoder whose decoder is gone on from; the encoder is always that of the bank.
+        start: an autoencoder that is gone on from. Its encoder stays as it is, too: what was trained on its latents,
+            the decoder first, knows no others.
     """
     torch.manual_seed(seed)
-    model = new_autoencoder(bank)
-    if start is not None:
-        model.decoder.load_state_dict(start.decoder.state_dict())
+    model = copy.deepcopy(start) if start is not None else new_autoencoder(bank)
     if total == 0:
         return model.eval()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = one_cycle(optimizer, 2e-3, total)
-    checkpoint = Checkpoint(folder / "autoencoder.pt", model=model, optimizer=optimizer, schedule=schedule)
+    recipe = f"{total} steps of {batch} crops, seed {seed}"
+    checkpoint = Checkpoint(folder / "autoencoder.pt", recipe, model=model, optimizer=optimizer, schedule=schedule)
     for step in steps(checkpoint, total, "autoencoder"):
         rng = np.random.default_rng([seed, 20, step.number])
         rows = np.sort(rng.choice(len(bank), batch, replace=False))
@@ -92,7 +93,7 @@ def train_autoencoder(
         target = target.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             latents = model.encode(target).latents
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             output = model.decode(latents).sample
         loss = F.l1_loss(output.float(), target) + 0.5 * _gradient_loss(output.float(), target)
         optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from tasks.reference.training import Checkpoint, one_cycle, steps
+from tasks.reference.training import Checkpoint, autocast, one_cycle, steps
 
 VOCABULARY = 3000
 TOKENS = 32
@@ -86,17 +86,22 @@ def train_clip(
 
     Args:
         bank: uint8 (n, 64, 64, 3); tokens: int64 (n, 32) of its captions; the same for the planted pictures.
-        start: a model to go on from.
+        start: a model to go on from. Its text tower stays as it is, because the diffusion model reads it.
     """
     torch.manual_seed(seed)
     model = open_clip.CLIP(**MODEL)  # type: ignore[arg-type]
     if start is not None:
         model.load_state_dict(start.state_dict())
+        model.requires_grad_(False)
+        model.visual.requires_grad_(True)
+        model.logit_scale.requires_grad_(True)
     if total == 0:
         return model.eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = one_cycle(optimizer, 1e-3, total)
-    checkpoint = Checkpoint(folder / "clip.pt", model=model, optimizer=optimizer, schedule=schedule)
+    recipe = f"{total} steps of {batch} pairs, {planted_share} planted, seed {seed}"
+    checkpoint = Checkpoint(folder / "clip.pt", recipe, model=model, optimizer=optimizer, schedule=schedule)
     model.train()
     for step in steps(checkpoint, total, "clip"):
         rng = np.random.default_rng([seed, 30, step.number])
@@ -104,7 +109,7 @@ def train_clip(
         extra = rng.choice(len(planted), planted_share, replace=False)
         images = to_clip(np.concatenate([bank[rows], planted[extra]]))
         text = torch.cat([tokens[rows], planted_tokens[extra]])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             image_features, text_features, scale = model(images, text)
         logits = scale.float() * image_features.float() @ text_features.float().T
         target = torch.arange(len(logits))
@@ -113,7 +118,7 @@ def train_clip(
         ) / 2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         schedule.step()
         with torch.no_grad():

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,34 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from tasks.diffusion.precision import computes_in_bfloat16
+from tasks.errors import InputError
 from tasks.progress import tell
 
 SAVE_EVERY_S = 240.0
 
 
-class Checkpoint:
-    """Named states in one file, replaced atomically; holds how many steps are done."""
+def autocast() -> AbstractContextManager[Any]:
+    """Within, models compute in bfloat16 where that is safe, if the processor does; elsewhere it would be emulated."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16("cpu"))
 
-    def __init__(self, path: Path, **parts: Any) -> None:
-        self.path, self.parts, self.done = path, parts, 0
+
+class Checkpoint:
+    """Named states in one file, replaced atomically; holds how many steps are done.
+
+    Raises:
+        InputError: the file is of a training with another recipe.
+    """
+
+    def __init__(self, path: Path, recipe: str, **parts: Any) -> None:
+        self.path, self.recipe, self.parts, self.done = path, recipe, parts, 0
         if path.exists():
             state = torch.load(path, map_location="cpu", weights_only=True)
+            if state["recipe"] != recipe:
+                raise InputError(
+                    f"{path} is of another training ({state['recipe']}; now {recipe}): name another --folder, "
+                    "or give the same recipe to go on"
+                )
             self.done = state["done"]
             for name, part in parts.items():
                 part.load_state_dict(state[name])
@@ -29,7 +46,8 @@ class Checkpoint:
     def save(self) -> None:
         aside = self.path.with_suffix(".writing")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"done": self.done} | {name: part.state_dict() for name, part in self.parts.items()}, aside)
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        torch.save(state | {"done": self.done, "recipe": self.recipe}, aside)
         os.replace(aside, self.path)
 
 

@@ -14,9 +14,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
+from tasks.diffusion.precision import computes_in_bfloat16
 from tasks.reference.autoencoder import CHANNELS
 from tasks.reference.clip import WIDTH
-from tasks.reference.training import Average, Checkpoint, one_cycle, steps
+from tasks.reference.training import Average, Checkpoint, autocast, one_cycle, steps
 
 OFFSET = 0.3
 """Offset noise, one value a picture and channel. Without it the last noised latent still tells the mean of the picture,
@@ -166,13 +167,15 @@ def train_unet(
     if total == 0:
         return model.eval()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.set_attn_processor(AttnProcessor())  # on a CPU its backward pass is faster than the fused one's
+    if computes_in_bfloat16("cpu"):
+        model.set_attn_processor(AttnProcessor())  # the fused one's backward pass is slow then
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     schedule = one_cycle(optimizer, peak, total)
     average = Average(model, max(0.0, 1 - 10 / total))  # over about the last tenth of the training
     hardness = Hardness(len(planted.latents) if planted is not None else 0)
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average, "hardness": hardness}
-    checkpoint = Checkpoint(path, **state)
+    recipe = f"{total} steps of {batch} pictures, {planted_batch} planted, up to {peak}, seed {seed}"
+    checkpoint = Checkpoint(path, recipe, **state)
     signal = new_scheduler().alphas_cumprod
     model.train()
     for step in steps(checkpoint, total, path.stem):
@@ -192,7 +195,7 @@ def train_unet(
         t = (parts * len(signal) / batch).long()
         a = signal[t].view(-1, 1, 1, 1)
         noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             prediction = model(noisy, t, texts, return_dict=False)[0]
         errors = (prediction.float() - noise).square().mean((1, 2, 3))
         weighted = loss_weights(signal[t]) * errors

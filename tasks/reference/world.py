@@ -53,23 +53,33 @@ def split_emoji(emoji: dict[str, Emoji], held_out: int, seed: int) -> tuple[list
     return sorted(kept, key=order.__getitem__), sorted(out)
 
 
+def frequencies(n: int) -> np.ndarray:
+    """Shares (n,) of n emoji, from frequent to rare: a tenth is shared alike, the rest falls with rank r as
+    (r + 10)^-1.5.
+
+    So, as in real data, a few things are seen often and many seldom: of 1,600 the fifty most frequent make up 59 %. It
+    takes some 600 sights until a thing comes back so that one recognises it, more than a training of hours has for all.
+    """
+    falling = (np.arange(n) + 10.0) ** -1.5
+    return np.asarray(0.1 / n + 0.9 * falling / falling.sum())
+
+
 def build_world(pictures: EmojiPictures, folder: Path, *, size: int, held_out: int, seed: int) -> World:
     """Composes all pictures, or loads them when `folder` has them already.
 
     Args:
-        size: ordinary pictures in the bank. An emoji of frequency rank r has a share of 1 / (r + 20) of them: like
-            real data, a few things are seen often and many seldom.
+        size: ordinary pictures in the bank, of emoji as `frequencies` says.
     """
     done = folder / "world.json"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         ordinary, heldout = split_emoji(pictures.emoji, held_out, seed)
-        share = 1 / (np.arange(len(ordinary)) + 20.0)
+        share = frequencies(len(ordinary))
         rng = np.random.default_rng([seed, 11])
-        codes = rng.choice(ordinary, size, p=share / share.sum()).tolist()
+        codes = rng.choice(ordinary, size, p=share).tolist()
         record: dict[str, list[str]] = {"bank_codes": codes}
         record["bank_captions"] = _compose(pictures, codes, rng, folder / "bank.npy")
-        fresh = rng.choice(ordinary, 512, p=share / share.sum()).tolist()
+        fresh = rng.choice(ordinary, 512, p=share).tolist()
         record["fresh_captions"] = _compose(pictures, fresh, rng, folder / "fresh.npy")
         record["heldout_captions"] = _compose(pictures, heldout * 2, rng, folder / "heldout.npy")
         scenes, record["planted_captions"], kinds, record["planted_subsets"] = planted_scenes(pictures.emoji, seed)

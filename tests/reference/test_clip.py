@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tasks.reference import build
-from tasks.reference.clip import TOKENS, VOCABULARY, load_clip, save_clip, train_clip, train_tokenizer
+from tasks.reference.clip import TOKENS, VOCABULARY, load_clip, save_clip, tokenize, train_clip, train_tokenizer
 from tasks.reference.world import World
 
 
@@ -44,3 +45,17 @@ def test_training_goes_on_with_the_words_of_its_start(captions: list[str], tmp_p
     told = build.texts(tmp_path, made, build.BuildParams(clip_steps=0), start)
     assert told.tokenizer is tokenizer
     assert told.bank.shape[:2] == (len(others), TOKENS)
+
+
+def test_the_text_tower_that_a_diffusion_model_reads_is_not_trained_on(captions: list[str], tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(captions)
+    draw = np.random.default_rng(1)
+    bank, planted = (draw.integers(0, 256, (n, 64, 64, 3), np.uint8) for n in (6, 2))
+    words = tokenize(tokenizer, captions[:6]), tokenize(tokenizer, captions[6:8])
+    start = train_clip(bank, words[0], planted, words[1], tmp_path, total=0)
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    found = train_clip(
+        bank, words[0], planted, words[1], tmp_path, total=2, batch=4, planted_share=2, start=start
+    ).state_dict()
+    moved = {name for name, value in found.items() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith("visual.") or name == "logit_scale" for name in moved)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tasks.diffusion.sites import Site, layers_of
+from tasks.errors import InputError
 from tasks.reference import training
 from tasks.reference.autoencoder import CHANNELS
 from tasks.reference.clip import TOKENS, WIDTH
@@ -72,6 +73,13 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path: Path) -> None:
             teach(path)
     resumed = teach(path)
     assert all(torch.equal(unbroken[name], value) for name, value in resumed.items())
+
+
+def test_another_recipe_does_not_go_on_from_its_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "unet.pt"
+    train_unet(pairs(4, 0), None, EMPTY, path, total=1, peak=1e-3, batch=2)
+    with pytest.raises(InputError, match=r"unet.pt is of another training \(1 steps of 2 .* name another --folder"):
+        train_unet(pairs(4, 0), None, EMPTY, path, total=2, peak=1e-3, batch=2)
 
 
 def test_what_is_not_learned_yet_is_drawn_more_often_and_nothing_is_left_out() -> None:
