@@ -11,8 +11,9 @@ SELECT
     one.image_id,
     pairs.method,
     pairs.layer,
-    avg(pairs.iou) AS iou,
-    avg(pairs.iou_chance) AS iou_chance,
+    -- Summed in order of size, so that the last digit does not depend on how threads share the rows out.
+    list_avg(list(pairs.iou ORDER BY pairs.iou)) AS iou,
+    list_avg(list(pairs.iou_chance ORDER BY pairs.iou_chance)) AS iou_chance,
     count(*) AS pairs
 FROM pairs
 JOIN triggers AS one ON one.trigger_id = pairs.scope_id_1 AND one.model_id = pairs.model_id
