@@ -42,6 +42,8 @@ class Line(NamedTuple):
 DEPLOYMENTS = (
     Line("flows.audit.audit", "audit", "cpu"),
     Line("flows.audit.audit", "audit-gpu", "gpu"),
+    Line("flows.scan.scan", "scan", "cpu"),
+    Line("flows.scan.scan", "scan-gpu", "gpu"),
     Line("flows.nightly.nightly", "nightly", "cpu", cron="0 2 * * *", at_once=1),
     Line("flows.stages.collect", "collect", "cpu"),
     Line("flows.stages.localize", "localize", "cpu"),

@@ -21,6 +21,8 @@ from tasks.report.task import Written
 
 LONG_S = 5.0
 """What takes longer than this shows its progress, and as often."""
+SUSPECTS = 100
+"""Rows of a scan that are shown; the store has all."""
 
 
 @contextmanager
@@ -70,6 +72,20 @@ def show_audit(audit_id: str, path: str, written: Written) -> None:
         key="subspace",
         description="Overlap (IOU) of the weights that subsets of prompts use, beside ordinary prompts and chance",
     )
+
+
+def show_scan(scan_id: str, words: str, rows: list[dict[str, Any]]) -> None:
+    """How many prompts were flagged, and the most suspicious ones.
+
+    Args:
+        rows: of the query `suspects`.
+    """
+    create_markdown_artifact(
+        "\n".join([f"# Scan {scan_id}\n", *(f"- {line}" for line in words.splitlines())]) + "\n",
+        key="scan",
+        description="How many prompts look memorized",
+    )
+    create_table_artifact(rows[:SUSPECTS], key="suspects", description=f"The {SUSPECTS} most suspicious prompts")
 
 
 def show_chart(name: str, chart: Chart) -> None:

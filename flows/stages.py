@@ -4,20 +4,15 @@ One direction: collect, localize, mitigate, attack, evaluate, report. A stage th
 says so and stops.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 from prefect import flow, runtime
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
-from prefect.assets import materialize
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows.facts import facts_of
+from flows.lineage import task
 from flows.params import AuditParams
 from flows.plan import EXTRACTION, Plan, Probe, pruned_of
 from flows.show import show_audit, show_chart, shown_progress, uri
-from storage import out_of_reach
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.errors import InputError
@@ -39,51 +34,23 @@ class Audited(BaseModel):
     written: reporting.Written
 
 
-def _transient(task: Any, run: Any, state: Any) -> bool:
-    """Whether to try again: when a remote store was out of reach, not when the input is wrong or memory is full."""
-    try:
-        state.result()
-    except Exception as error:
-        return out_of_reach(error)
-    return False
-
-
-def _task(function: Callable[..., Any], name: str, *writes: str, reads: tuple[str, ...] = (), run: str = "") -> Any:
-    """A Prefect task that writes these tables and reads those, so that lineage shows.
-
-    The store knows what is done: Prefect keeps no results and hashes no arguments.
-    """
-    return materialize(
-        *(f"engram://{table}" for table in writes),
-        by="engram",
-        name=name,
-        task_run_name=run or None,
-        asset_deps=[f"engram://{table}" for table in reads],
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retries=2,
-        retry_delay_seconds=10,
-        retry_condition_fn=_transient,
-    )(function)
-
-
-register_model = _task(collecting.register_model, "register model", "models", "variants")
-collect_values = _task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
-collect_norms = _task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
-detect = _task(localizing.detect, "detection", "nemo_traces", reads=("prompts",))
-localize_nemo = _task(localizing.localize_nemo, "NeMo", "neuron_sets", "nemo_traces", reads=("activations",))
-memorization_left = _task(localizing.memorization_left, "memorization left", "nemo_traces", reads=("neuron_sets",))
-localize_wanda = _task(localizing.localize_wanda, "Wanda", "neuron_sets", reads=("activations",))
-localize_control = _task(localizing.localize_wanda, "Wanda on ordinary", "neuron_sets", reads=("activations",))
-localize_importance = _task(localizing.localize_importance, "other scores", "neuron_sets", reads=("images",))
-localize_triggers = _task(localizing.localize_wanda, "Wanda on triggers", "neuron_sets", reads=("triggers",))
-cut_neurons = _task(mitigating.cut_neurons, "cut neurons", "variants", reads=("neuron_sets",))
-cut_weights = _task(mitigating.cut_weights, "cut weights", "variants", reads=("neuron_sets",))
-cut_scored = _task(mitigating.cut_scored, "cut by other scores", "variants", reads=("neuron_sets",))
-defend = _task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
-erase = _task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
-attack_images = _task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
-write_report = _task(reporting.write_report, "write report", "evidence", reads=("metrics", "generations", "scores"))
+register_model = task(collecting.register_model, "register model", "models", "variants")
+collect_values = task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
+collect_norms = task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
+detect = task(localizing.detect, "detection", "nemo_traces", reads=("prompts",))
+localize_nemo = task(localizing.localize_nemo, "NeMo", "neuron_sets", "nemo_traces", reads=("activations",))
+memorization_left = task(localizing.memorization_left, "memorization left", "nemo_traces", reads=("neuron_sets",))
+localize_wanda = task(localizing.localize_wanda, "Wanda", "neuron_sets", reads=("activations",))
+localize_control = task(localizing.localize_wanda, "Wanda on ordinary", "neuron_sets", reads=("activations",))
+localize_importance = task(localizing.localize_importance, "other scores", "neuron_sets", reads=("images",))
+localize_triggers = task(localizing.localize_wanda, "Wanda on triggers", "neuron_sets", reads=("triggers",))
+cut_neurons = task(mitigating.cut_neurons, "cut neurons", "variants", reads=("neuron_sets",))
+cut_weights = task(mitigating.cut_weights, "cut weights", "variants", reads=("neuron_sets",))
+cut_scored = task(mitigating.cut_scored, "cut by other scores", "variants", reads=("neuron_sets",))
+defend = task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
+erase = task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
+attack_images = task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
+write_report = task(reporting.write_report, "write report", "evidence", reads=("metrics", "generations", "scores"))
 
 
 @flow(name="collect", flow_run_name="collect")
@@ -313,8 +280,8 @@ def _evaluate(plan: Plan, audit_id: str, probe: Probe, name: str, kind: str) -> 
     evaluating.write_figures(subject, audit_id, probe.name, probe.probe, found)
 
 
-write_diagnosis = _task(_diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
-evaluate_probe = _task(
+write_diagnosis = task(_diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
+evaluate_probe = task(
     _evaluate,
     "evaluate",
     "generations",

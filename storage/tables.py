@@ -57,6 +57,7 @@ _PARAMS = column("params_id", TEXT, "key of the parameters the figures were made
 _SITE = column("site", TEXT, "kind of place in the network, e.g. 'value' or 'ff'")
 _LAYER = column("layer", TEXT, "name of the layer's module in the model")
 _STEP = column("step", INT, "number of the denoising step from 0; null where nothing depends on it", optional=True)
+_DETECTOR = column("detector", TEXT, "what was measured", values="ssim norm entropy anisotropy")
 _AUDIT = column("audit_id", TEXT, "the audit")
 
 _ALL = (
@@ -145,6 +146,34 @@ _ALL = (
         column("score", FLOAT, "similarity reached: unblocked against blocked", optional=True),
         column("kept", pa.bool_(), "whether what was tried stays blocked", optional=True),
         column("candidates", INT, "neurons blocked in this trial", optional=True),
+    ),
+    _table(
+        "detections",
+        "one detector's score of one prompt",
+        "model_id variant detector",
+        _MODEL,
+        _VARIANT,
+        column("prompt_id", TEXT, "the prompt"),
+        _PARAMS,
+        _DETECTOR,
+        column("score", FLOAT, "its figure, higher where the prompt is memorized; to be held against null prompts"),
+    ),
+    _table(
+        "findings",
+        "what one detector says of one prompt of a scan",
+        "scan_id",
+        column("scan_id", TEXT, "the scan: of these prompts by this model, held against these null prompts"),
+        _MODEL,
+        column("prompt_id", TEXT, "the prompt"),
+        column("text", TEXT, "the prompt itself: scanned prompts are no set of `prompts`"),
+        _DETECTOR,
+        _PARAMS,
+        column("score", FLOAT, "the detector's figure, as `detections` has it"),
+        column("nulls", COUNT, "null prompts that it was held against"),
+        column("p_value", FLOAT, "(1 + null prompts that score as high) / (nulls + 1)"),
+        column("alpha", FLOAT, "the false-alarm rate that was asked for"),
+        column("flagged", pa.bool_(), "whether the p-value is at most alpha"),
+        column("found_at", TIME, "when"),
     ),
     _table(
         "variants",

@@ -1,11 +1,18 @@
 """Names of work that one stage writes and another reads: hashes of what determines it."""
 
+import hashlib
+
 from storage import content_key
 from tasks.diffusion.sampling import SamplingParams
 from tasks.localize.detection import DetectionParams
 
 SEED = 0
 """The seed of the trajectories that feature norms are taken along: one for each prompt, as published."""
+
+
+def prompt_id(text: str) -> str:
+    """What a prompt goes by in the store."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def values_id() -> str:

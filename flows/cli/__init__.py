@@ -3,7 +3,7 @@
 import sys
 
 # Each brings its commands; help lists them in this order.
-from flows.cli import audits, platform, store, world  # noqa: F401
+from flows.cli import audits, platform, scans, store, world  # noqa: F401
 from flows.cli.shared import app, quiet, settings_of
 from storage import StoreError
 from tasks.errors import InputError

@@ -24,6 +24,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+NEEDS_A_PLATFORM = (
+    "CANCELLATION_CLEANUP",
+    "CLEANUP_RECONCILER",
+    "FOREMAN",
+    "LATE_RUNS",
+    "PAUSE_EXPIRATIONS",
+    "REPOSSESSOR",
+    "SCHEDULER",
+)
+"""Services of Prefect's server for deployments, workers and limits, such as `engram serve` has."""
+
 StoreOption = Annotated[
     str | None,
     typer.Option("--store", help="The store: a folder or s3:// URL; $ENGRAM_STORE or .engram/store if left out."),
@@ -137,8 +148,18 @@ def printed(rows: Any, form: Format) -> None:
 
 
 def quiet() -> None:
-    """Keeps the terminal for the audit: Prefect's server stays silent and local, libraries' chatter is left out."""
+    """Keeps the terminal for the audit: Prefect's server stays silent and local, libraries' chatter is left out.
+
+    Where no server runs yet, a command brings one up for its own runs. That one does not look for work that it never
+    has, which every few seconds would stop the threads that compute.
+    """
+    for service in NEEDS_A_PLATFORM:
+        os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
+    # A busy machine needs longer for it than Prefect waits, 20 seconds.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # What a flow raises is told by `main`; its log would only tell it again, with a traceback.
+    os.environ.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -16,12 +16,12 @@ from PIL import Image, UnidentifiedImageError
 
 from storage import Store, content_key
 from tasks.collect.norms import norms_by_prompt
-from tasks.collect.prompt_files import Prompt, find_images, read_prompts
+from tasks.collect.prompt_files import Kind, Prompt, find_images, read_prompts
 from tasks.collect.values import value_activations
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
-from tasks.keys import SEED, norms_id, values_id
+from tasks.keys import SEED, norms_id, prompt_id, values_id
 from tasks.progress import progress
 from tasks.subject import ORIGINAL, Asked, Subject, shards
 
@@ -86,6 +86,20 @@ def import_prompts(
         for row in free[len(free) // 2 :]:
             row["kind"] = "ordinary"
     return _keep(store, prompts.stem, rows, pictures)
+
+
+def told_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
+    """The prompts of a file as `import_prompts` reads it, without bringing them into the store.
+
+    Args:
+        kind: what prompts are taken for that do not say; those of a Parquet file all do.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    if path.suffix != ".parquet":
+        return read_prompts(path, kind)
+    return [Prompt(row["text"], row["kind"], row["memorization"], row["subset"]) for row in _prompt_rows(path)]
 
 
 def import_set(store: Store, prompts: Path, images: Path) -> str:
@@ -188,10 +202,6 @@ def empty_prompts(count: int) -> list[Asked]:
     on one draw.
     """
     return [Asked(prompt_id(f"\0{number}"), "", "null", None, None, ()) for number in range(count)]
-
-
-def prompt_id(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _known(store: Store, subject: Subject, site: Site, params_id: str, layer: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -21,6 +22,30 @@ def observed(layers: tuple[Layer, ...], see: Callable[[Layer, torch.Tensor, torc
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def attended(unet: torch.nn.Module, layer: Layer, see: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Within, `see` is given the attention of a cross-attention layer whenever it runs.
+
+    It is float32 (n, heads, pixels, tokens), and computed beside what the layer does, which stays as it is.
+
+    Args:
+        layer: the values of that cross-attention, such as `Site.VALUE_ALL` has them.
+    """
+
+    def look(module: Any, inputs: tuple[torch.Tensor, ...], named: dict[str, Any]) -> None:
+        query = module.head_to_batch_dim(module.to_q(inputs[0])).float()
+        key = module.head_to_batch_dim(module.to_k(named["encoder_hidden_states"])).float()
+        weights = (query @ key.transpose(1, 2) * module.scale).float().softmax(-1)
+        see(weights.unflatten(0, (-1, module.heads)))
+
+    attention = unet.get_submodule(layer.name.removesuffix(".to_v"))
+    handle = attention.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.diffusion.hooks import observed, scaled, started
+from tasks.diffusion.hooks import attended, observed, scaled, started
 from tasks.diffusion.sites import Site, layers_of
 from tests.localize.hand_made import WIDTH, random_unet
 
@@ -73,3 +73,22 @@ def test_the_start_of_the_unet_is_told_with_its_timestep() -> None:
         UNET(LATENTS, torch.tensor([7, 7]), TEXT)
         UNET(LATENTS, torch.tensor([3, 3]), TEXT)
     assert ticks == [7, 3]
+
+
+def test_attention_is_what_the_layer_weighs_its_values_with() -> None:
+    layer = layers_of(UNET, Site.VALUE_ALL)[3]
+    module: Any = UNET.get_submodule(layer.name.removesuffix(".to_v"))
+    outputs: list[torch.Tensor] = []
+    seen: list[torch.Tensor] = []
+    plain, before = run(), hooks()
+    handle = module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    with attended(UNET, layer, seen.append):
+        assert run().equal(plain)
+    handle.remove()
+    assert hooks() == before
+    (weights,) = seen
+    pixels, tokens = outputs[0].shape[1], TEXT.shape[1]
+    assert weights.shape == (2, module.heads, pixels, tokens)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, module.heads, pixels))
+    mixed = weights.flatten(0, 1) @ module.head_to_batch_dim(module.to_v(TEXT))
+    torch.testing.assert_close(module.to_out[0](module.batch_to_head_dim(mixed)), outputs[0], atol=1e-5, rtol=1e-4)

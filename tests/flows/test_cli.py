@@ -1,17 +1,21 @@
 """The command line: what it offers, and what it refuses in one line."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from prefect.settings import Settings
 from typer.testing import CliRunner
 
-from flows.cli import app, main
+from flows.cli import app, main, quiet
+from flows.cli.shared import NEEDS_A_PLATFORM
+from flows.serve import environment
 
 COMMANDS = (
     *("audit", "collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report"),
-    *("sql", "iou", "catalog", "export", "verify", "audits", "compare", "results", "accept"),
+    *("scan", "sql", "iou", "catalog", "export", "verify", "audits", "compare", "results", "accept"),
     *("models", "serve", "deploy", "reference", "bench"),
 )
 
@@ -48,6 +52,23 @@ def test_an_unknown_parameter_of_the_recipe_is_one_line(
     told = refused(monkeypatch, capsys, "reference", "build", *archives, "--set", "stepps=3")
     assert told.startswith("engram: no such recipe: stepps;")
     assert "\n" not in told
+
+
+def test_gates_that_there_are_not_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    told = refused(monkeypatch, capsys, "reference", "check", "--only", "plated", "--store", str(tmp_path / "store"))
+    assert told.startswith("engram: no gates 'plated': there are autoencoder, clip, planted,")
+
+
+def test_a_server_for_one_command_looks_for_no_work_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    quiet()
+    services = Settings().server.services
+    assert not any(getattr(services, name.lower()).enabled for name in NEEDS_A_PLATFORM)
+    # What a run writes must reach the database all the same.
+    assert services.event_persister.enabled and services.task_run_recorder.enabled
+    assert not any(name.startswith("PREFECT_SERVER_SERVICES") for name in environment("http://127.0.0.1:4200", Path()))
 
 
 def test_a_setting_without_a_value_is_one_line(

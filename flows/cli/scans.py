@@ -1,0 +1,78 @@
+"""The command that looks for memorized prompts among many."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.shared import Format, FormatOption, StoreOption, app, printed, quiet, settings_of
+from storage import Store, query
+from tasks.errors import InputError
+
+
+class DetectorName(StrEnum):
+    SSIM = "ssim"
+    NORM = "norm"
+    ENTROPY = "entropy"
+    ANISOTROPY = "anisotropy"
+
+
+@app.command()
+def scan(
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts that are scanned: CSV, JSONL, text or Parquet; the model's own if left out."),
+    ] = None,
+    nulls: Annotated[
+        Path | None, typer.Option(help="Prompts that are not memorized; the model's own if left out.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or 'reference'.")] = "reference",
+    detectors: Annotated[
+        list[DetectorName] | None,
+        typer.Option("--detector", help="What tells memorized prompts; may be repeated; norm if left out."),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="False-alarm rate: share flagged of prompts that are not memorized; 0.02 if left out."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="CSV file for the flagged prompts, as `engram audit --prompts` reads it."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=10 or --set cosine=1.")
+    ] = None,
+    store: StoreOption = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Find memorized prompts of a model whose memorized set is unknown, most suspicious first."""
+    quiet()
+    from flows.scan import ScanRun, told
+    from flows.scan import scan as run
+    from tasks.scan.detectors import ScanParams
+    from tasks.scan.task import write_flagged
+
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent} for {out.name}: make it first")
+    asked = settings_of(settings or [])
+    asked |= {"detectors": [each.value for each in detectors]} if detectors else {}
+    asked |= {"alpha": alpha} if alpha is not None else {}
+    try:
+        chosen = ScanParams.model_validate(asked)
+    except ValueError as error:
+        raise InputError(f"no such scan: {'; '.join(str(error).splitlines()[1:3])}") from error
+    files = {"prompts": prompts, "nulls": nulls}
+    paths = {name: str(path) for name, path in files.items() if path is not None}
+    opened = Store.open(store)
+    params = ScanRun(model=model, store=opened.url, device=device, scan=chosen, **paths)
+    scanned, _ = told(params)  # what cannot be used is refused before a flow begins
+    found = run(params)
+    printed(query(opened, "suspects", scan_id=found.scan_id), form)
+    # Programs read the rows alone.
+    print(found.words, file=sys.stdout if form is Format.TABLE else sys.stderr)
+    if out is not None:
+        number = write_flagged(opened, found.scan_id, scanned, out)
+        print(f"wrote {out}: {number} prompts for `engram audit --prompts {out}`", file=sys.stderr)

@@ -1,0 +1,109 @@
+"""The scan: which prompts of a file a model has memorized, when nobody knows what it has memorized."""
+
+from pathlib import Path
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.lineage import task
+from flows.params import beside, model_folder
+from flows.settings import settings_for
+from flows.show import show_scan, shown_progress
+from flows.stages import register_model
+from storage import Store, query
+from tasks.collect import task as collecting
+from tasks.collect.prompt_files import Prompt
+from tasks.diffusion.model import audit_defaults
+from tasks.diffusion.precision import precision_for
+from tasks.errors import InputError
+from tasks.scan import task as scanning
+from tasks.scan.conformal import false_alarms
+from tasks.scan.detectors import ScanParams
+from tasks.subject import Subject
+
+
+class ScanRun(BaseModel):
+    """What is scanned."""
+
+    model_config = ConfigDict(title="Scan", frozen=True, extra="forbid")
+
+    model: str = Field("reference", description="folder of a diffusers pipeline; 'reference' is the shipped one")
+    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
+    prompts: str | None = Field(None, description="file of prompts that are scanned; the model's own if empty")
+    nulls: str | None = Field(
+        None, description="file of prompts that are not memorized, which others are held against; the model's if empty"
+    )
+    device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
+    scan: ScanParams = ScanParams()
+
+
+class Scanned(BaseModel):
+    """What came of a scan."""
+
+    scan_id: str
+    words: str
+
+
+score_prompts = task(scanning.score_prompts, "score prompts", "detections", run="score prompts: {detector}")
+write_findings = task(scanning.write_findings, "hold against nulls", "findings", reads=("detections",))
+
+
+@flow(name="scan", flow_run_name="scan {params.model}")
+def scan(params: ScanRun) -> Scanned:
+    """Finds the prompts of a file that a model has memorized, at a false-alarm rate that holds.
+
+    Whatever the store holds already is not computed again, so an interrupted scan goes on where it stopped.
+
+    Raises:
+        InputError: the model or the prompts cannot be used, or there are too few null prompts for the false-alarm rate.
+    """
+    folder = model_folder(params.model)
+    precision = precision_for(settings_for("quick", audit_defaults(folder)).precision, params.device)
+    # What is scanned is no set in the store: nobody knows yet what these prompts are.
+    place = {"store": Store.open(params.store).url, "model": str(folder), "prompt_set": "", "device": params.device}
+    subject = Subject.model_validate(place | {"precision": precision})
+    asked = told(params)
+    prompts, nulls = (scanning.readable(subject, group) for group in asked)
+    if not prompts:
+        raise InputError(f"no prompt can be scanned: the model reads {subject.load().tokens} tokens, all have more")
+    false_alarms(len(nulls), params.scan.alpha)  # there may be fewer now, and all the work is still to come
+    with shown_progress():
+        register_model(subject)
+        for detector in dict.fromkeys(params.scan.detectors):
+            score_prompts(subject, [*prompts, *nulls], detector, params.scan)
+        scan_id = write_findings(subject, Path(_file(params, folder)).stem, prompts, nulls, params.scan)
+    words = scanning.verdict(subject.open(), scan_id)
+    if any(lost := [len(group) - len(kept) for group, kept in zip(asked, (prompts, nulls), strict=True)]):
+        words += f"\nleft out {lost[0]} prompts and {lost[1]} null prompts: longer than the model reads"
+    show_scan(scan_id, words, query(subject.open(), "suspects", scan_id=scan_id).to_pylist())
+    return Scanned(scan_id=scan_id, words=words)
+
+
+def told(params: ScanRun) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts that are scanned, and the null prompts that they are held against; none is in both.
+
+    Null prompts are those of their own file, or else what the scanned file and the model's own say is null.
+
+    Raises:
+        InputError: a file cannot be used, there is none, it holds nothing to scan, or there are too few null prompts.
+    """
+    folder = model_folder(params.model)
+    path, own = _file(params, folder), beside(folder, "prompts")
+    given = collecting.told_prompts(Path(path))
+    scanned = {prompt.text: prompt for prompt in given if prompt.kind != "null"}
+    if not scanned:
+        raise InputError(f"{path} has nothing to scan: it says of all its prompts that they are not memorized")
+    if params.nulls is not None:
+        known = collecting.told_prompts(Path(params.nulls), "null")
+    else:
+        known = given if own in (None, path) else [*given, *collecting.told_prompts(Path(own))]
+    nulls = {prompt.text: prompt for prompt in known if prompt.kind == "null" and prompt.text not in scanned}
+    false_alarms(len(nulls), params.scan.alpha)
+    return list(scanned.values()), list(nulls.values())
+
+
+def _file(params: ScanRun, folder: Path) -> str:
+    path = params.prompts or beside(folder, "prompts")
+    if path is None:
+        raise InputError(f"which prompts? {folder} names none of its own: give a file of them with --prompts")
+    return path

@@ -1,0 +1,16 @@
+-- The prompts of a scan, most suspicious first: each detector's score, its p-value, and whether that flags the prompt.
+-- $scan_id: the scan.
+
+WITH placed AS (
+    SELECT
+        prompt_id, text, detector, score, p_value, flagged,
+        rank() OVER (PARTITION BY detector ORDER BY score DESC) AS place
+    FROM findings
+    WHERE scan_id = $scan_id
+)
+SELECT text AS prompt, detector, score, p_value, flagged
+FROM placed
+ORDER BY
+    min(p_value) OVER (PARTITION BY prompt_id),
+    min(place) OVER (PARTITION BY prompt_id),
+    prompt_id, p_value, place, detector

@@ -1,0 +1,166 @@
+"""Scanning: scores of prompts into the store, and which of them null prompts do not explain.
+
+Scores are kept prompt by prompt, as collections are: a larger scan adds to a smaller one, and one that was interrupted
+goes on where it stopped.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from storage import Store, content_key, query
+from tasks.collect.prompt_files import Prompt
+from tasks.errors import InputError
+from tasks.keys import prompt_id
+from tasks.progress import progress
+from tasks.scan.conformal import false_alarms, p_values
+from tasks.scan.detectors import Detector, ScanParams, scores
+from tasks.subject import ORIGINAL, Subject, shards
+
+SHARD = 64
+
+
+def readable(subject: Subject, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those of the prompts that have no more tokens than the model reads."""
+    model, texts = subject.load(), [prompt.text for prompt in prompts]
+    ids = model.tokenizer(texts, verbose=False).input_ids if texts else []
+    return [prompt for prompt, tokens in zip(prompts, ids, strict=True) if len(tokens) <= model.tokens]
+
+
+def score_prompts(subject: Subject, prompts: Sequence[Prompt], detector: Detector, params: ScanParams) -> None:
+    """One detector's scores of prompts that the store has none of yet, a row of `detections` each.
+
+    Raises:
+        InputError: a prompt is too long, or a prediction is not finite.
+    """
+    model, store, params_id = subject.load(), subject.open(), score_id(detector, params)
+    known = _scores(subject, detector, params)
+    todo = [prompt for prompt in prompts if prompt_id(prompt.text) not in known]
+    with progress(len(todo), f"scanning by {detector}", "prompt") as done:
+        for block in shards(todo, SHARD):
+            texts = [prompt.text for prompt in block]
+            ids = [prompt_id(text) for text in texts]
+            found = scores(model, detector, model.embed(texts), ids, params).tolist()
+            rows = [
+                {"prompt_id": name, "params_id": params_id, "score": score}
+                for name, score in zip(ids, found, strict=True)
+            ]
+            place = {"model_id": subject.model_id, "variant": ORIGINAL, "detector": detector}
+            store.write("detections", content_key(*place.values(), params_id, ids), rows, **place)
+            done(len(block))
+
+
+def write_findings(
+    subject: Subject, name: str, prompts: Sequence[Prompt], nulls: Sequence[Prompt], params: ScanParams
+) -> str:
+    """What the scores of prompts say beside those of null prompts, a row of `findings` for each prompt and detector.
+
+    Args:
+        name: what the scan's id begins with.
+
+    Returns:
+        The scan's id; it follows from what was asked, so the same scan again changes nothing.
+
+    Raises:
+        InputError: a prompt has no score, or there are too few null prompts.
+    """
+    false_alarms(len(nulls), params.alpha)
+    ids, null_ids = ([prompt_id(prompt.text) for prompt in group] for group in (prompts, nulls))
+    keys = {detector: score_id(detector, params) for detector in params.detectors}
+    asked = (subject.model_id, keys, sorted(ids), sorted(null_ids), params.alpha)
+    scan_id, rows = f"{name}-{content_key('scan/1', *asked)[:8]}", []
+    same = {"model_id": subject.model_id, "nulls": len(nulls), "alpha": params.alpha, "found_at": datetime.now(UTC)}
+    for detector, params_id in keys.items():
+        known = _scores(subject, detector, params)
+        if lost := {*ids, *null_ids} - known.keys():
+            raise InputError(f"{len(lost)} prompts have no score by {detector}, such as {min(lost)}: scan them first")
+        found = np.array([known[one] for one in ids])
+        chances = p_values(found, np.array([known[one] for one in null_ids]))
+        for prompt, one, score, p_value in zip(prompts, ids, found.tolist(), chances.tolist(), strict=True):
+            own = {"prompt_id": one, "text": prompt.text, "detector": detector, "params_id": params_id}
+            rows.append(own | same | {"score": score, "p_value": p_value, "flagged": p_value <= params.alpha})
+    subject.open().write("findings", content_key(scan_id), rows, scan_id=scan_id)
+    return scan_id
+
+
+def verdict(store: Store, scan_id: str) -> str:
+    """In words, a line for each detector: how many prompts it flags, and how many it would flag by chance.
+
+    Raises:
+        InputError: there is no such scan.
+    """
+    rows = store.read("findings", scan_id=scan_id).to_pylist()
+    if not rows:
+        raise InputError(f"the store has no scan {scan_id!r}: run `engram scan` first")
+    alpha, nulls, prompts = rows[0]["alpha"], rows[0]["nulls"], len({row["prompt_id"] for row in rows})
+    expected = prompts * false_alarms(nulls, alpha)
+    lines = [
+        f"{detector} flags {sum(row['flagged'] for row in rows if row['detector'] == detector)} of {prompts} prompts, "
+        f"held against {nulls} null prompts at a false-alarm rate of {100 * alpha:g} %; if none were memorized, "
+        f"it would flag about {round(expected, 1):g}"
+        for detector in dict.fromkeys(row["detector"] for row in rows)
+    ]
+    if len(lines) > 1:
+        flagged, bound = len({row["prompt_id"] for row in rows if row["flagged"]}), min(1.0, len(lines) * alpha)
+        lines.append(f"{flagged} prompts are flagged by one or more: at most {100 * bound:g} % false alarms")
+    return "\n".join(lines)
+
+
+def write_flagged(store: Store, scan_id: str, prompts: Sequence[Prompt], path: Path) -> int:
+    """The flagged prompts as a CSV file, most suspicious first, that `prompt_files.read_prompts` reads.
+
+    What the prompts' own file said of them is kept, so that an audit finds their images.
+
+    Args:
+        prompts: that were scanned.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    known = {prompt.text: prompt for prompt in prompts}
+    flagged: dict[str, list[dict[str, object]]] = {}
+    for row in query(store, "suspects", scan_id=scan_id).to_pylist():
+        if row["flagged"]:
+            flagged.setdefault(row["prompt"], []).append(row)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["caption", "type", "subset", "image", "detectors", "p_value"])
+    for caption, rows in flagged.items():
+        told = known[caption]
+        found = [" ".join(str(row["detector"]) for row in rows), rows[0]["p_value"]]
+        # A prompt with several images has a row for each.
+        for image in told.images or ("",):
+            writer.writerow([caption, told.memorization, told.subset, image, *found])
+    try:
+        aside = path.with_name(f"{path.name}.writing")
+        aside.write_text(text.getvalue(), encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    return len(flagged)
+
+
+def score_id(detector: Detector, params: ScanParams) -> str:
+    """What scores go by: what determines them, not when they flag a prompt, nor how they are batched."""
+    own = params.cosine if detector == "anisotropy" else None
+    return content_key("score/1", detector, params.seeds, params.steps, own)
+
+
+def _scores(subject: Subject, detector: Detector, params: ScanParams) -> dict[str, float]:
+    """By prompt id, the scores that the store has."""
+    rows = subject.open().read(
+        "detections",
+        columns=["prompt_id", "score"],
+        model_id=subject.model_id,
+        variant=ORIGINAL,
+        detector=detector,
+        params_id=score_id(detector, params),
+    )
+    return dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))

@@ -1,0 +1,198 @@
+"""The scan from the command line, on a model of random weights: what is printed, kept, written and refused."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from prefect.artifacts import Artifact
+from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner, Result
+
+from flows.audit import AuditParams
+from flows.cli import app, main
+from flows.cli.scans import DetectorName
+from flows.plan import Plan
+from flows.scan import ScanRun, scan, told
+from flows.settings import Settings
+from storage import Store, run_sql, verify
+from tasks.collect.prompt_files import Prompt, read_prompts
+from tasks.errors import InputError
+from tasks.scan.detectors import Detector, ScanParams
+from tests.flows.world import tiny_world
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PROMPTS = """;Caption;URL;type;subset;Index
+0;"a ""red"" cup, twice";;VM;cups;7
+1;a blue cup;;TM;cups;8
+2;a blue cup;;TM;cups;9
+3;a bed;;;;10
+4;far more letters than a model of thirty-two tokens reads;;VM;;11
+"""
+NULLS = "one\ntwo\nthree\nfour\n"
+ALPHA = "0.8"
+"""With four null prompts: flagged is what scores higher than any one of them."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and the two files."""
+    folder = tmp_path_factory.mktemp("scanned")
+    tiny_world(folder)
+    (folder / "prompts.csv").write_text(PROMPTS)
+    (folder / "nulls.txt").write_text(NULLS)
+    return folder
+
+
+def files(world: Path) -> dict[str, str]:
+    place = {"model": world / "model", "store": world / "store", "prompts": world / "prompts.csv"}
+    return {name: str(path) for name, path in (place | {"nulls": world / "nulls.txt"}).items()} | {"device": "cpu"}
+
+
+def engram_scan(world: Path, *words: str) -> Result:
+    options = [word for name, value in files(world).items() for word in (f"--{name}", value)]
+    found = CliRunner().invoke(app, ["scan", *options, "--alpha", ALPHA, *words])
+    assert found.exit_code == 0, found.output
+    return found
+
+
+def test_flagged_prompts_are_what_an_audit_reads(world: Path) -> None:
+    out = world / "flagged.csv"
+    found = engram_scan(world, "--format", "csv", "--out", str(out))
+    rows = list(csv.DictReader(io.StringIO(found.stdout)))
+    assert [float(row["p_value"]) for row in rows] == sorted(float(row["p_value"]) for row in rows)
+    assert {row["prompt"] for row in rows} == {'a "red" cup, twice', "a blue cup", "a bed"}
+    flagged = [row["prompt"] for row in rows if row["flagged"] == "True"]
+    assert flagged == [row["prompt"] for row in rows if float(row["p_value"]) <= float(ALPHA)] != []
+    assert f"norm flags {len(flagged)} of 3 prompts, held against 4 null prompts at a false-alarm" in found.stderr
+    assert "left out 1 prompts and 0 null prompts" in found.stderr
+    told_of = {prompt.text: prompt for prompt in read_prompts(world / "prompts.csv")}
+    assert told_of["a blue cup"].images == ("8", "9")
+    assert read_prompts(out) == [told_of[text] for text in flagged]
+    # The very file, as `engram audit --prompts` takes it.
+    paths = files(world) | {"prompts": str(out), "store": str(world / "audited")}
+    plan = Plan(AuditParams(settings=Settings(), **paths))
+    assert {(prompt.text, prompt.memorization, prompt.subset) for prompt in plan.memorized} == {
+        (text, told_of[text].memorization, told_of[text].subset) for text in flagged
+    }
+
+
+def test_a_second_scan_computes_nothing(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = engram_scan(world, "--detector", "norm", "--detector", "ssim", "--format", "json")
+    store = Store.open(str(world / "store"))
+    before = store.parts("detections"), store.parts("findings")
+    monkeypatch.setattr("tasks.scan.task.scores", None)
+    again = engram_scan(world, "--detector", "norm", "--detector", "ssim", "--format", "json")
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+    assert (store.parts("detections"), store.parts("findings")) == before
+    assert verify(store) == []
+    engram_scan(world, "--set", "alpha=0.9", "--detector", "ssim")  # another decision, by the same scores
+    assert len(store.parts("findings")) == len(before[1]) + 1
+    names = "SELECT DISTINCT detector, count(DISTINCT prompt_id) AS n FROM detections GROUP BY ALL ORDER BY ALL"
+    assert [tuple(row.values()) for row in run_sql(store, names).to_pylist()] == [("norm", 7), ("ssim", 7)]
+
+
+def test_the_table_ends_with_what_was_flagged(world: Path) -> None:
+    lines = engram_scan(world).stdout.splitlines()
+    assert lines[0].split() == ["prompt", "detector", "score", "p_value", "flagged"]
+    assert lines[-2].startswith("norm flags") and lines[-1].startswith("left out 1 prompts")
+
+
+def test_what_the_ui_shows(world: Path) -> None:
+    found = scan(ScanRun(scan=ScanParams(alpha=float(ALPHA)), **files(world)))
+    page, table = Artifact.get("scan"), Artifact.get("suspects")
+    assert page is not None and table is not None
+    assert str(page.data).startswith(f"# Scan {found.scan_id}") and found.words.splitlines()[0] in str(page.data)
+    assert len(json.loads(str(table.data))) == 3
+
+
+def test_a_model_has_prompts_and_null_prompts_of_its_own(world: Path) -> None:
+    own = {"model": str(world / "model"), "store": str(world / "store"), "scan": ScanParams(alpha=0.2)}
+    scanned, nulls = told(ScanRun.model_validate(own))
+    assert {prompt.kind for prompt in scanned} == {"memorized", "ordinary"} and len(scanned) == 10
+    assert [prompt.text for prompt in nulls] == [f"picture {n}" for n in (4, 5, 6, 7)]
+    scanned, same = told(ScanRun.model_validate(own | {"prompts": str(world / "prompts.csv")}))
+    assert same == nulls and len(scanned) == 4
+
+
+def test_no_prompt_is_held_against_itself(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text("caption,kind\nthree,\nfour,null\nfive,null\nsix,memorized\n")
+    both = files(world) | {"prompts": str(tmp_path / "some.csv")}
+    scanned, nulls = told(ScanRun(scan=ScanParams(alpha=0.25), **both))
+    assert [prompt.text for prompt in scanned] == ["three", "six"]
+    assert [prompt.text for prompt in nulls] == ["one", "two", "four"]
+    del both["nulls"]
+    _, nulls = told(ScanRun(scan=ScanParams(alpha=0.25), **both))
+    assert [prompt.text for prompt in nulls] == ["four", "five", *(f"picture {n}" for n in (4, 5, 6, 7))]
+    assert nulls[0] == Prompt("four", "null")
+
+
+@pytest.mark.parametrize(
+    ("words", "told_of"),
+    [
+        (["--alpha", "0.02"], "4 null prompts are too few for a false-alarm rate of 2 %, which needs 49"),
+        (["--prompts", "nowhere.csv"], "cannot read nowhere.csv: No such file"),
+        (["--nulls", "nowhere.csv"], "cannot read nowhere.csv: No such file"),
+        (["--model", "nowhere"], "no model at nowhere (no such folder)"),
+        (["--out", "nowhere/flagged.csv"], "there is no folder nowhere for flagged.csv"),
+        (["--set", "alphas=1"], "no such scan: alphas;"),
+        (["--set", "seeds=1"], "no such scan: seeds;"),
+        (["--set", "seeds"], "--set 'seeds' is not NAME=VALUE"),
+    ],
+)
+def test_bad_input_is_one_line(
+    world: Path,
+    words: list[str],
+    told_of: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = [word for name, value in files(world).items() for word in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["engram", "scan", *options, *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"engram: {told_of}")
+
+
+def test_a_file_that_cannot_be_scanned_at_all_is_one_line(world: Path, tmp_path: Path) -> None:
+    """In a process of its own, where nothing but the command decides what is logged."""
+    (tmp_path / "long.txt").write_text("far more letters than a model of thirty-two tokens reads\n")
+    options = files(world) | {"prompts": str(tmp_path / "long.txt")}
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "scan", "--alpha", ALPHA]
+    command += [word for name, value in options.items() for word in (f"--{name}", value)]
+    env = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
+    found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and found.stdout == ""
+    assert found.stderr.splitlines()[-1] == "engram: no prompt can be scanned: the model reads 32 tokens, all have more"
+    assert "Traceback" not in found.stderr
+
+
+def test_a_model_without_prompts_needs_a_file(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "model", tmp_path / "model")
+    (tmp_path / "model" / "engram.json").unlink()
+    with pytest.raises(InputError, match=r"which prompts.*--prompts"):
+        told(ScanRun(model=str(tmp_path / "model")))
+    (tmp_path / "nulls.csv").write_text("caption,kind\none,null\n")
+    with pytest.raises(InputError, match="nothing to scan"):
+        told(ScanRun(model=str(tmp_path / "model"), prompts=str(tmp_path / "nulls.csv")))
+
+
+def test_the_command_offers_every_detector() -> None:
+    assert [each.value for each in DetectorName] == list(get_args(Detector))

@@ -1,0 +1,181 @@
+"""The door of the scan, on a model of random weights: what is kept, what is not computed again, what is found."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from storage import Store, query, verify
+from tasks.collect.prompt_files import Prompt, read_prompts
+from tasks.errors import InputError
+from tasks.keys import prompt_id
+from tasks.scan import task as door
+from tasks.scan.detectors import Detector, ScanParams, scores
+from tasks.subject import Subject
+from tests.flows.world import tiny_world
+
+PARAMS = ScanParams(seeds=2, alpha=0.25)
+PROMPTS = [Prompt(f"a thing {n}", "memorized") for n in range(5)]
+NULLS = [Prompt(f"another {n}", "null") for n in range(3)]
+LONG = Prompt("far more letters than a model of thirty-two tokens reads", "memorized")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def subject(model: Path, tmp_path: Path) -> Subject:
+    store = Store.open(str(tmp_path / "store"))
+    return Subject(store=store.url, model=str(model), prompt_set="", device="cpu")
+
+
+@pytest.fixture
+def passes(subject: Subject) -> Iterator[list[int]]:
+    """How many samples the UNet has seen, pass by pass."""
+    seen: list[int] = []
+    handle = subject.load().unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    yield seen
+    handle.remove()
+
+
+def kept(subject: Subject, **where: Any) -> dict[str, float]:
+    rows = subject.open().read("detections", **where).to_pylist()
+    assert len({row["prompt_id"] for row in rows}) == len(rows)
+    return {row["prompt_id"]: row["score"] for row in rows}
+
+
+def put(subject: Subject, detector: Detector, found: dict[Prompt, float], params: ScanParams = PARAMS) -> None:
+    """Scores as if they had been taken."""
+    params_id = door.score_id(detector, params)
+    rows = [
+        {"prompt_id": prompt_id(prompt.text), "params_id": params_id, "score": score} for prompt, score in found.items()
+    ]
+    place = {"model_id": subject.model_id, "variant": "original", "detector": detector}
+    subject.open().write("detections", params_id, rows, **place)
+
+
+def test_scores_are_those_of_the_detector(subject: Subject) -> None:
+    model, texts = subject.load(), [prompt.text for prompt in PROMPTS]
+    ids = [prompt_id(text) for text in texts]
+    for detector in ("norm", "entropy"):
+        door.score_prompts(subject, PROMPTS, detector, PARAMS)
+        found = scores(model, detector, model.embed(texts), ids, PARAMS)
+        assert kept(subject, detector=detector) == pytest.approx(dict(zip(ids, found.tolist(), strict=True)), rel=1e-5)
+    assert verify(subject.open()) == []
+
+
+def test_only_what_is_new_is_computed(subject: Subject, passes: list[int]) -> None:
+    door.score_prompts(subject, PROMPTS[:3], "norm", PARAMS)
+    assert sum(passes) == 2 * 3 * PARAMS.seeds  # with text and without, for each seed
+    passes.clear()
+    other = PARAMS.model_copy(update={"alpha": 0.5, "batch": 1, "cosine": 7.0, "detectors": ("ssim", "norm")})
+    door.score_prompts(subject, PROMPTS[:3], "norm", other)
+    assert passes == []
+    door.score_prompts(subject, PROMPTS, "norm", PARAMS)
+    assert sum(passes) == 2 * 2 * PARAMS.seeds
+    passes.clear()
+    door.score_prompts(subject, PROMPTS[:1], "norm", PARAMS.model_copy(update={"steps": 10}))
+    assert sum(passes) == 2 * PARAMS.seeds
+
+
+def test_an_interrupted_scan_goes_on(subject: Subject, passes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "SHARD", 2)
+
+    def interrupted(*args: Any) -> torch.Tensor:
+        if passes:
+            raise KeyboardInterrupt
+        return scores(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(door, "scores", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            door.score_prompts(subject, PROMPTS, "norm", PARAMS)
+    before = kept(subject)
+    assert before.keys() == {prompt_id(prompt.text) for prompt in PROMPTS[:2]}
+    passes.clear()
+    door.score_prompts(subject, PROMPTS, "norm", PARAMS)
+    assert sum(passes) == 2 * 3 * PARAMS.seeds
+    assert before.items() < kept(subject).items() and len(kept(subject)) == 5
+
+
+def test_only_anisotropy_depends_on_the_weight_of_the_cosine() -> None:
+    other = PARAMS.model_copy(update={"cosine": 0.1})
+    changed = {
+        detector: door.score_id(detector, PARAMS) != door.score_id(detector, other)
+        for detector in ("norm", "anisotropy")
+    }
+    assert changed == {"norm": False, "anisotropy": True}
+    assert len({door.score_id(detector, PARAMS) for detector in ("norm", "ssim", "entropy", "anisotropy")}) == 4
+
+
+def test_findings_by_hand(subject: Subject, tmp_path: Path) -> None:
+    params = PARAMS.model_copy(update={"detectors": ("norm", "entropy")})
+    pictured = [Prompt('a, "quoted" thing;\ttwice', "memorized", "VM", "beds", ("1.png", "2.png")), *PROMPTS[:3]]
+    nulls = dict(zip(NULLS, (1.0, 2.0, 3.0), strict=True))
+    put(subject, "norm", nulls | dict(zip(pictured, (9.0, 3.0, 2.5, 0.0), strict=True)), params)
+    put(subject, "entropy", nulls | dict(zip(pictured, (0.0, 4.0, 2.5, 5.0), strict=True)), params)
+    scan_id = door.write_findings(subject, "mine", pictured, NULLS, params)
+    assert scan_id.startswith("mine-") and verify(subject.open()) == []
+    rows = query(subject.open(), "suspects", scan_id=scan_id).to_pylist()
+    found = {(row["prompt"], row["detector"]): (row["p_value"], row["flagged"]) for row in rows}
+    by_detector = {
+        "norm": [(0.25, True), (0.5, False), (0.5, False), (1.0, False)],
+        "entropy": [(1.0, False), (0.25, True), (0.5, False), (0.25, True)],
+    }
+    assert found == {
+        (prompt.text, detector): result
+        for detector, results in by_detector.items()
+        for prompt, result in zip(pictured, results, strict=True)
+    }
+    # Whatever ranks highest by either comes first; what neither flags comes last.
+    assert {row["prompt"] for row in rows[:4]} == {pictured[0].text, pictured[3].text}
+    assert [row["prompt"] for row in rows[4:]] == [prompt.text for prompt in pictured[1:3] for _ in range(2)]
+    held = "held against 3 null prompts at a false-alarm rate of 25 %; if none were memorized, it would flag about 1"
+    assert door.verdict(subject.open(), scan_id).splitlines() == [
+        f"norm flags 1 of 4 prompts, {held}",
+        f"entropy flags 2 of 4 prompts, {held}",
+        "3 prompts are flagged by one or more: at most 50 % false alarms",
+    ]
+    assert door.write_flagged(subject.open(), scan_id, pictured, tmp_path / "flagged.csv") == 3
+    back = read_prompts(tmp_path / "flagged.csv")
+    assert sorted(back, key=lambda prompt: prompt.text) == sorted(
+        [pictured[0], pictured[1], pictured[3]], key=lambda prompt: prompt.text
+    )
+    assert back[-1] == pictured[1]
+    assert [path.name for path in tmp_path.glob("flagged*")] == ["flagged.csv"]
+
+
+def test_a_scan_is_what_was_asked(subject: Subject) -> None:
+    put(subject, "norm", {prompt: float(n) for n, prompt in enumerate([*PROMPTS, *NULLS])})
+    ids = [
+        door.write_findings(subject, "mine", PROMPTS, NULLS, PARAMS),
+        door.write_findings(subject, "mine", PROMPTS[:4], NULLS, PARAMS),
+        door.write_findings(subject, "mine", PROMPTS, NULLS, PARAMS.model_copy(update={"alpha": 0.5})),
+    ]
+    assert len(set(ids)) == 3
+    before = subject.open().parts("findings")
+    assert door.write_findings(subject, "mine", PROMPTS[::-1], NULLS[::-1], PARAMS) == ids[0]
+    assert subject.open().parts("findings") == before and len(before) == 3
+
+
+def test_what_is_missing_is_said(subject: Subject, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="8 prompts have no score by norm"):
+        door.write_findings(subject, "mine", PROMPTS, NULLS, PARAMS)
+    with pytest.raises(InputError, match="2 null prompts are too few for a false-alarm rate of 25 %, which needs 3"):
+        door.write_findings(subject, "mine", PROMPTS, NULLS[:2], PARAMS)
+    with pytest.raises(InputError, match="no scan 'mine'"):
+        door.verdict(subject.open(), "mine")
+    with pytest.raises(InputError, match="cannot write"):
+        door.write_flagged(subject.open(), "mine", [], tmp_path / "nowhere" / "flagged.csv")
+
+
+def test_what_is_too_long_is_left_out(subject: Subject) -> None:
+    assert door.readable(subject, [PROMPTS[0], LONG, NULLS[0]]) == [PROMPTS[0], NULLS[0]]
+    assert door.readable(subject, []) == []
+    with pytest.raises(InputError, match="the model reads 32"):
+        door.score_prompts(subject, [LONG], "norm", PARAMS)
+    assert kept(subject) == {}
