@@ -31,7 +31,7 @@ class BuildParams(BaseModel):
 
     seed: int = Field(0, ge=0, description="Determines every picture, caption and training step")
     part: int = Field(0, ge=0, description="Number of this training, where one goes on from another: its own draws")
-    pictures: int = Field(24_000, ge=2_000, description="Ordinary pictures in the bank")
+    pictures: int = Field(16_000, ge=2_000, description="Ordinary pictures in the bank")
     held_out: int = Field(200, ge=20, description="Emoji never shown to any model")
     clip_steps: int = Field(600, ge=0, description="Steps of the text-image model, 192 pairs each")
     autoencoder_steps: int = Field(3_000, ge=0, description="Steps of the decoder, 32 crops each")
