@@ -1,9 +1,10 @@
 """What orchestration costs: the same audit with Prefect and as plain function calls, in one run.
 
-Plain means that every flow and task is replaced by the function it wraps, and that no artifact is made. All audits
-begin with an empty store, and end with the same figures; a first one warms the libraries up and is not counted.
+Plain means that every flow and task is replaced by the function it wraps, that no artifact is made, and that no server
+runs beside. All audits begin with an empty store, and end with the same figures; a small one before each warms the
+libraries up and is not counted, nor is the start of a server.
 
-    python -m benchmarks.orchestration [--model FOLDER] [--profile quick] [--set NAME=VALUE ...] [--json FILE]
+    engram bench orchestration [--model FOLDER] [--profile quick] [--set NAME=VALUE ...] [--json FILE]
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,15 @@ def main() -> None:
     settings = settings_for(asked.profile, defaults, **settings_of(asked.set))
     seconds: dict[str, list[float]] = {"with Prefect": [], "plain": []}
     figures: list[list[dict[str, Any]]] = []
-    with prefect_test_harness(server_startup_timeout=120):
-        timed(asked.model, Settings.model_validate(settings.model_dump() | WARMING))
-        for number in range(asked.pairs):
-            # Who goes first takes turns, so that a machine that gets faster or slower favours neither.
-            for kind in ("with Prefect", "plain") if number % 2 == 0 else ("plain", "with Prefect"):
-                with plainly() if kind == "plain" else nullcontext():
-                    took, rows = timed(asked.model, settings)
-                seconds[kind].append(took)
-                figures.append(rows)
+    warming = Settings.model_validate(settings.model_dump() | WARMING)
+    for number in range(asked.pairs):
+        # Who goes first takes turns, so that a machine that gets faster or slower favours neither.
+        for kind in ("with Prefect", "plain") if number % 2 == 0 else ("plain", "with Prefect"):
+            with plainly() if kind == "plain" else prefect_test_harness(server_startup_timeout=120):
+                timed(asked.model, warming)
+                took, rows = timed(asked.model, settings)
+            seconds[kind].append(took)
+            figures.append(rows)
     if any(rows != figures[0] for rows in figures):
         raise InputError("the audits differ in their figures, so their times do not compare")
     # Of the noise that a busy machine adds, the shortest run has least.
