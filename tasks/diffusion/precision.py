@@ -22,7 +22,10 @@ def computes_in_bfloat16(device: str | None = None) -> bool:
     Args:
         device: "cpu", "cuda", ...; the GPU where there is one by default.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        return False  # a device of no such name is refused where the model is loaded
     if place.type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     known = torch.cpu.get_capabilities()

@@ -26,6 +26,10 @@ def test_auto_is_mixed_where_the_processor_has_bfloat16(
     assert computes_in_bfloat16("cpu") == (expected == "mixed")
 
 
+def test_a_device_that_there_is_not_is_left_to_the_loading_of_the_model() -> None:
+    assert precision_for("auto", "quantum") == "float32"
+
+
 def test_what_is_asked_for_by_name_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert {precision_for(name, "cpu") for name in get_args(Precision)} == set(get_args(Precision))
