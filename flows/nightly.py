@@ -20,6 +20,7 @@ from flows.params import model_folder, resolved
 from flows.plan import CLAIMS, Plan
 from storage import Store, query
 from storage.errors import one_line
+from tasks.diffusion.hub import named_on_hub
 from tasks.errors import InputError
 from tasks.evaluate.clip_score import scorer_of
 from tasks.report import compare as method
@@ -186,7 +187,7 @@ def register(store: Store, name: str, params: AuditParams) -> None:
             if not path.exists():
                 raise InputError(f"there is no {path}, which was given with --{kind}")
             full[kind] = str(path)
-    if params.model != "reference":
+    if params.model != "reference" and not named_on_hub(params.model):
         full["model"] = str(folder)
     if params.clip is not None and params.clip.startswith(_LOCAL):
         full["clip"] = f"{_LOCAL}{Path(params.clip.removeprefix(_LOCAL)).expanduser().resolve()}"

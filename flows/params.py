@@ -1,10 +1,15 @@
 """What an audit is told: by a form, a command or a registration."""
 
+import json
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.settings import Profile, Settings, settings_for
+from tasks.diffusion.hub import hub_folder, named_on_hub
 from tasks.diffusion.model import audit_defaults
 from tasks.diffusion.precision import precision_for
 from tasks.errors import InputError
@@ -15,7 +20,11 @@ class AuditParams(BaseModel):
 
     model_config = ConfigDict(title="Audit", frozen=True, extra="forbid")
 
-    model: str = Field("reference", description="folder of a diffusers pipeline; 'reference' is the shipped one")
+    model: str = Field(
+        "reference",
+        description="folder of a diffusers pipeline, or OWNER/NAME[@REVISION] on the Hugging Face Hub; "
+        "'reference' is the shipped one",
+    )
     store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
     prompts: str | None = Field(None, description="file of memorized prompts; the model's own if empty")
     nulls: str | None = Field(None, description="file of prompts that are not memorized")
@@ -43,17 +52,45 @@ def resolved(params: AuditParams) -> AuditParams:
 
 
 def model_folder(model: str) -> Path:
-    """The folder of a model; 'reference' is the model that ships with the project.
+    """The folder of a model; 'reference' is the model that ships with the project, OWNER/NAME is fetched from the Hub.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, see also `hub_folder`.
     """
+    if named_on_hub(model):
+        return hub_folder(model)
     shipped = Path(__file__).resolve().parent.parent / "reference" / "model"
     folder = shipped if model == "reference" else Path(model).expanduser()
     if not (folder / "model_index.json").is_file():
         what = "no model_index.json" if folder.is_dir() else "no such folder"
         raise InputError(f"no model at {folder} ({what}): give the folder of a diffusers pipeline with --model")
     return folder.resolve()
+
+
+def command_of(params: AuditParams) -> str:
+    """The command that makes an audit with these parameters again; what profile and model say anyway is left out."""
+    told = resolved(params)
+    assert told.settings is not None
+    try:
+        known = resolved(params.model_copy(update={"settings": None})).settings
+    except InputError:  # the model is gone: then every setting is named that the profile does not have
+        known = settings_for(params.profile, {})
+    assert known is not None
+    words = ["engram", "audit"]
+    for name in ("model", "profile", "prompts", "nulls", "ordinary", "images", "clip"):
+        if (value := getattr(params, name)) is not None:
+            words += [f"--{name}", str(value)]
+    for name, value in _changes(known.model_dump(mode="json"), told.settings.model_dump(mode="json")):
+        words += ["--set", f"{name}={json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _changes(known: dict[str, Any], told: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in told.items():
+        if isinstance(value, dict) and isinstance(known[name], dict):
+            yield from _changes(known[name], value, f"{group}{name}.")
+        elif value != known[name]:
+            yield f"{group}{name}", value
 
 
 def beside(folder: Path, name: str, prefix: str = "") -> str | None:

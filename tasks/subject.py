@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage import Store
+from tasks.diffusion.hub import source_of
 from tasks.diffusion.model import Model, identity, load_model
 from tasks.diffusion.precision import Precision
 from tasks.diffusion.sampling import fitted, from_bytes, picture_size
@@ -41,6 +42,11 @@ class Subject(BaseModel):
 
     def open(self) -> Store:
         return Store.open(self.store)
+
+    @property
+    def source(self) -> str:
+        """What the model is called, the same for its successive versions."""
+        return source_of(self.model)
 
     @property
     def model_id(self) -> str:

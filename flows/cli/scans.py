@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.shared import Format, FormatOption, StoreOption, app, printed, quiet, settings_of
+from flows.cli.shared import Format, FormatOption, ModelOption, StoreOption, app, printed, quiet, settings_of
 from storage import Store, query
 from tasks.errors import InputError
 
@@ -28,7 +28,7 @@ def scan(
     nulls: Annotated[
         Path | None, typer.Option(help="Prompts that are not memorized; the model's own if left out.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or 'reference'.")] = "reference",
+    model: ModelOption = "reference",
     detectors: Annotated[
         list[DetectorName] | None,
         typer.Option("--detector", help="What tells memorized prompts; may be repeated; norm if left out."),

@@ -55,6 +55,9 @@ class ProfileName(StrEnum):
     FULL = "full"
 
 
+ModelOption = Annotated[
+    str, typer.Option(help="Folder of a diffusers pipeline, OWNER/NAME[@REVISION] on the Hub, or 'reference'.")
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
 NotifyOption = Annotated[
     str | None,
@@ -70,7 +73,7 @@ AuditOption = Annotated[
 
 
 def params_of(
-    model: Annotated[str, typer.Option(help="Folder of a diffusers pipeline, or 'reference'.")] = "reference",
+    model: ModelOption = "reference",
     profile: Annotated[ProfileName, typer.Option(help="How much is looked at.")] = ProfileName.QUICK,
     prompts: Annotated[Path | None, typer.Option(help="Memorized prompts: CSV, JSONL, text or Parquet.")] = None,
     nulls: Annotated[Path | None, typer.Option(help="Prompts that are not memorized.")] = None,

@@ -33,7 +33,7 @@ def register_model(subject: Subject) -> str:
     model, store = subject.load(), subject.open()
     row = {
         "model_id": model.model_id,
-        "source": subject.model,
+        "source": subject.source,
         "family": f"{type(model.unet).__name__} {model.unet.config.cross_attention_dim}",
         "created_at": datetime.now(UTC),
     }
