@@ -10,7 +10,7 @@ audit: .venv/.installed ## audit the reference model: prints the table and the p
 test: .venv/.installed ## lint, types and all tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 clean: ## remove the environment and caches, but no store
 	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -18,6 +18,7 @@ clean: ## remove the environment and caches, but no store
 .venv/.installed: requirements.lock requirements-sscd.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 	    "engram needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=/path/to/python3.12" % v)'
+	@echo "installing into .venv: some 7 GB on Linux, several minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements-sscd.lock
