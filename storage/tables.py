@@ -53,8 +53,9 @@ def _table(name: str, text: str, partition: str, *columns: pa.Field, view: str =
 
 _MODEL = column("model_id", TEXT, "fingerprint of the model's weights and configs, and of any precision but float32")
 _VARIANT = column("variant", TEXT, "the model as it stands: 'original' or the name of an intervention")
+_METHOD = column("variant", TEXT, "'original', or what `variants.method` says of the variant")
 _PARAMS = column("params_id", TEXT, "key of the parameters the figures were made with")
-_SITE = column("site", TEXT, "kind of place in the network, e.g. 'value' or 'ff'")
+_SITE = column("site", TEXT, "kind of place in the network: 'value', 'value-all', 'key' or 'ff-hidden'")
 _LAYER = column("layer", TEXT, "name of the layer's module in the model")
 _STEP = column("step", INT, "number of the denoising step from 0; null where nothing depends on it", optional=True)
 _DETECTOR = column("detector", TEXT, "what was measured", values="ssim norm entropy anisotropy")
@@ -66,8 +67,8 @@ _ALL = (
         "a model under audit",
         "",
         _MODEL,
-        column("source", TEXT, "where it came from: path or hub name; the same for successive versions of one model"),
-        column("family", TEXT, "architecture, e.g. 'sd1'"),
+        column("source", TEXT, "its folder, or its name on the Hugging Face Hub; the same for successive versions"),
+        column("family", TEXT, "class of the UNet and width of the text embeddings, e.g. 'UNet2DConditionModel 768'"),
         column("created_at", TIME, "when it was first seen"),
     ),
     _table(
@@ -229,7 +230,7 @@ _ALL = (
         "one figure of one variant under one probe",
         "audit_id",
         _AUDIT,
-        _VARIANT,
+        _METHOD,
         column("probe", TEXT, "what was asked of the variant; null when the figure needs none", optional=True),
         column("metric", TEXT, "the measure, e.g. 'mr', 'sscd_orig_median', 'fid'"),
         column("value", FLOAT, "the figure; null when there was nothing to measure", optional=True),
@@ -242,7 +243,7 @@ _ALL = (
         "the pictures whose scores the figures of one variant under one probe rest on",
         "audit_id",
         _AUDIT,
-        _VARIANT,
+        _METHOD,
         column("probe", TEXT, "what was asked of the variant"),
         column("metric", TEXT, "the kind of score, as `scores` has it", values="sscd clip"),
         column("scorer", TEXT, "the model the scores were made with"),

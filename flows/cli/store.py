@@ -1,5 +1,6 @@
 """Commands on the store: queries, overlaps, copies for other tools, and its health."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +70,7 @@ def export(
 @app.command(name="verify")
 def check(
     gc: Annotated[bool, typer.Option("--gc", help="Also remove what writes that died left behind.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the damages as JSON.")] = False,
     store: StoreOption = None,
 ) -> None:
     """Read every part of the store and say what is damaged."""
@@ -80,8 +82,11 @@ def check(
             bar.update(done - bar.n)
 
         damages = verify(opened, gc=gc, progress=told)
-    for damage in damages:
-        print(f"{damage.address}: {damage.reason}")
+    if as_json:
+        print(json.dumps([{"address": damage.address, "reason": damage.reason} for damage in damages], indent=1))
+    elif damages:
+        print(*(f"{damage.address}: {damage.reason}" for damage in damages), sep="\n")
+    else:
+        print("every part is whole")
     if damages:
         raise typer.Exit(1)
-    print("every part is whole")

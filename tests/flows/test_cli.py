@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from flows.cli import app, main, quiet
 from flows.cli.shared import NEEDS_A_PLATFORM
 from flows.serve import environment
+from storage import Store
+from tests.storage.samples import put_sets
 
 COMMANDS = (
     *("audit", "collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report"),
@@ -75,3 +77,18 @@ def test_a_setting_without_a_value_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(monkeypatch, capsys, "audit", "--set", "seeds") == "engram: --set 'seeds' is not NAME=VALUE"
+
+
+def test_damages_are_told_to_people_and_programs(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    put_sets(store, {"a": [1, 2]})
+    command = ["verify", "--store", str(tmp_path / "store")]
+    assert CliRunner().invoke(app, command).output == "every part is whole\n"
+    assert json.loads(CliRunner().invoke(app, [*command, "--json"]).output) == []
+    (part,) = (tmp_path / "store").rglob("*.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
+    found = CliRunner().invoke(app, [*command, "--json"])
+    assert found.exit_code == 1
+    (damage,) = json.loads(found.output)
+    assert part.name in damage["address"]
+    assert CliRunner().invoke(app, command).output == f"{damage['address']}: {damage['reason']}\n"
