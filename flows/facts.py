@@ -7,6 +7,12 @@ from storage import content_key
 from tasks.diffusion.sites import Site
 from tasks.mitigate import task as mitigating
 
+SEARCHED = {
+    Site.VALUE: "the values of the down and mid blocks, as published",
+    Site.VALUE_ALL: "the values of all blocks",
+    Site.KEY: "the keys of the down and mid blocks, a control",
+}
+
 
 def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> list[tuple[str, str]]:
     """Names and values, in the order of the page.
@@ -17,7 +23,6 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
     """
     settings, missing = plan.settings, [name for name in ("nemo", "wanda") if name not in variants]
     untrained = [name for name in settings.erase if name not in variants]
-    everywhere = settings.nemo.site is Site.VALUE_ALL
     facts = [
         ("model", plan.params.model),
         ("fingerprint", record["model_id"]),
@@ -29,7 +34,7 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
         ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
         ("variants", ", ".join(f"{name} = {stored}" for name, stored in variants.items() if name != stored)),
         ("nothing found by", ", ".join(missing) or "none"),
-        ("NeMo", f"searches the values of {'all blocks' if everywhere else 'the down and mid blocks, as published'}"),
+        ("NeMo", f"searches {SEARCHED[settings.nemo.site]}"),
         (
             "Wanda",
             f"held against {'the empty prompt, as published' if settings.contrast == 'empty' else 'null prompts'}",
@@ -47,10 +52,14 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
     measured = {prompt.prompt_id for prompt in plan.ordinary}
     if any(prompt.prompt_id in measured for prompt in plan.control_prompts):
         facts.append(("control of Wanda", "found on prompts that quality is measured on, there are too few others"))
+    for name in mitigating.RANDOM_CUTS:
+        if name in variants and (part := mitigating.shared_with_found(plan.subject, variants[name])):
+            facts.append((name, f"{part:.0%} of what it cuts was localized, too: more than half of a layer was"))
     for name in settings.erase:
         if name in variants and (left := mitigating.not_erased(plan.subject, variants[name])):
             words = f"left out {len(left)} of {len(plan.erasable)} prompts, of which the pruned model makes only copies"
             facts.append((name, words))
     if untrained:
-        facts.append(("not fine-tuned", f"{', '.join(untrained)}: nothing was localized, or pictures are missing"))
+        why = "nothing was localized, pictures are missing, or the training diverged"
+        facts.append(("not fine-tuned", f"{', '.join(untrained)}: {why}"))
     return facts

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.artifacts import (
     create_image_artifact,
     create_markdown_artifact,
@@ -36,11 +37,14 @@ def shown_progress() -> Iterator[None]:
         if now - last < LONG_S and done < total:
             return
         share = 100.0 * done / total
-        if artifact is not None:
-            update_progress_artifact(artifact, share)
-        elif done < total:
-            artifact = create_progress_artifact(share, description=what)
         begun[what] = now, artifact
+        try:
+            if artifact is not None:
+                update_progress_artifact(artifact, share)
+            elif done < total:
+                begun[what] = now, create_progress_artifact(share, description=what)
+        except Exception as error:  # whatever a server answers must not end hours of work
+            get_run_logger().warning("progress of %s could not be shown: %s", what, error)
 
     with watching(told):
         yield

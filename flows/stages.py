@@ -4,7 +4,7 @@ One direction: collect, localize, mitigate, attack, evaluate, report. A stage th
 says so and stops.
 """
 
-from prefect import flow, runtime
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel
 
@@ -20,6 +20,7 @@ from tasks.evaluate import task as evaluating
 from tasks.evaluate.sscd import scorer_of
 from tasks.localize import task as localizing
 from tasks.mitigate import task as mitigating
+from tasks.mitigate.finetune import Diverged
 from tasks.report import task as reporting
 from tasks.subject import ORIGINAL
 
@@ -107,7 +108,7 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
         By the name that figures go by, the variant in the store.
 
     Raises:
-        InputError: the localization did not run, a training diverged, or there is no such audit, see `audit_of`.
+        InputError: the localization did not run, or there is no such audit, see `audit_of`.
     """
     plan = Plan(params)
     audit_id = "none" if audit_id is None else audit_of(plan, audit_id)
@@ -128,7 +129,12 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
         pruned = pruned_of(cuts)
         for name in settings.erase if pruned is not None and plan.erasable else ():
             pair = (plan.erasable, plan.kept)
-            erase(subject, name, *pair, pruned, settings.finetune, settings.sampling, settings.sscd, audit_id)
+            try:
+                erase(subject, name, *pair, pruned, settings.finetune, settings.sampling, settings.sscd, audit_id)
+            except Diverged as error:
+                # A result, too: the audit goes on without this variant, and its page says so.
+                get_run_logger().warning("%s has no result: %s", name, error)
+                continue
             history = mitigating.history_of(subject, plan.variants()[name])
             show_chart(name, reporting.training_chart(name, history))
     return plan.variants()
@@ -265,6 +271,7 @@ def _evaluate(plan: Plan, audit_id: str, probe: Probe, name: str, kind: str) -> 
     evaluating.score_copies(subject, probe.variant, probe.probe, wanted, ids, settings.sscd)
     found = evaluating.copy_figures(subject, wanted, ids, settings.sscd)
     found += evaluating.diversity_figure(subject, wanted, ids, settings.sscd)
+    originals: list[str] = []
     if probe.variant != ORIGINAL and probe.start is None:
         originals = [
             evaluating.generation_id(subject, ORIGINAL, probe.probe, shot, settings.sampling) for shot in wanted
@@ -273,7 +280,7 @@ def _evaluate(plan: Plan, audit_id: str, probe: Probe, name: str, kind: str) -> 
         found += evaluating.change_figure(subject, wanted, ids, settings.sscd)
     if probe.aligned:
         evaluating.score_alignment(subject, probe.variant, probe.probe, wanted, ids, plan.clip)
-        found += evaluating.alignment_figure(subject, wanted, ids, plan.clip)
+        found += evaluating.alignment_figures(subject, wanted, ids, originals, plan.clip)
         found += evaluating.quality_figures(subject, probe.variant, probe.probe, wanted, ids, plan.clip)
     if probe.variant == ORIGINAL and probe.probe == "prompt":
         found += localizing.detection_figures(subject, plan.memorized, plan.ordinary, settings.nemo)

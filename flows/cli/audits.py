@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from flows.cli.shared import (
     AuditOption,
@@ -19,6 +20,7 @@ from flows.cli.shared import (
     quiet,
 )
 from storage import Store, run_sql
+from tasks.errors import InputError
 
 
 @app.command()
@@ -107,11 +109,17 @@ def results(
 ) -> None:
     """Write an audit's figures for those who do not have the store; other text in RESULTS.md stays."""
     quiet()
+    from flows.params import AuditParams, command_of
     from tasks.report import task as reporting
 
     opened = Store.open(store, create=False)
     chosen = reporting.latest(opened) if audit_id == "latest" else audit_id
-    print(*(f"wrote {path}" for path in reporting.write_results(opened, chosen, folder)), sep="\n")
+    told = reporting.record_of(opened, chosen)["params"]
+    try:
+        command = command_of(AuditParams.model_validate_json(told))
+    except ValidationError as error:
+        raise InputError(f"the audit {chosen} has settings of another version: audit again") from error
+    print(*(f"wrote {path}" for path in reporting.write_results(opened, chosen, folder, command)), sep="\n")
 
 
 @app.command()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.errors import InputError
-from tasks.evaluate.intervals import Statistic, clopper_pearson, interval, of_auc
+from tasks.evaluate.intervals import Statistic, clopper_pearson, interval, of_auc, of_ratio
 from tasks.evaluate.sscd import COPY_THRESHOLD, similarity
 
 ByPrompt = Mapping[str, np.ndarray]
@@ -104,6 +104,16 @@ def similar_seeds(similarities: ByPrompt) -> Figure:
 def clip(scores: ByPrompt) -> Figure:
     """Mean CLIP cosine of picture and prompt: mean over seeds, then over prompts."""
     return _over_prompts("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)
+
+
+def clip_kept(scores: ByPrompt, originals: ByPrompt) -> Figure:
+    """Mean CLIP cosine as a share of the original model's, of the same prompts; the interval knows them for pairs."""
+    if scores.keys() != originals.keys():
+        raise ValueError("pictures of the same prompts are held against each other")
+    own = np.array([seeds.mean() for seeds in _filled(scores)])
+    others = np.array([originals[name].mean() for name in scores])
+    low, high = (of_ratio(own, others) if len(own) > 1 else None) or (None, None)
+    return Figure("clip_kept", float(own.mean() / others.mean()), low, high, len(own))
 
 
 def mad(values: np.ndarray, *, axis: int = -1) -> np.ndarray:

@@ -73,6 +73,25 @@ def of_median(values: np.ndarray, level: float = LEVEL) -> tuple[float, float] |
     return (float(ordered[k - 1]), float(ordered[-k])) if k else None
 
 
+def of_ratio(above: np.ndarray, below: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
+    """The interval of mean(above) / mean(below) of paired values (n,) (Fieller, Biometrika 1940).
+
+    None where the lower mean is not surely different from zero: then no interval bounds the ratio.
+
+    Raises:
+        ValueError: fewer than two pairs, which say nothing of their spread, or a value that is not finite.
+    """
+    above, below = _checked(above), _checked(below)
+    spread = float(t.ppf((1 + level) / 2, len(above) - 1)) ** 2 * np.cov(above, below) / len(above)
+    one = float(below.mean()) ** 2 - spread[1, 1]
+    two = float(above.mean() * below.mean()) - spread[0, 1]
+    root = two**2 - one * (float(above.mean()) ** 2 - spread[0, 0])
+    if one <= 0:
+        return None
+    half = max(root, 0.0) ** 0.5
+    return float((two - half) / one), float((two + half) / one)
+
+
 def of_auc(value: float, positives: int, negatives: int, level: float = LEVEL) -> tuple[float, float]:
     """The interval of an area under the ROC curve (Newcombe, Statistics in Medicine 2006, method 5).
 

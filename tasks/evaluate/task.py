@@ -180,11 +180,22 @@ def change_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], 
     return [figures.sscd_gen(grouped)]
 
 
-def alignment_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams) -> list[Figure]:
-    """Mean CLIP score."""
-    known = _values(subject.open(), "clip", clip_score.scorer_of(params), ids)
-    values = [known[name, shot.prompt.prompt_id] for name, shot in zip(ids, wanted, strict=True)]
-    return [figures.clip(figures.by_prompt([shot.prompt.prompt_id for shot in wanted], np.array(values)))]
+def alignment_figures(
+    subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], originals: Sequence[str], params: ClipParams
+) -> list[Figure]:
+    """Mean CLIP score, and what share it is of the original model's.
+
+    Args:
+        originals: the original's pictures of the same shots; none where these are they.
+    """
+    asked = [shot.prompt.prompt_id for shot in wanted]
+    known = _values(subject.open(), "clip", clip_score.scorer_of(params), [*ids, *originals])
+
+    def scores(names: Sequence[str]) -> dict[str, np.ndarray]:
+        return figures.by_prompt(asked, np.array([known[pair] for pair in zip(names, asked, strict=True)]))
+
+    found = [figures.clip(scores(ids))]
+    return [*found, figures.clip_kept(scores(ids), scores(originals))] if originals else found
 
 
 def quality_figures(

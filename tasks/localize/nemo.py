@@ -33,8 +33,11 @@ class NemoParams(DetectionParams, SearchParams):
     model_config = ConfigDict(title="NeMo")
 
     site: Annotated[
-        Literal[Site.VALUE, Site.VALUE_ALL],
-        Field(description="cross-attention values that are searched: of the down and mid blocks as published, or all"),
+        Literal[Site.VALUE, Site.VALUE_ALL, Site.KEY],
+        Field(
+            description="what is searched: cross-attention values of the down and mid blocks as published, those of "
+            "all blocks, or, as the published control, the keys of the down and mid blocks"
+        ),
     ] = Site.VALUE
     threshold: Annotated[
         float | None,

@@ -31,6 +31,10 @@ Erasure = Literal["adversarial-finetune", "surrogate-finetune", "ordinary-finetu
 """The method itself, and its rivals."""
 
 
+class Diverged(InputError):
+    """A training whose loss is not finite: with these parameters it has no result."""
+
+
 class FineTuneParams(BaseModel):
     """The training and its inner attack; epochs and attack are the published ones."""
 
@@ -147,7 +151,8 @@ def finetune(
             starts than the inner one reproduces.
 
     Raises:
-        InputError: the model is not float32, the checkpoint is of another run, or the loss is not finite.
+        InputError: the model is not float32, or the checkpoint is of another run.
+        Diverged: the loss is not finite.
     """
     if model.dtype != torch.float32:
         raise InputError(f"training needs float32 weights, not {model.dtype}: load the model in float32")
@@ -236,7 +241,7 @@ class _Run:
         text = torch.where(dropped[:, None, None].to(self.model.device), self.empty, text)
         plain = self._backward(self.ordinary.latents[picked], text, draw, weight=1.0)
         if not math.isfinite(plain + (erase or 0.0)):
-            raise InputError(f"training diverged at step {number + 1}: lower the learning rate")
+            raise Diverged(f"training diverged at step {number + 1}: lower the learning rate")
         torch.nn.utils.clip_grad_norm_(self.weights, self.params.clip)
         self.optimizer.step()
         # The start is the memory itself, so the average must forget it soon: a short horizon first, the full one later.

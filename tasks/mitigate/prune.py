@@ -64,25 +64,29 @@ def without_neurons(unet: UNet2DConditionModel, site: Site, neurons: Members) ->
 def random_like(members: Members, universes: Mapping[int, int], seed: int) -> dict[int, torch.Tensor]:
     """The control: as many random members of each layer, none of the given ones among them.
 
+    Where more than half of a layer is given, all others and some of the given ones: as unlike them as can be.
+
     Args:
         universes: by layer index, how many neurons or weights the layer has.
 
     Returns:
         By layer index, sorted indices of the type of `members`.
-
-    Raises:
-        InputError: a layer has too few others.
     """
     out = {}
     for index, chosen in members.items():
         others = torch.ones(universes[index], dtype=torch.bool)
         others[chosen.long().cpu()] = False
-        free = others.nonzero().flatten()
-        if len(free) < len(chosen):
-            raise InputError(f"layer {index} has {len(free)} others, too few for a control of {len(chosen)}")
-        order = torch.randperm(len(free), generator=generator((f"control of layer {index}", seed)))
-        out[index] = free[order[: len(chosen)]].sort().values.to(chosen.dtype)
+        free, given = others.nonzero().flatten(), (~others).nonzero().flatten()
+        draw = generator((f"control of layer {index}", seed))
+        order = [some[torch.randperm(len(some), generator=draw)] for some in (free, given)]
+        out[index] = torch.cat(order)[: len(chosen)].sort().values.to(chosen.dtype)
     return out
+
+
+def shared(control: Members, members: Members) -> float:
+    """The share of a control's members that are given ones, over all layers."""
+    both = sum(int(torch.isin(control[index].long(), found.long()).sum()) for index, found in members.items())
+    return both / sum(len(found) for found in members.values())
 
 
 WHOLE = """```python
@@ -98,11 +102,6 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 unet = UNet2DConditionModel.from_pretrained("path/to/this/folder")
 pipeline = DiffusionPipeline.from_pretrained("{base}", unet=unet)
 ```"""
-
-
-def has_control(members: Members, universes: Mapping[int, int]) -> bool:
-    """Whether every layer has as many other members as given ones, so that `random_like` can choose among them."""
-    return all(2 * len(chosen) <= universes[index] for index, chosen in members.items())
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,8 @@ class Card:
     members: dict[str, int] = field(default_factory=dict)
     """By layer name, how many neurons or weights were cut."""
     params: dict[str, Any] = field(default_factory=dict)
+    shared: float = 0.0
+    """Of a random cut, the share that was found, too: more than nothing where most of a layer was."""
     cut: str = ""
     """What was set to zero, in words in the plural; what the method found, unless it says otherwise."""
     done: str = ""

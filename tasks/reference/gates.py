@@ -1,5 +1,6 @@
 """What a reference world has to show before it is any use: gates, each a figure and a limit."""
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def table(found: Sequence[Gate], weights: str, before: str = "") -> str:
         rows = {line.split("|")[1].strip(): line for line in kept}
     for gate in found:
         holds = "holds" if gate.holds else "misses"
-        rows[gate.name] = f"| {gate.name} | {gate.value:.3f} | {gate.sense} {gate.limit:g} | {holds} |"
+        value = "not measured" if math.isnan(gate.value) else f"{gate.value:.3f}"
+        rows[gate.name] = f"| {gate.name} | {value} | {gate.sense} {gate.limit:g} | {holds} |"
     lines = ["| gate | measured | wanted | |", "|---|---:|---:|---|"]
     lines += sorted(rows.values(), key=lambda line: GROUPS.index(line[2:].partition(":")[0]))
     return "\n".join([*lines, "", f"Of the weights `{weights}`."])

@@ -28,8 +28,9 @@ COLUMNS = {
     "sscd_gen": "SSCD to unmitigated",
     "diversity": "Same between seeds",
     "clip": "CLIP",
-    "fid": "FID",
-    "kid": "KID",
+    "clip_kept": "CLIP, share kept",
+    "fid": "CLIP-FID",
+    "kid": "CLIP-KID",
     "auc": "AUC",
     "tpr_at_1fpr": "TPR at 1 % FPR",
     "extraction_precision": "Extracted, true",
@@ -197,6 +198,8 @@ def _cell(row: Row) -> str:
 
 
 def _number(metric: str, value: float) -> str:
-    if metric in ("mr", "tpr_at_1fpr", "extraction_precision", "extraction_recall"):
+    if metric == "clip_kept":
+        return f"{100 * value:.1f} %"
+    if metric in ("mr", "mr_vm", "mr_tm", "tpr_at_1fpr", "extraction_precision", "extraction_recall"):
         return f"{100 * value:.0f} %"
-    return f"{value:.{ {'clip': 3, 'fid': 1, 'kid': 4}.get(metric, 2) }f}"
+    return f"{value:.{ {'clip': 3, 'fid': 3, 'kid': 4}.get(metric, 2) }f}"

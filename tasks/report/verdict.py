@@ -89,12 +89,12 @@ def controls(rows: Sequence[Row]) -> list[Control]:
 
 
 def without_random(variants: Collection[str]) -> list[Control]:
-    """The cuts that have no random one beside them, because most of a layer was cut."""
+    """The cuts that have no random one beside them, because all there is was cut."""
     return [
         Control(
             f"random-{cut}",
             "missing",
-            f"{cut} found most of a layer, so nothing random of its size is left to cut: read it with doubt.",
+            f"{cut} found all that it searched, so nothing else is left to cut at random: read it with doubt.",
         )
         for cut in ("nemo", "wanda")
         if cut in variants and f"random-{cut}" not in variants

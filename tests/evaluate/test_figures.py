@@ -77,6 +77,18 @@ def test_clip_is_a_mean_over_prompts() -> None:
     assert figure.n == 2
 
 
+def test_what_is_kept_of_the_clip_score_is_told_by_pairs() -> None:
+    before = {"a": np.array([0.4, 0.4]), "b": np.array([0.8]), "c": np.array([0.6])}
+    after = {name: 0.9 * seeds for name, seeds in before.items()}
+    figure = figures.clip_kept(after, before)
+    assert (figure.metric, figure.n) == ("clip_kept", 3)
+    # Every prompt keeps the same share, however different they are: nothing is left to doubt.
+    assert (figure.value, figure.low, figure.high) == pytest.approx((0.9, 0.9, 0.9))
+    assert figures.clip_kept({"a": np.array([0.2])}, {"a": np.array([0.4])}).low is None
+    with pytest.raises(ValueError, match="the same prompts"):
+        figures.clip_kept(after, {"a": np.array([0.4])})
+
+
 def test_no_generations() -> None:
     for figure in (figures.mr, figures.sscd_gen, figures.clip):
         with pytest.raises(InputError, match="generate first"):

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, quantile_test, ttest_1samp
 
-from tasks.evaluate.intervals import Statistic, bootstrap, clopper_pearson, interval, of_auc, of_mean, of_median
+from tasks.evaluate.intervals import (
+    Statistic,
+    bootstrap,
+    clopper_pearson,
+    interval,
+    of_auc,
+    of_mean,
+    of_median,
+    of_ratio,
+)
 
 
 @given(st.integers(1, 500), st.data())
@@ -130,3 +139,21 @@ def test_the_interval_of_an_area_covers() -> None:
         low, high = of_auc(float((a[:, None] > b).mean()), 15, 12)
         inside += low <= 0.80193 <= high  # the normal distribution's value at 1.2 over the root of 2
     assert inside / 300 > 0.92
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 10_000), st.integers(3, 40), st.floats(0.05, 3))
+def test_a_ratio_at_the_edge_of_its_interval_is_just_rejected(seed: int, n: int, ratio: float) -> None:
+    rng = np.random.default_rng(seed)
+    below = rng.normal(1, 0.1, n)
+    above = ratio * below + rng.normal(0, 0.05, n)
+    edges = of_ratio(above, below)
+    assert edges is not None and edges[0] <= above.mean() / below.mean() <= edges[1]
+    for edge in edges:
+        assert ttest_1samp(above - edge * below, 0).pvalue == pytest.approx(0.05, abs=1e-6)
+
+
+def test_a_ratio_to_nothing_has_no_interval() -> None:
+    assert of_ratio(np.array([1.0, 2, 3]), np.array([-1.0, 0, 1.1])) is None
+    with pytest.raises(ValueError, match="two finite values"):
+        of_ratio(np.ones(1), np.ones(1))

@@ -1,6 +1,7 @@
 """The whole audit on a model of random weights: that every stage runs, adds up, resumes and refuses."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from flows import stages
 from flows.audit import Audited, AuditParams, audit, recorded
 from flows.cli import app
+from flows.cli.shared import settings_of
 from flows.params import resolved
 from flows.plan import Plan
 from flows.settings import Settings, settings_for
@@ -96,7 +98,7 @@ def test_every_variant_is_measured_under_every_probe(params: AuditParams, audite
     probed = {(variant, probe) for variant in {"original", *cut} for probe in ("prompt", "ordinary")}
     rivals = {*RIVALS["erase"], *RIVALS["defences"]}
     probed |= {(variant, probe) for variant in rivals for probe in ("prompt", "ordinary")}
-    attacked = {(variant, "dori-noise") for variant in {"original", "nemo", "wanda", *rivals}}
+    attacked = {(variant, "dori-noise") for variant in {"original", *cut, *rivals} - {"wanda-control", "magnitude"}}
     efforts = {(f"effort-{steps}{suffix}") for steps in (1, 3) for suffix in ("", "-control")}
     attacked |= {("original", probe) for probe in ("dori-noise-control", *efforts)}
     assert found == probed | attacked
@@ -110,7 +112,7 @@ def test_the_page_and_the_table(audited: Audited) -> None:
     page = Path(audited.report).read_text()
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
     assert "picture 0" in page
-    assert "random-wanda" in page
+    assert "random-wanda, from its prompt" in page and "wanda, attacked from noise" in page
     assert "dori-noise" in audited.written.table
     assert "effort" not in audited.written.table
     assert set(audited.written.drawings) == {"attacks", "effort", *RIVALS["erase"]}
@@ -337,6 +339,13 @@ def test_results_for_those_without_the_store(params: AuditParams, audited: Audit
     assert {"variant", "probe", "metric", "value", "low", "high", "n"} < rows[0].keys()
     page = (tmp_path / "out" / "RESULTS.md").read_text()
     assert "| original | dori-noise-control | 1 |" in page
+    assert "CLIP, share kept" in page
+    # The command that it names asks for the very same settings.
+    command = shlex.split(page.split("Made by `")[1].split("`")[0])
+    assert command[:4] == ["engram", "audit", "--model", params.model]
+    told = command[command.index("--set") + 1 :: 2]
+    settings = settings_for("quick", {}, **settings_of(told))
+    assert resolved(params.model_copy(update={"settings": settings})) == resolved(params)
     assert "| 3 | 0 % (0" in page or "| 3 | 100 % (" in page
 
 

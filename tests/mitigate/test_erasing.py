@@ -1,6 +1,7 @@
 """The door of fine-tuning: what stands for a memorized picture, and what nothing can stand for."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tasks.errors import InputError
 from tasks.evaluate.sscd import SscdParams
 from tasks.mitigate import task as door
 from tasks.mitigate.finetune import FineTuneParams
+from tasks.mitigate.task import erasing
 from tasks.subject import ORIGINAL, Asked, Subject, prompts_of
 from tests.flows.world import tiny_world
 
@@ -59,6 +61,32 @@ def test_a_prompt_of_which_only_copies_come_is_left_out(subject: Subject, monkey
     variant = erase(subject, asked)
     assert door.not_erased(subject, variant) == [asked[2].text]
     assert len(door.history_of(subject, variant)) == 1  # two pictures in one step
+
+
+def test_a_surrogate_is_unlike_every_picture_of_its_prompt(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [replace(prompts_of(subject, "memorized")[0], image_ids=("one", "two"))]
+    pictures = np.random.default_rng(0).integers(0, 256, (18, 32, 32, 3), np.uint8)
+    alike = np.full((18, 2), 0.1)
+    alike[2:18, 1] = 0.65  # near copies of the second picture, but for one that comes late
+    alike[12, 1] = 0.55
+    monkeypatch.setattr(Subject, "pictures", lambda self, names: pictures[:2])
+    monkeypatch.setattr(
+        "tasks.mitigate.task.erasing.generate",
+        lambda model, text, keys, sampling: np.stack([pictures[2 + seed] for _, seed in keys]),
+    )
+
+    class Measure:
+        def embed(self, some: np.ndarray) -> np.ndarray:
+            rows = [next(n for n, one in enumerate(pictures) if (one == each).all()) for each in some]
+            return np.eye(2) if rows == [0, 1] else alike[rows]
+
+    (found,) = erasing._surrogates(subject, ORIGINAL, asked, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]
+    assert found is not None and (found == pictures[12]).all()
+    alike[2:18, 1] = 0.65
+    alike[4, 1] = 0.2  # among the first four: nothing more is made
+    alike[17, 1] = 0.0
+    (found,) = erasing._surrogates(subject, ORIGINAL, asked, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]
+    assert found is not None and (found == pictures[4]).all()
 
 
 def test_where_nothing_but_copies_come_it_is_refused(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

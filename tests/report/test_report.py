@@ -107,7 +107,7 @@ def test_variants_keep_their_order_and_figures_their_intervals() -> None:
     page = render(whole())
     assert page.index('rowspan="3">original') < page.index('rowspan="3">nemo')
     assert "0.310<small>0.290–0.330" in page
-    assert "12.3<small>" in page
+    assert "12.345<small>" in page
     assert "10 %<small>1–32 % of 20" in page
 
 

@@ -1,6 +1,6 @@
 """Variants with what was localized set to zero, each beside a random cut of the same size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +16,8 @@ from tasks.mitigate.prune import (
     Card,
     Members,
     count_zeroed,
-    has_control,
     random_like,
+    shared,
     without_neurons,
     without_weights,
 )
@@ -26,6 +26,8 @@ from tasks.sets import read_sets
 from tasks.subject import Subject
 
 Cut = Callable[[UNet2DConditionModel, Site, Members], UNet2DConditionModel]
+RANDOM_CUTS = ("random-nemo", "random-wanda")
+"""The controls of the two cuts, by method."""
 WORDS = {
     "nemo": "the neurons that NeMo found to hold memorized training images",
     "random-nemo": "as many random neurons of each layer as NeMo found, a control,",
@@ -45,7 +47,7 @@ def cut_neurons(
 ) -> dict[str, str]:
     """Cuts NeMo's neurons of all these prompts together: "nemo" and "random-nemo", by name the variant in the store.
 
-    Nothing where the search found nothing; no random cut where most of a layer was found.
+    Nothing where the search found nothing; no random cut where it found everything.
     """
     model = subject.load()
     layers = layers_of(model.unet, site)
@@ -56,12 +58,10 @@ def cut_neurons(
     if not any(len(found) for found in members.values()):
         return {}
     universes = {layer.index: layer.outputs for layer in layers}
-    chosen = {"nemo": members}
-    if has_control(members, universes):
-        chosen["random-nemo"] = random_like(members, universes, seed)
+    chosen: dict[str, Members] = {"nemo": members} | _control("random-nemo", members, universes, seed)
     key = cut_id(params_id, prompt_ids, seed=seed)
     return {
-        name: _save(subject, model, name, found, without_neurons, site, key, audit_id, universes)
+        name: _save(subject, model, name, found, without_neurons, site, key, audit_id, universes, found_by=members)
         for name, found in chosen.items()
     }
 
@@ -78,8 +78,8 @@ def cut_weights(
 ) -> dict[str, str]:
     """Cuts Wanda's weights of a scope: "wanda" and "random-wanda", by name the variant in the store.
 
-    Nothing where no weight scored higher for memorized prompts than for null prompts; no random cut where most of a
-    layer was found. What was found for ordinary prompts, "wanda-control", is cut alone: it is a control itself.
+    Nothing where no weight scored higher for memorized prompts than for null prompts; no random cut where all of them
+    did. What was found for ordinary prompts, "wanda-control", is cut alone: it is a control itself.
 
     Args:
         params: how the sets of the steps are united; fewer steps than were localized may be.
@@ -92,12 +92,12 @@ def cut_weights(
     members = over_steps(by_step, universes, params)
     if not any(len(found) for found in members.values()):
         return {}
-    chosen: dict[str, dict[int, torch.Tensor]] = {method: members}
-    if method == "wanda" and has_control(members, universes):
-        chosen["random-wanda"] = random_like(members, universes, seed)
+    chosen: dict[str, Members] = {method: members}
+    if method == "wanda":
+        chosen |= _control("random-wanda", members, universes, seed)
     key = cut_id(params_id, [scope_id], params, seed)
     return {
-        name: _save(subject, model, name, found, without_weights, site, key, audit_id, universes, params)
+        name: _save(subject, model, name, found, without_weights, site, key, audit_id, universes, params, members)
         for name, found in chosen.items()
     }
 
@@ -125,19 +125,30 @@ def cut_scored(
     return {method: _save(subject, model, method, members, without_weights, site, key, audit_id, universes)}
 
 
+def _control(name: str, members: Members, universes: Mapping[int, int], seed: int) -> dict[str, Members]:
+    """The random cut by its name; nothing where it would be the very same one."""
+    control = random_like(members, universes, seed)
+    return {} if shared(control, members) == 1 else {name: control}
+
+
 def _save(
     subject: Subject,
     model: Model,
     method: str,
-    members: dict[int, torch.Tensor],
+    members: Members,
     cut: Cut,
     site: Site,
     params_id: str,
     audit_id: str,
     universes: dict[int, int],
     params: WandaParams | None = None,
+    found_by: Members | None = None,
 ) -> str:
-    """Puts the pruned UNet into the store under a name that its content determines."""
+    """Puts the pruned UNet into the store under a name that its content determines.
+
+    Args:
+        found_by: what was localized, where `members` may be its random control.
+    """
     digest = content_key(VERSION, model.model_id, site.value, {str(k): v.long().numpy() for k, v in members.items()})
     variant = f"{method}-{digest[:8]}"
     counts = {"pruned": sum(len(found) for found in members.values()), "total": sum(universes.values())}
@@ -149,8 +160,8 @@ def _save(
     zeroed, total = count_zeroed(model.unet, unet)
     names = {layer.index: layer.name for layer in layers_of(model.unet, site)}
     card = Card(
-        title=f"{Path(subject.model).name}, {method}",
-        base=subject.model,
+        title=f"{Path(subject.source).name}, {method}",
+        base=subject.source,
         base_id=model.model_id,
         method=method,
         audit_id=audit_id,
@@ -159,6 +170,7 @@ def _save(
         total=total,
         members={names[index]: len(found) for index, found in members.items()},
         params=params.model_dump() if params is not None else {},
+        shared=shared(members, found_by) if found_by is not None and found_by is not members else 0.0,
         cut=WORDS[method],
     )
     put(subject, variant, params_id, card, unet, counts=counts)

@@ -62,6 +62,12 @@ def shares_cut(subject: Subject, variants: Mapping[str, str]) -> dict[str, float
     return {name: lost[variant] for name, variant in variants.items() if variant in lost}
 
 
+def shared_with_found(subject: Subject, variant: str) -> float:
+    """Of a random cut in the store, the share that was localized, too; 0 of others."""
+    card = json.loads((subject.stored(variant)[1] / "variant.json").read_text())
+    return float(card.get("shared", 0.0))
+
+
 def subject_of(store: Store, model: str, variant: str) -> Subject:
     """The model, at the precision that it was audited with when this variant was made; float32 where there is none."""
     known = set(store.read("variants", columns=["model_id"], variant=variant)["model_id"].to_pylist())
@@ -99,8 +105,8 @@ def uncut_card(
     """The card of a variant that cuts nothing."""
     model = subject.load()
     return Card(
-        title=f"{Path(subject.model).name}, {method}",
-        base=subject.model,
+        title=f"{Path(subject.source).name}, {method}",
+        base=subject.source,
         base_id=model.model_id,
         method=method,
         audit_id=audit_id,

@@ -94,7 +94,7 @@ def write_report(
     scores = _scores(store, scorer)
     strips = [_strip(store, subject, prompt, shown, scores) for prompt in asked[:STRIPS] if prompt.image_ids]
     report = Report(
-        title=f"Memorization audit of {Path(subject.model).name}",
+        title=f"Memorization audit of {Path(subject.source).name}",
         subtitle=f"audit {audit_id}",
         facts=facts,
         rows=rows,
@@ -157,9 +157,9 @@ def _strip(
         ).to_pylist()
         of_audit = {row["generation_id"]: row["bytes"] for row in rows if row["generation_id"] in ids}
         scores: dict[str, float] = {}
-        for name, other in product(of_audit, prompt.image_ids):
-            if (name, other) in known:
-                scores[name] = max(known[name, other], scores.get(name, -1.0))
+        for made, image_id in product(of_audit, prompt.image_ids):
+            if (made, image_id) in known:
+                scores[made] = max(known[made, image_id], scores.get(made, -1.0))
         best = max(scores, key=scores.__getitem__, default=None)
         if best is not None:
             found.append(Picture(f"{name}, {_words(probe)}", of_audit[best], scores[best]))
@@ -250,7 +250,9 @@ def _left(store: Store, subject: Subject, found: Localized, asked: Sequence[Aske
     # The store may know curves of more prompts, of larger audits.
     which = {"params_id": found.curve, "prompt_ids": [prompt.prompt_id for prompt in asked]}
     rows = query(store, "memorization_left", model_id=subject.model_id, **which).to_pylist()
-    sizes = sorted({row["neurons"] for row in rows if not row["control"]})
+    searched = {row["neurons"] for row in rows if not row["control"]}
+    # Every prompt's own number is in the rows, too; all of them would not fit below the axis.
+    sizes = sorted(size for size in searched if size.bit_count() == 1 or size == max(searched))
     curves = []
     for control, name in ((False, "neurons that NeMo found, best first"), (True, "random neurons of the same layers")):
         values = {row["neurons"]: row["score"] for row in rows if row["control"] is control}

@@ -2,18 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from storage import Store
 from tasks.errors import InputError
+from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report.markdown import effort_text, figures_text, put_between
 from tasks.report.task.record import record_of, rows_of
 from tasks.subject import EFFORT
 
 
-def write_results(store: Store, audit_id: str, folder: Path) -> tuple[Path, Path]:
+def write_results(store: Store, audit_id: str, folder: Path, command: str) -> tuple[Path, Path]:
     """Writes `results.json`, the audit's rows of `metrics`, and `RESULTS.md`, the same for people.
 
     What stands in `RESULTS.md` outside the marks `figures` stays.
+
+    Args:
+        command: what makes the audit again.
 
     Raises:
         InputError: there is no such audit, it has no figures, or the folder cannot be written.
@@ -31,14 +36,28 @@ def write_results(store: Store, audit_id: str, folder: Path) -> tuple[Path, Path
     text = figures_text([row for row in rows if not row.probe.startswith(EFFORT)]) + effort_text(effort)
     taken = str((record["finished_at"] or record["started_at"]) - record["started_at"]).split(".")[0]
     versions = ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())
-    made = f"Audit {audit_id} of model {record['model_id']}, {record['state']}, on {record['device']}; "
-    made += f"its last run took {taken}, and took over what the store held."
+    made = f"Made by `{command}` and `engram results`: audit {audit_id} of model {record['model_id']}, "
+    made += f"{record['state']}, on {record['device']}; its last run took {taken}, and took over what the store held."
+    meant = _meaning(json.loads(record["params"])["settings"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         aside = data.with_suffix(".writing")
         aside.write_text(json.dumps(metrics, indent=1) + "\n")
         aside.replace(data)
-        put_between(page, "figures", f"{text}\n\n{made} With {versions}.")
+        put_between(page, "figures", f"{meant}\n\n{text}\n\n{made} With {versions}.")
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}") from error
     return page, data
+
+
+def _meaning(settings: dict[str, Any]) -> str:
+    """What the columns say, for those who did not choose the settings."""
+    sampling = settings["sampling"]
+    return (
+        f"A prompt or attacked picture counts as copied if any of its {settings['seeds']} pictures "
+        f"({sampling['steps']} steps, guidance {sampling['guidance']:g}, precision {settings['precision']}) has an "
+        f"SSCD above {COPY_THRESHOLD} to a training picture of it. In brackets: 95 % intervals, of rates exact "
+        "(Clopper-Pearson), of medians by order statistics, of means by Student's t, of the share of the original's "
+        "CLIP score that is kept by Fieller's theorem. SSCD columns are medians over prompts. CLIP-FID and CLIP-KID "
+        "are taken on features of the CLIP model, so they do not compare with Inception's."
+    )
