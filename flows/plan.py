@@ -27,8 +27,8 @@ from tasks.mitigate import task as mitigating
 from tasks.subject import DEFENCES, EFFORT, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of
 
 CLAIMS = (ORIGINAL, "nemo", "wanda", "adversarial-finetune")
-"""Variants that claim to have removed a memory, and the model itself: attacked from every start, as the random cuts are
-beside them. Rivals are attacked from fewer, other controls and rival scores are only prompted."""
+"""Variants that claim to have removed a memory, and the model itself: attacked from every start. Random cuts and rivals
+are attacked from those that the settings name, other controls and rival scores are only prompted."""
 
 EXTRACTION = "extraction"
 """The probe of many pictures of each prompt, among which an attacker looks for near copies."""
@@ -228,10 +228,9 @@ class Plan:
             if name in variants:
                 asked, seeds = [*self.memorized[:many], *self.ordinary[:many]], self.settings.extraction.generations
                 yield Probe(name, variants[name], EXTRACTION, asked, seeds=seeds)
-        attacked = (*CLAIMS, *mitigating.RANDOM_CUTS)
         for start in self.settings.starts if self.attacked else ():
             for name, stored in variants.items():
-                if name in attacked or (self._is_rival(name) and start in self.settings.rival_starts):
+                if start in self._starts(name):
                     yield Probe(name, stored, f"dori-{start}", self.attacked, start)
             if self.controls:
                 yield Probe(ORIGINAL, ORIGINAL, f"dori-{start}-control", self.controls, start)
@@ -273,8 +272,13 @@ class Plan:
             for shot in self.shots(probe)
         ]
 
-    def _is_rival(self, name: str) -> bool:
-        return name in self.settings.erase or name in DEFENCES
+    def _starts(self, name: str) -> tuple[Start, ...]:
+        """Where attacks on a variant begin."""
+        if name in CLAIMS:
+            return self.settings.starts
+        if name in mitigating.RANDOM_CUTS:
+            return self.settings.random_starts
+        return self.settings.rival_starts if name in self.settings.erase or name in DEFENCES else ()
 
 
 def pruned_of(cuts: Mapping[str, str]) -> str | None:

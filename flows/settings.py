@@ -33,6 +33,10 @@ class Settings(BaseModel):
     controls: int = Field(16, ge=0, description="pictures never memorized that are attacked under the same budget")
     starts: tuple[Start, ...] = Field(("prompt", "noise"), description="where attacks begin")
     rival_starts: tuple[Start, ...] = Field(("noise",), description="those of them that rivals are attacked from")
+    random_starts: tuple[Start, ...] = Field(
+        ("prompt", "noise", "other"),
+        description="those of them that random cuts are attacked from, the controls of cuts",
+    )
     efforts: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (), description="numbers of attack steps that replication is drawn against; hundreds can bring anything back"
     )
@@ -76,6 +80,7 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "attacked": 4,
         "controls": 4,
         "starts": ("noise",),
+        "random_starts": (),
         "sampling": {"steps": 20},
         "wanda": {"tau": 4},
     },

@@ -74,9 +74,14 @@ def test_a_night_that_does_not_end_is_told(served: Served, hook: Hook) -> None:
         (overdue,) = [each for each in told(webhook, timedelta(seconds=10)) if each.name.endswith("overdue")]
         _put(client, overdue)
         runs = [running(client, name) for name in ("audit", "nightly")]
-        until(lambda: len(hook.received) > before, 90, every=1)
-        (heard,) = hook.received[before:]
-        assert heard["event"] == "engram.nightly.overdue" and "at work for a day" in heard["text"]
+
+        def heard() -> list[dict[str, Any]]:
+            # What other runs of this platform end in may be told now, too.
+            return [it for it in hook.received[before:] if it["event"] == "engram.nightly.overdue"]
+
+        until(heard, 90, every=1)
+        (one,) = heard()
+        assert "at work for a day" in one["text"]
         install(hook.url)
         for run in runs:
             client.set_flow_run_state(run, Completed(), force=True)
