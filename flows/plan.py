@@ -276,7 +276,7 @@ class Plan:
         """Where attacks on a variant begin."""
         if name in CLAIMS:
             return self.settings.starts
-        if name in mitigating.RANDOM_CUTS:
+        if name in mitigating.RANDOM_CONTROLS:
             return self.settings.random_starts
         return self.settings.rival_starts if name in self.settings.erase or name in DEFENCES else ()
 

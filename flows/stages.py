@@ -15,12 +15,11 @@ from flows.plan import EXTRACTION, Plan, Probe, pruned_of
 from flows.show import show_audit, show_chart, shown_progress, uri
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
-from tasks.errors import InputError
+from tasks.errors import Diverged, InputError
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.sscd import scorer_of
 from tasks.localize import task as localizing
 from tasks.mitigate import task as mitigating
-from tasks.mitigate.finetune import Diverged
 from tasks.report import task as reporting
 from tasks.subject import ORIGINAL
 

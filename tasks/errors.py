@@ -3,3 +3,7 @@
 
 class InputError(ValueError):
     """Something given to Engram cannot be used: a file, a model folder, a prompt, a number."""
+
+
+class Diverged(InputError):
+    """A search or a training whose loss is not finite: with these parameters it has no result."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import Key, generator, predict_noise
-from tasks.errors import InputError
+from tasks.errors import Diverged, InputError
 
 Start = Literal["prompt", "noise", "other"]
 
@@ -172,7 +172,8 @@ def search(
         done: told the number of finished steps, counted over all searches; in all n * steps.
 
     Raises:
-        InputError: the weights are half precision, or a loss is not finite.
+        InputError: the weights are half precision.
+        Diverged: a loss is not finite.
     """
     if model.dtype == torch.float16:
         raise InputError("gradients of an attack vanish in float16: load the model in float32 or bfloat16")
@@ -251,7 +252,7 @@ def _search_together(
         (embedding.grad,) = torch.autograd.grad(each.sum(), embedding)
         for row, value in enumerate(each.tolist()):
             if not math.isfinite(value):
-                raise InputError(
+                raise Diverged(
                     f"the attack on {keys[row][0]} diverged at step {step + 1}: "
                     "lower its learning rate, or load the model in float32"
                 )

@@ -25,14 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.attack.dori import DoriParams, diffusion_errors, draw_noise, frozen, search, start_embeddings
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import generator
-from tasks.errors import InputError
+from tasks.errors import Diverged, InputError
 
 Erasure = Literal["adversarial-finetune", "surrogate-finetune", "ordinary-finetune", "lora-finetune"]
 """The method itself, and its rivals."""
-
-
-class Diverged(InputError):
-    """A training whose loss is not finite: with these parameters it has no result."""
 
 
 class FineTuneParams(BaseModel):
@@ -152,7 +148,7 @@ def finetune(
 
     Raises:
         InputError: the model is not float32, or the checkpoint is of another run.
-        Diverged: the loss is not finite.
+        Diverged: the loss is not finite, or that of an inner attack.
     """
     if model.dtype != torch.float32:
         raise InputError(f"training needs float32 weights, not {model.dtype}: load the model in float32")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tasks.diffusion.model import Model
-from tasks.errors import InputError
+from tasks.errors import Diverged, InputError
 from tasks.mitigate.finetune import FineTuneParams, Memorized, Ordinary, Progress, finetune
 from tests.attack.tiny import TOKENS, WIDTH, tiny_model, tiny_unet
 
@@ -133,8 +133,11 @@ def test_refuses(tmp_path: Path, model: Model) -> None:
         finetune(tiny_model(), *data(), PARAMS.model_copy(update={"check_every": 1}), tmp_path / "new.pt")
     memorized, pairs = data()
     broken = replace(pairs, latents=pairs.latents * float("nan"))
-    with pytest.raises(InputError, match="diverged at step 1"):
+    with pytest.raises(Diverged, match="training diverged at step 1"):
         finetune(tiny_model(), memorized, broken, PARAMS, tmp_path / "new.pt")
+    broken_memories = replace(memorized, latents=memorized.latents * float("nan"))
+    with pytest.raises(Diverged, match=r"attack on .* diverged at step 1"):
+        finetune(tiny_model(), broken_memories, pairs, PARAMS, tmp_path / "new.pt")
     half = tiny_model(tiny_unet().half())
     with pytest.raises(InputError, match="float32"):
         finetune(half, memorized, pairs, PARAMS, tmp_path / "new.pt")

@@ -26,7 +26,7 @@ from tasks.sets import read_sets
 from tasks.subject import Subject
 
 Cut = Callable[[UNet2DConditionModel, Site, Members], UNet2DConditionModel]
-RANDOM_CUTS = ("random-nemo", "random-wanda")
+RANDOM_CONTROLS = ("random-nemo", "random-wanda")
 """The controls of the two cuts, by method."""
 WORDS = {
     "nemo": "the neurons that NeMo found to hold memorized training images",
@@ -170,7 +170,7 @@ def _save(
         total=total,
         members={names[index]: len(found) for index, found in members.items()},
         params=params.model_dump() if params is not None else {},
-        shared=shared(members, found_by) if found_by is not None and found_by is not members else 0.0,
+        shared=shared(members, found_by) if found_by is not None and method in RANDOM_CONTROLS else 0.0,
         cut=WORDS[method],
     )
     put(subject, variant, params_id, card, unet, counts=counts)
