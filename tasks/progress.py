@@ -1,14 +1,19 @@
-"""How far long work is: a bar on the terminal, and whoever watches hears of it, too."""
+"""How far long work is: a bar on the terminal or lines in a log, and whoever watches hears of it, too."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from time import monotonic
 
 from tqdm import tqdm
 
 Told = Callable[[str, int, int], None]
 """Is told what is going on, how much of it is done, and how much there is."""
 _watcher: ContextVar[Told | None] = ContextVar("watcher", default=None)
+
+SECONDS_BETWEEN_LINES = 60
+"""Where no terminal shows a bar, a line says how far work is, not more often than this."""
 
 
 @contextmanager
@@ -30,13 +35,17 @@ def tell(what: str, done: int, total: int) -> None:
 @contextmanager
 def progress(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
     """A bar on the terminal: call with what was done. Nothing is shown when there is nothing to do."""
-    so_far = 0
-    with tqdm(total=total, desc=what, unit=unit, disable=None if total else True, leave=False) as bar:
+    so_far, logged = 0, not sys.stderr.isatty()
+    began = last = monotonic()
+    with tqdm(total=total, desc=what, unit=unit, disable=logged or not total, leave=False) as bar:
 
         def done(n: int) -> None:
-            nonlocal so_far
+            nonlocal so_far, last
             bar.update(n)
             so_far += n
+            if logged and (now := monotonic()) - last >= SECONDS_BETWEEN_LINES:
+                last = now
+                print(f"{what}: {so_far} of {total}, {(now - began) / 60:.0f} min", file=sys.stderr, flush=True)
             tell(what, so_far, total)
 
         yield done
