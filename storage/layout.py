@@ -68,9 +68,13 @@ def split(table: Table, rows: pa.Table, partition: Mapping[str, Any]) -> list[tu
 
 
 def matching(table: Table, values: Mapping[str, Any]) -> pc.Expression:
-    """The condition that columns have these values."""
-    tests = [
-        pc.field(name).is_null() if value is None else pc.field(name) == pa.scalar(value, table.schema.field(name).type)
-        for name, value in values.items()
-    ]
+    """The condition that columns have these values, or one of them where a list of values is given."""
+
+    def test(name: str, value: Any) -> pc.Expression:
+        kind = table.schema.field(name).type
+        if isinstance(value, list):
+            return pc.field(name).isin(pa.array(value, kind))
+        return pc.field(name).is_null() if value is None else pc.field(name) == pa.scalar(value, kind)
+
+    tests = [test(name, value) for name, value in values.items()]
     return functools.reduce(operator.and_, tests) if tests else pc.scalar(True)

@@ -163,7 +163,8 @@ class Store:
             table: name of the table.
             key: only the part, or parts, of this key.
             columns: only these columns, in this order.
-            where: only rows with these values; partition columns spare the reading of other parts.
+            where: only rows with these values, or with one of a list of values; a partition column's value spares the
+                reading of other parts.
 
         Returns:
             Table with the columns of the schema; no rows if there are none.
@@ -174,7 +175,9 @@ class Store:
         definition = find_table(table)
         if unknown := ({*where, *(columns or ())}) - set(definition.schema.names):
             raise StoreError(f"{table} has no column {', '.join(sorted(unknown))}")
-        inside = {name: value for name, value in where.items() if name in definition.partition}
+        inside = {
+            name: value for name, value in where.items() if name in definition.partition and not isinstance(value, list)
+        }
         addresses = self.parts(table, key, **inside)
         with _clear(f"cannot read {table}; engram verify says which part is damaged"):
             return dataset(self, definition, addresses).to_table(columns=columns, filter=matching(definition, where))

@@ -87,13 +87,12 @@ class Subject(BaseModel):
         Raises:
             InputError: one is not there, or cannot be read.
         """
-        store, size, found = self.open(), picture_size(self.load()), []
-        for name in image_ids:
-            data = store.read("images", columns=["bytes"], image_id=name)["bytes"].to_pylist()
-            if not data:
-                raise InputError(f"the store has no image {name}: import the prompts with their images")
-            found.append(fitted(from_bytes(data[0]), size))
-        return np.stack(found)
+        size = picture_size(self.load())
+        rows = self.open().read("images", columns=["image_id", "bytes"], image_id=sorted(set(image_ids)))
+        found = dict(zip(rows["image_id"].to_pylist(), rows["bytes"], strict=True))
+        if lost := set(image_ids) - found.keys():
+            raise InputError(f"the store has no image {min(lost)}: import the prompts with their images")
+        return np.stack([fitted(from_bytes(found[name].as_py()), size) for name in image_ids])
 
     def triggers(self, names: Sequence[str], variant: str = ORIGINAL) -> torch.Tensor:
         """Triggers in the store, float32 (n, rows, width).
@@ -106,16 +105,15 @@ class Subject(BaseModel):
             columns=["trigger_id", "embedding", "shape"],
             model_id=self.model_id,
             variant=self.weights_of(variant),
+            trigger_id=sorted(set(names)),
         )
-        wanted = set(names)
         found = {
             name: torch.from_numpy(values.values.to_numpy().copy()).view(*shape.as_py())
             for name, values, shape in zip(
                 rows["trigger_id"].to_pylist(), rows["embedding"], rows["shape"], strict=True
             )
-            if name in wanted
         }
-        if lost := wanted - found.keys():
+        if lost := set(names) - found.keys():
             raise InputError(f"the store has no trigger {min(lost)} of {variant}: attack first")
         return torch.stack([found[name] for name in names])
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -314,33 +313,30 @@ def _clip_vectors(
 
 def pictures_of(subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Generations of this variant, or of the original, and training images, by name; uint8 (height, width, 3)."""
-    store, wanted = subject.open(), set(names)
+    store, lost = subject.open(), set(names)
     found: dict[str, np.ndarray] = {}
-    if not wanted:
-        return found
+
+    def find(table: str, name: str, **where: str) -> None:
+        if lost:
+            rows = store.read(table, columns=[name, "bytes"], **where, **{name: sorted(lost)})
+            found.update(
+                (one, from_bytes(data.as_py())) for one, data in zip(rows[name].to_pylist(), rows["bytes"], strict=True)
+            )
+            lost.difference_update(found)
+
     for of in dict.fromkeys((variant, ORIGINAL)):
-        rows = store.read(
-            "generations", columns=["generation_id", "bytes"], model_id=subject.model_id, variant=of, probe=probe
-        )
-        found |= _decoded(rows["generation_id"].to_pylist(), rows["bytes"], wanted - found.keys())
-    if wanted - found.keys():
-        rows = store.read("images", columns=["image_id", "bytes"])
-        found |= _decoded(rows["image_id"].to_pylist(), rows["bytes"], wanted - found.keys())
-    if lost := wanted - found.keys():
+        find("generations", "generation_id", model_id=subject.model_id, variant=of, probe=probe)
+    find("images", "image_id")
+    if lost:
         raise InputError(f"the store has no picture {min(lost)}: generate first, and import prompts with their images")
     return found
 
 
-def _decoded(names: Sequence[str], data: Any, wanted: set[str]) -> dict[str, np.ndarray]:
-    return {name: from_bytes(one.as_py()) for name, one in zip(names, data, strict=True) if name in wanted}
-
-
 def _values(store: Store, metric: str, scorer: str, ids: Sequence[str]) -> dict[tuple[str, str], float]:
     """Scores in the store, made with one model, by generation and reference."""
-    rows = store.read("scores", columns=["generation_id", "reference_id", "value"], metric=metric, scorer=scorer)
-    wanted = set(ids)
-    found = zip(*(column.to_pylist() for column in rows.columns), strict=True)
-    return {(name, other): value for name, other, value in found if name in wanted}
+    columns, wanted = ["generation_id", "reference_id", "value"], sorted(set(ids))
+    rows = store.read("scores", columns=columns, metric=metric, scorer=scorer, generation_id=wanted)
+    return {(name, other): value for name, other, value in zip(*(c.to_pylist() for c in rows.columns), strict=True)}
 
 
 @lru_cache(maxsize=1)

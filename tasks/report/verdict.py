@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from scipy.stats import fisher_exact
+
 CONTROL_LIMIT = 0.05
 """An attack is informative while it reproduces at most this share of pictures that were never memorized."""
 GONE_LIMIT = 0.05
@@ -17,6 +19,10 @@ RANDOM_KEEPS = 0.8
 """A random cut must leave at least this share of the original's copies, or localizing was not what removed them."""
 RANDOM_CUTS = {"random-nemo": "neurons", "random-wanda": "weights", "random": "weights"}
 """Variants of which something was cut at random, and what. Not everything called random is one."""
+CONTROL_OF = {"random-nemo": "nemo", "random-wanda": "wanda", "random": "wanda", "wanda-control": "wanda"}
+"""Cuts that are held against a cut of the same size that claims to remove a memory."""
+ALPHA = 0.05
+"""Two cuts differ where chance brings so great a difference in at most this share of cases."""
 
 _STARTS = {"dori-prompt": "the prompt", "dori-noise": "noise", "dori-other": "another prompt"}
 
@@ -39,7 +45,8 @@ class Control:
     """What a control says of the claim that leans on it."""
 
     name: str
-    state: Literal["holds", "fails", "missing"]
+    state: Literal["holds", "fails", "open", "missing"]
+    """Open: there are too few prompts to tell."""
     words: str
 
 
@@ -60,6 +67,9 @@ def verdict(rows: Sequence[Row]) -> str:
     failed = [control.name for control in controls(rows) if control.state == "fails"]
     if failed:
         said.append(f"Mind the failed {'control' if len(failed) == 1 else 'controls'}: {', '.join(failed)}.")
+    undecided = [control.name for control in controls(rows) if control.state == "open"]
+    if undecided:
+        said.append(f"Too few prompts to tell from chance: {', '.join(undecided)}.")
     return " ".join(said)
 
 
@@ -72,20 +82,8 @@ def controls(rows: Sequence[Row]) -> list[Control]:
             # Variants without a control of their own lean on the original's, which is told once.
             found.setdefault((control.name, control.words), control)
     out = list(found.values())
-    original = _mr(rows, "original", "prompt")
-    for variant in dict.fromkeys(row.variant for row in rows if row.variant in RANDOM_CUTS):
-        after = _mr(rows, variant, "prompt")
-        if original is None or after is None or original.value == 0:
-            continue
-        holds = after.value >= RANDOM_KEEPS * original.value
-        cut, left = RANDOM_CUTS[variant], f"{_count(after)} copies of the original's {_count(original)}"
-        words = f"Cutting as many random {cut} leaves {left}: "
-        if holds:
-            words += "what a localized cut removes beyond that is not chance."
-        else:
-            words += "chance removes the copies too, so a localized cut of this size is uninformative."
-        out.append(Control(variant, "holds" if holds else "fails", words))
-    return out
+    found_cuts = dict.fromkeys(row.variant for row in rows if row.variant in CONTROL_OF)
+    return out + [control for variant in found_cuts if (control := _cut_control(rows, variant)) is not None]
 
 
 def without_random(variants: Collection[str]) -> list[Control]:
@@ -115,6 +113,35 @@ def _attack_control(rows: Sequence[Row], variant: str, probe: str) -> Control:
     if control.value > CONTROL_LIMIT:
         return Control(name, "fails", f"{brought}: the attack can draw anything, so it is uninformative here.")
     return Control(name, "holds", f"{brought}: what the attack finds is memory.")
+
+
+def _cut_control(rows: Sequence[Row], variant: str) -> Control | None:
+    """What a cut of something else says of the localized one; None where there is nothing to hold against.
+
+    Counts are compared by Fisher's exact test, as if the two cuts had been asked different prompts: of the same
+    prompts it is strict.
+    """
+    original, other = _mr(rows, "original", "prompt"), _mr(rows, variant, "prompt")
+    name = CONTROL_OF[variant]
+    cut = _mr(rows, name, "prompt")
+    if original is None or other is None or original.value == 0:
+        return None
+    what = f"as many random {RANDOM_CUTS[variant]}" if variant in RANDOM_CUTS else "what ordinary prompts use"
+    words = f"Cutting {what} leaves {_count(other)} copies of the original's {_count(original)}"
+    if variant in RANDOM_CUTS and other.value < RANDOM_KEEPS * original.value:
+        words += ": chance removes the copies too, so a localized cut of this size is uninformative."
+        return Control(variant, "fails", words)
+    if cut is None:
+        return Control(variant, "holds", f"{words}.") if variant in RANDOM_CUTS else None
+    words += f", {name} {_count(cut)}: "
+    if variant not in RANDOM_CUTS and other.value <= cut.value:
+        words += "it removes no fewer, so the cut does not single out what memories use."
+        return Control(variant, "fails", words)
+    left = [[_copies(row), row.n - _copies(row)] for row in (other, cut)]
+    p = float(fisher_exact(left, alternative="greater").pvalue)
+    if p > ALPHA:
+        return Control(variant, "open", f"{words}chance alone may explain the difference (p = {p:.2f}).")
+    return Control(variant, "holds", f"{words}chance does not explain the difference (p = {p:.2g}).")
 
 
 def _of_variant(rows: Sequence[Row], variant: str) -> str:
@@ -154,7 +181,11 @@ def _mr(rows: Sequence[Row], variant: str, probe: str) -> Row | None:
 
 
 def _count(row: Row) -> str:
-    return f"{round(row.value * row.n)} of {row.n}"
+    return f"{_copies(row)} of {row.n}"
+
+
+def _copies(row: Row) -> int:
+    return round(row.value * row.n)
 
 
 def _interval(row: Row) -> str:

@@ -76,6 +76,29 @@ def test_the_random_cut(left: int, state: str) -> None:
     assert (control.name, control.state) == ("random-wanda", state)
 
 
+@pytest.mark.parametrize(
+    ("random", "wanda", "p", "state"),
+    # By hand: 1 in (8 choose 4) = 70; (20 choose 3) in (40 choose 17); (8 choose 6) in (16 choose 2).
+    [((4, 4), (0, 4), "0.014", "holds"), ((20, 20), (3, 20), "1.3e-08", "holds"), ((8, 8), (6, 8), "0.23", "open")],
+)
+def test_a_localized_cut_is_held_against_chance(
+    random: tuple[int, int], wanda: tuple[int, int], p: str, state: str
+) -> None:
+    n = random[1]
+    rows = [mr("original", "prompt", n, n), mr("random-wanda", "prompt", *random), mr("wanda", "prompt", *wanda)]
+    (control,) = controls(rows)
+    assert control.state == state
+    assert f"wanda {wanda[0]} of {n}: chance " in control.words and f"p = {p}" in control.words
+    assert ("Too few prompts to tell from chance: random-wanda." in verdict(rows)) == (state == "open")
+
+
+@pytest.mark.parametrize(("left", "state"), [(19, "holds"), (6, "open"), (3, "fails"), (2, "fails")])
+def test_a_cut_of_what_ordinary_prompts_use_tells_memory_from_damage(left: int, state: str) -> None:
+    rows = [mr("original", "prompt", 20), mr("wanda", "prompt", 3), mr("wanda-control", "prompt", left)]
+    (control,) = controls(rows)
+    assert (control.name, control.state) == ("wanda-control", state)
+
+
 def test_a_cut_without_a_random_one_is_read_with_doubt() -> None:
     assert without_random(["original", "nemo", "random-nemo"]) == []
     (control,) = without_random(["original", "nemo", "random-nemo", "wanda"])

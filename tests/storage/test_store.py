@@ -44,6 +44,10 @@ def test_reading_selects_parts_rows_and_columns(store: Store) -> None:
     ]
     assert store.read("neuron_sets", "a")["layer"].to_pylist() == ["x", "y"]
     assert store.read("neuron_sets", scope_id="b").num_rows == 2
+    assert store.read("neuron_sets", scope_id=["a", "c"]).num_rows == 2
+    assert store.read("neuron_sets", scope_id=["b", "a"], layer="x").num_rows == 2
+    assert store.read("neuron_sets", layer=["y", "z"])["layer"].to_pylist() == ["y", "y"]
+    assert store.read("neuron_sets", scope_id=[]).num_rows == 0
     assert store.read("neuron_sets", layer="z").schema.names == TABLES["neuron_sets"].schema.names
     assert store.read("neuron_sets", step=None).num_rows == 0
     with pytest.raises(StoreError, match="cannot read neuron_sets"):
