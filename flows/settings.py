@@ -1,5 +1,7 @@
 """What an audit is told, and the two profiles that people start from."""
 
+import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -121,3 +123,29 @@ def settings_for(profile: Profile, model: dict[str, Any], **changes: Any) -> Set
         return Settings.model_validate(merged)
     except ValueError as error:
         raise InputError(f"these settings cannot be used: {'; '.join(str(error).splitlines()[1:3])}") from error
+
+
+def listed(settings: BaseModel, group: str = "") -> Iterator[dict[str, str]]:
+    """Every setting by the name that `--set` takes, with its value there, what it may be and what it is."""
+    told = type(settings).model_json_schema()["properties"]
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield from listed(value, f"{group}{name}.")
+            continue
+        words = json.dumps(settings.model_dump(mode="json", include={name})[name])
+        yield {"setting": group + name, "value": words, "may be": _may_be(told[name]), "what": field.description or ""}
+
+
+def _may_be(told: dict[str, Any]) -> str:
+    """The bounds of a setting, by its JSON schema."""
+    if "anyOf" in told:
+        return " or ".join(filter(None, map(_may_be, told["anyOf"])))
+    if "items" in told:
+        return f"a list of: {_may_be(told['items'])}"
+    if "enum" in told or "const" in told:
+        return ", ".join(map(str, told.get("enum", [told.get("const")])))
+    low, above = told.get("minimum"), told.get("exclusiveMinimum")
+    high, below = told.get("maximum"), told.get("exclusiveMaximum")
+    bounds = {f">= {low}": low, f"> {above}": above, f"<= {high}": high, f"< {below}": below}
+    return ", ".join([told.get("type", ""), *(words for words, bound in bounds.items() if bound is not None)])

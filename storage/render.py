@@ -18,13 +18,14 @@ from storage.errors import StoreError
 
 FORMATS = ("table", "csv", "json", "parquet")
 """Formats of `render`."""
-_WIDEST = 60
+WIDEST = 60
+"""Characters of a cell that `table` shows."""
 
 
-def render(rows: pa.Table, form: str = "table") -> bytes:
+def render(rows: pa.Table, form: str = "table", widest: int = WIDEST) -> bytes:
     """An answer in one of `FORMATS`.
 
-    `table` shortens long cells; `csv` writes lists as JSON; `json` is one array of
+    `table` shortens cells longer than `widest`; `csv` writes lists as JSON; `json` is one array of
     objects, NaN as null; blobs are base64 in both.
 
     Raises:
@@ -44,7 +45,7 @@ def render(rows: pa.Table, form: str = "table") -> bytes:
         writer.writerows([_cell(value, None) for value in row] for row in _rows(rows))
         return text.getvalue().encode()
     if form == "table":
-        return _aligned(rows).encode()
+        return _aligned(rows, widest).encode()
     raise StoreError(f"no format {form!r}; there are {', '.join(FORMATS)}")
 
 
@@ -53,8 +54,8 @@ def _rows(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
     return zip(*(column.to_pylist() for column in rows.columns), strict=True)
 
 
-def _aligned(rows: pa.Table) -> str:
-    lines = [rows.column_names] + [[_cell(value, _WIDEST) for value in row] for row in _rows(rows)]
+def _aligned(rows: pa.Table, widest: int) -> str:
+    lines = [rows.column_names] + [[_cell(value, widest) for value in row] for row in _rows(rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     right = [pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in rows.schema.types]
     lines.insert(1, ["-" * width for width in widths])

@@ -13,6 +13,7 @@ from flows.cli.shared import (
     Format,
     FormatOption,
     JsonOption,
+    ProfileName,
     StoreOption,
     app,
     asks_what,
@@ -62,6 +63,24 @@ for _name, _words in (
     ("report", "Write the page of an audit."),
 ):
     _stage(_name, _words)
+
+
+@app.command()
+def settings(
+    profile: Annotated[ProfileName, typer.Option(help="The profile that values are shown of.")] = ProfileName.FULL,
+    model: Annotated[str | None, typer.Option(help="With what the engram.json of this model says.")] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """List the settings that --set takes, with their values in a profile and their bounds."""
+    quiet()
+    import pyarrow as pa
+
+    from flows.params import model_folder
+    from flows.settings import listed, settings_for
+    from tasks.diffusion.model import audit_defaults
+
+    own = audit_defaults(model_folder(model)) if model is not None else {}
+    printed(pa.Table.from_pylist(list(listed(settings_for(profile.value, own)))), form, widest=160)
 
 
 @app.command()

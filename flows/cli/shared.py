@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from storage import Store, render
+from storage.render import WIDEST
 from tasks.errors import InputError
 
 app = typer.Typer(
@@ -145,8 +146,8 @@ def settings_of(pairs: list[str]) -> dict[str, Any]:
     return out
 
 
-def printed(rows: Any, form: Format) -> None:
-    sys.stdout.buffer.write(render(rows, form.value))
+def printed(rows: Any, form: Format, widest: int = WIDEST) -> None:
+    sys.stdout.buffer.write(render(rows, form.value, widest))
     sys.stdout.flush()
 
 

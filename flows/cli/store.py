@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
 import typer
 from tqdm import tqdm
 
-from flows.cli.shared import Format, FormatOption, StoreOption, app, printed, quiet
-from storage import Store, iou, run_sql, verify, write_catalog
+from flows.cli.shared import Format, FormatOption, StoreOption, app, printed, quiet, settings_of
+from storage import Store, iou, queries, run_sql, verify, write_catalog
+from storage import query as run_query
 
 
 @app.command()
@@ -19,6 +21,23 @@ def sql(
 ) -> None:
     """Query the store with SQL; read-only, and nothing outside the store can be reached."""
     printed(run_sql(Store.open(store, create=False), statement), form)
+
+
+@app.command()
+def query(
+    name: Annotated[str | None, typer.Argument(help="The query; what there is is listed if left out.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A parameter of it, such as --set audit_id=A; NULL if left out.")
+    ] = None,
+    store: StoreOption = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Ask a question that has a name; what its parameters are stands at the head of storage/sql/NAME.sql."""
+    if name is None:
+        known = [{"query": one, "answers": header} for one, header in queries().items()]
+        printed(pa.Table.from_pylist(known), form, widest=160)
+    else:
+        printed(run_query(Store.open(store, create=False), name, **settings_of(settings or [])), form)
 
 
 @app.command(name="iou")

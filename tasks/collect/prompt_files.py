@@ -41,15 +41,17 @@ def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
     Raises:
         InputError: the file cannot be read, or a record has no text.
     """
+    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _json_lines, ".json": _json_lines, ".txt": _lines}
+    if path.suffix.lower() not in readers:
+        raise InputError(
+            f"{path}: prompts are read from .csv, .tsv, .jsonl or .txt; a .parquet file holds those of all kinds"
+        )
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _json_lines, ".json": _json_lines, ".txt": _lines}
-    if path.suffix.lower() not in readers:
-        raise InputError(f"{path}: prompts are read from .csv, .tsv, .jsonl, .txt or .parquet")
     found: dict[str, Prompt] = {}
     for line, record in readers[path.suffix.lower()](path, content):
         prompt = _prompt(path, line, record, kind)

@@ -59,10 +59,14 @@ def import_prompts(
         The name of the set: the file's name and a digest of the content, so a changed file is another set.
 
     Raises:
-        InputError: a file cannot be used, or there are no null prompts.
+        InputError: a file cannot be used, files contradict each other, or there are no null prompts.
     """
     pictures = _image_rows(images) if images is not None and images.suffix == ".parquet" else []
     if prompts.suffix == ".parquet":
+        if nulls is not None or ordinary is not None:
+            raise InputError(f"{prompts} holds prompts of all kinds: give no other file of them, or give all as CSV")
+        if images is not None and images.suffix != ".parquet":
+            raise InputError(f"{prompts} names images by their sha256: give a Parquet file of the table images, too")
         rows = _prompt_rows(prompts)
     else:
         told = read_prompts(prompts, "memorized")

@@ -9,15 +9,29 @@ import pytest
 from prefect.settings import Settings
 from typer.testing import CliRunner
 
-from flows.cli import app, main, quiet
+from flows.cli import app, main, quiet, settings_of
 from flows.cli.shared import NEEDS_A_PLATFORM
 from flows.serve import environment
+from flows.settings import settings_for
 from storage import Store
 from tests.storage.samples import put_sets
 
 COMMANDS = (
     *("audit", "collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report"),
-    *("scan", "sql", "iou", "catalog", "export", "verify", "audits", "compare", "results", "accept"),
+    *(
+        "settings",
+        "scan",
+        "sql",
+        "query",
+        "iou",
+        "catalog",
+        "export",
+        "verify",
+        "audits",
+        "compare",
+        "results",
+        "accept",
+    ),
     *("models", "serve", "deploy", "reference", "bench"),
 )
 
@@ -37,6 +51,30 @@ def test_help_lists_every_command() -> None:
     assert set(COMMANDS) <= names
     for name in COMMANDS:
         assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
+
+
+def test_every_setting_that_is_listed_can_be_set() -> None:
+    told = CliRunner().invoke(app, ["settings", "--profile", "quick", "--format", "json"])
+    rows = json.loads(told.output)
+    given = settings_of([f"{row['setting']}={row['value']}" for row in rows])
+    assert settings_for("full", {}, **given) == settings_for("quick", {})
+    assert {"seeds": "2", "nemo.theta": "5.0"}.items() <= {row["setting"]: row["value"] for row in rows}.items()
+    (seeds,) = (row for row in rows if row["setting"] == "seeds")
+    assert seeds["may be"] == "integer, >= 1, <= 100" and seeds["what"]
+
+
+def test_named_queries_are_listed_and_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "iou_pairs" in CliRunner().invoke(app, ["query"]).output
+    store = Store.open(tmp_path / "store")
+    put_sets(store, {"a": [1, 2], "b": [2, 3]})
+    where = ["--store", str(tmp_path / "store"), "--format", "json"]
+    (row,) = json.loads(CliRunner().invoke(app, ["query", "iou_pairs", *where]).output)
+    assert row["iou"] == pytest.approx(1 / 3)
+    assert json.loads(CliRunner().invoke(app, ["query", "iou_pairs", "--set", "method=none", *where]).output) == []
+    assert "takes" in refused(monkeypatch, capsys, "query", "iou_pairs", "--set", "metod=x", *where)
+    assert "there are audit_metrics" in refused(monkeypatch, capsys, "query", "iou", *where)
 
 
 def test_a_benchmark_takes_its_own_options(tmp_path: Path) -> None:
