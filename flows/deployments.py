@@ -45,6 +45,7 @@ DEPLOYMENTS = (
     Line("flows.scan.scan", "scan", "cpu"),
     Line("flows.scan.scan", "scan-gpu", "gpu"),
     Line("flows.nightly.nightly", "nightly", "cpu", cron="0 2 * * *", at_once=1),
+    Line("flows.nightly.nightly", "nightly-gpu", "gpu", at_once=1),
     Line("flows.stages.collect", "collect", "cpu"),
     Line("flows.stages.localize", "localize", "cpu"),
     Line("flows.stages.mitigate", "mitigate", "cpu"),

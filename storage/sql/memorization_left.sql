@@ -1,5 +1,6 @@
--- Memorization left as the best 1, 2, 4, 8, ... neurons of each prompt are deactivated, mean over prompts, beside as
--- many random neurons of the same layers. A prompt with fewer neurons keeps the score that all of them left it.
+-- Memorization left as the best 1, 2, 4, 8, ... neurons of each prompt are deactivated, beside as many random ones.
+-- The mean over prompts; random neurons are of the same layers. A prompt with fewer neurons keeps the score that all of
+-- them left it.
 -- $model_id: NULL for all. $params_id: the curves, NULL for all, each for itself. $prompt_ids: NULL for all.
 
 WITH points AS (

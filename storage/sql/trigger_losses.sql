@@ -1,14 +1,21 @@
 -- Adversarial triggers: how far each search brought the loss down, and whether the start mattered.
+-- kind: of the prompts that the image belongs to; what was never memorized is the control.
 -- $model_id, $variant: NULL for all.
 
+WITH pictured AS (
+    SELECT image_id, min(kind) AS kind
+    FROM (SELECT unnest(image_ids) AS image_id, kind FROM prompts)
+    GROUP BY image_id
+)
 SELECT
-    model_id, variant, start, len(loss) AS steps,
+    model_id, variant, kind, start, len(loss) AS steps,
     count(*) AS triggers,
     count(DISTINCT image_id) AS images,
     avg(loss[1]) AS first_loss,
     avg(loss[-1]) AS last_loss,
     min(loss[-1]) AS lowest
 FROM triggers
+LEFT JOIN pictured USING (image_id)
 WHERE ($model_id IS NULL OR model_id = $model_id) AND ($variant IS NULL OR variant = $variant)
-GROUP BY model_id, variant, start, steps
-ORDER BY model_id, variant, start, steps
+GROUP BY model_id, variant, kind, start, steps
+ORDER BY model_id, variant, kind, start, steps
