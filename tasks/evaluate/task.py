@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -318,7 +319,8 @@ def pictures_of(subject: Subject, variant: str, probe: str, names: Sequence[str]
 
     def find(table: str, name: str, **where: str) -> None:
         if lost:
-            rows = store.read(table, columns=[name, "bytes"], **where, **{name: sorted(lost)})
+            wanted: dict[str, Any] = {**where, name: sorted(lost)}
+            rows = store.read(table, columns=[name, "bytes"], **wanted)
             found.update(
                 (one, from_bytes(data.as_py())) for one, data in zip(rows[name].to_pylist(), rows["bytes"], strict=True)
             )

@@ -83,7 +83,7 @@ def controls(rows: Sequence[Row]) -> list[Control]:
             found.setdefault((control.name, control.words), control)
     out = list(found.values())
     found_cuts = dict.fromkeys(row.variant for row in rows if row.variant in CONTROL_OF)
-    return out + [control for variant in found_cuts if (control := _cut_control(rows, variant)) is not None]
+    return out + [told for variant in found_cuts if (told := _cut_control(rows, variant)) is not None]
 
 
 def without_random(variants: Collection[str]) -> list[Control]:
