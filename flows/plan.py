@@ -65,11 +65,12 @@ class Plan:
         """Brings the prompts into the store.
 
         Raises:
-            InputError: the model, the prompts or the images cannot be used.
+            InputError: the model, the prompts or the images cannot be used, or what is asked not in this precision.
         """
         self.params = resolved(params)
         assert self.params.settings is not None
         settings = self.settings = self.params.settings
+        _computable(settings)
         self.folder = model_folder(params.model)
         self.subject = _subject(params, self.folder, precision_for(settings.precision, params.device))
         self.memorized = prompts_of(self.subject, "memorized", settings.memorized)
@@ -266,11 +267,8 @@ class Plan:
 
     def pictures(self, probe: Probe) -> list[str]:
         """The ids of those pictures."""
-        sampling = self.settings.sampling
-        return [
-            evaluating.generation_id(self.subject, probe.variant, probe.probe, shot, sampling)
-            for shot in self.shots(probe)
-        ]
+        wanted = self.shots(probe)
+        return evaluating.generation_ids(self.subject, probe.variant, probe.probe, wanted, self.settings.sampling)
 
     def _starts(self, name: str) -> tuple[Start, ...]:
         """Where attacks on a variant begin."""
@@ -284,6 +282,16 @@ class Plan:
 def pruned_of(cuts: Mapping[str, str]) -> str | None:
     """The pruned variant that makes surrogates for fine-tuning: Wanda's, else NeMo's."""
     return cuts.get("wanda", cuts.get("nemo"))
+
+
+def _computable(settings: Settings) -> None:
+    """Refuses at once what would fail after hours: gradients in too few digits."""
+    if settings.precision == "float16" and settings.attacked:
+        raise InputError("attacks need gradients, which vanish in float16: --set precision=bfloat16 or float32")
+    if settings.precision in ("float16", "bfloat16") and settings.erase:
+        raise InputError(
+            f"fine-tuning needs float32 weights, not {settings.precision}: --set precision=mixed, or --set 'erase=[]'"
+        )
 
 
 def attack_pool(subject: Subject, settings: Settings) -> list[str]:

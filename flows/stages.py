@@ -272,9 +272,7 @@ def _evaluate(plan: Plan, audit_id: str, probe: Probe, name: str, kind: str) -> 
     found += evaluating.diversity_figure(subject, wanted, ids, settings.sscd)
     originals: list[str] = []
     if probe.variant != ORIGINAL and probe.start is None:
-        originals = [
-            evaluating.generation_id(subject, ORIGINAL, probe.probe, shot, settings.sampling) for shot in wanted
-        ]
+        originals = evaluating.generation_ids(subject, ORIGINAL, probe.probe, wanted, settings.sampling)
         evaluating.score_change(subject, probe.variant, probe.probe, ids, originals, settings.sscd)
         found += evaluating.change_figure(subject, wanted, ids, settings.sscd)
     if probe.aligned:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -123,17 +123,14 @@ class Subject(BaseModel):
         Raises:
             InputError: no such variant.
         """
-        if variant == ORIGINAL:
+        if variant == ORIGINAL or (method := self._row(variant)["method"]) not in DEFENCES:
             return None, DefenceParams()
-        method, folder = self.stored(variant)
-        if method not in DEFENCES:
-            return None, DefenceParams()
-        card = json.loads((folder / "variant.json").read_text())
+        card = json.loads((self.stored(variant)[1] / "variant.json").read_text())
         return method, DefenceParams(**card["params"])
 
     def weights_of(self, variant: str) -> str:
         """The variant whose weights are run: the original where a mitigation acts at inference alone."""
-        return ORIGINAL if variant == ORIGINAL or self.stored(variant)[0] in DEFENCES else variant
+        return ORIGINAL if variant == ORIGINAL or self._row(variant)["method"] in DEFENCES else variant
 
     def beside(self, name: str) -> Path:
         """A folder on this machine for what is no part of the store, such as reports; beside it where it is local."""
@@ -147,15 +144,20 @@ class Subject(BaseModel):
         Raises:
             InputError: no such variant.
         """
-        store = self.open()
-        rows = store.read("variants", columns=["variant", "method", "weights"], model_id=self.model_id).to_pylist()
+        row = self._row(variant)
+        return row["method"], self.open().get_folder(row["weights"])
+
+    def _row(self, variant: str) -> dict[str, Any]:
+        """The row of a variant that lies in the store; its weights stay where they are."""
+        columns = ["variant", "method", "weights"]
+        rows = self.open().read("variants", columns=columns, model_id=self.model_id).to_pylist()
         found = {row["variant"]: row for row in rows if row["weights"]}
         if variant not in found:
             known = ", ".join(sorted(found)) or "none"
             raise InputError(
                 f"the store has no variant {variant!r} of this model; it has: {known}: run the mitigation first"
             )
-        return found[variant]["method"], store.get_folder(found[variant]["weights"])
+        return found[variant]
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,11 @@ def _loaded(source: str, device: str | None, precision: Precision, model_id: str
     return load_model(source, device, precision)
 
 
-@lru_cache(maxsize=2)
+def forget_variant() -> None:
+    """Frees the memory of the variant that was loaded last."""
+    _variant.cache_clear()
+
+
+@lru_cache(maxsize=1)
 def _variant(subject: Subject, variant: str, folder: Path) -> Model:
     return subject.load().with_unet(folder)

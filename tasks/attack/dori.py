@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.diffusion.batches import in_batches
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import Key, generator, predict_noise
 from tasks.errors import Diverged, InputError
@@ -181,9 +182,13 @@ def search(
         raise ValueError(f"{len(latents)} latents, {len(starts)} starts and {len(keys)} keys")
     found: list[Trigger] = []
     with frozen(model.unet):
-        for first in range(0, len(keys), params.images_at_once):
-            rows = slice(first, first + params.images_at_once)
-            found += _search_together(model, latents[rows], starts[rows], keys[rows], params, done)
+        together = in_batches(
+            len(keys),
+            params.images_at_once,
+            lambda rows: _search_together(model, latents[rows], starts[rows], keys[rows], params, done),
+        )
+        for some in together:
+            found += some
     return found
 
 

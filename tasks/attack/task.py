@@ -54,10 +54,14 @@ def attack_images(
     wanted = [(r, steps) for r in range(params.restarts) for steps in budgets]
     todo = [p for p in asked if any(names[p.prompt_id, *one] not in known for one in wanted)]
     total = len(todo) * params.restarts * params.steps
+    of_prompt: dict[str, np.ndarray] = {}
+    if todo:
+        pictures = subject.pictures([prompt.image_ids[0] for prompt in todo])
+        of_prompt = {prompt.prompt_id: picture for prompt, picture in zip(todo, pictures, strict=True)}
     with progress(total, f"attacking {variant} from {params.start}", "step") as done:
         for block in shards(todo, params.images_at_once):
             model = subject.load(variant)
-            latents = encode(model, subject.pictures([prompt.image_ids[0] for prompt in block]))
+            latents = encode(model, np.stack([of_prompt[prompt.prompt_id] for prompt in block]))
             keys = [(prompt.image_ids[0], seed) for prompt in block]
             found = attack(model, latents, [p.text for p in block], keys, params, pool, done)
             of = [prompt for prompt in block for _ in range(params.restarts)]

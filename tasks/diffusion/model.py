@@ -143,7 +143,7 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
             f"no diffusers pipeline at {folder} (no model_index.json): give the folder of a saved pipeline"
         )
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = device_of(device)
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"no device {device!r} here ({str(error).splitlines()[0]}): try cpu") from error
@@ -178,6 +178,11 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
         zeros_for_empty=second is not None and bool(pipeline.config.force_zeros_for_empty_prompt),
         mixed=mixed,
     )
+
+
+def device_of(named: str | None) -> torch.device:
+    """The device of this name; the GPU where there is one without a name."""
+    return torch.device(named or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def identity(folder: Path, precision: Precision) -> str:

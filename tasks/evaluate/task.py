@@ -7,9 +7,11 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import torch
 
 from storage import Store, content_key
 from tasks.attack.extraction import ExtractionParams, extract, precision_recall, tile_distances
+from tasks.diffusion.model import device_of
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
 from tasks.errors import InputError
 from tasks.evaluate import clip_score, figures, quality, sscd
@@ -47,11 +49,15 @@ def shots(asked: Sequence[Asked], seeds: int, triggers: Mapping[str, Sequence[st
     ]
 
 
-def generation_id(subject: Subject, variant: str, probe: str, shot: Shot, sampling: SamplingParams) -> str:
-    settings = sampling.model_dump(exclude={"batch"})
-    return content_key(
-        VERSION, subject.model_id, variant, probe, shot.prompt.prompt_id, shot.trigger_id, shot.seed, settings
-    )
+def generation_ids(
+    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], sampling: SamplingParams
+) -> list[str]:
+    """The ids that `generate_pictures` gives, whether or not it ran yet."""
+    settings, model_id = sampling.model_dump(exclude={"batch"}), subject.model_id
+    return [
+        content_key(VERSION, model_id, variant, probe, shot.prompt.prompt_id, shot.trigger_id, shot.seed, settings)
+        for shot in wanted
+    ]
 
 
 def generate_pictures(
@@ -59,18 +65,18 @@ def generate_pictures(
 ) -> list[str]:
     """Makes the pictures that the store does not have, and returns the ids of all."""
     store = subject.open()
-    ids = [generation_id(subject, variant, probe, shot, sampling) for shot in wanted]
+    ids = generation_ids(subject, variant, probe, wanted, sampling)
     place = {"model_id": subject.model_id, "variant": variant, "probe": probe}
     known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
     todo = [(name, shot) for name, shot in zip(ids, wanted, strict=True) if name not in known]
     defence = subject.defence(variant)
+    names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
+    found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
     with progress(len(todo), f"generating {variant}, {probe}", "picture") as done:
         for block in shards(todo, sampling.batch):
             model = subject.load(variant)
             texts = [shot.prompt.text for _, shot in block]
-            triggers = None
-            if block[0][1].trigger_id is not None:
-                triggers = subject.triggers([shot.trigger_id or "" for _, shot in block], variant)
+            triggers = torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
             keys = [(shot.asker, shot.seed) for _, shot in block]
             with defended(model, *defence, sampling, texts, keys, triggers) as embeddings:
                 pictures = generate(model, embeddings, keys, sampling, done)
@@ -93,7 +99,7 @@ def score_copies(
 ) -> None:
     """SSCD of each picture against every training image of its prompt (metric 'sscd'), and between the seeds of each
     prompt ('sscd_pair')."""
-    store, measure = subject.open(), _sscd(params)
+    store, measure = subject.open(), _sscd(params, device_of(subject.device))
     pairs = [("sscd", name, image) for name, shot in zip(ids, wanted, strict=True) for image in shot.prompt.image_ids]
     groups: dict[tuple[str, str | None], list[str]] = {}
     for name, shot in zip(ids, wanted, strict=True):
@@ -107,7 +113,7 @@ def score_change(
 ) -> None:
     """SSCD of each picture against the original model's of the same prompt and seed (metric 'sscd_gen')."""
     pairs = [("sscd_gen", name, original) for name, original in zip(ids, originals, strict=True)]
-    _score(subject, subject.open(), pairs, variant, probe, _sscd(params))
+    _score(subject, subject.open(), pairs, variant, probe, _sscd(params, device_of(subject.device)))
 
 
 def score_alignment(
@@ -121,7 +127,7 @@ def score_alignment(
         return
     found = _clip_vectors(subject, variant, probe, [name for name, _ in todo], params)
     vectors = np.stack([found[name] for name, _ in todo])
-    texts = _clip(params).texts([shot.prompt.text for _, shot in todo])
+    texts = _clip(params, device_of(subject.device)).texts([shot.prompt.text for _, shot in todo])
     rows = [
         {"generation_id": name, "reference_id": shot.prompt.prompt_id, "scorer": scorer, "value": float(value)}
         for (name, shot), value in zip(todo, aligned(vectors, texts), strict=True)
@@ -231,14 +237,15 @@ def extraction_figures(
     for name, shot in zip(ids, wanted, strict=True):
         by_asked.setdefault(shot.prompt.prompt_id, []).append(name)
     claimed = []
+    by_sscd = params.measure == "sscd"
+    vectors = _vectors(subject, variant, probe, ids, _sscd(sscd_params, device_of(subject.device))) if by_sscd else {}
+    files = {} if by_sscd else files_of(subject, variant, probe, ids)
     for asked, names in by_asked.items():
-        if params.measure == "sscd":
-            vectors = _vectors(subject, variant, probe, names, _sscd(sscd_params))
+        if by_sscd:
             rows = np.stack([vectors[name] for name in names])
             distances = 1 - rows @ rows.T
         else:
-            pictures = pictures_of(subject, variant, probe, names)
-            distances = tile_distances(np.stack([pictures[name] for name in names]), params.tiles)
+            distances = tile_distances(np.stack([from_bytes(files[name]) for name in names]), params.tiles)
         if extract(distances, params).extracted:
             claimed.append(asked)
     truth = {shot.prompt.prompt_id for shot in wanted if shot.prompt.kind == "memorized"}
@@ -292,10 +299,10 @@ _CACHE: dict[tuple[str, str], np.ndarray] = {}
 
 def _vectors(subject: Subject, variant: str, probe: str, names: Sequence[str], measure: Sscd) -> dict[str, np.ndarray]:
     todo = [name for name in names if (measure.scorer, name) not in _CACHE]
-    pictures = pictures_of(subject, variant, probe, todo)
+    files = files_of(subject, variant, probe, todo)
     with progress(len(todo), f"SSCD of {variant}, {probe}", "picture") as done:
         for name in todo:
-            _CACHE[measure.scorer, name] = measure.embed(pictures[name][None])[0]
+            _CACHE[measure.scorer, name] = measure.embed(from_bytes(files[name])[None])[0]
             done(1)
     return {name: _CACHE[measure.scorer, name] for name in names}
 
@@ -305,25 +312,31 @@ def _clip_vectors(
 ) -> dict[str, np.ndarray]:
     scorer = clip_score.scorer_of(params)
     todo = [name for name in names if (scorer, name) not in _CACHE]
-    if todo:
-        pictures = pictures_of(subject, variant, probe, todo)
-        for name in todo:
-            _CACHE[scorer, name] = _clip(params).images(pictures[name][None])[0]
+    files = files_of(subject, variant, probe, todo)
+    for name in todo:
+        _CACHE[scorer, name] = _clip(params, device_of(subject.device)).images(from_bytes(files[name])[None])[0]
     return {name: _CACHE[scorer, name] for name in names}
 
 
 def pictures_of(subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Generations of this variant, or of the original, and training images, by name; uint8 (height, width, 3)."""
+    return {name: from_bytes(data) for name, data in files_of(subject, variant, probe, names).items()}
+
+
+def files_of(subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, bytes]:
+    """The same as they are stored: where there are thousands, they are decoded one by one.
+
+    Raises:
+        InputError: one is not there.
+    """
     store, lost = subject.open(), set(names)
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, bytes] = {}
 
     def find(table: str, name: str, **where: str) -> None:
         if lost:
             wanted: dict[str, Any] = {**where, name: sorted(lost)}
             rows = store.read(table, columns=[name, "bytes"], **wanted)
-            found.update(
-                (one, from_bytes(data.as_py())) for one, data in zip(rows[name].to_pylist(), rows["bytes"], strict=True)
-            )
+            found.update(zip(rows[name].to_pylist(), rows["bytes"].to_pylist(), strict=True))
             lost.difference_update(found)
 
     for of in dict.fromkeys((variant, ORIGINAL)):
@@ -342,10 +355,10 @@ def _values(store: Store, metric: str, scorer: str, ids: Sequence[str]) -> dict[
 
 
 @lru_cache(maxsize=1)
-def _sscd(params: SscdParams) -> Sscd:
-    return Sscd(params)
+def _sscd(params: SscdParams, device: torch.device) -> Sscd:
+    return Sscd(params, device)
 
 
 @lru_cache(maxsize=1)
-def _clip(params: ClipParams) -> ClipScore:
-    return ClipScore(params)
+def _clip(params: ClipParams, device: torch.device) -> ClipScore:
+    return ClipScore(params, device)

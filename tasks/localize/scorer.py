@@ -11,6 +11,8 @@ neurons found differ only if another seed's memory came back along the run and w
 """
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 
@@ -118,8 +120,8 @@ class BlockedScore:
             if any(index == layer.index for candidates, _ in pairs for index, _ in candidates)
         }
         for row, (candidates, _) in enumerate(pairs):
-            for index, neuron in candidates:
-                factors[index][row, neuron] = 0
+            for index, of_layer in groupby(sorted(candidates), key=itemgetter(0)):
+                factors[index][row, [neuron for _, neuron in of_layer]] = 0
         factors = {index: factor.to(self._noise) for index, factor in factors.items()}
         seeds = [seed for _, seed in pairs]
         text = self._embedding.expand(len(pairs), -1, -1)

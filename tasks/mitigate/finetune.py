@@ -23,6 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.attack.dori import DoriParams, diffusion_errors, draw_noise, frozen, search, start_embeddings
+from tasks.diffusion.batches import in_batches
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import generator
 from tasks.errors import Diverged, InputError
@@ -246,12 +247,22 @@ class _Run:
         return Progress(number + 1, self.total, erase, plain, attack)
 
     def _backward(self, clean: torch.Tensor, text: torch.Tensor, draw: torch.Generator, weight: float) -> float:
-        device = self.model.device
-        times, noise = draw_noise(self.model, draw, len(clean))
-        errors = diffusion_errors(self.model, clean.to(device).float(), text, times.to(device), noise.to(device))
-        loss = errors.mean()
-        (weight * loss).backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        """Adds the gradient of the samples' mean loss to the weights', in as many pieces as memory asks for."""
+        device, n = self.model.device, len(clean)
+        times, noise = (drawn.to(device) for drawn in draw_noise(self.model, draw, n))
+
+        def some(rows: slice) -> tuple[float, tuple[torch.Tensor | None, ...]]:
+            errors = diffusion_errors(self.model, clean[rows].to(device).float(), text[rows], times[rows], noise[rows])
+            loss = errors.sum() / n
+            return loss.item(), torch.autograd.grad(weight * loss, self.weights, allow_unused=True)
+
+        total = 0.0
+        for loss, gradients in in_batches(n, n, some):
+            total += loss
+            for parameter, gradient in zip(self.weights, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return total
 
     def _attacked(self, number: int) -> tuple[torch.Tensor, float | None]:
         """The step's pictures, their triggers searched on the current weights, and the searches' mean last loss."""
@@ -319,10 +330,13 @@ class _Run:
         os.replace(aside, self.path)
 
     def _load(self) -> None:
-        state = torch.load(self.path, map_location=self.model.device, weights_only=True)
+        # Into main memory: beside the training itself there may be no room for it on a GPU.
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
         if state["identity"] != self.identity:
             raise InputError(f"{self.path} is the checkpoint of another training: remove it, or give another file")
         self.unet.load_state_dict(state["unet"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average, self.triggers, self.stopped = state["average"], state["triggers"], state["stopped"]
+        device = self.model.device
+        self.average = [average.to(device) for average in state["average"]]
+        self.triggers, self.stopped = state["triggers"].to(device), state["stopped"]
         self.history = [Progress(**progress) for progress in state["history"]]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.diffusion.batches import in_batches
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import Key, generator, initial_noise, predict_noise
 from tasks.diffusion.sampling import SamplingParams, first_timestep
@@ -103,6 +104,16 @@ def with_lower_norm(
     Args:
         first: the timestep that sampling begins with.
     """
+
+    def some(rows: slice) -> torch.Tensor:
+        return _with_lower_norm(model, embeddings[rows], keys[rows], params, first)
+
+    return torch.cat(list(in_batches(len(keys), len(keys), some)))
+
+
+def _with_lower_norm(
+    model: Model, embeddings: torch.Tensor, keys: Sequence[Key], params: DefenceParams, first: int
+) -> torch.Tensor:
     start = initial_noise(model, keys)
     target = params.target * (start[0].numel() / (4 * 64 * 64)) ** 0.5
     with torch.no_grad():

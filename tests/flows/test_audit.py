@@ -323,6 +323,22 @@ def test_the_record_says_in_which_precision_was_computed(
     assert Plan(plan.params).subject == plan.subject
 
 
+@pytest.mark.parametrize(
+    ("precision", "changed", "told"),
+    [
+        ("float16", {"attacked": 1, "erase": ()}, "attacks need gradients"),
+        ("bfloat16", {"attacked": 0, "erase": ("ordinary-finetune",)}, "fine-tuning needs float32"),
+    ],
+)
+def test_what_a_precision_cannot_compute_is_refused_at_once(
+    params: AuditParams, precision: str, changed: dict[str, Any], told: str
+) -> None:
+    assert params.settings is not None
+    settings = params.settings.model_copy(update={"precision": precision, **changed})
+    with pytest.raises(InputError, match=told):
+        Plan(params.model_copy(update={"settings": settings}))
+
+
 def test_settings_out_of_bounds_are_refused() -> None:
     with pytest.raises(InputError, match="seeds"):
         settings_for("quick", {}, seeds=0)

@@ -7,6 +7,7 @@ from PIL import Image
 from tasks.diffusion.sampling import to_png
 from tasks.report.report import Picture, Strip
 from tasks.report.sheet import CELL, COPY, GAP, HEAD, grid, sheet
+from tasks.report.task.page import SHOWN, _small
 
 
 def picture(grey: int) -> bytes:
@@ -20,6 +21,15 @@ def test_copies_are_framed_and_others_are_not() -> None:
     pixels = np.asarray(Image.open(io.BytesIO(sheet([strip]))))
     corner = [tuple(pixels[HEAD + 1, GAP + column * (CELL + GAP) + 1].tolist()) for column in range(3)]
     assert corner == [(0, 0, 0), COPY, (200, 200, 200)]
+
+
+def test_large_pictures_are_shown_small_and_small_ones_as_they_are() -> None:
+    assert _small(picture(10)) == picture(10)
+    large = Image.open(io.BytesIO(_small(to_png(np.full((200, 800, 3), 9, np.uint8)))))
+    assert large.size == (SHOWN, SHOWN // 4) and large.format == "PNG"
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(stream, "WEBP", lossless=True)
+    assert np.asarray(Image.open(io.BytesIO(_small(stream.getvalue()))))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_no_pictures_no_sheet() -> None:

@@ -18,7 +18,7 @@ from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary, Progress, finetune, steps_of
 from tasks.mitigate.task.variants import put, uncut_card, weights_in_store
 from tasks.progress import progress
-from tasks.subject import Asked, Subject
+from tasks.subject import Asked, Subject, forget_variant
 
 ERASE_VERSION = "finetune/4"
 ERASURES: dict[Erasure, dict[str, Any]] = {
@@ -32,6 +32,8 @@ SURROGATE_SEEDS = 4
 """Pictures that the pruned model makes of a prompt at a time; the least like the training picture is the surrogate."""
 SURROGATE_TRIES = 4
 """Times that it makes so many, where none is unlike it yet."""
+HELD_OUT_PICTURES = 48
+"""Pictures that the attack by which a training may stop is made on, at most."""
 UNLIKE = 0.5
 """SSCD up to which a surrogate is unlike the picture without doubt. Just under the limit of copies, what is learned
 from it would often come out above."""
@@ -97,7 +99,7 @@ def erase(
     variant = f"{method}-{params_id[:8]}"
     if weights_in_store(subject, variant) is not None:
         return {method: variant}
-    measure = Sscd(sscd)
+    measure = Sscd(sscd, model.device)
     pictures = subject.pictures([prompt.image_ids[0] for prompt in asked])
     kept_out: list[str] = []
     if chosen.erase_weight:
@@ -122,6 +124,7 @@ def erase(
     def held_out(unet: Any) -> float:
         return _held_out(model.with_weights(unet), memorized, captions, pictures, chosen, sampling, measure)
 
+    forget_variant()
     checkpoint = subject.beside("checkpoints") / f"{model.model_id[:8]}-{variant}.pt"
     with progress(steps_of(len(asked), chosen), method, "step") as stepped:
         shown = 0
@@ -183,11 +186,13 @@ def _surrogates(
     None where every one is a copy.
     """
     model = subject.load(pruned)
+    of_prompts = [image for prompt in asked for image in prompt.image_ids]
+    trained_on = iter(measure.embed(subject.pictures(of_prompts)))
     out: list[np.ndarray | None] = []
     with progress(len(asked), f"surrogates by {pruned}", "prompt") as done:
         for prompt in asked:
             text = model.embed([prompt.text]).expand(SURROGATE_SEEDS, -1, -1)
-            trained = measure.embed(subject.pictures(prompt.image_ids))
+            trained = np.stack([next(trained_on) for _ in prompt.image_ids])
             best, least = None, COPY_THRESHOLD
             for first in range(0, SURROGATE_TRIES * SURROGATE_SEEDS, SURROGATE_SEEDS):
                 keys = [(prompt.prompt_id, first + seed) for seed in range(SURROGATE_SEEDS)]
@@ -213,15 +218,19 @@ def _held_out(
 ) -> float:
     """The share of pictures that an attack with other seeds and other starts than the inner one brings back.
 
+    Of many pictures `HELD_OUT_PICTURES` are attacked, evenly spread, the same at each check.
+
     Args:
         captions: ordinary ones, at which it begins.
-        pictures: uint8 (n, height, width, 3), those that are attacked.
+        pictures: uint8 (n, height, width, 3), those that are erased.
     """
     seed = params.seed + 1
     budget = DoriParams(start="other", images_at_once=params.images_at_once)
-    keys = [(name, seed) for name in memorized.ids]
-    found = attack(model, memorized.latents, memorized.prompts, keys, budget, captions)
-    asked = [(f"{name}/held out", seed + shot) for name in memorized.ids for shot in range(params.check_seeds)]
+    rows = np.linspace(0, len(pictures) - 1, min(len(pictures), HELD_OUT_PICTURES)).round().astype(int).tolist()
+    pictures, names = pictures[rows], [memorized.ids[row] for row in rows]
+    keys, prompts = [(name, seed) for name in names], [memorized.prompts[row] for row in rows]
+    found = attack(model, memorized.latents[rows], prompts, keys, budget, captions)
+    asked = [(f"{name}/held out", seed + shot) for name in names for shot in range(params.check_seeds)]
     triggers = torch.stack([trigger.embedding for trigger in found]).repeat_interleave(params.check_seeds, 0)
     made = measure.embed(generate(model, triggers, asked, sampling)).reshape(len(pictures), params.check_seeds, -1)
     alike = (made * measure.embed(pictures)[:, None]).sum(2)

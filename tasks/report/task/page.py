@@ -1,15 +1,18 @@
 """The page of an audit, a contact sheet, and which pictures its figures rest on."""
 
+import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from storage import Store, content_key, iou, query
-from tasks.diffusion.sampling import from_bytes, to_png
+from tasks.diffusion.sampling import to_png
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
@@ -19,6 +22,8 @@ from tasks.subject import EFFORT, Asked, Subject
 
 STRIPS = 8
 """Training pictures shown with what the variants make of them."""
+SHOWN = 256
+"""Pixels of the longer side of a picture on the page: hundreds of larger ones would make it too heavy to open."""
 PAIRS = {
     "VM": "verbatim with verbatim",
     "TM": "template with template",
@@ -92,7 +97,7 @@ def write_report(
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlap = _subspace(store, subject, found)
     scores = _scores(store, scorer)
-    strips = [_strip(store, subject, prompt, shown, scores) for prompt in asked[:STRIPS] if prompt.image_ids]
+    strips = _strips(store, subject, [prompt for prompt in asked[:STRIPS] if prompt.image_ids], shown, scores)
     report = Report(
         title=f"Memorization audit of {Path(subject.source).name}",
         subtitle=f"audit {audit_id}",
@@ -140,31 +145,47 @@ def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str
     return out
 
 
-def _strip(
-    store: Store, subject: Subject, prompt: Asked, shown: Shown, known: Mapping[tuple[str, str], float]
-) -> Strip:
-    """The training picture beside the best copy that each variant makes of it, from its prompt and under attack."""
-    image = store.read("images", columns=["bytes"], image_id=prompt.image_ids[0])["bytes"][0].as_py()
-    found = []
+def _strips(
+    store: Store, subject: Subject, asked: Sequence[Asked], shown: Shown, known: Mapping[tuple[str, str], float]
+) -> list[Strip]:
+    """Each training picture beside the best copy that each variant makes of it, from its prompt and under attack."""
+    rows = store.read("images", columns=["image_id", "bytes"], image_id=[prompt.image_ids[0] for prompt in asked])
+    trained = dict(zip(rows["image_id"].to_pylist(), rows["bytes"].to_pylist(), strict=True))
+    found: dict[str, list[Picture]] = {prompt.prompt_id: [] for prompt in asked}
     for (name, variant, probe), ids in shown.items():
-        rows = store.read(
-            "generations",
-            columns=["generation_id", "bytes"],
-            model_id=subject.model_id,
-            variant=variant,
-            probe=probe,
-            prompt_id=prompt.prompt_id,
-        ).to_pylist()
-        of_audit = {row["generation_id"]: row["bytes"] for row in rows if row["generation_id"] in ids}
-        scores: dict[str, float] = {}
-        for made, image_id in product(of_audit, prompt.image_ids):
-            if (made, image_id) in known:
-                scores[made] = max(known[made, image_id], scores.get(made, -1.0))
-        best = max(scores, key=scores.__getitem__, default=None)
-        if best is not None:
-            found.append(Picture(f"{name}, {_words(probe)}", of_audit[best], scores[best]))
-    shown_as = image if image.startswith((b"\x89PNG", b"\xff\xd8\xff")) else to_png(from_bytes(image))
-    return Strip(prompt.text, Picture("training picture", shown_as), found)
+        where: dict[str, Any] = {"model_id": subject.model_id, "variant": variant, "probe": probe}
+        where["prompt_id"] = list(found)
+        made = store.read("generations", columns=["generation_id", "prompt_id"], **where)
+        of_audit = set(ids)
+        of_prompt: dict[str, list[str]] = {}
+        for one, asked_for in zip(made["generation_id"].to_pylist(), made["prompt_id"].to_pylist(), strict=True):
+            if one in of_audit:
+                of_prompt.setdefault(asked_for, []).append(one)
+        best: dict[str, tuple[float, str]] = {}
+        for prompt in asked:
+            pairs = product(of_prompt.get(prompt.prompt_id, ()), prompt.image_ids)
+            scored = [(known[pair], pair[0]) for pair in pairs if pair in known]
+            if scored:
+                best[prompt.prompt_id] = max(scored, key=itemgetter(0))
+        names = [one for _, one in best.values()]
+        files = store.read("generations", columns=["generation_id", "bytes"], **where, generation_id=names)
+        data = dict(zip(files["generation_id"].to_pylist(), files["bytes"].to_pylist(), strict=True))
+        for prompt_id, (score, one) in best.items():
+            found[prompt_id].append(Picture(f"{name}, {_words(probe)}", _small(data[one]), score))
+    return [
+        Strip(prompt.text, Picture("training picture", _small(trained[prompt.image_ids[0]])), found[prompt.prompt_id])
+        for prompt in asked
+    ]
+
+
+def _small(data: bytes) -> bytes:
+    """A picture as a page shows it, PNG or JPEG and no larger than `SHOWN` pixels; small ones stay as they are."""
+    with Image.open(io.BytesIO(data)) as picture:
+        if max(picture.size) <= SHOWN and picture.format in ("PNG", "JPEG"):
+            return data
+        shown = picture.convert("RGB")
+    shown.thumbnail((SHOWN, SHOWN))
+    return to_png(np.asarray(shown))
 
 
 def _scores(store: Store, scorer: str) -> dict[tuple[str, str], float]:
