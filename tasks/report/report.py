@@ -17,7 +17,7 @@ from tasks.errors import InputError
 from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report import charts
 from tasks.report.charts import Chart, Matrix
-from tasks.report.verdict import Control, Row, controls, verdict
+from tasks.report.verdict import CONTROL_OF, Control, Row, controls, verdict
 
 COLUMNS = {
     "mr": "Copied",
@@ -108,6 +108,7 @@ def render(report: Report) -> str:
         controls=[*controls(report.rows), *report.more_controls],
         groups=[(name, list(lines)) for name, lines in groupby(lines_of(report.rows), lambda line: line.variant)],
         columns=columns_of(report.rows),
+        cut_controls=CONTROL_OF,
         threshold=COPY_THRESHOLD,
     )
     return page.lstrip()
