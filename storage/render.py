@@ -22,7 +22,7 @@ WIDEST = 60
 """Characters of a cell that `table` shows."""
 
 
-def render(rows: pa.Table, form: str = "table", widest: int = WIDEST) -> bytes:
+def render(rows: pa.Table | list[dict[str, Any]], form: str = "table", widest: int = WIDEST) -> bytes:
     """An answer in one of `FORMATS`.
 
     `table` shortens cells longer than `widest`; `csv` writes lists as JSON; `json` is one array of
@@ -31,6 +31,8 @@ def render(rows: pa.Table, form: str = "table", widest: int = WIDEST) -> bytes:
     Raises:
         StoreError: another format.
     """
+    if isinstance(rows, list):
+        rows = pa.Table.from_pylist(rows)
     if form == "parquet":
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd")

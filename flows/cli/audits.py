@@ -73,14 +73,12 @@ def settings(
 ) -> None:
     """List the settings that --set takes, with their values in a profile and their bounds."""
     quiet()
-    import pyarrow as pa
-
     from flows.params import model_folder
     from flows.settings import listed, settings_for
     from tasks.diffusion.model import audit_defaults
 
     own = audit_defaults(model_folder(model)) if model is not None else {}
-    printed(pa.Table.from_pylist(list(listed(settings_for(profile.value, own)))), form, widest=160)
+    printed(list(listed(settings_for(profile.value, own))), form, widest=160)
 
 
 @app.command()

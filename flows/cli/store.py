@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
 import typer
 from tqdm import tqdm
 
@@ -35,7 +34,7 @@ def query(
     """Ask a question that has a name; what its parameters are stands at the head of storage/sql/NAME.sql."""
     if name is None:
         known = [{"query": one, "answers": header} for one, header in queries().items()]
-        printed(pa.Table.from_pylist(known), form, widest=160)
+        printed(known, form, widest=160)
     else:
         printed(run_query(Store.open(store, create=False), name, **settings_of(settings or [])), form)
 
