@@ -64,10 +64,11 @@ def verdict(rows: Sequence[Row]) -> str:
             said.append(_of_variant(rows, variant))
     if len(said) == 1:
         said.append("No mitigation was audited.")
-    failed = [control.name for control in controls(rows) if control.state == "fails"]
+    told = controls(rows)
+    failed = [control.name for control in told if control.state == "fails"]
     if failed:
         said.append(f"Mind the failed {'control' if len(failed) == 1 else 'controls'}: {', '.join(failed)}.")
-    undecided = [control.name for control in controls(rows) if control.state == "open"]
+    undecided = [control.name for control in told if control.state == "open"]
     if undecided:
         said.append(f"Too few prompts to tell from chance: {', '.join(undecided)}.")
     return " ".join(said)

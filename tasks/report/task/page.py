@@ -167,6 +167,8 @@ def _strips(
             scored = [(known[pair], pair[0]) for pair in pairs if pair in known]
             if scored:
                 best[prompt.prompt_id] = max(scored, key=itemgetter(0))
+        if not best:
+            continue
         names = [one for _, one in best.values()]
         files = store.read("generations", columns=["generation_id", "bytes"], **where, generation_id=names)
         data = dict(zip(files["generation_id"].to_pylist(), files["bytes"].to_pylist(), strict=True))

@@ -1,0 +1,31 @@
+"""Evaluating: pictures of every variant under every probe, their scores, and the figures of the audit."""
+
+from tasks.evaluate.task.figures import (
+    alignment_figures,
+    change_figure,
+    copy_figures,
+    diversity_figure,
+    extraction_figures,
+    quality_figures,
+    write_figures,
+)
+from tasks.evaluate.task.pictures import Shot, generate_pictures, generation_ids, pictures_of, shots
+from tasks.evaluate.task.scores import score_alignment, score_change, score_copies
+
+__all__ = [
+    "Shot",
+    "alignment_figures",
+    "change_figure",
+    "copy_figures",
+    "diversity_figure",
+    "extraction_figures",
+    "generate_pictures",
+    "generation_ids",
+    "pictures_of",
+    "quality_figures",
+    "score_alignment",
+    "score_change",
+    "score_copies",
+    "shots",
+    "write_figures",
+]

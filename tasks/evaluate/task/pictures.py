@@ -1,0 +1,115 @@
+"""Pictures of every variant under every probe, made once and kept."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from storage import content_key
+from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
+from tasks.errors import InputError
+from tasks.mitigate.inference import defended
+from tasks.progress import progress
+from tasks.subject import ORIGINAL, Asked, Subject, shards
+
+VERSION = "evaluate/1"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to be made: for a prompt, or for a trigger that was found for the prompt's image."""
+
+    prompt: Asked
+    trigger_id: str | None
+    seed: int
+
+    @property
+    def asker(self) -> str:
+        """What seeds the initial noise beside the seed: the prompt, so that variants compare picture by picture."""
+        return self.prompt.prompt_id
+
+
+def shots(asked: Sequence[Asked], seeds: int, triggers: Mapping[str, Sequence[str]] | None = None) -> list[Shot]:
+    """Every prompt, or every trigger of it, with every seed."""
+    return [
+        Shot(prompt, trigger, seed)
+        for prompt in asked
+        for trigger in (triggers[prompt.prompt_id] if triggers is not None else (None,))
+        for seed in range(seeds)
+    ]
+
+
+def generation_ids(
+    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], sampling: SamplingParams
+) -> list[str]:
+    """The ids that `generate_pictures` gives, whether or not it ran yet."""
+    settings, model_id = sampling.model_dump(exclude={"batch"}), subject.model_id
+    return [
+        content_key(VERSION, model_id, variant, probe, shot.prompt.prompt_id, shot.trigger_id, shot.seed, settings)
+        for shot in wanted
+    ]
+
+
+def generate_pictures(
+    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], sampling: SamplingParams
+) -> list[str]:
+    """Makes the pictures that the store does not have, and returns the ids of all."""
+    store = subject.open()
+    ids = generation_ids(subject, variant, probe, wanted, sampling)
+    place = {"model_id": subject.model_id, "variant": variant, "probe": probe}
+    known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
+    todo = [(name, shot) for name, shot in zip(ids, wanted, strict=True) if name not in known]
+    defence = subject.defence(variant)
+    names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
+    found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
+    with progress(len(todo), f"generating {variant}, {probe}", "picture") as done:
+        for block in shards(todo, sampling.batch):
+            model = subject.load(variant)
+            texts = [shot.prompt.text for _, shot in block]
+            triggers = torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
+            keys = [(shot.asker, shot.seed) for _, shot in block]
+            with defended(model, *defence, sampling, texts, keys, triggers) as embeddings:
+                pictures = generate(model, embeddings, keys, sampling, done)
+            rows = [
+                {
+                    "prompt_id": shot.prompt.prompt_id,
+                    "trigger_id": shot.trigger_id,
+                    "seed": shot.seed,
+                    "generation_id": name,
+                    "bytes": to_png(picture),
+                }
+                for (name, shot), picture in zip(block, pictures, strict=True)
+            ]
+            store.write("generations", content_key([name for name, _ in block]), rows, **place)
+    return ids
+
+
+def pictures_of(subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Generations of this variant, or of the original, and training images, by name; uint8 (height, width, 3)."""
+    return {name: from_bytes(data) for name, data in files_of(subject, variant, probe, names).items()}
+
+
+def files_of(subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, bytes]:
+    """The same as they are stored: where there are thousands, they are decoded one by one.
+
+    Raises:
+        InputError: one is not there.
+    """
+    store, lost = subject.open(), set(names)
+    found: dict[str, bytes] = {}
+
+    def find(table: str, name: str, **where: str) -> None:
+        if lost:
+            wanted: dict[str, Any] = {**where, name: sorted(lost)}
+            rows = store.read(table, columns=[name, "bytes"], **wanted)
+            found.update(zip(rows[name].to_pylist(), rows["bytes"].to_pylist(), strict=True))
+            lost.difference_update(found)
+
+    for of in dict.fromkeys((variant, ORIGINAL)):
+        find("generations", "generation_id", model_id=subject.model_id, variant=of, probe=probe)
+    find("images", "image_id")
+    if lost:
+        raise InputError(f"the store has no picture {min(lost)}: generate first, and import prompts with their images")
+    return found
