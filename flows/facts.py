@@ -5,6 +5,8 @@ from typing import Any
 from flows.plan import Plan
 from storage import content_key
 from tasks.diffusion.sites import Site
+from tasks.evaluate.clip_score import scorer_of as clip_scorer_of
+from tasks.evaluate.sscd import scorer_of
 from tasks.mitigate import task as mitigating
 
 SEARCHED = {
@@ -28,21 +30,30 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
         ("fingerprint", record["model_id"]),
         (
             "prompts",
-            f"{len(plan.memorized)} memorized, {len(plan.ordinary)} ordinary, of set {plan.subject.prompt_set}",
+            f"{len(plan.memorized)} memorized, {len(plan.ordinary)} ordinary, of set {plan.subject.prompt_set}; with"
+            f" training pictures {len(plan.pictured[0])} and {len(plan.pictured[1])}",
         ),
         ("seeds", f"{settings.seeds} a prompt or trigger"),
         ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
+        (
+            "attacks",
+            f"{settings.dori.steps} steps of {settings.dori.batch} at a rate of {settings.dori.learning_rate:g}, on"
+            f" {len(plan.attacked)} memorized, {len(plan.controls)} other and {len(plan.unseen)} unseen pictures",
+        ),
+        ("copies by", scorer_of(settings.sscd)),
+        ("CLIP", clip_scorer_of(plan.clip)),
         ("variants", ", ".join(f"{name} = {stored}" for name, stored in variants.items() if name != stored)),
         ("nothing found by", ", ".join(missing) or "none"),
         ("NeMo", f"searches {SEARCHED[settings.nemo.site]}"),
         (
             "Wanda",
-            f"held against {'the empty prompt, as published' if settings.contrast == 'empty' else 'null prompts'}",
+            f"{plan.wanda.sparsity:.3g} of each row, {plan.wanda.tau} steps, held against"
+            f" {'the empty prompt, as published' if settings.contrast == 'empty' else 'null prompts'}",
         ),
-        ("device", record["device"]),
+        ("device", f"{record['device']}, precision {settings.precision}"),
         ("started", f"{record['started_at']:%Y-%m-%d %H:%M} UTC"),
         ("versions", ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())),
-        ("settings", content_key(record["params"])[:8]),
+        ("settings", f"{plan.params.profile}, {content_key(record['params'])[:8]}"),
     ]
     agreement = list(plan.agreement().values())
     if agreement:

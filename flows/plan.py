@@ -24,14 +24,19 @@ from tasks.localize import task as localizing
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as mitigating
-from tasks.subject import DEFENCES, EFFORT, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of
+from tasks.mitigate.prune import OWN_CUTS
+from tasks.report.verdict import EFFORT
+from tasks.subject import DEFENCES, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of
 
-CLAIMS = (ORIGINAL, "nemo", "wanda", "adversarial-finetune")
+CLAIMS = (ORIGINAL, "nemo", "nemo-own", "wanda", "adversarial-finetune")
 """Variants that claim to have removed a memory, and the model itself: attacked from every start. Random cuts and rivals
 are attacked from those that the settings name, other controls and rival scores are only prompted."""
 
 EXTRACTION = "extraction"
 """The probe of many pictures of each prompt, among which an attacker looks for near copies."""
+
+LOCALITY = "locality"
+"""The probe by many triggers of one picture, of which those are kept that bring it back."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,12 @@ class Plan:
         )
         self.attacked = [prompt for prompt in self.memorized if prompt.image_ids][: settings.attacked]
         self.controls = [prompt for prompt in self.ordinary if prompt.image_ids][: settings.controls]
+        self.unseen = [prompt for prompt in self.nulls if prompt.image_ids][: settings.unseen]
+        if len(self.unseen) < settings.unseen:
+            raise InputError(
+                f"{settings.unseen} unseen pictures are to be attacked, but null prompts have {len(self.unseen)}: give"
+                " --nulls and --images, or --set unseen=0"
+            )
         self.pool = attack_pool(self.subject, settings)
 
     @property
@@ -172,10 +183,26 @@ class Plan:
             update={"start": "noise", "restarts": self.settings.triggers, "also_at": ()}
         )
 
+    @property
+    def searched(self) -> dict[str, list[str]]:
+        """By prompt id, what those attacks found, in order of restarts, whether or not it brings the picture back."""
+        seed = self.settings.seed
+        return attacking.triggers_of(self.subject, ORIGINAL, self.diagnosed, self.pool, self.many, seed)
+
+    def searched_shots(self) -> list[evaluating.Shot]:
+        """The pictures by which that is seen."""
+        return evaluating.shots(self.diagnosed, self.settings.seeds, self.searched)
+
     def diagnosed_triggers(self) -> list[Asked]:
-        """All of those triggers, to be asked like prompts."""
-        seed, asked = self.settings.seed, self.diagnosed
-        return as_prompts(attacking.triggers_of(self.subject, ORIGINAL, asked, self.pool, self.many, seed), asked)
+        """Those that do bring it back, to be asked like prompts; none of a picture that has fewer than two.
+
+        A search that fails ends anywhere: what lies there says nothing of where the memory is.
+        """
+        subject, settings, wanted = self.subject, self.settings, self.searched_shots()
+        ids = evaluating.generation_ids(subject, ORIGINAL, LOCALITY, wanted, settings.sampling)
+        copying = evaluating.triggers_that_copy(subject, wanted, ids, settings.sscd)
+        kept = {name: [one for one in found if one in copying] for name, found in self.searched.items()}
+        return as_prompts({name: found if len(found) > 1 else [] for name, found in kept.items()}, self.diagnosed)
 
     @property
     def trigger_wanda_id(self) -> str:
@@ -194,7 +221,10 @@ class Plan:
         neurons = mitigating.cut_id(self.nemo_id, prompts, seed=seed)
         weights = mitigating.cut_id(self.wanda_id, [localizing.ALL], self.wanda, seed)
         control = mitigating.cut_id(self.control_id, [localizing.ALL], self.wanda)
-        ids = {"nemo": neurons, "random-nemo": neurons, "wanda": weights, "random-wanda": weights}
+        ids = {"nemo": neurons, "random-nemo": neurons}
+        if self.settings.own_cuts:
+            ids |= dict.fromkeys(OWN_CUTS, neurons)
+        ids |= {"wanda": weights, "random-wanda": weights}
         found = mitigating.known(self.subject, ids | {"wanda-control": control})
         if "wanda" not in found:
             return found
@@ -223,7 +253,8 @@ class Plan:
         """Everything that is asked of these variants."""
         for name, stored in variants.items():
             yield Probe(name, stored, "prompt", self.memorized)
-            yield Probe(name, stored, "ordinary", self.ordinary, aligned=True)
+            if name not in OWN_CUTS:  # nothing is cut for them
+                yield Probe(name, stored, "ordinary", self.ordinary, aligned=True)
         many = self.settings.extracted
         for name in CLAIMS if many else ():
             if name in variants:
@@ -233,8 +264,9 @@ class Plan:
             for name, stored in variants.items():
                 if start in self._starts(name):
                     yield Probe(name, stored, f"dori-{start}", self.attacked, start)
-            if self.controls:
-                yield Probe(ORIGINAL, ORIGINAL, f"dori-{start}-control", self.controls, start)
+            for kind, others in (("control", self.controls), ("unseen", self.unseen)):
+                if others:
+                    yield Probe(ORIGINAL, ORIGINAL, f"dori-{start}-{kind}", others, start)
         few = self.settings.effort_images
         # The largest first: the others are its beginnings, and then there already.
         for steps in sorted(set(self.settings.efforts), reverse=True) if self.attacked else ():
@@ -274,7 +306,7 @@ class Plan:
         """Where attacks on a variant begin."""
         if name in CLAIMS:
             return self.settings.starts
-        if name in mitigating.RANDOM_CONTROLS:
+        if name in mitigating.RANDOM_CONTROLS and name not in OWN_CUTS:
             return self.settings.random_starts
         return self.settings.rival_starts if name in self.settings.erase or name in DEFENCES else ()
 

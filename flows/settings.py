@@ -33,6 +33,11 @@ class Settings(BaseModel):
     seeds: int = Field(4, ge=1, le=100, description="pictures for each prompt or trigger")
     attacked: int = Field(16, ge=0, description="training pictures attacked in each variant; 0 attacks nothing")
     controls: int = Field(16, ge=0, description="pictures never memorized that are attacked under the same budget")
+    unseen: int = Field(
+        0,
+        ge=0,
+        description="pictures of null prompts attacked so, too: for models known never to have seen them",
+    )
     starts: tuple[Start, ...] = Field(("prompt", "noise"), description="where attacks begin")
     rival_starts: tuple[Start, ...] = Field(("noise",), description="those of them that rivals are attacked from")
     random_starts: tuple[Start, ...] = Field(
@@ -58,6 +63,7 @@ class Settings(BaseModel):
     )
     scores: tuple[Importance, ...] = Field((), description="other scores whose weights are cut beside Wanda's")
     importance: ImportanceParams = ImportanceParams()
+    own_cuts: bool = Field(True, description="NeMo's neurons are cut for each prompt alone, too, as published")
     erase: tuple[Erasure, ...] = Field((), description="fine-tunings that erase the memories, and their rivals")
     finetune: FineTuneParams = FineTuneParams()
     kept: int = Field(512, ge=1, description="ordinary pictures that fine-tuning trains on beside, at most")
@@ -83,6 +89,7 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "controls": 4,
         "starts": ("noise",),
         "random_starts": (),
+        "own_cuts": False,
         "sampling": {"steps": 20},
         "wanda": {"tau": 4},
     },

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from flows.facts import facts_of
 from flows.lineage import task
 from flows.params import AuditParams
-from flows.plan import EXTRACTION, Plan, Probe, pruned_of
+from flows.plan import EXTRACTION, LOCALITY, Plan, Probe, pruned_of
 from flows.show import show_audit, show_chart, shown_progress, uri
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
@@ -45,6 +45,7 @@ localize_control = task(localizing.localize_wanda, "Wanda on ordinary", "neuron_
 localize_importance = task(localizing.localize_importance, "other scores", "neuron_sets", reads=("images",))
 localize_triggers = task(localizing.localize_wanda, "Wanda on triggers", "neuron_sets", reads=("triggers",))
 cut_neurons = task(mitigating.cut_neurons, "cut neurons", "variants", reads=("neuron_sets",))
+cut_own = task(mitigating.cut_own, "cut each prompt's neurons", "variants", reads=("neuron_sets",))
 cut_weights = task(mitigating.cut_weights, "cut weights", "variants", reads=("neuron_sets",))
 cut_scored = task(mitigating.cut_scored, "cut by other scores", "variants", reads=("neuron_sets",))
 defend = task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
@@ -115,6 +116,8 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
     with shown_progress():
         searched = [prompt.prompt_id for prompt in plan.memorized]
         cuts = cut_neurons(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
+        if settings.own_cuts:
+            cuts |= cut_own(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
         cuts |= cut_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
         if "wanda" in cuts:
             control = (subject, plan.control_id, localizing.ALL, plan.wanda, audit_id)
@@ -171,12 +174,20 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
         return
     with shown_progress():
         attack_images(subject, ORIGINAL, plan.diagnosed, plan.pool, plan.many, settings.seed)
-        triggers = plan.diagnosed_triggers()
-        collect_values(subject, triggers, settings.nemo.site)
-        collect_norms(subject, triggers, settings.sampling, plan.wanda.tau)
-        localize_nemo(subject, triggers, plan.threshold_nulls, plan.nulls, settings.nemo)
-        localize_triggers(subject, localizing.by_trigger(triggers), plan.contrast, plan.wanda, settings.sampling)
+        try_triggers(plan)
+        if triggers := plan.diagnosed_triggers():
+            collect_values(subject, triggers, settings.nemo.site)
+            collect_norms(subject, triggers, settings.sampling, plan.wanda.tau)
+            localize_nemo(subject, triggers, plan.threshold_nulls, plan.nulls, settings.nemo)
+            localize_triggers(subject, localizing.by_trigger(triggers), plan.contrast, plan.wanda, settings.sampling)
         write_diagnosis(plan, audit_id)
+
+
+def _try(plan: Plan) -> None:
+    """Pictures of the triggers of the diagnosis, and their scores."""
+    subject, settings, wanted = plan.subject, plan.settings, plan.searched_shots()
+    ids = evaluating.generate_pictures(subject, ORIGINAL, LOCALITY, wanted, settings.sampling)
+    evaluating.score_copies(subject, ORIGINAL, LOCALITY, wanted, ids, settings.sscd)
 
 
 def _diagnose(plan: Plan, audit_id: str) -> None:
@@ -184,11 +195,20 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
     triggers, others = plan.diagnosed_triggers(), plan.pictured[0]
     found = []
     for prompt in plan.diagnosed:
-        mine = [one for one in triggers if one.image_ids[0] == prompt.image_ids[0]]
-        rest = [other for other in others if other.image_ids[0] != prompt.image_ids[0]]
-        seen = attacking.diagnose(plan.subject, mine, rest, plan.pool, plan.many, plan.settings.seed)
-        layers = {name: layer.ratio for name, layer in zip(seen.layers, seen.activations, strict=True)}
-        found.append(reporting.Spread(seen.image_id, prompt.text, len(mine), seen.embeddings.ratio, layers, seen.map))
+        mine, searched = [one for one in triggers if one.image_ids == prompt.image_ids], plan.searched[prompt.prompt_id]
+        spread = None
+        if mine:
+            rest = [other for other in others if other.image_ids[0] != prompt.image_ids[0]]
+            restarts = [searched.index(one.prompt_id) for one in mine]
+            how = (plan.pool, plan.many, plan.settings.seed)
+            seen = attacking.diagnose(plan.subject, mine, restarts, rest, *how)
+            activations, starts = (
+                {name: layer.ratio for name, layer in zip(seen.layers, some, strict=True)}
+                for some in (seen.activations, seen.starts)
+            )
+            between = seen.embeddings.ratio, seen.beside_prompts.ratio, seen.moved
+            spread = reporting.Spread(*between, activations, starts, seen.map)
+        found.append(reporting.Diagnosed(prompt.image_ids[0], prompt.text, len(searched), len(mine), spread))
     words, maps = reporting.write_locality(plan.subject, audit_id, found, plan.nemo_id, plan.trigger_wanda_id)
     create_markdown_artifact(words, key="locality", description="Whether memory is local")
     for number, picture in enumerate(maps, 1):
@@ -281,9 +301,12 @@ def _evaluate(plan: Plan, audit_id: str, probe: Probe, name: str, kind: str) -> 
         found += evaluating.quality_figures(subject, probe.variant, probe.probe, wanted, ids, plan.clip)
     if probe.variant == ORIGINAL and probe.probe == "prompt":
         found += localizing.detection_figures(subject, plan.memorized, plan.ordinary, settings.nemo)
+    if probe.name in mitigating.RANDOM_CONTROLS and probe.probe == "prompt":
+        found.append(mitigating.shared_figure(subject, probe.variant))
     evaluating.write_figures(subject, audit_id, probe.name, probe.probe, found)
 
 
+try_triggers = task(_try, "try triggers", "generations", "scores", reads=("triggers",))
 write_diagnosis = task(_diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
 evaluate_probe = task(
     _evaluate,
@@ -297,4 +320,5 @@ evaluate_probe = task(
 
 
 def _search_name(probe: Probe) -> str:
-    return f"{probe.name}, from {probe.start}{', never memorized' if probe.probe.endswith('-control') else ''}"
+    kind = {"control": ", never memorized", "unseen": ", never seen"}.get(probe.probe.rpartition("-")[2], "")
+    return f"{probe.name}, from {probe.start}{kind}"

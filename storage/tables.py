@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 2
+VERSION = 3
 """Version of the schemas; raise it whenever a column is added or removed, or changes its name, type or meaning.
 
 Parts of two schemas must not meet in one store: a view takes its columns from the first part it finds, so a column that
@@ -200,6 +200,7 @@ _ALL = (
         column("restart", INT, "number of the restart, from 0"),
         column("embedding", FLOATS, "the embedding, row by row"),
         column("shape", pa.list_(INT), "its shape: tokens, width"),
+        column("distance", FLOAT, "l2 distance of the embedding from where the search began"),
         column("loss", FLOATS, "loss at each step of the search", optional=True),
     ),
     _table(

@@ -1,5 +1,6 @@
 """What every stage is told: a model, a set of prompts and a store. Small enough to hand to a worker anywhere."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +21,10 @@ from tasks.diffusion.precision import Precision
 from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.errors import InputError
 from tasks.mitigate.inference import Defence, DefenceParams
+from tasks.mitigate.prune import OWN_CUTS, OwnCut
 
 Kind = Literal["memorized", "null", "ordinary"]
 ORIGINAL = "original"
-EFFORT = "effort-"
-"""Probes of the original by attacks of so many steps: how many it takes until what was never memorized comes back."""
 DEFENCES: tuple[Defence, ...] = get_args(Defence)
 T = TypeVar("T")
 
@@ -52,17 +52,31 @@ class Subject(BaseModel):
     def model_id(self) -> str:
         return identity(Path(self.model), self.precision)
 
-    def load(self, variant: str = ORIGINAL) -> Model:
+    def load(self, variant: str = ORIGINAL, prompt_id: str | None = None) -> Model:
         """The model, or a variant of it that lies in the store.
 
+        Args:
+            prompt_id: the prompt that is asked, or whose image is attacked; some variants are cut anew for each. Such a
+                model is good until the next one is loaded.
+
         Raises:
-            InputError: no such model or variant.
+            InputError: no such model or variant, or it is another for each prompt and none is named.
         """
         base = _loaded(self.model, self.device, self.precision, self.model_id)
         if variant == ORIGINAL:
             return base
         method, folder = self.stored(variant)
+        if method in OWN_CUTS:
+            if prompt_id is None:
+                raise InputError(f"{variant!r} is cut anew for each prompt, so it is no model by itself: name another")
+            model, own = _own(self, variant, folder)
+            own.cut_for(prompt_id)
+            return model
         return base if method in DEFENCES else _variant(self, variant, folder)
+
+    def is_cut_anew(self, variant: str) -> bool:
+        """Whether a variant is another model for each prompt, which `load` must then be told."""
+        return variant != ORIGINAL and self._row(variant)["method"] in OWN_CUTS
 
     def embed(self, asked: Sequence["Asked"]) -> torch.Tensor:
         """Embeddings (n, rows, width) of prompts, or of triggers of the original model, on its device.
@@ -228,10 +242,18 @@ def _loaded(source: str, device: str | None, precision: Precision, model_id: str
 
 
 def forget_variant() -> None:
-    """Frees the memory of the variant that was loaded last."""
+    """Frees the memory of the variants that were loaded last."""
     _variant.cache_clear()
+    _own.cache_clear()
 
 
 @lru_cache(maxsize=1)
 def _variant(subject: Subject, variant: str, folder: Path) -> Model:
     return subject.load().with_unet(folder)
+
+
+@lru_cache(maxsize=1)
+def _own(subject: Subject, variant: str, folder: Path) -> tuple[Model, OwnCut]:
+    base = subject.load()
+    model = base.with_weights(copy.deepcopy(base.unet))
+    return model, OwnCut(model.unet, json.loads((folder / "neurons.json").read_text()))

@@ -1,11 +1,18 @@
 -- Whether triggers of one image find the same neurons and weights: the mean IOU of their sets, by image, method and layer.
 -- $model_id, $nemo_id and $wanda_id name the sets: of NeMo's searches and of Wanda's, from triggers.
--- iou_chance is what random sets of these sizes would have; see `iou_of`.
+-- iou_chance is what random sets of these sizes would have; see `iou_of`. A trigger that a method found nothing at all
+-- for, as NeMo's gate has it, does not count: it says nothing of where the memory lies.
 
 WITH pairs AS (
     FROM iou_of(of_model := $model_id, of_params := $nemo_id)
     UNION ALL
     FROM iou_of(of_model := $model_id, of_params := $wanda_id)
+),
+found AS (
+    SELECT method, scope_id
+    FROM neuron_sets
+    WHERE model_id = $model_id AND params_id IN ($nemo_id, $wanda_id) AND scope = 'trigger' AND len(members) > 0
+    GROUP BY ALL
 )
 SELECT
     one.image_id,
@@ -20,5 +27,6 @@ JOIN triggers AS one ON one.trigger_id = pairs.scope_id_1 AND one.model_id = pai
 JOIN triggers AS two ON two.trigger_id = pairs.scope_id_2 AND two.model_id = pairs.model_id
 WHERE pairs.scope = 'trigger' AND pairs.iou IS NOT NULL AND one.image_id = two.image_id
     AND pairs.method IN ('nemo', 'wanda')
+    AND (pairs.method, pairs.scope_id_1) IN (FROM found) AND (pairs.method, pairs.scope_id_2) IN (FROM found)
 GROUP BY ALL
 ORDER BY ALL

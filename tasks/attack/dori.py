@@ -65,10 +65,18 @@ class Trigger:
     """float32 (tokens, width) on the CPU."""
     losses: list[float]
     """Diffusion loss before each step, a mean over the step's batch."""
-    distance: float
-    """l2 norm of the way from the start."""
+    start: torch.Tensor
+    """Where the search began, as `embedding`."""
     snapshots: dict[int, torch.Tensor] = field(default_factory=dict)
     """Embeddings by number of steps done, those that `also_at` asked for: what smaller budgets would have found."""
+
+    def after(self, steps: int) -> torch.Tensor:
+        """The embedding after so many steps: all of them, or a number that `also_at` asked for."""
+        return self.embedding if steps == len(self.losses) else self.snapshots[steps]
+
+    def distance(self, steps: int) -> float:
+        """l2 norm of the way from the start to the embedding after so many steps."""
+        return (self.after(steps) - self.start).norm().item()
 
 
 def attack(
@@ -102,7 +110,7 @@ def attack(
     starts = start_embeddings(model, params.start, [prompts[row] for row in rows], own, params, pool or prompts)
     found = search(model, latents[rows], starts, own, params, done)
     return [
-        Trigger(keys[row], restart, it.embedding, it.losses, it.distance, it.snapshots)
+        Trigger(keys[row], restart, it.embedding, it.losses, it.start, it.snapshots)
         for row, restart, it in zip(rows, restarts, found, strict=True)
     ]
 
@@ -267,9 +275,8 @@ def _search_together(
             for row, kept in enumerate(embedding.detach().cpu()):
                 snapshots[row][step + 1] = kept.clone()
         done(len(keys))
-    final = embedding.detach()
-    ways = (final - begin).flatten(1).norm(dim=1).tolist()
+    final, begin = embedding.detach().cpu(), begin.cpu()
     return [
-        Trigger(key, 0, final[row].cpu().clone(), losses[row], ways[row], snapshots[row])
+        Trigger(key, 0, final[row].clone(), losses[row], begin[row].clone(), snapshots[row])
         for row, key in enumerate(keys)
     ]

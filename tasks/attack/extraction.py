@@ -4,7 +4,7 @@ An attacker who has no training pictures generates many pictures of one prompt a
 A memorized prompt gives a large clique of near copies; any other prompt gives ever new pictures.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -45,7 +45,7 @@ class Extraction:
 
     @property
     def extracted(self) -> bool:
-        """Whether the prompt gave away a memorized picture."""
+        """Whether the prompt gives one picture again and again; a training picture or another."""
         return bool(self.clique)
 
 
@@ -58,6 +58,7 @@ class Accuracy:
     recall: float | None
     recall_interval: tuple[float, float] | None
     hits: int
+    """Claims that are true."""
     claimed: int
     memorized: int
 
@@ -122,12 +123,15 @@ def _grown(graph: networkx.Graph) -> list[int]:
     return best
 
 
-def precision_recall(claimed: Iterable[str], memorized: Iterable[str]) -> Accuracy:
-    """How many claimed prompts are memorized, and how many memorized ones are claimed; Clopper-Pearson intervals."""
-    said, truth = set(claimed), set(memorized)
-    hits = len(said & truth)
-    precision, recall = _share(hits, len(said)), _share(hits, len(truth))
-    return Accuracy(*precision, *recall, hits, len(said), len(truth))
+def precision_recall(claims: Mapping[str, bool], memorized: Iterable[str]) -> Accuracy:
+    """How many claims are true, and of how many memorized prompts a true one is made; Clopper-Pearson intervals.
+
+    Args:
+        claims: by prompt, whether what was extracted of it is a training picture.
+    """
+    true, truth = {name for name, is_true in claims.items() if is_true}, set(memorized)
+    precision, recall = _share(len(true), len(claims)), _share(len(true & truth), len(truth))
+    return Accuracy(*precision, *recall, len(true), len(claims), len(truth))
 
 
 def _share(hits: int, of: int) -> tuple[float | None, tuple[float, float] | None]:

@@ -59,8 +59,8 @@ def attack_images(
         pictures = subject.pictures([prompt.image_ids[0] for prompt in todo])
         of_prompt = {prompt.prompt_id: picture for prompt, picture in zip(todo, pictures, strict=True)}
     with progress(total, f"attacking {variant} from {params.start}", "step") as done:
-        for block in shards(todo, params.images_at_once):
-            model = subject.load(variant)
+        for block in shards(todo, 1 if subject.is_cut_anew(variant) else params.images_at_once):
+            model = subject.load(variant, block[0].prompt_id)
             latents = encode(model, np.stack([of_prompt[prompt.prompt_id] for prompt in block]))
             keys = [(prompt.image_ids[0], seed) for prompt in block]
             found = attack(model, latents, [p.text for p in block], keys, params, pool, done)
@@ -74,8 +74,9 @@ def attack_images(
                     "trigger_id": name,
                     "start": params.start,
                     "restart": it.restart,
-                    "embedding": (it.embedding if steps == params.steps else it.snapshots[steps]).flatten().numpy(),
+                    "embedding": it.after(steps).flatten().numpy(),
                     "shape": list(it.embedding.shape),
+                    "distance": it.distance(steps),
                     "loss": it.losses[:steps],
                 }
                 # A part a trigger: whoever else searches it, in whatever company, writes the same part.
@@ -94,11 +95,16 @@ def triggers_of(
 class Diagnosis:
     """Whether a memory is local, by the triggers of one image; see `tasks.attack.locality`."""
 
-    image_id: str
     embeddings: Locality
     """Triggers beside the random points that they began from."""
+    beside_prompts: Locality
+    """Triggers beside prompts of different memorized images."""
+    moved: float
+    """How far a trigger came from where it began, as a share of the distance between those points."""
     activations: list[Locality]
     """By layer, triggers of the image beside prompts of different memorized images."""
+    starts: list[Locality]
+    """The same of the points that the triggers began from."""
     layers: list[str]
     """Names of those layers."""
     map: dict[str, np.ndarray]
@@ -108,6 +114,7 @@ class Diagnosis:
 def diagnose(
     subject: Subject,
     triggers: Sequence[Asked],
+    restarts: Sequence[int],
     others: Sequence[Asked],
     pool: Sequence[str],
     params: DoriParams,
@@ -117,7 +124,8 @@ def diagnose(
     """Embeddings and activations of the triggers of one image.
 
     Args:
-        triggers: of one image, in order of restarts; see `tasks.subject.as_prompts`.
+        triggers: of one image; see `tasks.subject.as_prompts`.
+        restarts: the restart of the attack that found each of them.
         others: memorized prompts of different images.
         pool, params, seed: those of the attack.
 
@@ -126,19 +134,22 @@ def diagnose(
     """
     model = subject.load()
     image = triggers[0].image_ids[0]
-    found = subject.embed(triggers)
-    own = [(f"{image}/{restart}", seed) for restart in range(len(triggers))]
+    own = [(f"{image}/{restart}", seed) for restart in restarts]
     starts = start_embeddings(model, params.start, [one.text for one in triggers], own, params, pool)
-    prompts = subject.embed(others)
-    activations = [neuron_activations(model, points, site, (image, seed)) for points in (found, prompts)]
-    places = tsne_map(torch.cat([found, starts, prompts]), seed=seed)
-    ends = [len(found), len(found) + len(starts)]
+    points = {"triggers": subject.embed(triggers), "starts": starts, "prompts": subject.embed(others)}
+    seen = {name: neuron_activations(model, some, site, (image, seed)) for name, some in points.items()}
+    embeddings = embedding_locality(points["triggers"], starts)
+    way = (points["triggers"].double() - starts.to(points["triggers"].device).double()).flatten(1).norm(dim=1).mean()
+    places = tsne_map(torch.cat(list(points.values())), seed=seed)
+    ends = np.cumsum([len(some) for some in points.values()])[:-1]
     return Diagnosis(
-        image,
-        embedding_locality(found, starts),
-        activation_locality(*activations),
+        embeddings,
+        embedding_locality(points["triggers"], points["prompts"]),
+        way.item() / embeddings.beside.mean,
+        activation_locality(seen["triggers"], seen["prompts"]),
+        activation_locality(seen["starts"], seen["prompts"]),
         [layer.name for layer in layers_of(model.unet, site)],
-        dict(zip(("triggers", "starts", "prompts"), np.split(places, ends), strict=True)),
+        dict(zip(points, np.split(places, ends), strict=True)),
     )
 
 

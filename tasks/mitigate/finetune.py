@@ -60,7 +60,7 @@ class FineTuneParams(BaseModel):
     images_at_once: Annotated[int, Field(ge=1, le=1024, description="pictures the inner attack takes in one batch")] = 4
     starts: Annotated[
         tuple[Literal["prompt", "noise"], ...],
-        Field(min_length=1, description="where inner attacks begin, in turn over pictures and epochs"),
+        Field(min_length=1, description="where inner attacks begin, in turn over pictures and searches"),
     ] = ("prompt", "noise")
     check_every: Annotated[
         int, Field(ge=0, description="steps between held-out attacks, which begin at ordinary prompts; 0: none")
@@ -285,7 +285,7 @@ class _Run:
             [
                 start_embeddings(
                     self.model,
-                    params.starts[(int(row) + epoch) % len(params.starts)],
+                    params.starts[(int(row) + epoch // params.attack_every) % len(params.starts)],
                     [self.memorized.prompts[row]],
                     [key],
                     budget,

@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ from tasks.diffusion.noise import generator
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 
+OWN_CUTS = ("nemo-own", "random-nemo-own")
+"""Variants of which each prompt has a cut of its own, and its random control."""
 Members = Mapping[int, torch.Tensor]
 """By layer index, indices of neurons or flat indices (row * columns + column) of weights, of any integer type."""
 
@@ -59,6 +61,30 @@ def without_neurons(unet: UNet2DConditionModel, site: Site, neurons: Members) ->
         if module.bias is not None:
             module.bias[rows] = 0
     return pruned
+
+
+class OwnCut:
+    """A UNet that is cut for one prompt at a time: NeMo deactivates each prompt's own neurons (Hintersdorf et al.,
+    section 4), not those of all prompts together."""
+
+    def __init__(self, unet: UNet2DConditionModel, neurons: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+        """Takes the UNet, which it changes, and by prompt and name of the layer the neurons to be cut."""
+        self.unet, self.neurons = unet, neurons
+        touched = sorted({layer for layers in neurons.values() for layer in layers})
+        self._whole = {
+            name: value.clone()
+            for layer in touched
+            for name, value in unet.get_submodule(layer).named_parameters(prefix=layer)
+        }
+
+    @torch.no_grad()
+    def cut_for(self, prompt: str) -> None:
+        """Cuts the prompt's neurons, and no others; none where none were found for it."""
+        for name, whole in self._whole.items():
+            self.unet.get_parameter(name).copy_(whole)
+        for layer, rows in self.neurons.get(prompt, {}).items():
+            for parameter in self.unet.get_submodule(layer).parameters():
+                parameter[list(rows)] = 0
 
 
 def random_like(members: Members, universes: Mapping[int, int], seed: int) -> dict[int, torch.Tensor]:

@@ -29,26 +29,32 @@ SETTINGS = {
     "precision": "auto",
     "sampling": {"guidance": 2.0, "steps": 20},
     "contrast": "prompts",
+    "nemo": {"refinement": "chain"},
     "wanda": {"sparsity": 0.1},
     "finetune": {
-        "epochs": 8,
+        "epochs": 16,
         "images_per_step": 4,
+        "noises": 8,
+        "ordinary_batch": 48,
         "attack_steps": 50,
         "attack_batch": 4,
+        "attack_every": 2,
         "learning_rate": 2e-4,
         "check_every": 0,
     },
 }
 """What audits of this model do other than usual. Small models copy less under strong guidance, and need a larger share
 of their weights cut; held against other prompts the cut takes more of the memory and less of the rest than held against
-the empty one. The published training would take hours on two cores; so inner attacks have fewer noises, epochs are
-more, and the rate is that of a model of this size. Inner attacks keep their 50 steps: after ones of 20, the attack from
-noise still brings 5 of 8 pictures back."""
+the empty one. NeMo's refinement in chains found the same neurons as the published one wherever both were tried, see
+benchmarks/README.md, for 60 % of the work. The published training would take hours on two cores; so inner attacks have
+fewer noises and what they find is trained on twice, and the rate is that of a model of this size. Inner attacks keep
+their 50 steps: after ones of 20, the attack from noise still brings 5 of 8 pictures back."""
 PROFILES = {
-    "quick": {"attacked": 3, "controls": 3, "nemo": {"refinement": "chain"}},
+    "quick": {"attacked": 3, "controls": 3},
     "full": {
         "ordinary": 24,
-        "efforts": [50, 200],
+        "unseen": 24,
+        "efforts": [50, 200, 500],
         "effort_images": 4,
         "diagnosed": 1,
         "triggers": 6,
@@ -56,8 +62,8 @@ PROFILES = {
         "extraction": {"generations": 20},
     },
 }
-"""The same for one profile each: what two cores do in minutes, and in hours. NeMo's refinement in chains found the same
-neurons as the published one wherever both were tried, see benchmarks/README.md, for 60 % of the work."""
+"""The same for one profile each: what two cores do in minutes, and in hours. Null prompts are of compositions that were
+never trained on."""
 
 
 def assemble(

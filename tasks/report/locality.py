@@ -11,51 +11,84 @@ SIDE, MARGIN, DOT = 520, 24, 4
 COLOURS = {"prompts": (120, 120, 120), "starts": (70, 120, 200), "triggers": (200, 50, 45)}
 TOGETHER = 0.5
 """Points less than half as far apart as the others lie together."""
+SAME = 0.6
+"""IOU from which two triggers are said to find the same weights; Wanda's stayed below it in most layers of SD 1.4."""
+
+Weights = dict[str, dict[str, tuple[float, float]]]
+"""By method and layer, the IOU of the sets found from two triggers, and that of random sets of these sizes."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Figures of the triggers of one image."""
+class Spread:
+    """How far the triggers of one image lie apart; see `tasks.attack.task.Diagnosis`."""
 
-    caption: str
     embeddings: float
     """Distance between triggers, as a share of that between the random points they began from."""
+    beside_prompts: float
+    """The same as a share of that between prompts of different images."""
+    moved: float
+    """Distance of a trigger from where it began, as a share of that between those points."""
     activations: Mapping[str, float]
     """By layer, distance between the activations of triggers, as a share of that between different images' prompts."""
-    weights: Mapping[str, Mapping[str, tuple[float, float]]]
-    """By method and layer, the IOU of the sets found from two triggers, and that of random sets of these sizes."""
+    starts: Mapping[str, float]
+    """The same of the points that the triggers began from."""
+    places: Mapping[str, np.ndarray]
+    """Points (n, 2) of each group on the map."""
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """What was searched and found for one image."""
+
+    image_id: str
+    caption: str
+    searched: int
     triggers: int
+    """Of those searches, how many bring the image back."""
+    spread: Spread | None
+    """None where there are fewer than two."""
 
 
-def told(found: Sequence[Answers]) -> str:
+def told(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
     """The diagnosis as Markdown: an answer to each question, and the figures by layer."""
     lines = ["# Is the memory local?", ""]
-    for one in found:
-        shares = [share for share in one.activations.values() if np.isfinite(share)]
-        activations = float(np.mean(shares)) if shares else float("nan")
+    for one, weights in found:
         lines += [
             f"## {one.caption}",
             "",
-            f"{one.triggers} triggers of this picture, each found from another random point.",
+            f"Of {one.searched} attacks, each from another random point, {one.triggers} bring this picture back.",
             "",
-            f"1. **Embeddings**: triggers are {one.embeddings:.2f} times as far apart as the points they began from: "
-            f"{_where(one.embeddings)}",
-            f"2. **Activations**: they are {activations:.2f} times as far apart as those of prompts of different "
-            f"pictures, a mean over layers: {_where(activations)}",
         ]
-        for method, layers in one.weights.items():
-            overlap = np.mean([iou for iou, _ in layers.values()])
-            chance = np.mean([by_chance for _, by_chance in layers.values()])
-            lines.append(
-                f"3. **Weights**: from two triggers, {method} finds sets with an IOU of {overlap:.2f} "
-                f"(random sets: {chance:.2f}), a mean over layers."
+        if one.spread is None:
+            lines += ["With fewer than two triggers nothing can be said: attack with more restarts or steps.", ""]
+            continue
+        it, activations, starts = one.spread, _mean(one.spread.activations), _mean(one.spread.starts)
+        lines += [
+            f"1. **Embeddings**: the triggers are {it.embeddings:.2f} times as far apart as the points they began "
+            f"from, and {it.beside_prompts:.2f} times as far as prompts of different pictures: "
+            f"{_where(it.embeddings)} Each lies {it.moved:.2f} times that distance from where it began: "
+            f"{_way(it.moved)}",
+            f"2. **Activations**: they are {activations:.2f} times as far apart as those of prompts of different "
+            f"pictures, a mean over layers: {_where(activations)} The points they began from are {starts:.2f} times "
+            "as far apart.",
+        ]
+        for method, layers in weights.items():
+            overlap, chance = (float(np.mean(some)) for some in zip(*layers.values(), strict=True))
+            below = sum(iou < SAME for iou, _ in layers.values())
+            same = (
+                "different triggers find different ones." if below > len(layers) / 2 else "they are largely the same."
             )
-        methods = list(one.weights)
-        heads = ["activations", *(f"{method}, IOU" for method in methods)]
+            lines.append(
+                f"3. **Weights**: from two triggers, {method} finds sets with an IOU of {overlap:.2f} (random sets: "
+                f"{chance:.2f}), a mean over layers; in {below} of {len(layers)} layers it is below {SAME}: {same}"
+            )
+        if not weights:
+            lines.append("3. **Weights**: no method found any from two of the triggers.")
+        heads = ["activations", *(f"{method}, IOU" for method in weights)]
         lines += ["", f"| layer | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-        for layer in dict.fromkeys([*one.activations, *(name for method in methods for name in one.weights[method])]):
-            cells = [f"{one.activations[layer]:.2f}" if layer in one.activations else ""]
-            cells += [f"{one.weights[m][layer][0]:.2f}" if layer in one.weights[m] else "" for m in methods]
+        for layer in dict.fromkeys([*it.activations, *(name for layers in weights.values() for name in layers)]):
+            cells = [f"{it.activations[layer]:.2f}" if layer in it.activations else ""]
+            cells += [f"{layers[layer][0]:.2f}" if layer in layers else "" for layers in weights.values()]
             lines.append(f"| `{layer}` | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
@@ -83,7 +116,18 @@ def drawn_map(places: Mapping[str, np.ndarray]) -> bytes:
     return stream.getvalue()
 
 
+def _mean(shares: Mapping[str, float]) -> float:
+    finite = [share for share in shares.values() if np.isfinite(share)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
 def _where(share: float) -> str:
     if not np.isfinite(share):
         return "the others do not differ, so this says nothing."
     return "they lie together." if share < TOGETHER else "they are spread out, not in one place."
+
+
+def _way(moved: float) -> str:
+    if moved < TOGETHER:
+        return "there is one to be found near any point."
+    return "the search went as far as that, and did not end in one place."

@@ -17,7 +17,7 @@ from tasks.errors import InputError
 from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report import charts
 from tasks.report.charts import Chart, Matrix
-from tasks.report.verdict import CONTROL_OF, Control, Row, controls, verdict
+from tasks.report.verdict import CONTROL_OF, EFFORT, Control, Row, controls, verdict
 
 COLUMNS = {
     "mr": "Copied",
@@ -153,7 +153,11 @@ def table_text(rows: Sequence[Row], width: int = 120) -> str:
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
-    """Rows gathered by variant and probe: variants in order of appearance, each variant's probes together."""
+    """Rows gathered by variant and probe: variants in order of appearance, each variant's probes together.
+
+    Attacks of so many steps are left out: they are a curve.
+    """
+    rows = [row for row in rows if not row.probe.startswith(EFFORT)]
     variants = list(dict.fromkeys(row.variant for row in rows))
     pairs = sorted(dict.fromkeys((row.variant, row.probe) for row in rows), key=lambda pair: variants.index(pair[0]))
     return [

@@ -2,14 +2,16 @@
 
 A claim stands only beside its control. An attack that also brings back pictures the model never memorized says nothing,
 and neither does a cut that random neurons of the same number equal: both are then called uninformative, neither a
-success nor a failure.
+success nor a failure. That an attack finds nothing says something only where it found much more on the original.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from scipy.stats import fisher_exact
+
+from tasks.mitigate.inference import Defence
 
 CONTROL_LIMIT = 0.05
 """An attack is informative while it reproduces at most this share of pictures that were never memorized."""
@@ -17,12 +19,26 @@ GONE_LIMIT = 0.05
 """A picture set counts as gone while an informative attack brings back at most this share."""
 RANDOM_KEEPS = 0.8
 """A random cut must leave at least this share of the original's copies, or localizing was not what removed them."""
-RANDOM_CUTS = {"random-nemo": "neurons", "random-wanda": "weights", "random": "weights"}
+RANDOM_CUTS = {"random-nemo": "neurons", "random-nemo-own": "neurons", "random-wanda": "weights", "random": "weights"}
 """Variants of which something was cut at random, and what. Not everything called random is one."""
-CONTROL_OF = {"random-nemo": "nemo", "random-wanda": "wanda", "random": "wanda", "wanda-control": "wanda"}
+MOSTLY = 0.5
+"""A random cut that shares more than this of its neurons or weights with the localized one is no control of it."""
+CONTROL_OF = {
+    "random-nemo": "nemo",
+    "random-nemo-own": "nemo-own",
+    "random-wanda": "wanda",
+    "random": "wanda",
+    "wanda-control": "wanda",
+}
 """Cuts that are held against a cut of the same size that claims to remove a memory."""
 ALPHA = 0.05
-"""Two cuts differ where chance brings so great a difference in at most this share of cases."""
+"""Two counts differ where chance brings so great a difference in at most this share of cases."""
+CONTROLS = {"control": "were never memorized", "unseen": "the model never saw"}
+"""Pictures that the original is attacked for beside the memorized ones, by the end of the probe's name."""
+EFFORT = "effort-"
+"""Probes of the original by attacks of so many steps."""
+AT_INFERENCE: tuple[Defence, ...] = get_args(Defence)
+"""Mitigations that leave the weights as they are."""
 
 _STARTS = {"dori-prompt": "the prompt", "dori-noise": "noise", "dori-other": "another prompt"}
 
@@ -58,12 +74,13 @@ def verdict(rows: Sequence[Row]) -> str:
     said = [
         f"From their own prompts the original model reproduces {_count(start)} memorized pictures {_interval(start)}."
     ]
+    if attacks := _sound(rows, "original"):
+        said.append(f"{_strongest(attacks)[0].capitalize()}{_strongest(attacks)[1:]}.")
     variants = dict.fromkeys(row.variant for row in rows if row.metric == "mr")
-    for variant in variants:
-        if variant != "original" and variant not in RANDOM_CUTS and not variant.endswith("-control"):
-            said.append(_of_variant(rows, variant))
-    if len(said) == 1:
-        said.append("No mitigation was audited.")
+    judged = [name for name in variants if name != "original" and name not in CONTROL_OF]
+    said += [_of_variant(rows, variant) for variant in judged] or ["No mitigation was audited."]
+    if effort := effort_words(rows):
+        said.append(effort)
     told = controls(rows)
     failed = [control.name for control in told if control.state == "fails"]
     if failed:
@@ -74,15 +91,30 @@ def verdict(rows: Sequence[Row]) -> str:
     return " ".join(said)
 
 
+def effort_words(rows: Sequence[Row]) -> str:
+    """How many steps attacks from noise need until they bring back what was never memorized; empty if not audited."""
+    rates = {
+        int(row.probe.removeprefix(EFFORT).removesuffix("-control")): row
+        for row in rows
+        if row.metric == "mr" and row.probe.startswith(EFFORT) and row.probe.endswith("-control")
+    }
+    if not rates:
+        return ""
+    most = max(rates)
+    back = next((steps for steps in sorted(rates) if rates[steps].value > CONTROL_LIMIT), None)
+    if back is None:
+        brought = f"{_count(rates[most])} {_interval(rates[most])}"
+        return f"Of pictures that were never memorized, attacks of up to {most} steps from noise bring back {brought}."
+    return (
+        f"Attacks from noise of {back} steps bring back {_count(rates[back])} pictures that were never memorized: from "
+        "there on an attack shows what the model can draw, not what it remembers."
+    )
+
+
 def controls(rows: Sequence[Row]) -> list[Control]:
     """A judgement of every attack by what it does to pictures never memorized, and of every cut by a random one."""
-    found: dict[tuple[str, str], Control] = {}
-    for row in rows:
-        if row.metric == "mr" and _is_attack(row.probe):
-            control = _attack_control(rows, row.variant, row.probe)
-            # Variants without a control of their own lean on the original's, which is told once.
-            found.setdefault((control.name, control.words), control)
-    out = list(found.values())
+    attacks = dict.fromkeys(row.probe for row in rows if row.metric == "mr" and _is_attack(row.probe))
+    out = [control for probe in attacks for control in _attack_controls(rows, probe)]
     found_cuts = dict.fromkeys(row.variant for row in rows if row.variant in CONTROL_OF)
     return out + [told for variant in found_cuts if (told := _cut_control(rows, variant)) is not None]
 
@@ -95,25 +127,34 @@ def without_random(variants: Collection[str]) -> list[Control]:
             "missing",
             f"{cut} found all that it searched, so nothing else is left to cut at random: read it with doubt.",
         )
-        for cut in ("nemo", "wanda")
+        for cut in ("nemo", "nemo-own", "wanda")
         if cut in variants and f"random-{cut}" not in variants
     ]
 
 
-def _attack_control(rows: Sequence[Row], variant: str, probe: str) -> Control:
-    own = _mr(rows, variant, f"{probe}-control")
-    name = f"{probe} on {variant}" if own is not None and variant != "original" else probe
-    control = own or _mr(rows, "original", f"{probe}-control")
-    if control is None:
-        return Control(
-            name, "missing", "No pictures that were never memorized were attacked: read this attack with doubt."
-        )
-    brought = (
-        f"Under the same budget {_count(control)} pictures that were never memorized come back {_interval(control)}"
-    )
+def _attack_controls(rows: Sequence[Row], probe: str) -> list[Control]:
+    """What the same attack on the original brings back of pictures that cannot be remembered."""
+    found = {kind: _mr(rows, "original", f"{probe}-{kind}") for kind in CONTROLS}
+    told = [_attack_control(rows, probe, kind, row) for kind, row in found.items() if row is not None]
+    words = "No pictures that were never memorized were attacked: read this attack with doubt."
+    return told or [Control(probe, "missing", words)]
+
+
+def _attack_control(rows: Sequence[Row], probe: str, kind: str, control: Row) -> Control:
+    name = probe if kind == "control" else f"{probe}-{kind}"
+    words = f"Under the same budget {_count(control)} pictures that {CONTROLS[kind]} come back {_interval(control)}"
     if control.value > CONTROL_LIMIT:
-        return Control(name, "fails", f"{brought}: the attack can draw anything, so it is uninformative here.")
-    return Control(name, "holds", f"{brought}: what the attack finds is memory.")
+        if control.low is None or control.low > CONTROL_LIMIT:
+            return Control(name, "fails", f"{words}: the attack can draw anything, so it is uninformative here.")
+        return Control(name, "open", f"{words}: too few to tell whether it is more than {100 * CONTROL_LIMIT:g} %.")
+    memorized = _mr(rows, "original", probe)
+    if memorized is None:
+        return Control(name, "open", f"{words}, but for memorized pictures the original was not attacked so.")
+    words += f", of memorized ones {_count(memorized)}: "
+    p = _chance(memorized, control)
+    if p > ALPHA:
+        return Control(name, "open", f"{words}chance alone may explain the difference (p = {p:.2f}).")
+    return Control(name, "holds", f"{words}what the attack finds is memory (p = {p:.2g}).")
 
 
 def _cut_control(rows: Sequence[Row], variant: str) -> Control | None:
@@ -129,6 +170,10 @@ def _cut_control(rows: Sequence[Row], variant: str) -> Control | None:
         return None
     what = f"as many random {RANDOM_CUTS[variant]}" if variant in RANDOM_CUTS else "what ordinary prompts use"
     words = f"Cutting {what} leaves {_count(other)} copies of the original's {_count(original)}"
+    same = _row(rows, variant, "prompt", "shared")
+    if same is not None and same.value > MOSTLY:
+        words += f", but {100 * same.value:.0f} % of them are the ones that {name} found"
+        return Control(variant, "missing", f"{words}: it took more than half of a layer, so no cut of its size is one.")
     if variant in RANDOM_CUTS and other.value < RANDOM_KEEPS * original.value:
         words += ": chance removes the copies too, so a localized cut of this size is uninformative."
         return Control(variant, "fails", words)
@@ -138,47 +183,99 @@ def _cut_control(rows: Sequence[Row], variant: str) -> Control | None:
     if variant not in RANDOM_CUTS and other.value <= cut.value:
         words += "it removes no fewer, so the cut does not single out what memories use."
         return Control(variant, "fails", words)
-    left = [[_copies(row), row.n - _copies(row)] for row in (other, cut)]
-    p = float(fisher_exact(left, alternative="greater").pvalue)
+    p = _chance(other, cut)
     if p > ALPHA:
         return Control(variant, "open", f"{words}chance alone may explain the difference (p = {p:.2f}).")
     return Control(variant, "holds", f"{words}chance does not explain the difference (p = {p:.2g}).")
 
 
 def _of_variant(rows: Sequence[Row], variant: str) -> str:
-    prompt = _mr(rows, variant, "prompt")
+    prompt, kept = _mr(rows, variant, "prompt"), _row(rows, variant, "ordinary", "clip_kept")
     first = (
         f"After {variant}, {_count(prompt)} come back from their prompts"
         if prompt
         else f"{variant} was not probed by prompts"
     )
-    attacks = [row for row in rows if row.variant == variant and row.metric == "mr" and _is_attack(row.probe)]
+    if kept is not None:
+        first += f", at {_share(kept)} of the CLIP score"
+    if variant in AT_INFERENCE:
+        # Its triggers were found without it: that they fail would say nothing, and that they work is no surprise.
+        return f"{first}; it leaves the weights as they are, so nothing is gone, and no attack was adapted to it."
+    attacks, sound = _attacks(rows, variant), _sound(rows, variant)
     if not attacks:
         return f"{first}; it was not attacked, so whether the rest is gone or only hidden stays open."
-    states = {row.probe: _attack_control(rows, variant, row.probe).state for row in attacks}
-    sound = [row for row in attacks if states[row.probe] == "holds"]
     if not sound:
-        why = "its control failed" if "fails" in states.values() else "it has no control"
-        return f"{first}; the attack on it is uninformative, because {why}."
+        return f"{first}; the attack on it is uninformative, because {_unsound(rows, attacks)}."
     worst = max(sound, key=lambda row: row.value)
-    start = f"an attack from {_STARTS.get(worst.probe, worst.probe)}"
+    before = _mr(rows, "original", worst.probe)
+    assert before is not None  # or its control would not hold
+    brings = f"{_strongest(sound)}, and {_count(before)} on the original"
     if worst.value > GONE_LIMIT:
-        return (
-            f"{first}, but {start} brings back {_count(worst)} {_interval(worst)}: the pictures are hidden, not gone."
-        )
+        which = "they" if _copies(worst) == worst.n else f"these {_copies(worst)}"
+        return f"{first}, but {brings}: {which} are hidden, not gone."
     if prompt is None or prompt.value > GONE_LIMIT:
         still = "they still come back from their prompts" if prompt else "whether they come back from them stays open"
-        return f"{first}, and {start} brings back {_count(worst)} {_interval(worst)}: {still}."
+        return f"{first}, and {brings}: {still}."
+    if loud := [row for row in attacks if row.value > GONE_LIMIT]:
+        return f"{first}, and {brings}; but {_strongest(loud)}, though {_unsound(rows, loud)}: this stays open."
+    if (p := _chance(before, worst)) > ALPHA:
+        return f"{first}, and {brings}: too few to call them gone (p = {p:.2f})."
     # No copies in a few attacks is no proof: the interval says how much could still be there.
-    return f"{first}, and {start} brings back {_count(worst)} {_interval(worst)}: by this audit they are gone."
+    return f"{first}, and {brings}: by this audit they are gone."
+
+
+def _attacks(rows: Sequence[Row], variant: str) -> list[Row]:
+    return [row for row in rows if row.variant == variant and row.metric == "mr" and _is_attack(row.probe)]
+
+
+def _sound(rows: Sequence[Row], variant: str) -> list[Row]:
+    """The attacks on a variant of which every control holds."""
+    attacks = _attacks(rows, variant)
+    return [row for row in attacks if {control.state for control in _attack_controls(rows, row.probe)} == {"holds"}]
+
+
+def _unsound(rows: Sequence[Row], attacks: Sequence[Row]) -> str:
+    """Why nothing follows from these attacks."""
+    states = {control.state for row in attacks for control in _attack_controls(rows, row.probe)}
+    if "fails" in states:
+        return "its control failed"
+    if "open" not in states:
+        return "it has no control"
+    original = [_mr(rows, "original", row.probe) for row in attacks]
+    if all(row is not None and row.value <= GONE_LIMIT for row in original):
+        return "such attacks bring nothing back on the original either"
+    return "too few pictures were attacked to tell its finds from chance"
+
+
+def _strongest(attacks: Sequence[Row]) -> str:
+    """What the attack that finds most brings back, and of how many; the interval is that of this one attack."""
+    worst = max(attacks, key=lambda row: row.value)
+    of = "an attack" if len(attacks) == 1 else f"the strongest of {len(attacks)} attacks,"
+    start = _STARTS.get(worst.probe, worst.probe)
+    return f"{of} from {start}{',' if len(attacks) > 1 else ''} brings back {_count(worst)} {_interval(worst)}"
+
+
+def _chance(more: Row, fewer: Row) -> float:
+    """How often chance alone gives so many more copies (Fisher's exact test, one-sided)."""
+    counts = [[_copies(row), row.n - _copies(row)] for row in (more, fewer)]
+    return round(float(fisher_exact(counts, alternative="greater").pvalue), 12)  # 3 of 3 against none is 0.05, no more
 
 
 def _is_attack(probe: str) -> bool:
-    return probe.startswith("dori") and not probe.endswith("-control")
+    return probe.startswith("dori") and not probe.endswith(tuple(f"-{kind}" for kind in CONTROLS))
 
 
 def _mr(rows: Sequence[Row], variant: str, probe: str) -> Row | None:
-    return next((row for row in rows if (row.variant, row.probe, row.metric) == (variant, probe, "mr")), None)
+    return _row(rows, variant, probe, "mr")
+
+
+def _row(rows: Sequence[Row], variant: str, probe: str, metric: str) -> Row | None:
+    return next((row for row in rows if (row.variant, row.probe, row.metric) == (variant, probe, metric)), None)
+
+
+def _share(row: Row) -> str:
+    interval = "" if row.low is None or row.high is None else f" ({100 * row.low:.1f} to {100 * row.high:.1f})"
+    return f"{100 * row.value:.1f} %{interval}"
 
 
 def _count(row: Row) -> str:

@@ -106,7 +106,8 @@ def verdict(store: Store, scan_id: str) -> str:
     ]
     if len(lines) > 1:
         flagged, bound = len({row["prompt_id"] for row in rows if row["flagged"]}), min(1.0, len(lines) * alpha)
-        lines.append(f"{flagged} prompts are flagged by one or more: at most {100 * bound:g} % false alarms")
+        most = f"of those not memorized at most {100 * bound:g} % are"
+        lines.append(f"{flagged} prompts are flagged by one or more: {most}")
     return "\n".join(lines)
 
 

@@ -47,7 +47,7 @@ def test_finds_the_optimum_that_is_known(model: Model, prediction: str) -> None:
         assert trigger.losses[-1] < 1e-2 * trigger.losses[0]
         # Nothing else was given a gradient, so nothing else moved, and the way is the length of the picture's numbers.
         assert torch.equal(trigger.embedding[1:], torch.zeros(TOKENS - 1, WIDTH))
-        assert trigger.distance == pytest.approx(picture.norm().item(), abs=0.05)
+        assert trigger.distance(len(trigger.losses)) == pytest.approx(picture.norm().item(), abs=0.05)
 
 
 def test_the_first_step_of_adam_is_the_learning_rate(model: Model) -> None:
@@ -88,7 +88,7 @@ def test_pictures_attacked_together_go_the_way_they_go_alone(model: Model, start
     for trigger in together:
         other = by_key[trigger.key, trigger.restart]
         assert torch.allclose(torch.tensor(trigger.losses), torch.tensor(other.losses), rtol=1e-4)
-        assert (trigger.embedding - other.embedding).norm() < 1e-4 * trigger.distance
+        assert (trigger.embedding - other.embedding).norm() < 1e-4 * trigger.distance(len(trigger.losses))
     first, second = together[:2]
     assert not torch.equal(first.embedding, second.embedding)
 
@@ -99,6 +99,8 @@ def test_snapshots_end_with_the_result(model: Model) -> None:
     assert list(trigger.snapshots) == [2, 4]
     assert torch.equal(trigger.snapshots[4], trigger.embedding)
     assert not torch.equal(trigger.snapshots[2], trigger.embedding)
+    assert torch.equal(trigger.after(2), trigger.snapshots[2]) and torch.equal(trigger.after(4), trigger.embedding)
+    assert 0 < trigger.distance(2) != trigger.distance(4) > 0
 
 
 def test_a_smaller_budget_is_the_beginning_of_a_larger_one(model: Model) -> None:

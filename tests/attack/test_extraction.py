@@ -58,10 +58,13 @@ def test_a_wholly_memorized_prompt_of_the_published_size() -> None:
 
 
 def test_precision_and_recall_by_hand() -> None:
-    found = precision_recall(["a", "b", "c"], ["a", "b", "d", "e"])
+    found = precision_recall({"a": True, "b": True, "c": False}, ["a", "b", "d", "e"])
     assert (found.precision, found.recall, found.hits) == (2 / 3, 0.5, 2)
     assert found.precision_interval == clopper_pearson(2, 3)
     assert found.recall_interval == clopper_pearson(2, 4)
-    nothing = precision_recall([], ["a"])
+    # A picture that always comes back and is no training picture is no memory; one of an ordinary prompt may be.
+    found = precision_recall({"a": False, "x": True}, ["a"])
+    assert (found.precision, found.recall, found.hits) == (0.5, 0, 1)
+    nothing = precision_recall({}, ["a"])
     assert nothing.precision is None
     assert nothing.recall == 0

@@ -112,6 +112,25 @@ def test_it_learns_the_surrogates(tmp_path: Path) -> None:
     assert last < 0.9 * first
 
 
+def test_searches_of_a_picture_begin_in_turn_at_its_prompt_and_at_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: dict[str, list[str]] = {}
+
+    def start_embeddings(model: Any, start: str, prompts: list[str], *rest: Any, **more: Any) -> torch.Tensor:
+        begun.setdefault(prompts[0], []).append(start)
+        return real(model, start, prompts, *rest, **more)
+
+    real = finetuning.start_embeddings
+    monkeypatch.setattr(finetuning, "start_embeddings", start_embeddings)
+    finetune(tiny_model(), *data(), PARAMS.model_copy(update={"epochs": 6}), tmp_path / "it.pt")  # searched in three
+    assert begun == {
+        "cat": ["prompt", "noise", "prompt"],
+        "dog": ["noise", "prompt", "noise"],
+        "sun": ["prompt", "noise", "prompt"],
+    }
+
+
 def test_ordinary_pairs_alone(tmp_path: Path) -> None:
     params = PARAMS.model_copy(update={"erase_weight": 0.0, "epochs": 1})
     history = finetune(tiny_model(), *data(), params, tmp_path / "it.pt").history

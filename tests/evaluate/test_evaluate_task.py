@@ -1,12 +1,16 @@
 """The door of evaluation: figures rest on what this audit asked, whatever else the store knows."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tasks.attack.extraction import ExtractionParams
 from tasks.evaluate import task as door
 from tasks.evaluate.sscd import SscdParams, scorer_of
 from tasks.evaluate.task import Shot
+from tasks.evaluate.task.figures import triggers_that_copy
 from tasks.subject import Asked, Subject
 
 SSCD = SscdParams()
@@ -48,6 +52,13 @@ def test_verbatim_and_template_memories_stand_apart(subject: Subject) -> None:
     assert not any(figure.metric.endswith(("_vm", "_tm")) for figure in one_kind)
 
 
+def test_a_trigger_counts_where_any_picture_of_it_is_a_copy(subject: Subject) -> None:
+    scored(subject, "sscd", {("a", "i"): 0.2, ("b", "i"): 0.9, ("c", "i"): 0.7, ("d", "j"): 0.1, ("d", "k"): 0.71})
+    one, two = asked("p", "i"), asked("q", "j", "k")
+    shots = [Shot(one, "t", 0), Shot(one, "t", 1), Shot(one, "u", 0), Shot(two, "v", 0)]
+    assert triggers_that_copy(subject, shots, ["a", "b", "c", "d"], SSCD) == {"t", "v"}
+
+
 def test_seeds_beyond_this_audits_do_not_count(subject: Subject) -> None:
     scored(subject, "sscd_pair", {("g0", "g1"): 0.1, ("g0", "g2"): 0.9, ("g1", "g2"): 0.9})
     prompt = asked("p")
@@ -55,3 +66,29 @@ def test_seeds_beyond_this_audits_do_not_count(subject: Subject) -> None:
     (figure,) = door.diversity_figure(subject, shots, ["g0", "g1"], SSCD)
     assert figure.value == pytest.approx(0.1)
     assert door.diversity_figure(subject, shots[:1], ["g0"], SSCD) == []
+
+
+def test_a_picture_that_always_comes_back_is_no_memory_unless_it_was_trained_on(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of p its picture comes again and again, of q always another, as surrogates may teach it, of r ever new ones.
+    directions = {"p": (0, 0, 0), "i": (0,), "q": (1, 1, 1), "j": (2,), "r": (3, 4, 5), "k": (6,)}
+    names = {name: [f"{name}{n}" for n in range(len(of))] if len(of) > 1 else [name] for name, of in directions.items()}
+    vectors = {one: np.eye(7)[of[n]] for name, of in directions.items() for n, one in enumerate(names[name])}
+    monkeypatch.setattr(
+        "tasks.evaluate.task.figures.sscd_vectors",
+        lambda subject, variant, probe, some, params: {name: vectors[name] for name in some},
+    )
+    prompts = [asked("p", "i"), asked("q", "j"), asked("r", "k")]
+    shots = [Shot(prompt, None, seed) for prompt in prompts for seed in range(3)]
+    params = ExtractionParams(clique=3, measure="sscd", distance=0.3)
+    ids = [name for prompt in prompts for name in names[prompt.prompt_id]]
+    found = door.extraction_figures(subject, "original", "extraction", shots, ids, params, SSCD)
+    assert {one.metric: (one.value, one.n) for one in found} == {
+        "extraction_precision": (0.5, 2),
+        "extraction_recall": (pytest.approx(1 / 3), 3),
+    }
+    # Without training pictures a claim can only be held against what the prompt is said to be.
+    shots = [Shot(replace(shot.prompt, image_ids=()), None, shot.seed) for shot in shots]
+    found = door.extraction_figures(subject, "original", "extraction", shots, ids, params, SSCD)
+    assert [(one.value, one.n) for one in found] == [(1, 2), (pytest.approx(2 / 3), 3)]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from tasks.diffusion.sampling import SamplingParams
 from tasks.errors import InputError
 from tasks.evaluate.sscd import SscdParams
 from tasks.mitigate import task as door
-from tasks.mitigate.finetune import FineTuneParams
+from tasks.mitigate.finetune import FineTuneParams, Memorized
 from tasks.mitigate.task import erasing
+from tasks.mitigate.task import surrogates as making
 from tasks.subject import ORIGINAL, Asked, Subject, prompts_of
 from tests.flows.world import tiny_world
 
@@ -46,7 +48,7 @@ def copying(subject: Subject, asked: list[Asked], seeds: dict[str, int]) -> Any:
     """A generator of pictures that are copies of a prompt's picture up to a seed, and a ramp from there on."""
     pictures = {one.prompt_id: subject.pictures(one.image_ids[:1])[0] for one in asked}
 
-    def generate(model: Any, text: torch.Tensor, keys: Sequence[Key], sampling: SamplingParams) -> np.ndarray:
+    def generate(model: Any, text: torch.Tensor, keys: Sequence[Key], *rest: Any) -> np.ndarray:
         side = pictures[keys[0][0]].shape[1]
         ramp = np.tile(np.linspace(0, 255, side, dtype=np.uint8)[:, None], (side, 1, 3))
         return np.stack([pictures[name] if seed < seeds[name] else ramp for name, seed in keys])
@@ -57,42 +59,135 @@ def copying(subject: Subject, asked: list[Asked], seeds: dict[str, int]) -> Any:
 def test_a_prompt_of_which_only_copies_come_is_left_out(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompts_of(subject, "memorized")[:3]
     first_free = dict(zip((one.prompt_id for one in asked), (0, 4, 99), strict=True))
-    monkeypatch.setattr("tasks.mitigate.task.erasing.generate", copying(subject, asked, first_free))
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, first_free))
     variant = erase(subject, asked)
     assert door.not_erased(subject, variant) == [asked[2].text]
     assert len(door.history_of(subject, variant)) == 1  # two pictures in one step
 
 
-def test_a_surrogate_is_unlike_every_picture_of_its_prompt(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_picture_of_a_template_is_erased(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = prompts_of(subject, "memorized")[:2]
+    template = replace(first, image_ids=first.image_ids + second.image_ids)
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, [template], {first.prompt_id: 0}))
+    trained: list[Memorized] = []
+
+    def finetune(model: Any, memorized: Memorized, *rest: Any) -> Any:
+        trained.append(memorized)
+        return erasing_finetune(model, memorized, *rest)
+
+    erasing_finetune = erasing.finetune
+    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", finetune)
+    variant = erase(subject, [template])
+    (memorized,) = trained
+    assert list(memorized.ids) == list(template.image_ids)
+    assert list(memorized.prompts) == [template.text] * 2
+    assert len(memorized.latents) == len(memorized.surrogates) == 2
+    assert not torch.equal(memorized.latents[0], memorized.latents[1])
+    assert erase(subject, [first]) != variant
+
+
+SEEN = tuple(np.random.default_rng(0).integers(0, 256, (34, 32, 32, 3), np.uint8))
+"""Two training pictures, what the pruned model makes with seeds 0 to 15, and what it makes of the prompt with words."""
+
+
+@pytest.mark.parametrize(
+    ("alike", "wanted"),
+    [
+        ({10: 0.55}, [10, 0]),  # none is unlike both pictures: the two that are least like them
+        ({2: 0.2, 15: 0.15}, [15, 2]),  # one among the first four is too few: more are made
+        ({0: 0.4, 2: 0.2, 15: 0.15}, [2, 0]),  # two among the first four: nothing more is made
+    ],
+)
+def test_surrogates_are_unlike_every_picture_of_their_prompt(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, float], wanted: list[int]
+) -> None:
+    assert chosen(subject, monkeypatch, dict.fromkeys(range(16), 0.65) | alike) == wanted
+
+
+def test_what_is_no_copy_stands_for_several_pictures(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = dict.fromkeys(range(16), 0.9)
+    assert chosen(subject, monkeypatch, copies | {3: 0.6}) == [3, 3]
+
+
+def test_words_are_added_to_a_prompt_of_which_only_copies_come(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = dict.fromkeys(range(32), 0.9)
+    assert chosen(subject, monkeypatch, copies | {21: 0.6, 22: 0.65, 25: 0.1}) == [21, 22]
+    # In the second round with words some are no copies, and that is enough: eight are made in place of sixteen.
+    rows = subject.open().read("generations", probe="surrogate")
+    assert sorted(rows["seed"].to_pylist()) == sorted([*range(16), *range(8)])
+    assert chosen(subject, monkeypatch, copies) == []
+
+
+def test_surrogates_are_made_once(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    alike = {seed: 0.65 - seed / 100 for seed in range(16)}
+    first = chosen(subject, monkeypatch, alike)
+    assert first == [15, 14]
+    parts = subject.open().parts("generations")
+    assert chosen(subject, monkeypatch, alike, able=False) == first
+    assert subject.open().parts("generations") == parts
+
+
+def chosen(subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, float], able: bool = True) -> list[int]:
+    """Which surrogates a prompt with two pictures gets, to the second of which what is made is so alike.
+
+    They are numbered by their seeds; with words in the prompt, 16 more.
+
+    Args:
+        able: whether anything can be made.
+    """
     asked = [replace(prompts_of(subject, "memorized")[0], image_ids=("one", "two"))]
-    pictures = np.random.default_rng(0).integers(0, 256, (18, 32, 32, 3), np.uint8)
-    alike = np.full((18, 2), 0.1)
-    alike[2:18, 1] = 0.65  # near copies of the second picture, but for one that comes late
-    alike[12, 1] = 0.55
-    monkeypatch.setattr(Subject, "pictures", lambda self, names: pictures[:2])
-    monkeypatch.setattr(
-        "tasks.mitigate.task.erasing.generate",
-        lambda model, text, keys, sampling: np.stack([pictures[2 + seed] for _, seed in keys]),
-    )
+    words = 0
 
     class Measure:
         def embed(self, some: np.ndarray) -> np.ndarray:
-            rows = [next(n for n, one in enumerate(pictures) if (one == each).all()) for each in some]
-            return np.eye(2) if rows == [0, 1] else alike[rows]
+            rows = [next(n for n, one in enumerate(SEEN) if (one == each).all()) for each in some]
+            return np.array([np.eye(2)[row] if row < 2 else (0.1, alike[row - 2]) for row in rows])
 
-    (found,) = erasing._surrogates(subject, ORIGINAL, asked, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]
-    assert found is not None and (found == pictures[12]).all()
-    alike[2:18, 1] = 0.65
-    alike[4, 1] = 0.2  # among the first four: nothing more is made
-    alike[17, 1] = 0.0
-    (found,) = erasing._surrogates(subject, ORIGINAL, asked, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]
-    assert found is not None and (found == pictures[4]).all()
+    def with_random_words(model: Any, texts: Sequence[str], *rest: Any) -> list[str]:
+        nonlocal words
+        words = 16
+        return list(texts)
+
+    def generate(model: Any, text: torch.Tensor, keys: Sequence[Key], *rest: Any) -> np.ndarray:
+        assert able
+        return np.stack([SEEN[2 + words + seed] for _, seed in keys])
+
+    monkeypatch.setattr(Subject, "pictures", lambda self, names: np.stack(SEEN[:2]))
+    monkeypatch.setattr(making, "generate", generate)
+    monkeypatch.setattr(making, "with_random_words", with_random_words)
+    (found,) = making.surrogates(subject, ORIGINAL, asked, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]
+    return [next(n for n, one in enumerate(SEEN) if (one == each).all()) - 2 for each in found]
+
+
+def test_the_held_out_attack_counts_what_an_audit_would(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = np.stack(SEEN[:3])  # two of a template, one of another prompt
+    back = {"a": pictures[1], "b": SEEN[10], "c": SEEN[11]}  # of the first the second comes back, of the others nothing
+    model = subject.load()
+    found = [SimpleNamespace(embedding=torch.zeros(1, 1)) for _ in pictures]
+    monkeypatch.setattr(erasing, "attack", lambda *args, **more: found)
+    monkeypatch.setattr(
+        erasing, "generate", lambda model, text, keys, *rest: np.stack([back[name.split("/")[0]] for name, _ in keys])
+    )
+    memorized = Memorized(["a", "b", "c"], ["one", "one", "two"], torch.zeros(3, 1), torch.zeros(3, 1))
+
+    class Measure:
+        def embed(self, some: np.ndarray) -> np.ndarray:
+            return np.eye(len(SEEN))[[next(n for n, one in enumerate(SEEN) if (one == each).all()) for each in some]]
+
+    how: Any = (TRAINING, SamplingParams(steps=2), Measure())
+    assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(1 / 3)
+    back["c"] = pictures[0]  # of another prompt: no copy of its own
+    assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(1 / 3)
+    back["c"] = pictures[2]
+    assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(2 / 3)
 
 
 def test_where_nothing_but_copies_come_it_is_refused(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompts_of(subject, "memorized")[:2]
     always = {one.prompt_id: 99 for one in asked}
-    monkeypatch.setattr("tasks.mitigate.task.erasing.generate", copying(subject, asked, always))
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, always))
     before = subject.open().parts("variants")
     with pytest.raises(InputError, match="copies every memorized picture still"):
         erase(subject, asked)

@@ -30,12 +30,19 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     )
     store, unet = subject.open(), subject.load().unet
 
-    def write(method: str, scope: str, site: Site, layer: int, step: int | None, members: list[int]) -> None:
+    def write(
+        method: str, scope: str, site: Site, layer: int, step: int | None, members: list[int], scope_id: str = "all"
+    ) -> None:
         found = layers_of(unet, site)[layer]
-        row: dict[str, Any] = {"params_id": "p", "scope": scope, "scope_id": "all", "layer": found.name}
+        row: dict[str, Any] = {"params_id": "p", "scope": scope, "scope_id": scope_id, "layer": found.name}
         row |= {"step": step, "members": members, "universe": found.inputs * found.outputs}
         store.write_parts(
-            "neuron_sets", f"{method}-{layer}-{step}", [row], model_id=subject.model_id, method=method, site=site.value
+            "neuron_sets",
+            f"{method}-{scope_id}-{layer}-{step}",
+            [row],
+            model_id=subject.model_id,
+            method=method,
+            site=site.value,
         )
 
     for layer in range(7):
@@ -45,6 +52,9 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
         write("taylor", "subset", SITE, layer, None, [5, 6, 7])
     for layer in range(len(layers_of(unet, Site.VALUE))):
         write("nemo", "prompt", Site.VALUE, layer, None, [layer])
+        write("nemo", "prompt", Site.VALUE, layer, None, [layer, layer + 1], scope_id="first")
+        write("nemo", "prompt", Site.VALUE, layer, None, [layer + 4] if layer < 2 else [], scope_id="second")
+        write("nemo", "prompt", Site.VALUE, layer, None, [], scope_id="third")
     return subject
 
 
@@ -95,6 +105,43 @@ def test_neurons_are_cut_by_rows(subject: Subject) -> None:
     rows = {layer.name: list(range(n * layer.inputs, (n + 1) * layer.inputs)) for n, layer in enumerate(layers)}
     assert zeroed(subject, cut["nemo"]) == rows
     assert len(zeroed(subject, cut["random-nemo"])) == len(layers)
+
+
+def test_each_prompt_is_asked_with_its_own_neurons_cut(subject: Subject) -> None:
+    prompts = ["first", "second", "third"]
+    cut = door.cut_own(subject, "p", prompts, "audit-7", Site.VALUE)
+    assert list(cut) == ["nemo-own", "random-nemo-own"]
+    layers = layers_of(subject.load().unet, Site.VALUE)
+    before = {name: value.clone() for name, value in subject.load().unet.named_parameters()}
+
+    def lost(variant: str, prompt: str) -> dict[str, list[int]]:
+        after = dict(subject.load(cut[variant], prompt).unet.named_parameters())
+        rows = {
+            layer.name: (after[f"{layer.name}.weight"] == 0).all(1).nonzero().flatten().tolist() for layer in layers
+        }
+        for name, weight in before.items():
+            assert torch.equal(after[name][after[name] != 0], weight[after[name] != 0])
+        return {name: found for name, found in rows.items() if found}
+
+    names = [layer.name for layer in layers]
+    first = {name: [n, n + 1] for n, name in enumerate(names)}
+    assert lost("nemo-own", "first") == first
+    assert lost("nemo-own", "second") == {names[0]: [4], names[1]: [5]}  # and what the first had lost is back
+    assert lost("nemo-own", "third") == lost("nemo-own", "of others") == {}
+    assert lost("nemo-own", "first") == first
+    random = lost("random-nemo-own", "first")
+    assert [len(random[name]) for name in names] == [2] * len(names)
+    assert not any(set(random[name]) & set(first[name]) for name in names)
+    assert all(torch.equal(value, before[name]) for name, value in subject.load().unet.named_parameters())
+    assert door.cut_own(subject, "p", prompts, "audit-8", Site.VALUE) == cut
+    assert subject.is_cut_anew(cut["nemo-own"]) and not subject.is_cut_anew("original")
+    # On average, of three prompts: 2 of each layer, 2 in all, none.
+    share = round((2 * len(layers) + 2) / 3) / sum(layer.outputs for layer in layers)
+    assert door.shares_cut(subject, cut)["nemo-own"] == pytest.approx(share)
+    assert door.shared_figure(subject, cut["random-nemo-own"]).value == 0
+    with pytest.raises(InputError, match="cut anew for each prompt"):
+        subject.load(cut["nemo-own"])
+    assert door.cut_own(subject, "p", ["third"], "audit-7", Site.VALUE) == {}
 
 
 @pytest.mark.parametrize(("method", "words"), [("wanda", "that Wanda found to hold"), ("random-wanda", "a control")])

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.evaluate.intervals import clopper_pearson
-from tasks.report.verdict import Row, controls, verdict, without_random
+from tasks.report.verdict import Row, controls, effort_words, verdict, without_random
 
 
 def mr(variant: str, probe: str, copied: int, n: int = 20) -> Row:
@@ -14,17 +14,31 @@ ORIGINAL = [mr("original", "prompt", 19), mr("original", "dori-noise", 20), mr("
 
 
 def test_hidden_not_gone() -> None:
-    text = verdict([*ORIGINAL, mr("nemo", "prompt", 2), mr("nemo", "dori-noise", 18)])
+    text = verdict([*ORIGINAL, mr("nemo", "prompt", 2), mr("nemo", "dori-noise", 20)])
     assert "the original model reproduces 19 of 20 memorized pictures (95 %, interval 75 to 100 %)" in text
     assert "After nemo, 2 of 20 come back from their prompts" in text
-    assert "an attack from noise brings back 18 of 20" in text
-    assert "hidden, not gone" in text
+    assert "an attack from noise brings back 20 of 20" in text and "20 of 20 on the original" in text
+    assert "they are hidden, not gone" in text
+
+
+def test_what_does_not_come_back_is_not_called_hidden() -> None:
+    text = verdict([*ORIGINAL, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 4)])
+    assert "brings back 4 of 20" in text and "these 4 are hidden, not gone" in text
 
 
 def test_gone_by_this_audit() -> None:
-    text = verdict([*ORIGINAL, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 1), mr("tuned", "dori-prompt", 0)])
+    text = verdict([*ORIGINAL, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 1)])
     assert "by this audit they are gone" in text
-    assert "1 of 20 (5 %" in text
+    assert "1 of 20 (5 %" in text and "20 of 20 on the original" in text
+
+
+def test_an_attack_that_is_no_stronger_on_the_original_proves_nothing() -> None:
+    # Memorized pictures come back more often than others, 5 of 20 against 0 of 20 (p = 0.024, by hand: 20 choose 5 of
+    # 40 choose 5), but not surely more often than after training, 1 of 20 (p = 0.091).
+    rows = [mr("original", "prompt", 19), mr("original", "dori-noise", 5), mr("original", "dori-noise-control", 0)]
+    text = verdict([*rows, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 1)])
+    assert "too few to call them gone (p = 0.09)" in text
+    assert "by this audit they are gone" not in text
 
 
 def test_what_still_comes_from_its_prompt_is_not_gone() -> None:
@@ -35,34 +49,99 @@ def test_what_still_comes_from_its_prompt_is_not_gone() -> None:
 
 
 def test_the_worst_sound_attack_decides() -> None:
-    rows = [*ORIGINAL, mr("original", "dori-prompt-control", 0), mr("nemo", "prompt", 0)]
-    rows += [mr("nemo", "dori-noise", 3), mr("nemo", "dori-prompt", 9)]
-    assert "an attack from the prompt brings back 9 of 20" in verdict(rows)
+    rows = [*ORIGINAL, mr("original", "dori-prompt", 18), mr("original", "dori-prompt-control", 0)]
+    rows += [mr("nemo", "prompt", 0), mr("nemo", "dori-noise", 3), mr("nemo", "dori-prompt", 9)]
+    assert "the strongest of 2 attacks, from the prompt, brings back 9 of 20" in verdict(rows)
 
 
-def test_an_attack_whose_control_fails_is_uninformative() -> None:
-    rows = [mr("original", "prompt", 19), mr("nemo", "prompt", 2), mr("nemo", "dori-noise", 18)]
-    rows += [mr("nemo", "dori-noise-control", 5)]
+@pytest.mark.parametrize("kind", ["control", "unseen"])
+def test_an_attack_whose_control_fails_is_uninformative(kind: str) -> None:
+    rows = [*ORIGINAL[:2], mr("nemo", "prompt", 2), mr("nemo", "dori-noise", 18)]
+    rows += [mr("original", f"dori-noise-{kind}", 5)]
     text = verdict(rows)
     assert "uninformative, because its control failed" in text
     assert "hidden" not in text
-    assert "Mind the failed control: dori-noise on nemo." in text
+    assert f"Mind the failed control: dori-noise{'-unseen' if kind == 'unseen' else ''}." in text
     (control,) = controls(rows)
     assert control.state == "fails"
     assert "5 of 20" in control.words
     assert "uninformative" in control.words
 
 
-def test_a_variants_own_control_goes_before_the_originals() -> None:
-    rows = [*ORIGINAL, mr("nemo", "dori-noise", 1), mr("nemo", "dori-noise-control", 20)]
-    states = {control.name: control.state for control in controls(rows)}
-    assert states == {"dori-noise": "holds", "dori-noise on nemo": "fails"}
+@pytest.mark.parametrize(
+    ("memorized", "other", "n", "state"),
+    # By hand: 3 of 3 against none, 1 in (6 choose 3) = 0.05; 2 of 3, 4 in 20; 1 of 16 is above 5 %, but may be chance.
+    [(3, 0, 3, "holds"), (2, 0, 3, "open"), (16, 1, 16, "open"), (16, 5, 16, "fails")],
+)
+def test_few_controls_leave_an_attack_open(memorized: int, other: int, n: int, state: str) -> None:
+    rows = [mr("original", "prompt", n, n), mr("original", "dori-noise", memorized, n)]
+    rows += [mr("original", "dori-noise-control", other, n), mr("nemo", "prompt", 0, n), mr("nemo", "dori-noise", 1, n)]
+    (control,) = controls(rows)
+    assert control.state == state
+    claims = "hidden" in verdict(rows)
+    assert claims == (state == "holds")
+    assert ("too few pictures were attacked" in verdict(rows)) == (state == "open")
+
+
+def test_both_controls_must_hold() -> None:
+    rows = [*ORIGINAL, mr("original", "dori-noise-unseen", 1), mr("nemo", "prompt", 0), mr("nemo", "dori-noise", 18)]
+    assert [(it.name, it.state) for it in controls(rows)] == [("dori-noise", "holds"), ("dori-noise-unseen", "holds")]
+    assert "hidden" in verdict(rows)
+    rows[3] = mr("original", "dori-noise-unseen", 5)
+    assert [it.state for it in controls(rows)] == ["holds", "fails"]
+    assert "hidden" not in verdict(rows)
 
 
 def test_without_a_control_nothing_is_claimed() -> None:
     rows = [mr("original", "prompt", 19), mr("nemo", "prompt", 2), mr("nemo", "dori-other", 0)]
     assert "because it has no control" in verdict(rows)
     assert [control.state for control in controls(rows)] == ["missing"]
+
+
+def test_how_many_steps_bring_back_what_was_never_memorized() -> None:
+    never = [mr("original", "effort-50-control", 0, 8), mr("original", "effort-200-control", 0, 8)]
+    words = "Of pictures that were never memorized, attacks of up to 200 steps from noise bring back 0 of 8"
+    assert words in verdict([*ORIGINAL, *never])
+    assert "interval 0 to 37 %" in effort_words(never)
+    words = effort_words([*never, mr("original", "effort-1000-control", 3, 8), mr("original", "effort-50", 8, 8)])
+    assert words.startswith("Attacks from noise of 1000 steps bring back 3 of 8 pictures")
+    assert effort_words(ORIGINAL) == ""
+
+
+def test_an_attack_that_finds_nothing_on_the_original_says_nothing() -> None:
+    rows = [mr("original", "prompt", 0), mr("original", "dori-noise", 0), mr("original", "dori-noise-control", 0)]
+    text = verdict([*rows, mr("nemo", "prompt", 0), mr("nemo", "dori-noise", 0)])
+    assert "uninformative, because such attacks bring nothing back on the original either" in text
+
+
+def test_what_attacks_bring_back_of_the_original_is_said() -> None:
+    rows = [mr("original", "prompt", 0), mr("original", "dori-noise", 20), mr("original", "dori-noise-control", 0)]
+    assert "0 of 20 memorized pictures (0 %, interval 0 to 17 %). An attack from noise brings back 20 of 20" in verdict(
+        rows
+    )
+
+
+def test_a_loud_attack_without_a_sound_control_forbids_gone() -> None:
+    rows = [*ORIGINAL, mr("original", "dori-prompt", 20), mr("original", "dori-prompt-control", 2)]
+    rows += [mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 0)]
+    assert "by this audit they are gone" in verdict(rows)
+    text = verdict([*rows, mr("tuned", "dori-prompt", 12)])
+    assert "but an attack from the prompt brings back 12 of 20" in text and "this stays open" in text
+    assert "by this audit they are gone" not in text
+
+
+def test_what_a_mitigation_costs_is_said() -> None:
+    kept = Row("tuned", "ordinary", "clip_kept", 0.928, 0.876, 0.982, 24)
+    text = verdict([*ORIGINAL, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 0), kept])
+    assert "0 of 20 come back from their prompts, at 92.8 % (87.6 to 98.2) of the CLIP score" in text
+
+
+def test_a_random_cut_that_is_mostly_the_same_is_no_control() -> None:
+    rows = [mr("original", "prompt", 20), mr("nemo", "prompt", 2), mr("random-nemo", "prompt", 4)]
+    assert [control.state for control in controls(rows)] == ["fails"]
+    rows.append(Row("random-nemo", "prompt", "shared", 0.81, None, None, 800))
+    (control,) = controls(rows)
+    assert control.state == "missing" and "81 % of them are the ones that nemo found" in control.words
 
 
 def test_what_several_variants_lean_on_is_told_once() -> None:
@@ -115,4 +194,7 @@ def test_what_was_not_measured_is_said() -> None:
 def test_random_words_are_a_mitigation_and_no_random_cut() -> None:
     rows = [*ORIGINAL, mr("random-tokens", "prompt", 4)]
     assert "After random-tokens, 4 of 20 come back" in verdict(rows)
+    for copied in (0, 20):  # triggers found without it say nothing of an attack that knows of it
+        text = verdict([*rows, mr("random-tokens", "dori-noise", copied)])
+        assert "it leaves the weights as they are, so nothing is gone" in text
     assert "random-tokens" not in {control.name for control in controls(rows)}

@@ -138,7 +138,7 @@ def test_findings_by_hand(subject: Subject, tmp_path: Path) -> None:
     assert door.verdict(subject.open(), scan_id).splitlines() == [
         f"norm flags 1 of 4 prompts, {held}",
         f"entropy flags 2 of 4 prompts, {held}",
-        "3 prompts are flagged by one or more: at most 50 % false alarms",
+        "3 prompts are flagged by one or more: of those not memorized at most 50 % are",
     ]
     assert door.write_flagged(subject.open(), scan_id, pictured, tmp_path / "flagged.csv") == 3
     back = read_prompts(tmp_path / "flagged.csv")

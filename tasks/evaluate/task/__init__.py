@@ -7,6 +7,7 @@ from tasks.evaluate.task.figures import (
     diversity_figure,
     extraction_figures,
     quality_figures,
+    triggers_that_copy,
     write_figures,
 )
 from tasks.evaluate.task.pictures import Shot, generate_pictures, generation_ids, pictures_of, shots
@@ -27,5 +28,6 @@ __all__ = [
     "score_change",
     "score_copies",
     "shots",
+    "triggers_that_copy",
     "write_figures",
 ]

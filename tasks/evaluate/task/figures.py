@@ -11,7 +11,7 @@ from tasks.diffusion.sampling import from_bytes
 from tasks.evaluate import clip_score, figures, quality, sscd
 from tasks.evaluate.clip_score import ClipParams
 from tasks.evaluate.figures import Figure
-from tasks.evaluate.sscd import SscdParams
+from tasks.evaluate.sscd import COPY_THRESHOLD, SscdParams
 from tasks.evaluate.task.pictures import Shot, files_of
 from tasks.evaluate.task.scores import clip_vectors, scores_of, sscd_vectors
 from tasks.subject import Subject
@@ -47,6 +47,17 @@ def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], p
             if one.metric in ("mr", "sscd_orig_max", "sscd_orig_median")
         ]
     return found
+
+
+def triggers_that_copy(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> set[str]:
+    """The triggers of which any picture is a copy of a training image of the prompt: the searches that succeeded."""
+    known = scores_of(subject.open(), "sscd", sscd.scorer_of(params), ids)
+    return {
+        shot.trigger_id
+        for name, shot in zip(ids, wanted, strict=True)
+        for image in shot.prompt.image_ids
+        if shot.trigger_id is not None and known[name, image] > COPY_THRESHOLD
+    }
 
 
 def diversity_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
@@ -109,8 +120,10 @@ def extraction_figures(
 ) -> list[Figure]:
     """What an attacker without training pictures finds among many generations of each prompt, against the truth.
 
-    A prompt is claimed to be memorized when its generations hold a clique of near copies. Precision has no figure where
-    nothing is claimed.
+    A prompt is claimed to be memorized when its generations hold a clique of near copies. The claim is true where the
+    picture in the middle of the clique is a copy of a training picture of the prompt: one that always gives the same
+    new picture, as surrogates may teach it, gives no memory away. Prompts without training pictures are claimed rightly
+    where they are memorized ones. Precision has no figure where nothing is claimed.
 
     Args:
         wanted: of memorized prompts and of others, many seeds each.
@@ -118,7 +131,7 @@ def extraction_figures(
     by_asked: dict[str, list[str]] = {}
     for name, shot in zip(ids, wanted, strict=True):
         by_asked.setdefault(shot.prompt.prompt_id, []).append(name)
-    claimed = []
+    extracted: dict[str, str] = {}
     by_sscd = params.measure == "sscd"
     vectors = sscd_vectors(subject, variant, probe, ids, sscd_params) if by_sscd else {}
     files = {} if by_sscd else files_of(subject, variant, probe, ids)
@@ -128,10 +141,16 @@ def extraction_figures(
             distances = 1 - rows @ rows.T
         else:
             distances = tile_distances(np.stack([from_bytes(files[name]) for name in names]), params.tiles)
-        if extract(distances, params).extracted:
-            claimed.append(asked)
-    truth = {shot.prompt.prompt_id for shot in wanted if shot.prompt.kind == "memorized"}
-    found = precision_recall(claimed, truth)
+        if (middle := extract(distances, params).representative) is not None:
+            extracted[asked] = names[middle]
+    prompts = {shot.prompt.prompt_id: shot.prompt for shot in wanted}
+    pictures = [image for asked in extracted for image in prompts[asked].image_ids]
+    vectors = sscd_vectors(subject, variant, probe, [*extracted.values(), *pictures], sscd_params)
+    claims = {}
+    for asked, name in extracted.items():
+        alike = [float(vectors[name] @ vectors[image]) for image in prompts[asked].image_ids]
+        claims[asked] = max(alike) > COPY_THRESHOLD if alike else prompts[asked].kind == "memorized"
+    found = precision_recall(claims, [name for name, prompt in prompts.items() if prompt.kind == "memorized"])
     shares = (
         ("extraction_precision", found.precision, found.precision_interval, found.claimed),
         ("extraction_recall", found.recall, found.recall_interval, found.memorized),

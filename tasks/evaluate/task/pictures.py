@@ -1,7 +1,8 @@
 """Pictures of every variant under every probe, made once and kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,8 @@ def generate_pictures(
     names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
     found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
     with progress(len(todo), f"generating {variant}, {probe}", "picture") as done:
-        for block in shards(todo, sampling.batch):
-            model = subject.load(variant)
+        for block in _blocks(todo, sampling.batch, subject.is_cut_anew(variant)):
+            model = subject.load(variant, block[0][1].prompt.prompt_id)
             texts = [shot.prompt.text for _, shot in block]
             triggers = torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
             keys = [(shot.asker, shot.seed) for _, shot in block]
@@ -84,6 +85,13 @@ def generate_pictures(
             ]
             store.write("generations", content_key([name for name, _ in block]), rows, **place)
     return ids
+
+
+def _blocks(todo: Sequence[tuple[str, Shot]], size: int, apart: bool) -> Iterator[Sequence[tuple[str, Shot]]]:
+    """Pictures that are made together; where prompts must stay apart, of one prompt each."""
+    groups = [list(of) for _, of in groupby(todo, lambda one: one[1].prompt.prompt_id)] if apart else [todo]
+    for group in groups:
+        yield from shards(group, size)
 
 
 def pictures_of(subject: Subject, variant: str, probe: str, names: Sequence[str]) -> dict[str, np.ndarray]:

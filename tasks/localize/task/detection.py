@@ -14,6 +14,9 @@ from tasks.localize.nemo import NemoParams
 from tasks.progress import progress
 from tasks.subject import ORIGINAL, Asked, Subject
 
+SEEN = 100
+"""Prompts that are not memorized, of which one is 1 %."""
+
 
 def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> None:
     """Scores of every two seeds' noise differences, a row of `nemo_traces` each, phase 'detect'."""
@@ -65,10 +68,13 @@ def scores_of(subject: Subject, asked: Sequence[Asked], params: DetectionParams)
 def detection_figures(
     subject: Subject, memorized: Sequence[Asked], others: Sequence[Asked], params: DetectionParams
 ) -> list[Figure]:
-    """How well a prompt's mean score tells memorized prompts from others: AUC, and TPR at 1 % FPR."""
+    """How well a prompt's mean score tells memorized prompts from others: AUC, and TPR at 1 % FPR.
+
+    The latter only where there are others enough to see a rate of 1 %.
+    """
     groups = [scores_of(subject, group, params) for group in (memorized, others)]
     own, rest = (np.array([pairs.mean() for pairs in found.values()]) for found in groups)
-    return [auc(own, rest), tpr_at_1fpr(own, rest)]
+    return [auc(own, rest), *([tpr_at_1fpr(own, rest)] if len(rest) >= SEEN else [])]
 
 
 def nemo_threshold(subject: Subject, nulls: Sequence[Asked], params: NemoParams) -> float:

@@ -16,11 +16,12 @@ from tasks.diffusion.sampling import SamplingParams, encode, generate
 from tasks.errors import InputError
 from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary, Progress, finetune, steps_of
+from tasks.mitigate.task.surrogates import surrogates
 from tasks.mitigate.task.variants import put, uncut_card, weights_in_store
 from tasks.progress import progress
 from tasks.subject import Asked, Subject, forget_variant
 
-ERASE_VERSION = "finetune/4"
+ERASE_VERSION = "finetune/5"
 ERASURES: dict[Erasure, dict[str, Any]] = {
     "adversarial-finetune": {},
     "surrogate-finetune": {"attack_steps": 0, "starts": ("prompt",)},
@@ -28,15 +29,8 @@ ERASURES: dict[Erasure, dict[str, Any]] = {
     "lora-finetune": {"lora_rank": 4},
 }
 """What each training changes in the parameters: the method itself, and its rivals with one thing missing."""
-SURROGATE_SEEDS = 4
-"""Pictures that the pruned model makes of a prompt at a time; the least like the training picture is the surrogate."""
-SURROGATE_TRIES = 4
-"""Times that it makes so many, where none is unlike it yet."""
 HELD_OUT_PICTURES = 48
 """Pictures that the attack by which a training may stop is made on, at most."""
-UNLIKE = 0.5
-"""SSCD up to which a surrogate is unlike the picture without doubt. Just under the limit of copies, what is learned
-from it would often come out above."""
 
 
 def erase_id(
@@ -56,7 +50,8 @@ def erase_id(
         sampling.model_dump(exclude={"batch"}),
         pruned,
         scorer_of(sscd),  # it chooses the surrogates, and stops the training
-        [[(prompt.text, prompt.image_ids[0]) for prompt in group] for group in (asked, ordinary)],
+        [(prompt.text, prompt.image_ids) for prompt in asked],
+        [(prompt.text, prompt.image_ids[0]) for prompt in ordinary],
     )
 
 
@@ -73,6 +68,7 @@ def erase(
 ) -> dict[str, str]:
     """Trains the memories of these prompts away, or a rival of that: by name the variant in the store.
 
+    Every picture of a prompt is attacked and replaced: of a template's near copies each one keeps up the memory of all.
     A checkpoint lies beside the store while it runs: killed and called again, it goes on to the same weights.
 
     Args:
@@ -80,8 +76,8 @@ def erase(
         ordinary: prompts with pictures that keep everything else; none that quality is measured on.
         pruned: the variant, as the store knows it, that makes the surrogates.
 
-    A prompt whose every picture by the pruned model is a copy still has no surrogate: it is left out, since training
-    would teach the memory to every trigger. See `not_erased`.
+    A prompt of which the pruned model makes nothing but copies has no surrogate: it is left out, since training would
+    teach the memory to every trigger. See `not_erased`.
 
     Raises:
         InputError: prompts have no pictures, or none has a surrogate.
@@ -100,23 +96,20 @@ def erase(
     if weights_in_store(subject, variant) is not None:
         return {method: variant}
     measure = Sscd(sscd, model.device)
-    pictures = subject.pictures([prompt.image_ids[0] for prompt in asked])
     kept_out: list[str] = []
+    stand_ins: list[np.ndarray] = []
     if chosen.erase_weight:
-        made = _surrogates(subject, pruned, asked, sampling, measure)
-        there = [row for row, picture in enumerate(made) if picture is not None]
-        kept_out = [prompt.text for prompt, picture in zip(asked, made, strict=True) if picture is None]
-        if not there:
+        made = surrogates(subject, pruned, asked, sampling, measure)
+        kept_out = [prompt.text for prompt, some in zip(asked, made, strict=True) if not some]
+        asked = [prompt for prompt, some in zip(asked, made, strict=True) if some]
+        stand_ins = [surrogate for some in made for surrogate in some]
+        if not asked:
             raise InputError(f"{pruned} copies every memorized picture still, so nothing can stand for them: cut more")
-        asked, pictures = [asked[row] for row in there], pictures[there]
-        surrogates = encode(model, np.stack([picture for picture in made if picture is not None]))
+    rows = [(image, prompt.text) for prompt in asked for image in prompt.image_ids]
+    images, texts = [image for image, _ in rows], [text for _, text in rows]
+    pictures = subject.pictures(images)
     latents = encode(model, pictures)
-    memorized = Memorized(
-        [prompt.image_ids[0] for prompt in asked],
-        [prompt.text for prompt in asked],
-        latents,
-        surrogates if chosen.erase_weight else latents,
-    )
+    memorized = Memorized(images, texts, latents, encode(model, np.stack(stand_ins)) if stand_ins else latents)
     captions = [prompt.text for prompt in ordinary]
     others = encode(model, subject.pictures([prompt.image_ids[0] for prompt in ordinary]))
     kept = Ordinary(others, model.embed([p.text for p in ordinary]))
@@ -126,7 +119,7 @@ def erase(
 
     forget_variant()
     checkpoint = subject.beside("checkpoints") / f"{model.model_id[:8]}-{variant}.pt"
-    with progress(steps_of(len(asked), chosen), method, "step") as stepped:
+    with progress(steps_of(len(rows), chosen), method, "step") as stepped:
         shown = 0
 
         def told(now: Progress) -> None:
@@ -174,39 +167,6 @@ def _erasing(method: Erasure, params: FineTuneParams) -> FineTuneParams:
     return FineTuneParams.model_validate(params.model_dump() | ERASURES[method])
 
 
-def _surrogates(
-    subject: Subject,
-    pruned: str,
-    asked: Sequence[Asked],
-    sampling: SamplingParams,
-    measure: Sscd,
-) -> list[np.ndarray | None]:
-    """What the pruned model makes of each prompt: of several seeds the picture least like any training picture of it.
-
-    None where every one is a copy.
-    """
-    model = subject.load(pruned)
-    of_prompts = [image for prompt in asked for image in prompt.image_ids]
-    trained_on = iter(measure.embed(subject.pictures(of_prompts)))
-    out: list[np.ndarray | None] = []
-    with progress(len(asked), f"surrogates by {pruned}", "prompt") as done:
-        for prompt in asked:
-            text = model.embed([prompt.text]).expand(SURROGATE_SEEDS, -1, -1)
-            trained = np.stack([next(trained_on) for _ in prompt.image_ids])
-            best, least = None, COPY_THRESHOLD
-            for first in range(0, SURROGATE_TRIES * SURROGATE_SEEDS, SURROGATE_SEEDS):
-                keys = [(prompt.prompt_id, first + seed) for seed in range(SURROGATE_SEEDS)]
-                made = generate(model, text, keys, sampling)
-                alike = (measure.embed(made) @ trained.T).max(1)
-                if alike.min() <= least:
-                    best, least = made[int(alike.argmin())], float(alike.min())
-                if least <= UNLIKE:
-                    break
-            out.append(best)
-            done(1)
-    return out
-
-
 def _held_out(
     model: Model,
     memorized: Memorized,
@@ -218,7 +178,8 @@ def _held_out(
 ) -> float:
     """The share of pictures that an attack with other seeds and other starts than the inner one brings back.
 
-    Of many pictures `HELD_OUT_PICTURES` are attacked, evenly spread, the same at each check.
+    As in an audit, a copy of any picture of the prompt counts: of a template another may come back. Of many pictures
+    `HELD_OUT_PICTURES` are attacked, evenly spread, the same at each check.
 
     Args:
         captions: ordinary ones, at which it begins.
@@ -227,11 +188,15 @@ def _held_out(
     seed = params.seed + 1
     budget = DoriParams(start="other", images_at_once=params.images_at_once)
     rows = np.linspace(0, len(pictures) - 1, min(len(pictures), HELD_OUT_PICTURES)).round().astype(int).tolist()
-    pictures, names = pictures[rows], [memorized.ids[row] for row in rows]
+    names = [memorized.ids[row] for row in rows]
     keys, prompts = [(name, seed) for name in names], [memorized.prompts[row] for row in rows]
     found = attack(model, memorized.latents[rows], prompts, keys, budget, captions)
     asked = [(f"{name}/held out", seed + shot) for name in names for shot in range(params.check_seeds)]
     triggers = torch.stack([trigger.embedding for trigger in found]).repeat_interleave(params.check_seeds, 0)
-    made = measure.embed(generate(model, triggers, asked, sampling)).reshape(len(pictures), params.check_seeds, -1)
-    alike = (made * measure.embed(pictures)[:, None]).sum(2)
-    return float((alike > COPY_THRESHOLD).any(1).mean())
+    made = measure.embed(generate(model, triggers, asked, sampling)).reshape(len(rows), params.check_seeds, -1)
+    trained = measure.embed(pictures)
+    alike = [
+        float((made[n] @ trained[[text == memorized.prompts[row] for text in memorized.prompts]].T).max())
+        for n, row in enumerate(rows)
+    ]
+    return float(np.mean(np.array(alike) > COPY_THRESHOLD))

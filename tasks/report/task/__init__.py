@@ -1,5 +1,6 @@
 """Reporting: what an audit wrote, as one page for people and one table for the terminal."""
 
+from tasks.report.locality import Diagnosed, Spread
 from tasks.report.task.comparison import (
     Comparison,
     accept,
@@ -9,13 +10,14 @@ from tasks.report.task.comparison import (
     latest,
     standard_of,
 )
-from tasks.report.task.diagnosis import Spread, write_locality
+from tasks.report.task.diagnosis import write_locality
 from tasks.report.task.page import Localized, Written, page_path, training_chart, write_report
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.task.results import write_results
 
 __all__ = [
     "Comparison",
+    "Diagnosed",
     "Localized",
     "Spread",
     "Written",

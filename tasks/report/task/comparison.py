@@ -14,7 +14,7 @@ from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report import compare as method
 from tasks.report.report import COLUMNS
 from tasks.report.task.record import record_of, rows_of
-from tasks.subject import EFFORT
+from tasks.report.verdict import EFFORT
 
 
 @dataclass(frozen=True)

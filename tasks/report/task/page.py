@@ -17,8 +17,8 @@ from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
 from tasks.report.task.record import rows_of
-from tasks.report.verdict import Row, verdict, without_random
-from tasks.subject import EFFORT, Asked, Subject
+from tasks.report.verdict import EFFORT, Row, effort_words, verdict, without_random
+from tasks.subject import Asked, Subject
 
 STRIPS = 8
 """Training pictures shown with what the variants make of them."""
@@ -92,7 +92,6 @@ def write_report(
     """
     store = subject.open()
     figures = rows_of(store, audit_id)
-    rows = [row for row in figures if not row.probe.startswith(EFFORT)]
     attacks = {"attacks": _losses(store, subject, searches), "effort": _effort(figures)}
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlap = _subspace(store, subject, found)
@@ -102,7 +101,7 @@ def write_report(
         title=f"Memorization audit of {Path(subject.source).name}",
         subtitle=f"audit {audit_id}",
         facts=facts,
-        rows=rows,
+        rows=figures,
         strips=strips,
         attacks=[chart for chart in attacks.values() if chart is not None],
         trainings=list(trained.values()),
@@ -111,7 +110,7 @@ def write_report(
         left=_left(store, subject, found, asked),
         more_controls=without_random(variants),
     )
-    _keep_evidence(store, audit_id, shown, rows, scorer)
+    _keep_evidence(store, audit_id, shown, figures, scorer)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing")
     aside.write_text(render(report), encoding="utf-8")
@@ -120,7 +119,7 @@ def write_report(
     if picture is not None:
         picture.write_bytes(sheet(strips))
     drawings = {name: chart for name, chart in (attacks | trained).items() if chart is not None}
-    return Written(table_text(rows), verdict(rows), overlap, picture, drawings)
+    return Written(table_text(figures), verdict(figures), overlap, picture, drawings)
 
 
 def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
@@ -226,7 +225,7 @@ def _effort(rows: Sequence[Row]) -> Chart | None:
         if rates[control].keys() >= set(marks):
             curves.append(Curve(name, [rates[control][steps].value for steps in marks]))
             sizes.append(f"{rates[control][marks[0]].n} {name}")
-    note = f"attacks from noise on {' and '.join(sizes)} pictures: beyond some effort anything comes back"
+    note = f"attacks from noise on {' and '.join(sizes)} pictures; {effort_words(rows)}".strip(" ;")
     words = "attack steps", "share brought back"
     return Chart("Replication by the attack's effort", *words, curves, note, x_marks=[*map(str, marks)])
 
@@ -290,9 +289,9 @@ def _left(store: Store, subject: Subject, found: Localized, asked: Sequence[Aske
 
 
 def _words(probe: str) -> str:
-    return {"prompt": "from its prompt", "ordinary": "ordinary prompt"}.get(
-        probe.removesuffix("-control"), f"attacked from {probe.removeprefix('dori-').removesuffix('-control')}"
-    )
+    if probe in ("prompt", "ordinary"):
+        return {"prompt": "from its prompt", "ordinary": "ordinary prompt"}[probe]
+    return f"attacked from {probe.removeprefix('dori-').partition('-')[0]}"
 
 
 def _keep_evidence(store: Store, audit_id: str, shown: Shown, rows: Sequence[Row], scorer: str) -> None:

@@ -1,0 +1,43 @@
+"""The diagnosis of locality in words."""
+
+import numpy as np
+
+from tasks.report.locality import Diagnosed, Spread, drawn_map, told
+
+PLACES = {"triggers": np.zeros((2, 2)), "starts": np.ones((2, 2)), "prompts": np.full((3, 2), 2.0)}
+
+
+def spread(embeddings: float, moved: float, activations: float) -> Spread:
+    return Spread(embeddings, 1.5, moved, {"a": activations, "b": activations}, {"a": 1.25, "b": 1.25}, PLACES)
+
+
+def test_spread_out_memory() -> None:
+    weights = {"wanda": {"a": (0.5, 0.05), "b": (0.4, 0.05), "c": (0.9, 0.05)}}
+    text = told([(Diagnosed("i", "A caption", 8, 6, spread(0.98, 0.3, 1.1)), weights)])
+    assert "Of 8 attacks, each from another random point, 6 bring this picture back." in text
+    assert "0.98 times as far apart as the points they began from" in text and "spread out, not in one place" in text
+    assert "Each lies 0.30 times that distance from where it began: there is one to be found near any point." in text
+    assert "1.10 times as far apart as those of prompts of different pictures" in text
+    assert "The points they began from are 1.25 times as far apart." in text
+    assert "wanda finds sets with an IOU of 0.60 (random sets: 0.05)" in text
+    assert "in 2 of 3 layers it is below 0.6: different triggers find different ones." in text
+    assert "| `a` | 1.10 | 0.50 |" in text and "| `c` |  | 0.90 |" in text
+
+
+def test_local_memory() -> None:
+    weights = {"nemo": {"a": (0.9, 0.1)}}
+    text = told([(Diagnosed("i", "A caption", 8, 8, spread(0.1, 0.9, 0.2)), weights)])
+    assert text.count("they lie together") == 2
+    assert "the search went as far as that" in text
+    assert "they are largely the same" in text
+
+
+def test_too_few_triggers_answer_nothing() -> None:
+    text = told([(Diagnosed("i", "A caption", 8, 1, None), {})])
+    assert "1 bring this picture back" in text and "nothing can be said" in text
+    assert "Embeddings" not in text
+    assert "no method found any" in told([(Diagnosed("i", "A caption", 8, 2, spread(1, 1, float("nan"))), {})])
+
+
+def test_the_map_is_a_picture() -> None:
+    assert drawn_map(PLACES).startswith(b"\x89PNG")
