@@ -56,7 +56,7 @@ PROFILES = {
         "unseen": 24,
         "efforts": [50, 200, 500],
         "effort_images": 4,
-        "diagnosed": 1,
+        "diagnosed": 3,
         "triggers": 6,
         "extracted": 4,
         "extraction": {"generations": 20},
