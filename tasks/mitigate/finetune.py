@@ -213,7 +213,12 @@ class _Run:
         self.triggers = torch.zeros(len(memorized.ids), *self.empty.shape[1:], device=model.device)
         self.history: list[Progress] = []
         self.stopped = False
-        told = params.model_dump(exclude={"save_every", "images_at_once"}), model.model_id, list(memorized.ids), len(ordinary.latents)
+        told = (
+            params.model_dump(exclude={"save_every", "images_at_once"}),
+            model.model_id,
+            list(memorized.ids),
+            len(ordinary.latents),
+        )
         self.identity = json.dumps(told)
         if checkpoint.exists():
             self._load()

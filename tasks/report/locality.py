@@ -11,6 +11,7 @@ SIDE, MARGIN, DOT = 520, 24, 4
 COLOURS = {"prompts": (120, 120, 120), "starts": (70, 120, 200), "triggers": (200, 50, 45)}
 TOGETHER = 0.5
 """Points less than half as far apart as the others lie together."""
+NO_SIGN = "they lie together, but so did those points before the search, so this says nothing of the memory."
 SAME = 0.6
 """IOU from which two triggers are said to find the same weights; Wanda's stayed below it in most layers of SD 1.4."""
 
@@ -69,8 +70,8 @@ def told(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
             f"{_where(it.embeddings)} Each lies {it.moved:.2f} times that distance from where it began: "
             f"{_way(it.moved)}",
             f"2. **Activations**: they are {activations:.2f} times as far apart as those of prompts of different "
-            f"pictures, a mean over layers: {_where(activations)} The points they began from are {starts:.2f} times "
-            "as far apart.",
+            f"pictures, a mean over layers, the points they began from {starts:.2f} times: "
+            + (NO_SIGN if max(activations, starts) < TOGETHER else _where(activations)),
         ]
         for method, layers in weights.items():
             overlap, chance = (float(np.mean(some)) for some in zip(*layers.values(), strict=True))
@@ -130,4 +131,4 @@ def _where(share: float) -> str:
 def _way(moved: float) -> str:
     if moved < TOGETHER:
         return "there is one to be found near any point."
-    return "the search went as far as that, and did not end in one place."
+    return "there was none near that."

@@ -17,8 +17,8 @@ def test_spread_out_memory() -> None:
     assert "Of 8 attacks, each from another random point, 6 bring this picture back." in text
     assert "0.98 times as far apart as the points they began from" in text and "spread out, not in one place" in text
     assert "Each lies 0.30 times that distance from where it began: there is one to be found near any point." in text
-    assert "1.10 times as far apart as those of prompts of different pictures" in text
-    assert "The points they began from are 1.25 times as far apart." in text
+    assert "1.10 times as far apart as those of prompts of different pictures, a mean over layers" in text
+    assert "the points they began from 1.25 times: they are spread out" in text
     assert "wanda finds sets with an IOU of 0.60 (random sets: 0.05)" in text
     assert "in 2 of 3 layers it is below 0.6: different triggers find different ones." in text
     assert "| `a` | 1.10 | 0.50 |" in text and "| `c` |  | 0.90 |" in text
@@ -28,8 +28,14 @@ def test_local_memory() -> None:
     weights = {"nemo": {"a": (0.9, 0.1)}}
     text = told([(Diagnosed("i", "A caption", 8, 8, spread(0.1, 0.9, 0.2)), weights)])
     assert text.count("they lie together") == 2
-    assert "the search went as far as that" in text
+    assert "there was none near that" in text
     assert "they are largely the same" in text
+
+
+def test_activations_of_any_noise_are_no_sign_of_memory() -> None:
+    alike = Spread(1.2, 1.2, 0.7, {"a": 0.4}, {"a": 0.35}, PLACES)
+    text = told([(Diagnosed("i", "A caption", 8, 8, alike), {})])
+    assert "so did those points before the search, so this says nothing of the memory" in text
 
 
 def test_too_few_triggers_answer_nothing() -> None:
