@@ -195,7 +195,8 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
     triggers, others = plan.diagnosed_triggers(), plan.pictured[0]
     found = []
     for prompt in plan.diagnosed:
-        mine, searched = [one for one in triggers if one.image_ids == prompt.image_ids], plan.searched[prompt.prompt_id]
+        searched = plan.searched[prompt.prompt_id]
+        mine = [one for one in triggers if one.prompt_id in searched]
         spread = None
         if mine:
             rest = [other for other in others if other.image_ids[0] != prompt.image_ids[0]]

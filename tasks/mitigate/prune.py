@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -22,7 +22,8 @@ from tasks.diffusion.noise import generator
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 
-OWN_CUTS = ("nemo-own", "random-nemo-own")
+OwnCuts = Literal["nemo-own", "random-nemo-own"]
+OWN_CUTS: tuple[OwnCuts, ...] = get_args(OwnCuts)
 """Variants of which each prompt has a cut of its own, and its random control."""
 Members = Mapping[int, torch.Tensor]
 """By layer index, indices of neurons or flat indices (row * columns + column) of weights, of any integer type."""

@@ -75,7 +75,8 @@ def verdict(rows: Sequence[Row]) -> str:
         f"From their own prompts the original model reproduces {_count(start)} memorized pictures {_interval(start)}."
     ]
     if attacks := _sound(rows, "original"):
-        said.append(f"{_strongest(attacks)[0].capitalize()}{_strongest(attacks)[1:]}.")
+        words = _strongest(attacks)
+        said.append(f"{words[0].upper()}{words[1:]}.")
     variants = dict.fromkeys(row.variant for row in rows if row.metric == "mr")
     judged = [name for name in variants if name != "original" and name not in CONTROL_OF]
     said += [_of_variant(rows, variant) for variant in judged] or ["No mitigation was audited."]
@@ -91,13 +92,15 @@ def verdict(rows: Sequence[Row]) -> str:
     return " ".join(said)
 
 
+def effort_rates(rows: Sequence[Row], control: bool = False) -> dict[int, Row]:
+    """By number of steps, what attacks from noise bring back: of memorized pictures, or of those never memorized."""
+    attacks = [row for row in rows if row.metric == "mr" and row.probe.startswith(EFFORT)]
+    return {int(row.probe.split("-")[1]): row for row in attacks if row.probe.endswith("-control") == control}
+
+
 def effort_words(rows: Sequence[Row]) -> str:
     """How many steps attacks from noise need until they bring back what was never memorized; empty if not audited."""
-    rates = {
-        int(row.probe.removeprefix(EFFORT).removesuffix("-control")): row
-        for row in rows
-        if row.metric == "mr" and row.probe.startswith(EFFORT) and row.probe.endswith("-control")
-    }
+    rates = effort_rates(rows, control=True)
     if not rates:
         return ""
     most = max(rates)

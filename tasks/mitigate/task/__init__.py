@@ -1,9 +1,10 @@
 """Mitigating: variants of the model with what was localized set to zero, each beside a random cut of the same size;
 the model trained until its memories are gone, and the rivals of both."""
 
-from tasks.mitigate.task.cuts import RANDOM_CONTROLS, cut_neurons, cut_own, cut_scored, cut_weights
+from tasks.mitigate.task.cuts import RANDOM_CONTROLS, cut_neurons, cut_scored, cut_weights
 from tasks.mitigate.task.defending import defend, defend_id
 from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased
+from tasks.mitigate.task.own_cuts import cut_own
 from tasks.mitigate.task.variants import (
     cut_id,
     export_variant,

@@ -1,6 +1,5 @@
 """Variants with what was localized set to zero, each beside a random cut of the same size."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -32,9 +31,6 @@ RANDOM_CONTROLS = ("random-nemo", "random-nemo-own", "random-wanda")
 WORDS = {
     "nemo": "the neurons that NeMo found to hold memorized training images",
     "random-nemo": "as many random neurons of each layer as NeMo found, a control,",
-    "nemo-own": "each prompt is asked with the neurons silenced that NeMo found for it alone",
-    "random-nemo-own": "each prompt is asked with as many random neurons of each layer silenced as NeMo found for it,"
-    " a control",
     "wanda": "the weights that Wanda found to hold memorized training images",
     "random-wanda": "as many random weights of each layer as Wanda found, a control,",
     "wanda-control": "the weights that Wanda finds when it takes ordinary prompts for memorized ones, a control,",
@@ -68,61 +64,6 @@ def cut_neurons(
         name: _save(subject, model, name, found, without_neurons, site, key, audit_id, universes, found_by=members)
         for name, found in chosen.items()
     }
-
-
-def cut_own(
-    subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site, seed: int = 0
-) -> dict[str, str]:
-    """Cuts each prompt's own neurons alone, as published: "nemo-own" and "random-nemo-own", by name the variant.
-
-    Nothing where the search found nothing.
-    """
-    model = subject.load()
-    layers = layers_of(model.unet, site)
-    sets = read_sets(subject, "nemo", params_id, site, layers, prompt_ids)
-    found: dict[str, Members] = {
-        name: {layer.index: torch.as_tensor(sets[name, None, layer.index]) for layer in layers} for name in prompt_ids
-    }
-    if not any(len(rows) for own in found.values() for rows in own.values()):
-        return {}
-    universes = {layer.index: layer.outputs for layer in layers}
-    control: dict[str, Members] = {name: random_like(own, universes, seed) for name, own in found.items()}
-    out = {}
-    for method, chosen in (("nemo-own", found), ("random-nemo-own", control)):
-        neurons = {
-            name: {layer.name: own[layer.index].tolist() for layer in layers if len(own[layer.index])}
-            for name, own in chosen.items()
-        }
-        text = json.dumps(neurons, sort_keys=True)
-        variant = f"{method}-{content_key(VERSION, model.model_id, text)[:8]}"
-        sizes = {layer.name: [len(own.get(layer.name, ())) for own in neurons.values()] for layer in layers}
-        counts = {"pruned": round(sum(map(sum, sizes.values())) / len(neurons)), "total": sum(universes.values())}
-        key = cut_id(params_id, prompt_ids, seed=seed)
-        if (address := weights_in_store(subject, variant)) is not None:
-            put_row(subject, variant, method, key, address, counts)
-        else:
-            card = Card(
-                title=f"{Path(subject.source).name}, {method}",
-                base=subject.source,
-                base_id=model.model_id,
-                method=method,
-                audit_id=audit_id,
-                site="inference",
-                pruned=0,
-                total=sum(weight.numel() for weight in model.unet.parameters()),
-                shared=_shared_by_all(chosen, found) if method == "random-nemo-own" else 0.0,
-                done=WORDS[method],
-            )
-            put(subject, variant, key, card, files={"neurons.json": text}, counts=counts)
-        out[method] = variant
-    return out
-
-
-def _shared_by_all(control: Mapping[str, Members], found: Mapping[str, Members]) -> float:
-    """The share of all prompts' random neurons that are the prompt's own."""
-    sizes = {name: sum(len(rows) for rows in own.values()) for name, own in found.items()}
-    both = sum(shared(control[name], own) * sizes[name] for name, own in found.items() if sizes[name])
-    return both / sum(sizes.values())
 
 
 def cut_weights(

@@ -48,6 +48,8 @@ def surrogates(
 
     for first, worded in [(first, worded) for worded in (False, True) for first in range(0, ROUNDS * SEEDS, SEEDS)]:
         lacking = [prompt for prompt in asked if not enough(prompt, worded)]
+        if not lacking:
+            break
         wanted = [(prompt, seed) for prompt in lacking for seed in range(first, first + SEEDS)]
         names = _made(subject, pruned, wanted, worded, sampling)
         files = _files(subject, pruned, names)

@@ -18,6 +18,7 @@ from tasks.mitigate.finetune import Erasure, FineTuneParams
 from tasks.mitigate.inference import Defence, DefenceParams
 from tasks.mitigate.prune import (
     Card,
+    OwnCuts,
     save_card,
     save_pipeline,
     save_variant,
@@ -25,7 +26,10 @@ from tasks.mitigate.prune import (
 from tasks.subject import ORIGINAL, Subject
 
 VERSION = "prune/2"
-DONE: dict[Erasure | Defence, str] = {
+DONE: dict[Erasure | Defence | OwnCuts, str] = {
+    "nemo-own": "each prompt is asked with the neurons silenced that NeMo found for it alone",
+    "random-nemo-own": "each prompt is asked with as many random neurons of each layer silenced as NeMo found for it,"
+    " a control",
     "adversarial-finetune": "the UNet was trained to answer adversarial embeddings of memorized pictures with others",
     "surrogate-finetune": "the UNet was trained to answer the prompts of memorized pictures with other pictures",
     "ordinary-finetune": "the UNet was trained further on ordinary pictures alone",
@@ -35,7 +39,7 @@ DONE: dict[Erasure | Defence, str] = {
     "random-tokens": "random words are added to prompts, at inference",
     "reweighted-attention": "cross-attention is kept from what sums a prompt up, at inference",
 }
-"""What a model card says of a mitigation that cuts nothing."""
+"""What a model card says of a mitigation that leaves no UNet with zeros."""
 
 
 def cut_id(found_id: str, scopes: Sequence[str], params: WandaParams | None = None, seed: int = 0) -> str:
@@ -104,12 +108,13 @@ def export_variant(subject: Subject, variant: str, folder: Path, changed_only: b
 
 def uncut_card(
     subject: Subject,
-    method: Erasure | Defence,
-    params: FineTuneParams | DefenceParams,
+    method: Erasure | Defence | OwnCuts,
+    params: FineTuneParams | DefenceParams | None,
     audit_id: str,
     site: Literal["unet", "inference"],
+    shared: float = 0.0,
 ) -> Card:
-    """The card of a variant that cuts nothing."""
+    """The card of a variant whose UNet, where it has one of its own, has nothing set to zero."""
     model = subject.load()
     return Card(
         title=f"{Path(subject.source).name}, {method}",
@@ -120,7 +125,8 @@ def uncut_card(
         site=site,
         pruned=0,
         total=sum(weight.numel() for weight in model.unet.parameters()),
-        params=params.model_dump(mode="json"),
+        params=params.model_dump(mode="json") if params is not None else {},
+        shared=shared,
         done=DONE[method],
     )
 

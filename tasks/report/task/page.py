@@ -17,7 +17,7 @@ from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
 from tasks.report.task.record import rows_of
-from tasks.report.verdict import EFFORT, Row, effort_words, verdict, without_random
+from tasks.report.verdict import Row, effort_rates, effort_words, verdict, without_random
 from tasks.subject import Asked, Subject
 
 STRIPS = 8
@@ -212,11 +212,7 @@ def _losses(store: Store, subject: Subject, searches: Mapping[str, Collection[st
 
 def _effort(rows: Sequence[Row]) -> Chart | None:
     """Share of pictures that attacks from noise bring back, by their number of steps."""
-    rates: dict[bool, dict[int, Row]] = {False: {}, True: {}}
-    for row in rows:
-        if row.metric == "mr" and row.probe.startswith(EFFORT):
-            steps = int(row.probe.removeprefix(EFFORT).removesuffix("-control"))
-            rates[row.probe.endswith("-control")][steps] = row
+    rates = {control: effort_rates(rows, control) for control in (False, True)}
     marks = sorted(rates[False])
     if not marks:
         return None
