@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +69,8 @@ def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt
     """Training images in a folder, by the text of their prompt.
 
     Files are matched by the name or number that the prompt file gives (`00012.png` is number 12); without such names by
-    the folder's `metadata.jsonl`, whose lines say `file_name` and `text`.
+    the folder's `metadata.jsonl`, whose lines say `file_name` and `text`. Pictures that belong to no prompt are left
+    out, and a line on standard error says how many.
 
     Args:
         others: prompts of further files. Numbers of theirs count rows of another file, so only names and
@@ -104,6 +106,10 @@ def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt
             f"no picture in {folder} belongs to a prompt: name files as the prompt file's image or index column does, "
             "or add a metadata.jsonl with file_name and text"
         )
+    used = {path for paths in found.values() for path in paths}
+    if unused := [path for path in files if path not in used]:
+        of = f"{len(unused)} of {len(files)} pictures in {folder}"
+        print(f"{of} belong to no prompt and are left out, such as {unused[0].name}", file=sys.stderr)
     return found
 
 

@@ -105,6 +105,17 @@ def test_images_are_found_by_their_metadata(tmp_path: Path) -> None:
     assert find_images([Prompt("one", "memorized")], tmp_path) == {"one": [tmp_path / "x.png"]}
 
 
+def test_pictures_without_a_prompt_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("1.png", "2.png", "3.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    one = [Prompt("one", "memorized", images=("1",))]
+    assert find_images(one, tmp_path) == {"one": [tmp_path / "1.png"]}
+    told = capsys.readouterr().err
+    assert told == f"2 of 3 pictures in {tmp_path} belong to no prompt and are left out, such as 2.png\n"
+    find_images([*one, Prompt("others", "memorized", images=("2", "3"))], tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_images_that_belong_to_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no pictures"):
         find_images([], tmp_path)
