@@ -5,6 +5,7 @@ the same story, so they are first brought down to one number a prompt, and inter
 Verbatim and template memorization are told apart by calling these functions for each by itself.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,17 @@ def mr(similarities: ByPrompt, threshold: float = COPY_THRESHOLD) -> Figure:
     copied = [bool((seeds > threshold).any()) for seeds in _filled(similarities)]
     low, high = clopper_pearson(sum(copied), len(copied))
     return Figure("mr", sum(copied) / len(copied), low, high, len(copied))
+
+
+def mr_generations(similarities: ByPrompt, threshold: float = COPY_THRESHOLD) -> Figure:
+    """The share of a prompt's seeds above the threshold, averaged over prompts: MR as Kowalczuk et al. count it.
+
+    The interval is that of as many prompts whose seeds are all copies or none, the widest there is: of values between
+    0 and 1 with a given mean, those that are 0 or 1 vary most (Hoeffding, 1963, theorem 3).
+    """
+    shares = [float((seeds > threshold).mean()) for seeds in _filled(similarities)]
+    total = math.fsum(shares)
+    return Figure("mr_generations", total / len(shares), *clopper_pearson(total, len(shares)), len(shares))
 
 
 def sscd_orig(similarities: ByPrompt) -> list[Figure]:

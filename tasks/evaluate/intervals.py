@@ -20,8 +20,10 @@ class Statistic(Protocol):
     def __call__(self, values: np.ndarray, /, *, axis: int) -> Any: ...
 
 
-def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+def clopper_pearson(successes: float, trials: int, level: float = LEVEL) -> tuple[float, float]:
     """The exact interval of a rate (Clopper and Pearson, 1934): it covers with `level` or more, whatever the rate.
+
+    Successes in part, each between 0 and 1, give the interval between those of the whole numbers beside their sum.
 
     Raises:
         ValueError: not 0 <= successes <= trials, or no trial.

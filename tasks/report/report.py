@@ -23,6 +23,7 @@ COLUMNS = {
     "mr": "Copied",
     "mr_vm": "Copied, VM",
     "mr_tm": "Copied, TM",
+    "mr_generations": "Copies, of all",
     "sscd_orig_max": "SSCD, best seed",
     "sscd_orig_median": "SSCD, median seed",
     "sscd_gen": "SSCD to unmitigated",
@@ -203,7 +204,7 @@ def _cell(row: Row) -> str:
 
 
 def _number(metric: str, value: float) -> str:
-    if metric == "clip_kept":
+    if metric in ("clip_kept", "mr_generations"):
         return f"{100 * value:.1f} %"
     if metric in ("mr", "mr_vm", "mr_tm", "tpr_at_1fpr", "extraction_precision", "extraction_recall"):
         return f"{100 * value:.0f} %"

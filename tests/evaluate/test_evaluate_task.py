@@ -45,6 +45,7 @@ def test_verbatim_and_template_memories_stand_apart(subject: Subject) -> None:
     scored(subject, "sscd", {("g", "i"): 0.9, ("h", "j"): 0.1, ("h", "k"): 0.3})
     shots = [Shot(asked("p", "i", kind="VM"), None, 0), Shot(asked("q", "j", "k", kind="TM"), None, 0)]
     figures = {one.metric: one for one in door.copy_figures(subject, shots, ["g", "h"], SSCD)}
+    assert figures["mr_generations"].value == 0.5
     assert (figures["mr"].value, figures["mr_vm"].value, figures["mr_tm"].value) == (0.5, 1, 0)
     assert (figures["mr"].n, figures["mr_vm"].n, figures["mr_tm"].n) == (2, 1, 1)
     assert figures["sscd_orig_max_tm"].value == pytest.approx(0.3)

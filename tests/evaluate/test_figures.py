@@ -31,6 +31,27 @@ def test_mr_counts_prompts_with_any_seed_above_the_threshold() -> None:
     assert figure == figures.Figure("mr", 0.5, low, high, 4)
 
 
+def test_mr_of_generations_averages_the_share_of_each_prompts_seeds() -> None:
+    figure = figures.mr_generations(SIMILARITIES)
+    # One of three, none (0.7 is not above 0.7), none, and three of three.
+    low, high = clopper_pearson(4 / 3, 4)
+    assert (figure.metric, figure.n) == ("mr_generations", 4)
+    assert (figure.value, figure.low, figure.high) == pytest.approx((1 / 3, low, high))
+
+
+@pytest.mark.parametrize("rate", [0.003, 0.02, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("agreement", [0.0, 0.5, 1.0])
+def test_the_interval_of_copies_among_generations_covers(rate: float, agreement: float) -> None:
+    draw = np.random.default_rng(0)
+    prompts, seeds, times = 24, 4, 400
+    alike = draw.random((times, prompts, 1)) < agreement
+    copied = np.where(alike, draw.random((times, prompts, 1)) < rate, draw.random((times, prompts, seeds)) < rate)
+    found = [figures.mr_generations({str(n): row for n, row in enumerate(one.astype(float))}) for one in copied]
+    covered = [figure.low <= rate <= figure.high for figure in found if figure.low is not None and figure.high]
+    assert len(covered) == times
+    assert np.mean(covered) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / times)
+
+
 def test_similarity_to_the_original() -> None:
     found = {figure.metric: figure for figure in figures.sscd_orig(SIMILARITIES)}
     # maxima: 0.9, 0.7, 0.6, 1.0; medians: 0.2, 0.7, 0.3, 0.9
@@ -90,7 +111,7 @@ def test_what_is_kept_of_the_clip_score_is_told_by_pairs() -> None:
 
 
 def test_no_generations() -> None:
-    for figure in (figures.mr, figures.sscd_gen, figures.clip):
+    for figure in (figures.mr, figures.mr_generations, figures.sscd_gen, figures.clip):
         with pytest.raises(InputError, match="generate first"):
             figure({})
 

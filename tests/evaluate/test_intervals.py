@@ -35,6 +35,15 @@ def test_clopper_pearson_by_hand() -> None:
     assert low**24 == pytest.approx(0.025)
 
 
+@given(st.integers(1, 60), st.data())
+def test_successes_in_part_lie_between_whole_ones(trials: int, data: st.DataObject) -> None:
+    below = data.draw(st.integers(0, trials - 1))
+    part = data.draw(st.sampled_from([1 / 100, 1 / 4, 1 / 2, 3 / 4, 99 / 100]))
+    intervals = [clopper_pearson(successes, trials) for successes in (below, below + part, below + 1)]
+    for edges in zip(*intervals, strict=True):
+        assert list(edges) == pytest.approx(sorted(edges), abs=1e-9)
+
+
 @settings(max_examples=30)
 @given(st.integers(1, 60), st.integers(0, 1000))
 def test_clopper_pearson_covers(trials: int, thousandths: int) -> None:

@@ -37,7 +37,7 @@ def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], p
         mine = [(prompt.prompt_id, value) for prompt, value in rows if kind in (None, prompt.memorization)]
         return figures.by_prompt([name for name, _ in mine], np.array([value for _, value in mine]))
 
-    found = [figures.mr(grouped()), *figures.sscd_orig(grouped())]
+    found = [figures.mr(grouped()), figures.mr_generations(grouped()), *figures.sscd_orig(grouped())]
     kinds = {prompt.memorization for prompt, _ in rows}
     for kind in ("VM", "TM") if {"VM", "TM"} <= kinds else ():
         apart = [figures.mr(grouped(kind)), *figures.sscd_orig(grouped(kind))]

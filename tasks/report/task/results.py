@@ -56,8 +56,9 @@ def _meaning(settings: dict[str, Any]) -> str:
     return (
         f"A prompt or attacked picture counts as copied if any of its {settings['seeds']} pictures "
         f"({sampling['steps']} steps, guidance {sampling['guidance']:g}, precision {settings['precision']}) has an "
-        f"SSCD above {COPY_THRESHOLD} to a training picture of it. In brackets: 95 % intervals, of rates exact "
-        "(Clopper-Pearson), of medians by order statistics, of means by Student's t, of the share of the original's "
+        f"SSCD above {COPY_THRESHOLD} to a training picture of it; beside it stands the share of all pictures that are "
+        "copies. In brackets: 95 % intervals, of rates exact (Clopper-Pearson), of the share of pictures as if all of "
+        "one prompt agreed, of medians by order statistics, of means by Student's t, of the share of the original's "
         "CLIP score that is kept by Fieller's theorem. SSCD columns are medians over prompts. CLIP-FID and CLIP-KID "
         "are taken on features of the CLIP model, so they do not compare with Inception's."
     )
