@@ -14,7 +14,6 @@ from flows.plan import Plan
 from flows.show import show_audit
 from flows.stages import Audited, attack, collect, diagnose, evaluate, localize, mitigate, report
 from tasks.collect import task as collecting
-from tasks.evaluate.clip_score import scorer_of
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime", "duckdb", "pyarrow", "prefect")
 
@@ -48,7 +47,7 @@ def recorded(params: AuditParams) -> Iterator[str]:
         InputError: the model, the prompts or the images cannot be used.
     """
     plan, started = Plan(params), datetime.now(UTC)
-    scorer_of(plan.clip)  # refused now rather than after the attacks
+    plan.check_scorers()  # refused now rather than after the attacks
     audit_id = f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     store = plan.subject.open()
     record = {

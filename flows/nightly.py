@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.audit import Audited, AuditParams, audit
 from flows.params import model_folder, resolved
 from flows.plan import CLAIMS, Plan
+from flows.settings import Settings
 from storage import Store, query
 from storage.errors import one_line
 from tasks.diffusion.hub import named_on_hub
 from tasks.errors import InputError
-from tasks.evaluate.clip_score import scorer_of
 from tasks.report import compare as method
 from tasks.report import task as reporting
 
@@ -172,29 +172,46 @@ def registered(store: Store) -> Mapping[str, str]:
 def register(store: Store, name: str, params: AuditParams) -> None:
     """Adds a model to the nights, or changes what its audits are told.
 
-    Paths are kept in full, since a worker looks at them from elsewhere.
+    Paths are kept in full, since a worker looks at them from elsewhere; links are kept as links, which may lead to
+    another model tomorrow.
 
     Raises:
         InputError: the name cannot be used, or there is no such model or file.
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name: use up to 64 letters, digits, '.', '_' and '-'")
-    folder = model_folder(params.model)
+    model_folder(params.model)
     full: dict[str, str] = {}
     for kind in ("prompts", "nulls", "ordinary", "images"):
         if (told := getattr(params, kind)) is not None:
-            path = Path(told).expanduser().resolve()
+            path = _in_full(told)
             if not path.exists():
                 raise InputError(f"there is no {path}, which was given with --{kind}")
             full[kind] = str(path)
     if params.model != "reference" and not named_on_hub(params.model):
-        full["model"] = str(folder)
+        full["model"] = str(_in_full(params.model))
     if params.clip is not None and params.clip.startswith(_LOCAL):
-        full["clip"] = f"{_LOCAL}{Path(params.clip.removeprefix(_LOCAL)).expanduser().resolve()}"
-    told = params.model_copy(update=full)
+        full["clip"] = f"{_LOCAL}{_in_full(params.clip.removeprefix(_LOCAL))}"
+    told = params.model_copy(update=full | _settings_in_full(params.settings))
     plan = Plan(told.model_copy(update={"store": store.url}))  # what a night would refuse is refused now
-    scorer_of(plan.clip)
+    plan.check_scorers()
     _write(store, name, "registered", told.model_dump_json())
+
+
+def _in_full(path: str | Path) -> Path:
+    return Path(path).expanduser().absolute()
+
+
+def _settings_in_full(settings: Settings | None) -> dict[str, Settings]:
+    """The settings with the files that they name as paths in full; nothing where there are none."""
+    if settings is None:
+        return {}
+    nemo, sscd = settings.nemo, settings.sscd
+    if nemo.statistics is not None:
+        nemo = nemo.model_copy(update={"statistics": _in_full(nemo.statistics)})
+    if sscd.weights is not None:
+        sscd = sscd.model_copy(update={"weights": str(_in_full(sscd.weights))})
+    return {"settings": settings.model_copy(update={"nemo": nemo, "sscd": sscd})}
 
 
 def remove(store: Store, name: str) -> None:

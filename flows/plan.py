@@ -18,6 +18,7 @@ from tasks.attack.dori import DoriParams, Start
 from tasks.collect import task as collecting
 from tasks.diffusion.precision import Precision, precision_for
 from tasks.errors import InputError
+from tasks.evaluate import clip_score, sscd
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.clip_score import ClipParams
 from tasks.localize import task as localizing
@@ -114,6 +115,15 @@ class Plan:
         if named is None:
             raise InputError(f"{self.folder} names no CLIP model: give one with --clip local-dir:FOLDER")
         return ClipParams(model=named)
+
+    def check_scorers(self) -> None:
+        """Looks whether the models that score pictures are there.
+
+        Raises:
+            InputError: one is not, or is not the pinned one.
+        """
+        clip_score.scorer_of(self.clip)
+        sscd.scorer_of(self.settings.sscd)
 
     @cached_property
     def nemo_id(self) -> str:
@@ -214,6 +224,16 @@ class Plan:
     def erasable(self) -> list[Asked]:
         """Memorized prompts that fine-tuning can erase; none where there are no pictures to train on."""
         return self.pictured[0] if self.kept else []
+
+    @property
+    def why_not_erasable(self) -> str:
+        """What is missing where there is nothing to erase."""
+        if not self.pictured[0]:
+            return "memorized prompts have no training pictures: give --images"
+        return (
+            f"beyond the {self.settings.ordinary} ordinary prompts that quality is measured on, none has a picture "
+            "that could keep the model useful: give more with --ordinary and --images, or --set ordinary=N lower"
+        )
 
     def cuts(self) -> dict[str, str]:
         """The variants that were cut, in order: by name the variant in the store."""

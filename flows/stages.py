@@ -4,6 +4,7 @@ One direction: collect, localize, mitigate, attack, evaluate, report. A stage th
 says so and stops.
 """
 
+import torch
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel
@@ -129,6 +130,8 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
         for defence in settings.defences:
             defend(subject, defence, settings.defence, audit_id)
         pruned = pruned_of(cuts)
+        if settings.erase and not plan.erasable:
+            get_run_logger().warning("nothing is fine-tuned: %s", plan.why_not_erasable)
         for name in settings.erase if pruned is not None and plan.erasable else ():
             pair = (plan.erasable, plan.kept)
             try:
@@ -136,6 +139,10 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
             except Diverged as error:
                 # A result, too: the audit goes on without this variant, and its page says so.
                 get_run_logger().warning("%s has no result: %s", name, error)
+                continue
+            except torch.OutOfMemoryError:
+                # Nor must the rest of the audit wait for a larger device.
+                get_run_logger().warning("%s has no result: seven float32 UNets do not fit into the memory", name)
                 continue
             history = mitigating.history_of(subject, plan.variants()[name])
             show_chart(name, reporting.training_chart(name, history))

@@ -198,14 +198,14 @@ class Store:
         """
         address = f"{WEIGHTS}/{check_key(key)}"
         with _clear(f"cannot put {local_folder} into {address}"):
-            if not self.place.exists(f"{address}/{MANIFEST}"):
+            if not self.has_folder(address):
                 self.place.put_folder(address, Path(local_folder), find_table(table).name)
         return address
 
-    def has_folder(self, key: str) -> bool:
-        """Whether the folder of weights with this key is in the store."""
-        with _clear(f"cannot look for {key}"):
-            return self.place.exists(f"{WEIGHTS}/{check_key(key)}/{MANIFEST}")
+    def has_folder(self, address: str) -> bool:
+        """Whether the folder behind an address from `put_folder` is in the store."""
+        with _clear(f"cannot look for {address}"):
+            return self.place.exists(f"{address}/{MANIFEST}")
 
     def get_folder(self, address: str) -> Path:
         """The local folder behind an address from `put_folder`: read it, do not change it.

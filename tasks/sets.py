@@ -1,6 +1,6 @@
 """Sets of neurons and weights as they lie in the store: localization writes them, mitigation reads them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,21 @@ Sets = dict[tuple[str, int | None, int], torch.Tensor]
 
 def found_scopes(subject: Subject, method: str, params_id: str, site: Site, layers: tuple[Layer, ...]) -> set[str]:
     """The ids of the scopes whose sets are all there."""
-    # Parts are written in order of layers: the last layer's says that all are there.
-    rows = subject.open().read(
-        "neuron_sets",
-        columns=["scope_id"],
-        model_id=subject.model_id,
-        method=method,
-        site=site.value,
-        layer=layers[-1].name,
-        params_id=params_id,
-    )
-    return set(rows["scope_id"].to_pylist())
+    place = {"model_id": subject.model_id, "method": method, "site": site.value, "params_id": params_id}
+    rows = subject.open().read("neuron_sets", columns=["scope_id", "layer"], **place)
+    return complete(rows["scope_id"].to_pylist(), rows["layer"].to_pylist(), layers)
+
+
+def complete(ids: Sequence[str], names: Sequence[str], layers: Sequence[Layer]) -> set[str]:
+    """The ids that have a row of every layer. Parts appear one by one, and a damaged one may have been deleted.
+
+    Args:
+        ids, names: of each row, what it is of, and the name of its layer.
+    """
+    of: dict[str, set[str]] = {}
+    for one, name in zip(ids, names, strict=True):
+        of.setdefault(one, set()).add(name)
+    return {one for one, found in of.items() if found.issuperset(layer.name for layer in layers)}
 
 
 def read_sets(

@@ -22,6 +22,14 @@ def main() -> None:
     except OSError as error:  # a full disk, missing rights
         print(f"engram: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which takes seconds to import
+            raise
+        print(
+            "engram: not one picture fits into the device's memory: free it, or take --set precision=bfloat16",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             print("engram: interrupted; the same command goes on from here", file=sys.stderr)

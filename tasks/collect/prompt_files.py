@@ -68,9 +68,9 @@ def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
 def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt] = ()) -> dict[str, list[Path]]:
     """Training images in a folder, by the text of their prompt.
 
-    Files are matched by the name or number that the prompt file gives (`00012.png` is number 12); without such names by
-    the folder's `metadata.jsonl`, whose lines say `file_name` and `text`. Pictures that belong to no prompt are left
-    out, and a line on standard error says how many.
+    Files are matched by the name or number that the prompt file gives (`00012.png` is number 12); where none is called
+    so, by the folder's `metadata.jsonl`, whose lines say `file_name` and `text`. Lines on standard error say how many
+    pictures belong to no prompt and are left out, and how many of `prompts` have none.
 
     Args:
         others: prompts of further files. Numbers of theirs count rows of another file, so only names and
@@ -94,7 +94,7 @@ def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt
     told = folder / "metadata.jsonl"
     if told.is_file():
         for prompt in read_prompts(told):
-            if not names.get(prompt.text, True):
+            if prompt.text in names and not any(_files(image, by_name) for image in names[prompt.text]):
                 names[prompt.text] = prompt.images
     found = {
         text: list(dict.fromkeys(path for image in images for path in _files(image, by_name)))
@@ -106,6 +106,9 @@ def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt
             f"no picture in {folder} belongs to a prompt: name files as the prompt file's image or index column does, "
             "or add a metadata.jsonl with file_name and text"
         )
+    if bare := [prompt.text for prompt in prompts if prompt.text not in found]:
+        of = f"{len(bare)} of {len(prompts)} prompts have no picture in {folder}"
+        print(f"{of}, so copies of theirs are not found, such as of {bare[0][:60]!r}", file=sys.stderr)
     used = {path for paths in found.values() for path in paths}
     if unused := [path for path in files if path not in used]:
         of = f"{len(unused)} of {len(files)} pictures in {folder}"

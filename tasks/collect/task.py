@@ -19,10 +19,11 @@ from tasks.collect.norms import norms_by_prompt
 from tasks.collect.prompt_files import Kind, Prompt, find_images, read_prompts
 from tasks.collect.values import value_activations
 from tasks.diffusion.sampling import SamplingParams
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
 from tasks.keys import SEED, norms_id, prompt_id, values_id
 from tasks.progress import progress
+from tasks.sets import complete
 from tasks.subject import ORIGINAL, Asked, Subject, shards
 
 SHARD = 64
@@ -53,7 +54,8 @@ def import_prompts(
             all kinds.
         nulls, ordinary: files of prompts that are not memorized: what memorized ones are held against, and what
             quality is measured on. Without `ordinary`, the second half of the nulls.
-        images: a folder of the prompts' training images, or a Parquet file of the table `images`.
+        images: a folder of the prompts' training images, or a Parquet file of the table `images`, which prompts name
+            by their sha256.
 
     Returns:
         The name of the set: the file's name and a digest of the content, so a changed file is another set.
@@ -72,14 +74,22 @@ def import_prompts(
         told = read_prompts(prompts, "memorized")
         others = read_prompts(nulls, "null") if nulls is not None else []
         others += read_prompts(ordinary, "ordinary") if ordinary is not None else []
-        found = find_images(told, images, others) if images is not None and images.suffix != ".parquet" else {}
-        files = {path: _image_row(path) for paths in found.values() for path in paths}
-        pictures += list(files.values())
-        told += others
-        rows = [
-            _prompt_row(prompt, [files[path]["image_id"] for path in found.get(prompt.text, [])]) for prompt in told
-        ]
+        if images is not None and images.suffix != ".parquet":
+            found = find_images(told, images, others)
+            files = {path: _image_row(path) for paths in found.values() for path in paths}
+            pictures = list(files.values())
+            named = {text: [files[path]["image_id"] for path in paths] for text, paths in found.items()}
+        else:
+            known = {picture["image_id"] for picture in pictures}
+            named = {prompt.text: [name for name in prompt.images if name in known] for prompt in (*told, *others)}
+            if pictures and not any(named.values()):
+                raise InputError(f"no prompt names an image of {images} by its sha256: give a folder of pictures")
+        rows = [_prompt_row(prompt, named.get(prompt.text, [])) for prompt in (*told, *others)]
     kinds = {row["kind"] for row in rows}
+    by_text = {row["text"]: row["kind"] for row in rows}
+    if twice := [row for row in rows if by_text[row["text"]] != row["kind"]]:
+        both = f"{twice[0]['text'][:60]!r} as {twice[0]['kind']} and as {by_text[twice[0]['text']]}"
+        raise InputError(f"{len(twice)} prompts stand under two kinds, such as {both}: leave each in one file")
     if "memorized" not in kinds:
         raise InputError(f"{prompts} has no memorized prompts: an audit needs at least one")
     if "null" not in kinds:
@@ -103,7 +113,10 @@ def told_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
     """
     if path.suffix != ".parquet":
         return read_prompts(path, kind)
-    return [Prompt(row["text"], row["kind"], row["memorization"], row["subset"]) for row in _prompt_rows(path)]
+    return [
+        Prompt(row["text"], row["kind"], row["memorization"], row["subset"], tuple(row["image_ids"] or ()))
+        for row in _prompt_rows(path)
+    ]
 
 
 def import_set(store: Store, prompts: Path, images: Path) -> str:
@@ -130,7 +143,7 @@ def collect_values(subject: Subject, asked: Sequence[Asked], site: Site) -> None
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
     params_id = values_id()
-    known = _known(store, subject, site, params_id, layers[-1].name)
+    known = _known(store, subject, site, params_id, layers)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     with progress(len(todo), f"activations at {site.value}", "prompt") as done:
         for block in shards(todo, 1024):
@@ -168,7 +181,8 @@ def collect_norms(
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
     params_id = norms_id(sampling, steps)
-    known = _known(store, subject, site, f"{params_id}-cond", layers[-1].name)
+    known = _known(store, subject, site, f"{params_id}-cond", layers)
+    known &= _known(store, subject, site, f"{params_id}-uncond", layers)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     with progress(len(todo), f"feature norms at {site.value}", "prompt") as done:
         for block in shards(todo, min(SHARD, sampling.batch)):
@@ -208,18 +222,11 @@ def empty_prompts(count: int) -> list[Asked]:
     return [Asked(prompt_id(f"\0{number}"), "", "null", None, None, ()) for number in range(count)]
 
 
-def _known(store: Store, subject: Subject, site: Site, params_id: str, layer: str) -> set[str]:
-    # Shards are written layer by layer in order of execution: those of the last layer are complete.
-    rows = store.read(
-        "activations",
-        columns=["prompt_id"],
-        model_id=subject.model_id,
-        variant=ORIGINAL,
-        site=site.value,
-        layer=layer,
-        params_id=params_id,
-    )
-    return set(rows["prompt_id"].to_pylist())
+def _known(store: Store, subject: Subject, site: Site, params_id: str, layers: Sequence[Layer]) -> set[str]:
+    """The prompts of which every layer is there: a worker may have been killed, or a damaged part deleted."""
+    place = {"model_id": subject.model_id, "variant": ORIGINAL, "site": site.value, "params_id": params_id}
+    rows = store.read("activations", columns=["prompt_id", "layer"], **place)
+    return complete(rows["prompt_id"].to_pylist(), rows["layer"].to_pylist(), layers)
 
 
 def _write(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,9 @@ from tasks.errors import InputError
 
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 """Components of a pipeline that nothing here uses."""
+
+_OTHER_WEIGHTS = re.compile(r"\.(?!safetensors|index|json)\w+(-\d+-of-\d+)?\.(safetensors|json)$")
+"""Weights, or their index, that diffusers loads only where a variant is asked for, such as `model.fp16.safetensors`."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,8 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"no device {device!r} here ({str(error).splitlines()[0]}): try cpu") from error
+    # Convolutions on a GPU would else compute in TensorFloat-32, three digits, whatever the weights are.
+    torch.backends.cudnn.allow_tf32 = False
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             folder,
@@ -192,13 +198,20 @@ def identity(folder: Path, precision: Precision) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """32 hex digits over the names and contents of a pipeline's weights and configs, in order of name."""
-    files = sorted(
+    """32 hex digits over the names and contents of a pipeline's weights and configs, in order of name.
+
+    Of what is loaded alone: a folder fetched from the Hub may later hold a safety checker or half-precision files, too.
+    """
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = [name for name, kind in index.items() if isinstance(kind, list) and name not in OPTIONAL]
+    found = [
         path
+        for part in parts
         for pattern in ("*.safetensors", "*.json", "*.txt")
-        for path in folder.rglob(pattern)
-        if path.parent != folder or path.name == "model_index.json"
-    )
+        for path in (folder / part).rglob(pattern)
+        if not _OTHER_WEIGHTS.search(path.name)
+    ]
+    files = sorted([folder / "model_index.json", *found])
     stamp = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     return _fingerprint(folder, stamp)
 

@@ -49,13 +49,15 @@ def generate(
         uint8 (n, height, width, 3).
     """
     empty = model.unguided()
-    out = []
-    for start in range(0, len(keys), params.batch):
-        rows = slice(start, start + params.batch)
+
+    def some(rows: slice) -> np.ndarray:
         text = embeddings[rows].to(model.device, model.dtype)
-        latents = denoise(model, text, empty, initial_noise(model, keys[rows]), params)
-        out.append(decode(model, latents))
-        done(len(text))
+        return decode(model, denoise(model, text, empty, initial_noise(model, keys[rows]), params))
+
+    out = []
+    for pictures in in_batches(len(keys), params.batch, some):
+        out.append(pictures)
+        done(len(pictures))
     return np.concatenate(out) if out else np.zeros((0, 0, 0, 3), np.uint8)
 
 

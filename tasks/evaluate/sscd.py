@@ -94,7 +94,7 @@ def scorer_of(params: SscdParams) -> str:
         kind, digest = "torchscript", _verified(Path(params.weights), params.sha256)
     else:
         kind, digest = "int8 onnx", _sha256(_installed())
-    return f"sscd_disc_mixup {kind}, side {params.side}, sha256:{digest}"
+    return f"sscd_disc_mixup {kind}, side {params.side}, images cropped as in training, sha256:{digest}"
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:

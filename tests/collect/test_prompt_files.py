@@ -103,6 +103,8 @@ def test_images_are_found_by_their_metadata(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "x.png", "text": "one"}\n')
     assert find_images([Prompt("one", "memorized")], tmp_path) == {"one": [tmp_path / "x.png"]}
+    # The published file numbers its rows by something that no file is called after.
+    assert find_images([Prompt("one", "memorized", images=("103072",))], tmp_path) == {"one": [tmp_path / "x.png"]}
 
 
 def test_pictures_without_a_prompt_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +116,11 @@ def test_pictures_without_a_prompt_are_counted(tmp_path: Path, capsys: pytest.Ca
     assert told == f"2 of 3 pictures in {tmp_path} belong to no prompt and are left out, such as 2.png\n"
     find_images([*one, Prompt("others", "memorized", images=("2", "3"))], tmp_path)
     assert capsys.readouterr().err == ""
+    find_images([*one, Prompt("bare", "memorized"), Prompt("others", "memorized", images=("2", "3"))], tmp_path)
+    told = capsys.readouterr().err
+    assert (
+        told == f"1 of 3 prompts have no picture in {tmp_path}, so copies of theirs are not found, such as of 'bare'\n"
+    )
 
 
 def test_images_that_belong_to_nothing(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from tasks.collect.values import value_activations
 from tasks.diffusion.hooks import observed
-from tasks.diffusion.model import Model, load_model
+from tasks.diffusion.model import Model, fingerprint, load_model
 from tasks.diffusion.noise import initial_noise, predict_noise
 from tasks.diffusion.sampling import SamplingParams, decode, denoise, first_timestep, generate
 from tasks.diffusion.sites import Layer, Site, layers_of
@@ -182,6 +182,31 @@ def test_the_fingerprint_is_that_of_the_content(v_folder: Path, tmp_path: Path) 
     config = copy / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
     assert load_model(copy, "cpu").model_id != known
+
+
+def test_files_that_are_not_loaded_do_not_change_the_fingerprint(v_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(v_folder, tmp_path / "copy")
+    known = fingerprint(copy)
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    for name in (
+        "diffusion_pytorch_model.fp16.safetensors",
+        "diffusion_pytorch_model.non_ema.safetensors",
+        "diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+        "diffusion_pytorch_model.safetensors.index.fp16.json",
+    ):
+        (weights.parent / name).write_bytes(b"other")
+    (copy / "safety_checker").mkdir()
+    (copy / "safety_checker" / "config.json").write_text("{}")
+    assert fingerprint(copy) == known
+    for name in (
+        "diffusion_pytorch_model-00001-of-00002.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+    ):
+        (weights.parent / name).write_bytes(b"a shard")
+        assert fingerprint(copy) != known
+        (weights.parent / name).unlink()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert fingerprint(copy) != known
 
 
 def test_what_is_no_base_model_is_refused_in_a_line(xl_folder: Path, tmp_path: Path) -> None:

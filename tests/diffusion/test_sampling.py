@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tasks.diffusion.sampling import decode
+from tasks.diffusion import sampling
+from tasks.diffusion.model import Model
+from tasks.diffusion.sampling import SamplingParams, decode, generate
 from tasks.errors import InputError
 from tests.attack.tiny import tiny_model
 
@@ -28,6 +31,29 @@ def test_pictures_leave_the_decoder_a_few_at_a_time() -> None:
     assert sizes == [8, 4, 4, 3]
     assert made.shape == (11, 1, 1, 3) and made.dtype == np.uint8
     assert made[:, 0, 0, 0].tolist() == greys
+
+
+def test_generation_halves_its_batches_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = SimpleNamespace(
+        decode=lambda latents, return_dict: (latents[:, :3],), config=SimpleNamespace(scaling_factor=1.0)
+    )
+    model = replace(tiny_model(), vae=vae)
+    text, keys = model.embed(["a", "b", "c", "d", "e"]), [(name, 0) for name in "abcde"]
+    whole = generate(model, text, keys, SamplingParams(steps=2))
+    sizes: list[int] = []
+    denoise = sampling.denoise
+
+    def small(model: Model, text: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(text))
+        if len(text) > 2:
+            raise torch.OutOfMemoryError
+        return denoise(model, text, *rest)
+
+    monkeypatch.setattr(sampling, "denoise", small)
+    done: list[int] = []
+    made = generate(model, text, keys, SamplingParams(steps=2, batch=4), done.append)
+    assert (sizes, done) == ([4, 2, 2, 1], [2, 2, 1])
+    assert np.abs(made.astype(int) - whole).max() <= 1
 
 
 def test_a_picture_that_is_not_a_number_is_refused() -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tasks.attack.extraction import ExtractionParams
+from tasks.diffusion.sampling import to_png
 from tasks.evaluate import task as door
 from tasks.evaluate.sscd import SscdParams, scorer_of
-from tasks.evaluate.task import Shot
+from tasks.evaluate.task import Shot, scores
 from tasks.evaluate.task.figures import triggers_that_copy
 from tasks.subject import Asked, Subject
 
@@ -39,6 +40,20 @@ def test_scores_against_images_of_another_set_do_not_count(subject: Subject) -> 
     assert {figure.metric: figure.value for figure in found}["mr"] == 0
     found = door.copy_figures(subject, [Shot(asked("p", "right", "wrong"), None, 0)], ["g"], SSCD)
     assert {figure.metric: figure.value for figure in found}["mr"] == 1
+
+
+def test_a_training_image_is_seen_cropped_as_it_was_trained_on(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = np.random.default_rng(0).integers(0, 255, (64, 128, 3), np.uint8)
+    files = {"image": to_png(wide), "generation": to_png(wide[:, 32:96])}
+    monkeypatch.setattr(
+        scores, "files_of", lambda subject, variant, probe, names: {name: files[name] for name in names}
+    )
+    monkeypatch.setattr(scores, "picture_size", lambda model: (64, 64))
+    monkeypatch.setattr(Subject, "load", lambda self: None)
+    found = scores.sscd_vectors(subject, "original", "prompt", list(files), SSCD)
+    assert found["image"] @ found["generation"] > 0.999
 
 
 def test_verbatim_and_template_memories_stand_apart(subject: Subject) -> None:

@@ -22,12 +22,13 @@ from typer.testing import CliRunner
 
 from flows.audit import AuditParams
 from flows.cli import app
-from flows.nightly import NightFailed, NightlyParams, nightly, register, remove
+from flows.nightly import NightFailed, NightlyParams, nightly, register, registered, remove
 from flows.settings import Settings
 from storage import Store, StoreError, verify
 from tasks.diffusion.model import load_model
 from tasks.diffusion.sampling import SamplingParams, generate, to_png
 from tasks.errors import InputError
+from tasks.evaluate.sscd import SscdParams
 from tasks.report.task import accept
 from tests.flows.world import tiny_world
 
@@ -83,6 +84,25 @@ def told(worker: EventsWorker) -> list[Event]:
     worker.wait_until_empty()
     assert AssertingEventsClient.last is not None
     return [event for event in AssertingEventsClient.last.events if event.event.startswith("engram.")]
+
+
+def test_what_is_registered_may_lead_elsewhere_tomorrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_world(tmp_path / "world")
+    (tmp_path / "current").symlink_to(model.parent)
+    monkeypatch.chdir(tmp_path)
+    store = Store.open(tmp_path / "store")
+    settings = Settings.model_validate(SETTINGS)
+    register(store, "tiny", AuditParams(model="current/model", device="cpu", settings=settings))
+    assert AuditParams.model_validate_json(registered(store)["tiny"]).model == str(tmp_path / "current" / "model")
+    (tmp_path / "sscd.pt").write_bytes(b"not the pinned one")
+    own = settings.model_copy(update={"sscd": SscdParams(weights="sscd.pt", sha256="0" * 64)})
+    with pytest.raises(InputError, match=r"sscd\.pt"):
+        register(store, "other", AuditParams(model="current/model", device="cpu", settings=own))
+    pinned = SscdParams(weights="sscd.pt", sha256=hashlib.sha256(b"not the pinned one").hexdigest())
+    own = settings.model_copy(update={"sscd": pinned})
+    register(store, "other", AuditParams(model="current/model", device="cpu", settings=own))
+    told = AuditParams.model_validate_json(registered(store)["other"]).settings
+    assert told is not None and told.sscd.weights == str(tmp_path / "sscd.pt")
 
 
 def broken_store(*args: Any) -> None:

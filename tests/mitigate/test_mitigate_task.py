@@ -1,6 +1,7 @@
 """The door of mitigation: what is cut lies in the store, says so, and can be taken out as a pipeline."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as door
+from tasks.mitigate.task.variants import weights_in_store
 from tasks.subject import Subject
 from tests.flows.world import tiny_world
 
@@ -97,6 +99,16 @@ def test_the_same_cut_is_found_again_under_other_settings(subject: Subject) -> N
         key = door.cut_id("p", ["all"], PARAMS, seed)
         assert door.known(subject, {"wanda": key, "random-wanda": key}) == expected
     assert door.shares_cut(subject, again)["wanda"] == door.shares_cut(subject, first)["wanda"] > 0
+
+
+def test_a_cut_whose_files_were_deleted_is_made_anew(subject: Subject) -> None:
+    cut = door.cut_weights(subject, "p", "all", PARAMS, "audit-7")
+    before = zeroed(subject, cut["wanda"])
+    folder = subject.stored(cut["wanda"])[1]
+    shutil.rmtree(folder)
+    assert weights_in_store(subject, cut["wanda"]) is None and weights_in_store(subject, cut["random-wanda"])
+    assert door.cut_weights(subject, "p", "all", PARAMS, "audit-7") == cut
+    assert zeroed(subject, cut["wanda"]) == before
 
 
 def test_neurons_are_cut_by_rows(subject: Subject) -> None:

@@ -153,9 +153,9 @@ def test_folders_of_weights(store: Store, tmp_path: Path) -> None:
     (source / "unet").mkdir(parents=True)
     (source / "model_index.json").write_text("{}")
     (source / "unet" / "model.safetensors").write_bytes(os.urandom(100_000))
-    assert not store.has_folder("k")
+    assert not store.has_folder("weights/k")
     address = store.put_folder("variants", "k", source)
-    assert store.put_folder("variants", "k", tmp_path) == address and store.has_folder("k")
+    assert store.put_folder("variants", "k", tmp_path) == address and store.has_folder("weights/k")
     for _ in range(2):
         copy = store.get_folder(address)
         for path in ("model_index.json", "unet/model.safetensors"):

@@ -9,7 +9,7 @@ import torch
 
 from storage import Store, content_key
 from tasks.diffusion.model import device_of
-from tasks.diffusion.sampling import from_bytes
+from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.evaluate import clip_score
 from tasks.evaluate.clip_score import ClipParams, ClipScore, aligned
 from tasks.evaluate.sscd import Sscd, SscdParams
@@ -71,13 +71,17 @@ def scores_of(store: Store, metric: str, scorer: str, ids: Sequence[str]) -> dic
 def sscd_vectors(
     subject: Subject, variant: str, probe: str, names: Sequence[str], params: SscdParams
 ) -> dict[str, np.ndarray]:
-    """SSCD embeddings of pictures, unit vectors (512,), by name."""
+    """SSCD embeddings of pictures, unit vectors (512,), by name.
+
+    Training images are seen as training, attacks and fine-tuning see them: scaled and cropped to the model's size.
+    """
     measure = _sscd(subject, params)
     todo = [name for name in names if (measure.scorer, name) not in _CACHE]
     files = files_of(subject, variant, probe, todo)
+    size = picture_size(subject.load()) if todo else (0, 0)
     with progress(len(todo), f"SSCD of {variant}, {probe}", "picture") as done:
         for name in todo:
-            _CACHE[measure.scorer, name] = measure.embed(from_bytes(files[name])[None])[0]
+            _CACHE[measure.scorer, name] = measure.embed(fitted(from_bytes(files[name]), size)[None])[0]
             done(1)
     return {name: _CACHE[measure.scorer, name] for name in names}
 

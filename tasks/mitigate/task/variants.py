@@ -160,9 +160,10 @@ def put(
 
 
 def weights_in_store(subject: Subject, variant: str) -> str | None:
-    """The address of a variant's files; None where the store has none."""
-    rows = subject.open().read("variants", columns=["weights"], model_id=subject.model_id, variant=variant)
-    return next(iter(rows["weights"].to_pylist()), None)
+    """The address of a variant's files; None where the store has none, though `variants` may still name them."""
+    store = subject.open()
+    rows = store.read("variants", columns=["weights"], model_id=subject.model_id, variant=variant)
+    return next((address for address in rows["weights"].to_pylist() if address and store.has_folder(address)), None)
 
 
 def put_row(
