@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from prefect.settings import Settings
 from typer.testing import CliRunner
 
@@ -43,6 +44,18 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         main()
     assert end.value.code == 2
     return capsys.readouterr().err.strip()
+
+
+def test_memory_that_is_short_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("flows.cli.app", full)
+    told = refused(monkeypatch, capsys)
+    assert told.startswith("engram: not one picture fits into the device's memory") and "\n" not in told
+    monkeypatch.setattr("flows.cli.app", lambda: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        main()
 
 
 def test_help_lists_every_command() -> None:

@@ -87,6 +87,7 @@ def test_flagged_prompts_are_what_an_audit_reads(world: Path) -> None:
     # The very file, as `engram audit --prompts` takes it.
     paths = files(world) | {"prompts": str(out), "store": str(world / "audited")}
     plan = Plan(AuditParams(settings=Settings(), **paths))
+    assert plan.erasable == [] and "give --images" in plan.why_not_erasable
     assert {(prompt.text, prompt.memorization, prompt.subset) for prompt in plan.memorized} == {
         (text, told_of[text].memorization, told_of[text].subset) for text in flagged
     }
