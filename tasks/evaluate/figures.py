@@ -58,7 +58,9 @@ def mr(similarities: ByPrompt, threshold: float = COPY_THRESHOLD) -> Figure:
 
 
 def mr_generations(similarities: ByPrompt, threshold: float = COPY_THRESHOLD) -> Figure:
-    """The share of a prompt's seeds above the threshold, averaged over prompts: MR as Kowalczuk et al. count it.
+    """The share of a prompt's seeds above the threshold, averaged over prompts: MR counted by pictures.
+
+    Kowalczuk et al. report the "share of images" above the threshold, which may be this or that of training images.
 
     The interval is that of as many prompts whose seeds are all copies or none, the widest there is: of values between
     0 and 1 with a given mean, those that are 0 or 1 vary most (Hoeffding, 1963, theorem 3).
