@@ -4,7 +4,6 @@ One direction: collect, localize, mitigate, attack, evaluate, report. A stage th
 says so and stops.
 """
 
-import torch
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel
@@ -16,7 +15,7 @@ from flows.plan import EXTRACTION, LOCALITY, Plan, Probe, pruned_of
 from flows.show import show_audit, show_chart, shown_progress, uri
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
-from tasks.errors import Diverged, InputError
+from tasks.errors import Diverged, InputError, TooLarge
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.sscd import scorer_of
 from tasks.localize import task as localizing
@@ -136,13 +135,9 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
             pair = (plan.erasable, plan.kept)
             try:
                 erase(subject, name, *pair, pruned, settings.finetune, settings.sampling, settings.sscd, audit_id)
-            except Diverged as error:
+            except (Diverged, TooLarge) as error:
                 # A result, too: the audit goes on without this variant, and its page says so.
                 get_run_logger().warning("%s has no result: %s", name, error)
-                continue
-            except torch.OutOfMemoryError:
-                # Nor must the rest of the audit wait for a larger device.
-                get_run_logger().warning("%s has no result: seven float32 UNets do not fit into the memory", name)
                 continue
             history = mitigating.history_of(subject, plan.variants()[name])
             show_chart(name, reporting.training_chart(name, history))

@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class Diverged(InputError):
     """A search or a training whose loss is not finite: with these parameters it has no result."""
+
+
+class TooLarge(InputError):
+    """A computation that does not fit into the device's memory, not even one sample at a time."""

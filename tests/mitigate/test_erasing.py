@@ -15,7 +15,7 @@ from storage import Store
 from tasks.collect.task import import_set
 from tasks.diffusion.noise import Key
 from tasks.diffusion.sampling import SamplingParams
-from tasks.errors import InputError
+from tasks.errors import InputError, TooLarge
 from tasks.evaluate.sscd import SscdParams
 from tasks.mitigate import task as door
 from tasks.mitigate.finetune import FineTuneParams, Memorized
@@ -190,6 +190,21 @@ def test_where_nothing_but_copies_come_it_is_refused(subject: Subject, monkeypat
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, always))
     before = subject.open().parts("variants")
     with pytest.raises(InputError, match="copies every memorized picture still"):
+        erase(subject, asked)
+    assert subject.open().parts("variants") == before
+
+
+def test_a_training_that_does_not_fit_leaves_the_store_as_it_was(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*rest: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    asked = prompts_of(subject, "memorized")[:1]
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, {asked[0].prompt_id: 0}))
+    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", full)
+    before = subject.open().parts("variants")
+    with pytest.raises(TooLarge, match="do not fit into the device's memory"):
         erase(subject, asked)
     assert subject.open().parts("variants") == before
 

@@ -13,7 +13,7 @@ from storage import content_key
 from tasks.attack.dori import DoriParams, attack
 from tasks.diffusion.model import Model
 from tasks.diffusion.sampling import SamplingParams, encode, generate
-from tasks.errors import InputError
+from tasks.errors import InputError, TooLarge
 from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary, Progress, finetune, steps_of
 from tasks.mitigate.task.surrogates import surrogates
@@ -82,6 +82,7 @@ def erase(
     Raises:
         InputError: prompts have no pictures, or none has a surrogate.
         Diverged: the loss is not finite.
+        TooLarge: the training does not fit into the device's memory.
     """
     chosen = _erasing(method, params)
     model = subject.load()
@@ -130,7 +131,10 @@ def erase(
             shown = now.step
             tqdm.write(f"{method}, step {now.step}: {words}", file=sys.stderr)
 
-        done = finetune(model, memorized, kept, chosen, checkpoint, told, held_out if chosen.check_every else None)
+        try:
+            done = finetune(model, memorized, kept, chosen, checkpoint, told, held_out if chosen.check_every else None)
+        except torch.OutOfMemoryError as error:
+            raise TooLarge("the seven float32 UNets of a training do not fit into the device's memory") from error
     history = [vars(step) for step in done.history]
     files = {"history.json": json.dumps(history), "not_erased.json": json.dumps(kept_out)}
     card = uncut_card(subject, method, chosen, audit_id, "unet")
