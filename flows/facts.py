@@ -71,7 +71,7 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
             words = f"left out {len(left)} of {len(plan.erasable)} prompts, of which the pruned model makes only copies"
             facts.append((name, words))
     if untrained:
-        why = "nothing was localized, the training diverged, or memory was short"
-        why = why if plan.erasable else plan.why_not_erasable
+        failed = "nothing was localized, the training diverged, or memory was short"
+        why = failed if plan.erasable else plan.why_not_erasable
         facts.append(("not fine-tuned", f"{', '.join(untrained)}: {why}"))
     return facts

@@ -16,7 +16,7 @@ from prefect.events import emit_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.audit import Audited, AuditParams, audit
-from flows.params import model_folder, resolved
+from flows.params import resolved
 from flows.plan import CLAIMS, Plan
 from flows.settings import Settings
 from storage import Store, query
@@ -180,7 +180,6 @@ def register(store: Store, name: str, params: AuditParams) -> None:
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name: use up to 64 letters, digits, '.', '_' and '-'")
-    model_folder(params.model)
     full: dict[str, str] = {}
     for kind in ("prompts", "nulls", "ordinary", "images"):
         if (told := getattr(params, kind)) is not None:

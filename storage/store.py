@@ -216,7 +216,7 @@ class Store:
             StoreError: no such folder; a damaged download.
         """
         with _clear(f"cannot fetch {address}"):
-            if not self.place.exists(f"{address}/{MANIFEST}"):
+            if not self.has_folder(address):
                 raise StoreError(f"there is no folder {address} in {self.url}")
             return self.place.get_folder(address)
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -108,12 +109,18 @@ def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt
         )
     if bare := [prompt.text for prompt in prompts if prompt.text not in found]:
         of = f"{len(bare)} of {len(prompts)} prompts have no picture in {folder}"
-        print(f"{of}, so copies of theirs are not found, such as of {bare[0][:60]!r}", file=sys.stderr)
+        _say(f"{of}, so copies of theirs are not found, such as of {bare[0][:60]!r}")
     used = {path for paths in found.values() for path in paths}
     if unused := [path for path in files if path not in used]:
         of = f"{len(unused)} of {len(files)} pictures in {folder}"
-        print(f"{of} belong to no prompt and are left out, such as {unused[0].name}", file=sys.stderr)
+        _say(f"{of} belong to no prompt and are left out, such as {unused[0].name}")
     return found
+
+
+@cache
+def _say(line: str) -> None:
+    """Once a process: every stage of an audit reads the files anew."""
+    print(line, file=sys.stderr)
 
 
 def _files(image: str, by_name: Mapping[str, list[Path]]) -> list[Path]:

@@ -201,8 +201,14 @@ def fingerprint(folder: Path) -> str:
     """32 hex digits over the names and contents of a pipeline's weights and configs, in order of name.
 
     Of what is loaded alone: a folder fetched from the Hub may later hold a safety checker or half-precision files, too.
+
+    Raises:
+        InputError: model_index.json is not one.
     """
-    index = json.loads((folder / "model_index.json").read_text())
+    try:
+        index = dict(json.loads((folder / "model_index.json").read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{folder / 'model_index.json'} is no index of a pipeline: save the pipeline anew") from error
     parts = [name for name, kind in index.items() if isinstance(kind, list) and name not in OPTIONAL]
     found = [
         path

@@ -114,6 +114,8 @@ def test_pictures_without_a_prompt_are_counted(tmp_path: Path, capsys: pytest.Ca
     assert find_images(one, tmp_path) == {"one": [tmp_path / "1.png"]}
     told = capsys.readouterr().err
     assert told == f"2 of 3 pictures in {tmp_path} belong to no prompt and are left out, such as 2.png\n"
+    find_images(one, tmp_path)
+    assert capsys.readouterr().err == ""  # it is said once
     find_images([*one, Prompt("others", "memorized", images=("2", "3"))], tmp_path)
     assert capsys.readouterr().err == ""
     find_images([*one, Prompt("bare", "memorized"), Prompt("others", "memorized", images=("2", "3"))], tmp_path)

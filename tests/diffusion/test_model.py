@@ -207,6 +207,10 @@ def test_files_that_are_not_loaded_do_not_change_the_fingerprint(v_folder: Path,
         (weights.parent / name).unlink()
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert fingerprint(copy) != known
+    for content in ("{", "[1]"):
+        (copy / "model_index.json").write_text(content)
+        with pytest.raises(InputError, match="no index of a pipeline"):
+            fingerprint(copy)
 
 
 def test_what_is_no_base_model_is_refused_in_a_line(xl_folder: Path, tmp_path: Path) -> None:
