@@ -7,7 +7,6 @@ docs/nightly.md for what it needs.
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 from prefect import flow, runtime
@@ -16,12 +15,11 @@ from prefect.events import emit_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.audit import Audited, AuditParams, audit
-from flows.params import resolved
+from flows.params import full_name, in_full
 from flows.plan import CLAIMS, Plan
 from flows.settings import Settings
 from storage import Store, query
 from storage.errors import one_line
-from tasks.diffusion.hub import named_on_hub
 from tasks.errors import InputError
 from tasks.report import compare as method
 from tasks.report import task as reporting
@@ -64,14 +62,15 @@ class NightFailed(RuntimeError):
 
 @flow(name="nightly", flow_run_name="nightly")
 def nightly(params: NightlyParams) -> list[Night]:
-    """Audits every registered model again and compares it with the audit that was accepted last, else the one before.
+    """Audits every registered model again and compares it with the audit that was accepted last, else with that of the
+    last night that was told of.
 
     A regression is an event, `engram.audit.regression` of the resource `engram.model.NAME`; without one it is
     `engram.audit.completed`. A model that fails does not stop the others.
 
     A night that was missed is made up for once: of several runs that are late, the first one audits, and the others
-    find that their models were audited after they were due. So does one that is tried again; what its models' audits
-    showed is compared and told all the same.
+    find that their models were audited after they were due. So does one that is tried again. What came of an audit is
+    told unless a night told it before; one that is tried again tells it in any case.
 
     Raises:
         InputError: no model of that name is registered.
@@ -97,7 +96,8 @@ def _night(store: Store, name: str, told: str, due: datetime, params: NightlyPar
         words = f"its registration does not fit this version, register it again ({str(error).splitlines()[0]})"
         return Night(name=name, outcome="failed", words=words)
     try:
-        done = _audited_since(store, asked, due)
+        plan = Plan(asked)
+        done = _audited_since(plan, due)
         if done is None:
             state = audit(asked, return_state=True)
             if not state.is_completed():
@@ -106,21 +106,23 @@ def _night(store: Store, name: str, told: str, due: datetime, params: NightlyPar
             night = _compared(store, name, found.audit_id, params)
         else:
             night = _compared(store, name, done, params).model_copy(update={"reused": True})
-        report = reporting.page_path(Plan(asked).subject, str(night.audit_id))
+        report = reporting.page_path(plan.subject, str(night.audit_id))
     except Exception as error:
         return Night(name=name, outcome="failed", words=one_line(error))
-    # A run that was late leaves the telling to the one that audited; one that is tried again may not have come to it.
-    if not night.reused or (runtime.flow_run.run_count or 1) > 1:
+    # A run that is tried again may have ended between the two, so it tells twice rather than never.
+    if night.audit_id not in _told(store, name) or (runtime.flow_run.run_count or 1) > 1:
         emit_event(
             "engram.audit.regression" if night.regressions else "engram.audit.completed",
             resource={"prefect.resource.id": f"engram.model.{name}", "prefect.resource.name": name},
             payload=night.model_dump() | {"report": str(report)},
         )
+        row = night.model_dump(include={"name", "audit_id", "standard", "outcome"}) | {"told_at": datetime.now(UTC)}
+        store.write("nights", f"{name}-{night.audit_id}", [row])
     return night
 
 
 def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> Night:
-    standard = reporting.standard_of(store, audit_id)
+    standard = reporting.standard_of(store, audit_id, _told(store, name) | _before_nights(store, name))
     if standard is None:
         return Night(name=name, outcome="first", words="nothing to compare with yet", audit_id=audit_id)
     found = reporting.compare(store, standard, audit_id, CLAIMS, params.margin, params.alpha)
@@ -135,12 +137,22 @@ def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> 
     )
 
 
-def _audited_since(store: Store, asked: AuditParams, due: datetime) -> str | None:
-    """The last completed audit with these very parameters, if it began after this run was due."""
-    rows = store.read("audits", columns=["audit_id", "params", "started_at"], state="completed").to_pylist()
-    told = resolved(asked).model_dump_json()
-    since = [row for row in rows if row["params"] == told and row["started_at"] >= due]
+def _audited_since(plan: Plan, due: datetime) -> str | None:
+    """The last completed audit of the model as it is now, told the very same, if it began after this run was due."""
+    since = [row for row in plan.audits() if row["state"] == "completed" and row["started_at"] >= due]
     return str(max(since, key=lambda row: row["started_at"])["audit_id"]) if since else None
+
+
+def _told(store: Store, name: str) -> set[str]:
+    """The audits of this model that a night told of."""
+    return set(store.read("nights", columns=["audit_id"], name=name)["audit_id"].to_pylist())
+
+
+def _before_nights(store: Store, name: str) -> set[str]:
+    """The audits from before the model was first registered: a person had them made, and saw what came of them."""
+    since = min(store.read("registrations", columns=["changed_at"], name=name)["changed_at"].to_pylist())
+    rows = store.read("audits", columns=["audit_id", "started_at"], state="completed").to_pylist()
+    return {row["audit_id"] for row in rows if row["started_at"] < since}
 
 
 def _show(nights: list[Night], due: datetime) -> None:
@@ -183,22 +195,17 @@ def register(store: Store, name: str, params: AuditParams) -> None:
     full: dict[str, str] = {}
     for kind in ("prompts", "nulls", "ordinary", "images"):
         if (told := getattr(params, kind)) is not None:
-            path = _in_full(told)
+            path = in_full(told)
             if not path.exists():
                 raise InputError(f"there is no {path}, which was given with --{kind}")
             full[kind] = str(path)
-    if params.model != "reference" and not named_on_hub(params.model):
-        full["model"] = str(_in_full(params.model))
+    full["model"] = full_name(params.model)
     if params.clip is not None and params.clip.startswith(_LOCAL):
-        full["clip"] = f"{_LOCAL}{_in_full(params.clip.removeprefix(_LOCAL))}"
+        full["clip"] = f"{_LOCAL}{in_full(params.clip.removeprefix(_LOCAL))}"
     told = params.model_copy(update=full | _settings_in_full(params.settings))
     plan = Plan(told.model_copy(update={"store": store.url}))  # what a night would refuse is refused now
     plan.check_scorers()
     _write(store, name, "registered", told.model_dump_json())
-
-
-def _in_full(path: str | Path) -> Path:
-    return Path(path).expanduser().absolute()
 
 
 def _settings_in_full(settings: Settings | None) -> dict[str, Settings]:
@@ -207,9 +214,9 @@ def _settings_in_full(settings: Settings | None) -> dict[str, Settings]:
         return {}
     nemo, sscd = settings.nemo, settings.sscd
     if nemo.statistics is not None:
-        nemo = nemo.model_copy(update={"statistics": _in_full(nemo.statistics)})
+        nemo = nemo.model_copy(update={"statistics": in_full(nemo.statistics)})
     if sscd.weights is not None:
-        sscd = sscd.model_copy(update={"weights": str(_in_full(sscd.weights))})
+        sscd = sscd.model_copy(update={"weights": str(in_full(sscd.weights))})
     return {"settings": settings.model_copy(update={"nemo": nemo, "sscd": sscd})}
 
 

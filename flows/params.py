@@ -41,14 +41,27 @@ class AuditParams(BaseModel):
 
 
 def resolved(params: AuditParams) -> AuditParams:
-    """The same with all settings, and with the precision that its device computes in: what goes into the record.
+    """The same with all settings, with the precision that its device computes in, and with the model's name in full:
+    what goes into the record.
 
     Raises:
         InputError: there is no such model, or its engram.json cannot be used.
     """
     settings = params.settings or settings_for(params.profile, audit_defaults(model_folder(params.model)))
     precision = precision_for(settings.precision, params.device)
-    return params.model_copy(update={"settings": settings.model_copy(update={"precision": precision})})
+    settings = settings.model_copy(update={"precision": precision})
+    return params.model_copy(update={"settings": settings, "model": full_name(params.model)})
+
+
+def full_name(model: str) -> str:
+    """What a model is called wherever the question is asked: a path in full, a name on the Hub, or 'reference'."""
+    return model if model == "reference" or named_on_hub(model) else str(in_full(model))
+
+
+def in_full(path: str | Path) -> Path:
+    """An absolute path; links are kept as links, which may lead to another model tomorrow."""
+    told = Path(path).expanduser()
+    return told.resolve() if ".." in told.parts else told.absolute()
 
 
 def model_folder(model: str) -> Path:

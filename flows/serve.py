@@ -61,7 +61,7 @@ def serve(host: str, port: int, store: str, home: Path, notify: str | None) -> N
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write into {home}: {error.strerror}; choose another folder with --home") from error
-    url = f"http://{_in_url('127.0.0.1' if host in ('0.0.0.0', '::') else host)}:{port}"
+    url = f"http://{_in_url({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host))}:{port}"
     mark = secrets.token_hex(8)
     env = os.environ | environment(url, home) | {MARK: mark}
     services: list[Process] = []

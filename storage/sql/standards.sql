@@ -7,7 +7,7 @@ WITH told AS (
 asked AS (
     FROM told WHERE audit_id = $audit_id
 )
-SELECT told.audit_id, told.started_at, max(accepted_at) AS accepted_at
+SELECT told.audit_id, told.started_at, max(accepted_at) AS accepted_at, any_value(told.params) AS params
 FROM told
 JOIN asked
     ON asked.model = told.model

@@ -105,7 +105,7 @@ def test_what_is_registered_may_lead_elsewhere_tomorrow(tmp_path: Path, monkeypa
     assert told is not None and told.sscd.weights == str(tmp_path / "sscd.pt")
 
 
-def broken_store(*args: Any) -> None:
+def broken_store(*args: Any, **more: Any) -> None:
     raise StoreError("a part is damaged")
 
 
@@ -131,11 +131,17 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     assert (event.event, event.resource.id) == ("engram.audit.completed", "engram.model.tiny")
     assert event.payload["outcome"] == "first"
     remove(store, "broken")
-    first = accept(store, "latest")
-    assert first == event.payload["audit_id"]
+    first = event.payload["audit_id"]
+    (row,) = store.read("nights").to_pylist()
+    assert (row["name"], row["audit_id"], row["standard"], row["outcome"]) == ("tiny", first, None, "first")
 
-    # The planted image is a regression from the accepted audit.
+    # The planted image is a regression from what was told last, though the night that found it died before telling.
     shutil.copytree(trained, model, dirs_exist_ok=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.nightly.emit_event", broken_store)
+        with pytest.raises(StoreError):
+            nightly(params)
+    assert store.read("nights").num_rows == 1 and len(told(asserting_events_worker)) == 1
     (night,) = nightly(params)
     assert (night.outcome, night.standard) == ("regression", first)
     planted = f"original, ordinary: {PLANTED!r}: 4 of 4 pictures are copies, before 0 of 4"
@@ -145,12 +151,13 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     assert planted in event.payload["words"] and planted in event.payload["regressions"]
     summary = Artifact.get("nightly")
     assert summary is not None and f"- {planted}" in str(summary.data) and "| tiny | **regression** |" in summary.data
-    compared = CliRunner().invoke(app, ["compare", "accepted", "latest", "--store", store.url])
+    compared = CliRunner().invoke(app, ["compare", first, "latest", "--store", store.url])
     assert compared.exit_code == 1 and planted in compared.output.splitlines()[-1]
 
     heard = told(asserting_events_worker)
 
     # A run that is late finds that its model was audited after it was due; one that is due now audits.
+    accept(store, first)
     started = max(row["started_at"] for row in store.read("audits", state="completed").to_pylist())
     with monkeypatch.context() as patched:
         patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)

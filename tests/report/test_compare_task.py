@@ -175,21 +175,40 @@ def test_what_cannot_be_compared_is_refused(store: Store) -> None:
             compare(store, "a", after, CLAIMS)
 
 
+def test_the_standard_of_a_night(store: Store) -> None:
+    for day, name in enumerate("abcd", start=1):
+        put(store, name, day, model_id=name, settings={"sampling": {"batch": day}})
+    put(store, "faster", 5, settings={"sampling": {"batch": 1, "steps": 20}})
+    put(store, "e", 6, settings={"sampling": {"batch": 1, "steps": 50}})
+    assert standard_of(store, "a", set("abcd")) is None
+    assert standard_of(store, "d", set("abcd")) == "c"
+    # Nobody heard of b and c, whatever they were: the night's is held against what somebody knows.
+    assert standard_of(store, "d", {"a", "d"}) == "a"
+    assert standard_of(store, "d", set()) is None
+    # Settings that both know must be the same.
+    assert standard_of(store, "e", {"a", "faster"}) == "a" and standard_of(store, "e", {"faster"}) is None
+    # A person's word counts most, but for that of other settings where there is one of the same.
+    accept(store, "b")
+    accept(store, "a")
+    assert standard_of(store, "d", set("abcd")) == "a"
+    accept(store, "b")
+    assert standard_of(store, "d", set("abcd")) == "b"
+    accept(store, "faster")
+    assert standard_of(store, "e", set()) == "b"
+
+
 def test_words_for_audits(store: Store) -> None:
     for day, (name, model_id) in enumerate({"a": "m", "b": "m", "c": "n", "d": "n"}.items(), start=1):
         put(store, name, day, model_id=model_id)
     put(store, "of-other-prompts", 20, prompt_set="q")
     put(store, "failed", 21, state="failed")
-    assert standard_of(store, "a") is None and standard_of(store, "d") == "c"
     with pytest.raises(InputError, match="no accepted audit"):
         audits_named(store, "accepted", "d")
     accept(store, "b")
     accept(store, "a")
-    assert standard_of(store, "d") == "a"
+    assert audits_named(store, "accepted", "d") == ("a", "d")
     accept(store, "b")
-    assert standard_of(store, "d") == "b"
     assert accept(store, "latest") == "of-other-prompts"
-    assert standard_of(store, "d") == "b"
     assert audits_named(store, "accepted", "d") == ("b", "d")
     assert audits_named(store, "previous", "d") == ("c", "d")
     assert audits_named(store, "a", "latest") == ("a", "of-other-prompts")

@@ -191,14 +191,12 @@ def test_drift_is_against_the_previous_and_the_accepted_audit(local: Store) -> N
     times = [datetime(2024, 1, day, tzinfo=UTC) for day in range(1, 5)]
     for number, (when, model, state) in enumerate(zip(times, "mnmm", ["completed"] * 4, strict=True)):
         name = f"audit{number}"
-        row = {"audit_id": name, "prompt_set": "p", "params": "{}", "code_version": "1", "started_at": when}
+        params = f'{{"model": "hub/{model}@{number}"}}'
+        row = {"audit_id": name, "prompt_set": "p", "params": params, "code_version": "1", "started_at": when}
         local.write("audits", f"{name}-start", [row | {"model_id": model, "state": "running"}])
         local.write("audits", f"{name}-end", [row | {"model_id": model, "state": state, "finished_at": when}])
         figure = {"variant": "original", "metric": "mr", "value": number / 10, "low": number / 10, "high": number / 10}
         local.write("metrics", name, [figure], audit_id=name)
-    for model in "mn":
-        row = {"model_id": model, "source": f"hub/{model}", "family": "sd1", "created_at": times[0]}
-        local.write("models", model, [row])
     con = connect(local)
     assert con.sql("SELECT count(*), count(finished_at) FROM audits").fetchall() == [(4, 4)]
     drift = con.sql("SELECT audit_id, previous_id, previous_accepted, change, apart FROM drift ORDER BY 1").fetchall()

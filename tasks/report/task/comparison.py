@@ -16,6 +16,9 @@ from tasks.report.report import COLUMNS
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.verdict import EFFORT
 
+_SPEED = {"sampling.batch", "nemo.batch", "dori.images_at_once", "finetune.images_at_once", "sscd.threads"}
+"""Settings that do not change what comes out."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -114,11 +117,21 @@ def differences_table(found: Comparison) -> pa.Table:
     return pa.Table.from_pylist(rows, schema)
 
 
-def standard_of(store: Store, audit_id: str) -> str | None:
-    """The audit that this one is held against: the earlier one of the same model and prompts that was accepted last,
-    else the one before it; None where it is the first."""
+def standard_of(store: Store, audit_id: str, told: Collection[str]) -> str | None:
+    """The audit that a night's is held against: the earlier one of the same model and prompts that was accepted last,
+    among those with the same settings if there are any; else the last of those that somebody was told of, with the same
+    settings. None where there is neither.
+
+    Args:
+        told: the ids of those: had nobody heard of a regression, it would become the standard in silence.
+    """
     rows = query(store, "standards", audit_id=audit_id).to_pylist()
-    return str(rows[0]["audit_id"]) if rows else None
+    own = record_of(store, audit_id)
+    alike = {row["audit_id"] for row in rows if _alike(row, own)}
+    accepted = [row["audit_id"] for row in rows if row["accepted_at"] is not None]
+    known = [name for name in accepted if name in alike] + accepted
+    known += [row["audit_id"] for row in rows if row["audit_id"] in alike and row["audit_id"] in told]
+    return str(known[0]) if known else None
 
 
 def audits_named(store: Store, before: str, after: str) -> tuple[str, str]:
@@ -234,6 +247,12 @@ def _settings_apart(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
     if before["code_version"] != after["code_version"]:
         apart.append(f"engram was {before['code_version']}, is {after['code_version']}")
     return apart
+
+
+def _alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether two audits asked a model the same: no setting differs that both know, but for those of speed alone."""
+    old, new = (dict(_flat(json.loads(record["params"]).get("settings") or {})) for record in (before, after))
+    return all(old[name] == new[name] for name in old.keys() & new.keys() - _SPEED)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
