@@ -125,6 +125,13 @@ class Plan:
         clip_score.scorer_of(self.clip)
         sscd.scorer_of(self.settings.sscd)
 
+    def audits(self) -> list[dict[str, Any]]:
+        """The audits of these weights with these prompts and settings, however they ended: their rows in the store."""
+        subject, told = self.subject, self.params.model_dump_json()
+        found = subject.open().read("audits", model_id=subject.model_id, prompt_set=subject.prompt_set)
+        rows: list[dict[str, Any]] = found.to_pylist()
+        return [row for row in rows if row["params"] == told]
+
     @cached_property
     def nemo_id(self) -> str:
         """Of NeMo's sets; detection must have run."""
@@ -190,7 +197,7 @@ class Plan:
     def many(self) -> DoriParams:
         """The attack that finds many triggers of one picture, from random starts."""
         return self.settings.dori.model_copy(
-            update={"start": "noise", "restarts": self.settings.triggers, "also_at": ()}
+            update={"start": "noise", "restarts": self.settings.triggers, "also_at": (0,)}
         )
 
     @property
@@ -203,21 +210,29 @@ class Plan:
         """The pictures by which that is seen."""
         return evaluating.shots(self.diagnosed, self.settings.seeds, self.searched)
 
-    def diagnosed_triggers(self) -> list[Asked]:
-        """Those that do bring it back, to be asked like prompts; none of a picture that has fewer than two.
+    def diagnosed_triggers(self) -> tuple[list[Asked], list[Asked]]:
+        """Those that do bring it back, to be asked like prompts; none of a picture that has fewer than two. And where
+        their searches began, as the control: what these have in common, no search found.
 
         A search that fails ends anywhere: what lies there says nothing of where the memory is.
         """
         subject, settings, wanted = self.subject, self.settings, self.searched_shots()
         ids = evaluating.generation_ids(subject, ORIGINAL, LOCALITY, wanted, settings.sampling)
         copying = evaluating.triggers_that_copy(subject, wanted, ids, settings.sscd)
-        kept = {name: [one for one in found if one in copying] for name, found in self.searched.items()}
-        return as_prompts({name: found if len(found) > 1 else [] for name, found in kept.items()}, self.diagnosed)
+        begun = attacking.starts_of(subject, ORIGINAL, self.diagnosed, self.pool, self.many, settings.seed)
+        ends: dict[str, list[str]] = {}
+        starts: dict[str, list[str]] = {}
+        for name, found in self.searched.items():
+            kept = [restart for restart, one in enumerate(found) if one in copying]
+            kept = kept if len(kept) > 1 else []
+            ends[name], starts[name] = ([some[restart] for restart in kept] for some in (found, begun[name]))
+        return as_prompts(ends, self.diagnosed), as_prompts(starts, self.diagnosed)
 
     @property
     def trigger_wanda_id(self) -> str:
-        """Of the weights that Wanda finds from single triggers."""
-        triggers = localizing.by_trigger(self.diagnosed_triggers())
+        """Of the weights that Wanda finds from single triggers, and from where their searches began."""
+        ends, starts = self.diagnosed_triggers()
+        triggers = localizing.by_trigger([*ends, *starts])
         return localizing.wanda_id(triggers, self.contrast, self.wanda, self.settings.sampling)
 
     @property
@@ -243,7 +258,7 @@ class Plan:
         control = mitigating.cut_id(self.control_id, [localizing.ALL], self.wanda)
         ids = {"nemo": neurons, "random-nemo": neurons}
         if self.settings.own_cuts:
-            ids |= dict.fromkeys(OWN_CUTS, neurons)
+            ids |= dict.fromkeys(OWN_CUTS, mitigating.own_cut_id(self.nemo_id, prompts, seed))
         ids |= {"wanda": weights, "random-wanda": weights}
         found = mitigating.known(self.subject, ids | {"wanda-control": control})
         if "wanda" not in found:
@@ -343,6 +358,11 @@ def _computable(settings: Settings) -> None:
     if settings.precision in ("float16", "bfloat16") and settings.erase:
         raise InputError(
             f"fine-tuning needs float32 weights, not {settings.precision}: --set precision=mixed, or --set 'erase=[]'"
+        )
+    if settings.sampling.guidance <= 1 and settings.wanda.half != "conditional":
+        raise InputError(
+            f"without guidance there is no half without text, which wanda.half={settings.wanda.half} needs: "
+            "--set wanda.half=conditional, or sample with a guidance above 1"
         )
 
 

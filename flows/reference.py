@@ -204,14 +204,17 @@ def _probe(subject: Subject, probe: str, wanted: list[evaluating.Shot], settings
 
 
 def _draw(subject: Subject, world: Path, settings: Settings) -> None:
-    """Pictures beside the README: planted ones above what their prompts give, and what ordinary prompts give."""
+    """Pictures beside the README: planted and ordinary ones, each above what their prompts give."""
     memorized = prompts_of(subject, "memorized")
     few = memorized[:: max(1, len(memorized) // ACROSS)][:ACROSS]
     trained = _pngs(subject, "prompt", [prompt.image_ids[0] for prompt in few])
     made = [_generated(subject, "prompt", few, settings, seed) for seed in range(2)]
     (world / "copies.png").write_bytes(grid([*trained, *made[0], *made[1]], ACROSS))
-    ordinary = prompts_of(subject, "ordinary", 3 * ACROSS)
-    (world / "ordinary.png").write_bytes(grid(_generated(subject, "ordinary", ordinary, settings, 0), ACROSS))
+    ordinary = prompts_of(subject, "ordinary", 2 * ACROSS)
+    meant = _pngs(subject, "ordinary", [prompt.image_ids[0] for prompt in ordinary])
+    given = _generated(subject, "ordinary", ordinary, settings, 0)
+    rows = meant[:ACROSS], given[:ACROSS], meant[ACROSS:], given[ACROSS:]
+    (world / "ordinary.png").write_bytes(grid([picture for row in rows for picture in row], ACROSS))
 
 
 def _generated(subject: Subject, probe: str, asked: list[Asked], settings: Settings, seed: int) -> list[bytes]:

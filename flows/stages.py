@@ -177,11 +177,13 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
     with shown_progress():
         attack_images(subject, ORIGINAL, plan.diagnosed, plan.pool, plan.many, settings.seed)
         try_triggers(plan)
-        if triggers := plan.diagnosed_triggers():
+        triggers, starts = plan.diagnosed_triggers()
+        if triggers:
+            both = [*triggers, *starts]
             collect_values(subject, triggers, settings.nemo.site)
-            collect_norms(subject, triggers, settings.sampling, plan.wanda.tau)
+            collect_norms(subject, both, settings.sampling, plan.wanda.tau)
             localize_nemo(subject, triggers, plan.threshold_nulls, plan.nulls, settings.nemo)
-            localize_triggers(subject, localizing.by_trigger(triggers), plan.contrast, plan.wanda, settings.sampling)
+            localize_triggers(subject, localizing.by_trigger(both), plan.contrast, plan.wanda, settings.sampling)
         write_diagnosis(plan, audit_id)
 
 
@@ -194,7 +196,7 @@ def _try(plan: Plan) -> None:
 
 def _diagnose(plan: Plan, audit_id: str) -> None:
     """The figures of the diagnosis, and its artifacts."""
-    triggers, others = plan.diagnosed_triggers(), plan.pictured[0]
+    (triggers, _), others = plan.diagnosed_triggers(), plan.pictured[0]
     found = []
     for prompt in plan.diagnosed:
         searched = plan.searched[prompt.prompt_id]
@@ -270,14 +272,15 @@ def audit_of(plan: Plan, audit_id: str | None) -> str:
     """The audit that a stage adds to: the one named, or the last with these parameters.
 
     Raises:
-        InputError: there is none, or it has other parameters: figures made with other settings must not mix.
+        InputError: there is none, or it was of other weights, prompts or settings: figures of both must not mix.
     """
-    rows = plan.subject.open().read("audits", columns=["audit_id", "params", "started_at"]).to_pylist()
-    told = plan.params.model_dump_json()
-    mine = [row for row in rows if row["params"] == told and audit_id in (None, row["audit_id"])]
+    rows = plan.audits()
+    mine = [row for row in rows if audit_id in (None, row["audit_id"])]
     if not mine:
         which = f"audit {audit_id!r}" if audit_id else "audit"
-        raise InputError(f"the store has no {which} with this model and these settings: run `engram audit` with them")
+        raise InputError(
+            f"the store has no {which} with this model, these prompts and these settings: run `engram audit` with them"
+        )
     return str(max(mine, key=lambda row: row["started_at"])["audit_id"])
 
 

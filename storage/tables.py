@@ -200,7 +200,9 @@ _ALL = (
         column("restart", INT, "number of the restart, from 0"),
         column("embedding", FLOATS, "the embedding, row by row"),
         column("shape", pa.list_(INT), "its shape: tokens, width"),
-        column("distance", FLOAT, "l2 distance of the embedding from where the search began"),
+        column(
+            "distance", FLOAT, "l2 distance of the embedding from where the search began; 0 where it is that itself"
+        ),
         column("loss", FLOATS, "loss at each step of the search", optional=True),
     ),
     _table(
@@ -273,6 +275,16 @@ _ALL = (
         "",
         _AUDIT,
         column("accepted_at", TIME, "when"),
+    ),
+    _table(
+        "nights",
+        "what the nightly re-audit told of a model",
+        "",
+        column("name", TEXT, "what the model is registered as"),
+        _AUDIT,
+        column("standard", TEXT, "the audit it was held against; null where there was none", optional=True),
+        column("outcome", TEXT, "'first' or 'no regression' or 'regression'"),
+        column("told_at", TIME, "when"),
     ),
     _table(
         "registrations",

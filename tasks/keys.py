@@ -22,9 +22,9 @@ def values_id() -> str:
 
 def norms_id(sampling: SamplingParams, steps: int) -> str:
     """Feature norms of the first steps of trajectories; the batch size does not change them."""
-    return content_key("norms/1", sampling.model_dump(exclude={"batch"}), steps, SEED)
+    return content_key("norms/2", sampling.model_dump(exclude={"batch"}), steps, SEED)
 
 
 def detection_id(params: DetectionParams) -> str:
     """Detection scores: so many seeds, at the second timestep of such a schedule."""
-    return content_key("detect/2", params.seeds, params.steps)
+    return content_key("detect/3", params.seeds, params.steps)

@@ -61,8 +61,8 @@ def read_sets(
     for scope, step, name, members in zip(scopes, steps, names, rows["members"], strict=True):
         if wanted is None or scope in wanted:
             found[scope, step, numbers[name]] = torch.from_numpy(members.values.to_numpy().astype(np.int64))
-    if lost := (wanted or set()) - {scope for scope, _, _ in found}:
-        raise InputError(f"the store has no {method} sets of {min(lost)!r}: run the localization first")
+    if lost := (wanted or set()) - complete(scopes, names, layers):
+        raise InputError(f"the store has no {method} sets of {min(lost)!r}, or not all: run the localization first")
     return found
 
 

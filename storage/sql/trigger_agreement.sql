@@ -1,5 +1,6 @@
 -- Whether triggers of one image find the same neurons and weights: the mean IOU of their sets, by image, method and layer.
 -- $model_id, $nemo_id and $wanda_id name the sets: of NeMo's searches and of Wanda's, from triggers.
+-- searched: false for pairs of points that searches began from, the control: what these share is no memory.
 -- iou_chance is what random sets of these sizes would have; see `iou_of`. A trigger that a method found nothing at all
 -- for, as NeMo's gate has it, does not count: it says nothing of where the memory lies.
 
@@ -13,19 +14,25 @@ found AS (
     FROM neuron_sets
     WHERE model_id = $model_id AND params_id IN ($nemo_id, $wanda_id) AND scope = 'trigger' AND len(members) > 0
     GROUP BY ALL
+),
+points AS (
+    SELECT model_id, trigger_id, image_id, len(loss) > 0 AS searched
+    FROM triggers
 )
 SELECT
     one.image_id,
     pairs.method,
     pairs.layer,
+    one.searched,
     -- Summed in order of size, so that the last digit does not depend on how threads share the rows out.
     list_avg(list(pairs.iou ORDER BY pairs.iou)) AS iou,
     list_avg(list(pairs.iou_chance ORDER BY pairs.iou_chance)) AS iou_chance,
     count(*) AS pairs
 FROM pairs
-JOIN triggers AS one ON one.trigger_id = pairs.scope_id_1 AND one.model_id = pairs.model_id
-JOIN triggers AS two ON two.trigger_id = pairs.scope_id_2 AND two.model_id = pairs.model_id
-WHERE pairs.scope = 'trigger' AND pairs.iou IS NOT NULL AND one.image_id = two.image_id
+JOIN points AS one ON one.trigger_id = pairs.scope_id_1 AND one.model_id = pairs.model_id
+JOIN points AS two ON two.trigger_id = pairs.scope_id_2 AND two.model_id = pairs.model_id
+WHERE pairs.scope = 'trigger' AND pairs.iou IS NOT NULL
+    AND one.image_id = two.image_id AND one.searched = two.searched
     AND pairs.method IN ('nemo', 'wanda')
     AND (pairs.method, pairs.scope_id_1) IN (FROM found) AND (pairs.method, pairs.scope_id_2) IN (FROM found)
 GROUP BY ALL

@@ -1,6 +1,6 @@
 -- Adversarial triggers: how far each search brought the loss down, and whether the start mattered.
 -- kind: of the prompts that the image belongs to; what was never memorized is the control.
--- $model_id, $variant: NULL for all.
+-- $model_id, $variant: NULL for all. Points that searches began from are no searches.
 
 WITH pictured AS (
     SELECT image_id, min(kind) AS kind
@@ -16,6 +16,6 @@ SELECT
     min(loss[-1]) AS lowest
 FROM triggers
 LEFT JOIN pictured USING (image_id)
-WHERE ($model_id IS NULL OR model_id = $model_id) AND ($variant IS NULL OR variant = $variant)
+WHERE len(loss) > 0 AND ($model_id IS NULL OR model_id = $model_id) AND ($variant IS NULL OR variant = $variant)
 GROUP BY model_id, variant, kind, start, steps
 ORDER BY model_id, variant, kind, start, steps

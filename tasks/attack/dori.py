@@ -23,7 +23,11 @@ Start = Literal["prompt", "noise", "other"]
 
 
 class DoriParams(BaseModel):
-    """Budget and start of the attack; the defaults are the published ones."""
+    """Budget and start of the attack; the defaults are the published ones.
+
+    But for random starts: what the paper calls Gaussian noise is given the mean and spread of real embeddings here, so
+    that a search begins where the model has ever been; "unit" is plain noise.
+    """
 
     model_config = ConfigDict(title="Dori", frozen=True, extra="forbid")
 
@@ -49,8 +53,11 @@ class DoriParams(BaseModel):
         ),
     ] = 4
     also_at: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=10_000)], ...],
-        Field(description="numbers of steps whose embeddings are kept, too: smaller budgets, at no further cost"),
+        tuple[Annotated[int, Field(ge=0, le=10_000)], ...],
+        Field(
+            description="numbers of steps whose embeddings are kept, too: smaller budgets, at no further cost; 0 is "
+            "where the search begins"
+        ),
     ] = ()
 
 
@@ -128,7 +135,8 @@ def start_embeddings(
     Args:
         kind: "prompt": the embedding of the picture's own prompt. "noise": Gaussian noise, either plain N(0, 1) or
             matched, that is with the mean and standard deviation that each of the width features has over all tokens
-            of the pool's embeddings (they differ by orders of magnitude in CLIP). "other": another prompt of the pool.
+            of the pool's embeddings (they differ by orders of magnitude in CLIP), and SDXL's pooled vectors by
+            themselves. "other": another prompt of the pool.
         prompts: one for each search.
         keys: one for each search; noise and choice depend on nothing else.
         pool: prompts that "other" draws from and "matched" measures; `prompts` by default. Give the same pool to every
@@ -142,11 +150,11 @@ def start_embeddings(
     if kind == "prompt":
         return model.embed(list(prompts))
     if kind == "noise":
-        real = model.embed(known).float().flatten(0, 1)
-        noise = torch.stack([torch.randn(model.rows, real.shape[-1], generator=draw) for draw in draws])
-        noise = noise.to(model.device)
+        width = model.unguided().shape[-1]
+        noise = torch.stack([torch.randn(model.rows, width, generator=draw) for draw in draws]).to(model.device)
         if params.noise_scale == "matched":
-            noise = real.mean(0) + real.std(0) * noise
+            mean, spread = _mean_and_spread(model, known)
+            noise = mean + spread * noise
         return noise.to(model.dtype)
     chosen = []
     for prompt, draw in zip(prompts, draws, strict=True):
@@ -157,6 +165,22 @@ def start_embeddings(
             )
         chosen.append(others[int(torch.randint(len(others), (), generator=draw))])
     return model.embed(chosen)
+
+
+def _mean_and_spread(model: Model, prompts: Sequence[str], batch: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each feature, float32 (rows, width): the same for all tokens, another for SDXL's
+    pooled vector. Batch by batch: embeddings of 50,000 prompts take 12 GB."""
+    sums, squares = torch.zeros(2, *model.unguided().shape[1:], dtype=torch.float64)
+    for first in range(0, len(prompts), batch):
+        seen = model.embed(list(prompts[first : first + batch])).cpu().double()
+        sums, squares = sums + seen.sum(0), squares + seen.square().sum(0)
+    means, spreads = torch.empty_like(sums), torch.empty_like(sums)
+    for rows in (slice(0, model.tokens), slice(model.tokens, model.rows)):
+        n = len(prompts) * (rows.stop - rows.start)
+        means[rows] = sums[rows].sum(0) / max(1, n)
+        deviations = squares[rows].sum(0) - n * means[rows].square()
+        spreads[rows] = (deviations.clamp(min=0) / max(1, n - 1)).sqrt()
+    return means.to(model.device, torch.float32), spreads.to(model.device, torch.float32)
 
 
 def search(
@@ -253,16 +277,27 @@ def _search_together(
     embedding = begin.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([embedding], lr=params.learning_rate)
     losses: list[list[float]] = [[] for _ in keys]
-    snapshots: list[dict[int, torch.Tensor]] = [{} for _ in keys]
+    snapshots = [{0: one.cpu().clone()} if 0 in params.also_at else {} for one in begin]
+    size = len(clean)
     for step in range(params.steps):
         # Each search's own generator, in a fixed order: timesteps, then noise.
         pairs = [draw_noise(model, draw, params.batch) for draw in draws]
         times = torch.cat([t for t, _ in pairs]).to(model.device)
         noise = torch.cat([n for _, n in pairs]).to(model.device)
-        errors = diffusion_errors(model, clean, embedding.repeat_interleave(params.batch, 0), times, noise)
-        each = errors.view(len(keys), params.batch).mean(1)
-        # Summed over searches, so the gradient of each is that of its own loss.
-        (embedding.grad,) = torch.autograd.grad(each.sum(), embedding)
+
+        def some(
+            rows: slice, times: torch.Tensor = times, noise: torch.Tensor = noise
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            text = embedding.repeat_interleave(params.batch, 0)[rows]
+            errors = diffusion_errors(model, clean[rows], text, times[rows], noise[rows])
+            # Summed over searches, so the gradient of each is that of its own loss.
+            (gradient,) = torch.autograd.grad(errors.sum() / params.batch, embedding)
+            return errors.detach(), gradient
+
+        pieces = list(in_batches(len(clean), size, some))
+        size = max(len(errors) for errors, _ in pieces)  # as many as memory holds
+        embedding.grad = torch.stack([gradient for _, gradient in pieces]).sum(0)
+        each = torch.cat([errors for errors, _ in pieces]).view(len(keys), params.batch).mean(1)
         for row, value in enumerate(each.tolist()):
             if not math.isfinite(value):
                 raise Diverged(

@@ -91,6 +91,13 @@ def triggers_of(
     return _by_prompt(asked, _names(subject, subject.weights_of(variant), asked, pool, params, seed), params)
 
 
+def starts_of(
+    subject: Subject, variant: str, asked: Sequence[Asked], pool: Sequence[str], params: DoriParams, seed: int = 0
+) -> dict[str, list[str]]:
+    """The ids of where these searches began, if `params.also_at` asked for 0 steps: triggers like others."""
+    return triggers_of(subject, variant, asked, pool, params.model_copy(update={"steps": 0, "also_at": ()}), seed)
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """Whether a memory is local, by the triggers of one image; see `tasks.attack.locality`."""

@@ -135,6 +135,10 @@ def _prompt(path: Path, line: int, record: Mapping[str, str], kind: Kind) -> Pro
     text = next((record[name] for name in TEXT if record.get(name, "").strip()), "").strip()
     if not text:
         raise InputError(f"{path}, line {line}: no {', '.join(TEXT[:-1])} or {TEXT[-1]}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}, line {line}: half a character (a lone surrogate) in {text[:60]!a}") from error
     own = record.get("kind") or kind
     if own not in get_args(Kind):
         raise InputError(f"{path}, line {line}: kind {own!r} is none of {', '.join(get_args(Kind))}")

@@ -5,7 +5,7 @@ Work is kept prompt by prompt, so that a larger audit adds to a smaller one and 
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
 from tasks.keys import SEED, norms_id, prompt_id, values_id
 from tasks.progress import progress
-from tasks.sets import complete
 from tasks.subject import ORIGINAL, Asked, Subject, shards
 
 SHARD = 64
@@ -143,8 +142,8 @@ def collect_values(subject: Subject, asked: Sequence[Asked], site: Site) -> None
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
     params_id = values_id()
-    known = _known(store, subject, site, params_id, layers)
-    todo = [prompt for prompt in asked if prompt.prompt_id not in known]
+    known = _known(store, subject, site, params_id)
+    todo = [prompt for prompt in asked if _lacking(prompt, layers, known)]
     with progress(len(todo), f"activations at {site.value}", "prompt") as done:
         for block in shards(todo, 1024):
             tokens, _ = model.conditions(subject.embed(block))
@@ -159,6 +158,7 @@ def collect_values(subject: Subject, asked: Sequence[Asked], site: Site) -> None
                 }
                 for layer, values in zip(layers, (layer.cpu() for layer in found), strict=True)
                 for row, prompt in enumerate(block)
+                if (prompt.prompt_id, layer.name) not in known
             ]
             _write(store, subject, site, params_id, block, rows)
             done(len(block))
@@ -181,9 +181,9 @@ def collect_norms(
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
     params_id = norms_id(sampling, steps)
-    known = _known(store, subject, site, f"{params_id}-cond", layers)
-    known &= _known(store, subject, site, f"{params_id}-uncond", layers)
-    todo = [prompt for prompt in asked if prompt.prompt_id not in known]
+    halves = ("cond", "uncond") if sampling.guidance > 1 else ("cond",)
+    known = {half: _known(store, subject, site, f"{params_id}-{half}") for half in halves}
+    todo = [prompt for prompt in asked if any(_lacking(prompt, layers, known[half]) for half in halves)]
     with progress(len(todo), f"feature norms at {site.value}", "prompt") as done:
         for block in shards(todo, min(SHARD, sampling.batch)):
             keys = [(prompt.noise, SEED) for prompt in block]
@@ -193,10 +193,11 @@ def collect_norms(
             for norms in norms_by_prompt(model, layers, embeddings, keys, sampling, steps=steps):
                 for half, sums in (("cond", norms.conditional), ("uncond", norms.unconditional)):
                     for (step, index), values in sums.items():
+                        layer = layers[index].name
                         rows += [
                             {
                                 "prompt_id": prompt.prompt_id,
-                                "layer": layers[index].name,
+                                "layer": layer,
                                 "step": step,
                                 "timestep": norms.timesteps[step],
                                 "sum_sq": one.float().numpy(),
@@ -205,6 +206,7 @@ def collect_norms(
                                 "params_id": f"{params_id}-{half}",
                             }
                             for prompt, one in zip(block[seen:], values, strict=False)
+                            if (prompt.prompt_id, layer) not in known[half]
                         ]
                 seen += len(next(iter(norms.conditional.values())))
             _write(store, subject, site, params_id, block, rows)
@@ -222,11 +224,19 @@ def empty_prompts(count: int) -> list[Asked]:
     return [Asked(prompt_id(f"\0{number}"), "", "null", None, None, ()) for number in range(count)]
 
 
-def _known(store: Store, subject: Subject, site: Site, params_id: str, layers: Sequence[Layer]) -> set[str]:
-    """The prompts of which every layer is there: a worker may have been killed, or a damaged part deleted."""
+def _known(store: Store, subject: Subject, site: Site, params_id: str) -> set[tuple[str, str]]:
+    """The prompts and layers that are there: a worker may have been killed between them, or a damaged part deleted.
+
+    What is there is not written again beside other prompts: two parts must not hold the same row.
+    """
     place = {"model_id": subject.model_id, "variant": ORIGINAL, "site": site.value, "params_id": params_id}
     rows = store.read("activations", columns=["prompt_id", "layer"], **place)
-    return complete(rows["prompt_id"].to_pylist(), rows["layer"].to_pylist(), layers)
+    return set(zip(rows["prompt_id"].to_pylist(), rows["layer"].to_pylist(), strict=True))
+
+
+def _lacking(prompt: Asked, layers: Sequence[Layer], known: Collection[tuple[str, str]]) -> bool:
+    """Whether a layer of this prompt is not there."""
+    return any((prompt.prompt_id, layer.name) not in known for layer in layers)
 
 
 def _write(

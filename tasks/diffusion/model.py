@@ -132,6 +132,10 @@ class Model:
         return cast(torch.Tensor, ids.to(self.device))
 
 
+_LEAST_SIGNAL = 1e-6
+"""Of alphas_cumprod at the last step; 5e-3 in Stable Diffusion, 4e-5 in the first diffusion models."""
+
+
 def load_model(source: str | Path, device: str | None = None, precision: Precision = "float32") -> Model:
     """Loads a diffusers pipeline folder; safetensors only, no remote code.
 
@@ -166,6 +170,11 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
         raise InputError(f"cannot load the pipeline at {folder}: {str(error).splitlines()[0]}") from error
     if not isinstance(pipeline, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
         raise InputError(f"{folder} holds a {type(pipeline).__name__}; audits need a StableDiffusion(XL)Pipeline")
+    if float(pipeline.scheduler.alphas_cumprod.min()) < _LEAST_SIGNAL:
+        raise InputError(
+            f"the noise schedule of {folder} ends without any signal (zero terminal SNR), where no picture follows from"
+            " predicted noise: audits need a schedule without rescale_betas_zero_snr"
+        )
     # Any of a pipeline's components may be missing on disk; SDXL's refiner has no first text encoder, for one.
     if lost := [name for name, part in pipeline.components.items() if part is None and name not in OPTIONAL]:
         raise InputError(f"the pipeline at {folder} has no {lost[0]}: audits need all of a base model")

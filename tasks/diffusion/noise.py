@@ -53,6 +53,7 @@ def predict_noise(
     if kind == "epsilon":
         return output
     if kind == "v_prediction":
-        a = model.scheduler.alphas_cumprod.to(model.device, output.dtype)[steps.long()].view(-1, 1, 1, 1)
-        return a.sqrt() * output + (1 - a).sqrt() * latents
+        # In float32: 1 - a would be nothing in half precision where there is little noise.
+        a = model.scheduler.alphas_cumprod.to(model.device, torch.float32)[steps.long()].view(-1, 1, 1, 1)
+        return (a.sqrt() * output + (1 - a).sqrt() * latents).to(output.dtype)
     raise InputError(f"the model predicts {kind!r}; audits need one that predicts 'epsilon' or 'v_prediction'")

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -38,11 +39,13 @@ def generate(
     keys: Sequence[Key],
     params: SamplingParams,
     done: Callable[[int], None] = lambda n: None,
+    around: Callable[[slice], AbstractContextManager[None]] = lambda rows: nullcontext(),
 ) -> np.ndarray:
     """Pictures for embeddings, one for each key.
 
     Args:
         embeddings: (n, rows, width), one for each key.
+        around: a context that the pictures of these rows are made within; a batch that is halved enters it anew.
         done: told the number of pictures whenever some are finished.
 
     Returns:
@@ -52,7 +55,8 @@ def generate(
 
     def some(rows: slice) -> np.ndarray:
         text = embeddings[rows].to(model.device, model.dtype)
-        return decode(model, denoise(model, text, empty, initial_noise(model, keys[rows]), params))
+        with around(rows):
+            return decode(model, denoise(model, text, empty, initial_noise(model, keys[rows]), params))
 
     out = []
     for pictures in in_batches(len(keys), params.batch, some):

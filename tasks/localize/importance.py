@@ -71,8 +71,8 @@ def gradient_magnitudes(
             for i in range(timesteps):
                 step = int((i + 0.5) * trained / timesteps)
                 noise = initial_noise(model, [(f"{name}@{step}", seed)])
-                kept = model.scheduler.alphas_cumprod[step].to(noise)
-                noisy = kept.sqrt() * latent[None].to(noise) + (1 - kept).sqrt() * noise
+                kept = model.scheduler.alphas_cumprod[step].to(noise.device, torch.float32)
+                noisy = (kept.sqrt() * latent[None].to(noise.device) + (1 - kept).sqrt() * noise).to(noise.dtype)
                 with torch.enable_grad():
                     predicted = predict_noise(model, noisy, step, embedding[None].to(noise))
                     loss = (predicted.float() - noise.float()).square().mean()

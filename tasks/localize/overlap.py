@@ -45,19 +45,22 @@ def best_first(score: BlockedScore, neurons: Iterable[Neuron]) -> list[Neuron]:
     return [neuron for _, neuron in sorted(zip(left, order, strict=True))]
 
 
-def stand_ins(neurons: Sequence[Neuron], widths: Sequence[int], seed: int) -> list[Neuron]:
+def stand_ins(neurons: Sequence[Neuron], widths: Sequence[int], seed: int, of: str = "") -> list[Neuron]:
     """The control of a curve: in place of each neuron a random other one of its layer, no one twice.
 
     Where a layer runs out of others, because most of it is among the neurons, the list ends there.
 
     Args:
         widths: by layer index, how many neurons the layer has.
+        of: whose neurons these are; controls of several must not be one and the same draw.
     """
     given = frozenset(neurons)
     orders = {
         index: [
             neuron
-            for neuron in torch.randperm(widths[index], generator=generator((f"stand-ins of {index}", seed))).tolist()
+            for neuron in torch.randperm(
+                widths[index], generator=generator((f"{of}/stand-ins of {index}", seed))
+            ).tolist()
             if (index, neuron) not in given
         ]
         for index in {layer for layer, _ in neurons}

@@ -209,7 +209,8 @@ class _Run:
         self.optimizer = torch.optim.AdamW(self.weights, lr=params.learning_rate, weight_decay=params.weight_decay)
         self.steps_per_epoch = math.ceil(len(memorized.ids) / params.images_per_step)
         self.total = steps_of(len(memorized.ids), params)
-        self.empty = model.embed([""])
+        # What guidance reads where a caption was dropped: not an empty prompt in every model.
+        self.empty = model.unguided()
         self.triggers = torch.zeros(len(memorized.ids), *self.empty.shape[1:], device=model.device)
         self.history: list[Progress] = []
         self.stopped = False

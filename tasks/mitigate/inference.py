@@ -4,8 +4,8 @@ They change what the model is asked, not what it knows: a memory stays where it 
 hides.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Annotated, Any, Literal
 
 import torch
@@ -36,7 +36,6 @@ class DefenceParams(BaseModel):
     )
 
 
-@contextmanager
 def defended(
     model: Model,
     kind: Defence | None,
@@ -45,8 +44,12 @@ def defended(
     prompts: Sequence[str],
     keys: Sequence[Key],
     triggers: torch.Tensor | None = None,
-) -> Iterator[torch.Tensor]:
-    """Within, pictures of the embeddings it gives, (n, rows, width), are made under the mitigation.
+) -> tuple[torch.Tensor, Callable[[slice], AbstractContextManager[None]]]:
+    """What pictures under the mitigation are made of.
+
+    Returns:
+        Embeddings (n, rows, width), and within which context those of some rows are denoised: see
+        `tasks.diffusion.sampling.generate`.
 
     Args:
         kind: none leaves everything as it is.
@@ -63,12 +66,10 @@ def defended(
     if kind == "perturbed-embedding":
         embeddings = with_lower_norm(model, embeddings, keys, params, first_timestep(model, sampling))
     if kind != "reweighted-attention":
-        yield embeddings
-        return
+        return embeddings, lambda rows: nullcontext()
     lengths = torch.tensor([len(ids) for ids in model.tokenizer(words).input_ids], device=model.device)
     # The last of a prompt's own tokens is the end of the text, which sums it up.
-    with reweighted_attention(model.unet, lengths - 1, params.rescale):
-        yield embeddings
+    return embeddings, lambda rows: reweighted_attention(model.unet, lengths[rows] - 1, params.rescale)
 
 
 def with_random_words(model: Model, prompts: Sequence[str], keys: Sequence[Key], params: DefenceParams) -> list[str]:
@@ -173,6 +174,8 @@ class _Reweighted:
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
         value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
+        if len(hidden_states) not in (len(self.lengths), 2 * len(self.lengths)):
+            raise ValueError(f"attention of {len(hidden_states)} rows was re-weighted for {len(self.lengths)} prompts")
         logits = (query @ key.transpose(1, 2) * attn.scale).unflatten(0, (len(hidden_states), attn.heads))
         with_text = logits[-len(self.lengths) :]
         with_text[..., 0] *= self.rescale

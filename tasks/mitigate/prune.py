@@ -88,13 +88,14 @@ class OwnCut:
                 parameter[list(rows)] = 0
 
 
-def random_like(members: Members, universes: Mapping[int, int], seed: int) -> dict[int, torch.Tensor]:
+def random_like(members: Members, universes: Mapping[int, int], seed: int, of: str = "") -> dict[int, torch.Tensor]:
     """The control: as many random members of each layer, none of the given ones among them.
 
     Where more than half of a layer is given, all others and some of the given ones: as unlike them as can be.
 
     Args:
         universes: by layer index, how many neurons or weights the layer has.
+        of: whose members these are; controls of several must not be one and the same draw.
 
     Returns:
         By layer index, sorted indices of the type of `members`.
@@ -104,7 +105,7 @@ def random_like(members: Members, universes: Mapping[int, int], seed: int) -> di
         others = torch.ones(universes[index], dtype=torch.bool)
         others[chosen.long().cpu()] = False
         free, given = others.nonzero().flatten(), (~others).nonzero().flatten()
-        draw = generator((f"control of layer {index}", seed))
+        draw = generator((f"{of}/control of layer {index}" if of else f"control of layer {index}", seed))
         order = [some[torch.randperm(len(some), generator=draw)] for some in (free, given)]
         out[index] = torch.cat(order)[: len(chosen)].sort().values.to(chosen.dtype)
     return out

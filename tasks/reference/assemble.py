@@ -53,6 +53,7 @@ PROFILES = {
     "quick": {"attacked": 3, "controls": 3},
     "full": {
         "ordinary": 24,
+        "random_starts": ["noise"],
         "unseen": 24,
         "efforts": [50, 200, 500],
         "effort_images": 4,

@@ -15,8 +15,20 @@ NO_SIGN = "they lie together, but so did those points before the search, so this
 SAME = 0.6
 """IOU from which two triggers are said to find the same weights; Wanda's stayed below it in most layers of SD 1.4."""
 
-Weights = dict[str, dict[str, tuple[float, float]]]
-"""By method and layer, the IOU of the sets found from two triggers, and that of random sets of these sizes."""
+
+@dataclass(frozen=True)
+class Overlap:
+    """IOU of the sets that are found from two triggers of one image, in one layer."""
+
+    iou: float
+    chance: float
+    """That of random sets of these sizes."""
+    starts: float | None = None
+    """That of the sets found from two of the points that the searches began from; None where it was not asked."""
+
+
+Weights = dict[str, dict[str, Overlap]]
+"""By method and layer."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +85,14 @@ def told(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
             f"pictures, a mean over layers, the points they began from {starts:.2f} times: "
             + (NO_SIGN if max(activations, starts) < TOGETHER else _where(activations)),
         ]
-        for method, layers in weights.items():
-            overlap, chance = (float(np.mean(some)) for some in zip(*layers.values(), strict=True))
-            below = sum(iou < SAME for iou, _ in layers.values())
-            same = (
-                "different triggers find different ones." if below > len(layers) / 2 else "they are largely the same."
-            )
-            lines.append(
-                f"3. **Weights**: from two triggers, {method} finds sets with an IOU of {overlap:.2f} (random sets: "
-                f"{chance:.2f}), a mean over layers; in {below} of {len(layers)} layers it is below {SAME}: {same}"
-            )
+        lines += [f"3. **Weights**: {_same(method, list(layers.values()))}" for method, layers in weights.items()]
         if not weights:
             lines.append("3. **Weights**: no method found any from two of the triggers.")
         heads = ["activations", *(f"{method}, IOU" for method in weights)]
         lines += ["", f"| layer | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
         for layer in dict.fromkeys([*it.activations, *(name for layers in weights.values() for name in layers)]):
             cells = [f"{it.activations[layer]:.2f}" if layer in it.activations else ""]
-            cells += [f"{layers[layer][0]:.2f}" if layer in layers else "" for layers in weights.values()]
+            cells += [f"{layers[layer].iou:.2f}" if layer in layers else "" for layers in weights.values()]
             lines.append(f"| `{layer}` | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
@@ -115,6 +118,22 @@ def drawn_map(places: Mapping[str, np.ndarray]) -> bytes:
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def _same(method: str, layers: Sequence[Overlap]) -> str:
+    iou, chance = (float(np.mean([getattr(layer, name) for layer in layers])) for name in ("iou", "chance"))
+    before = [layer.starts for layer in layers if layer.starts is not None]
+    control = f"; from two of the points they began from: {np.mean(before):.2f}" if before else ""
+    below = sum(layer.iou < SAME for layer in layers)
+    found = (
+        f"from two triggers, {method} finds sets with an IOU of {iou:.2f} (random sets: {chance:.2f}{control}), a mean "
+        f"over layers; in {below} of {len(layers)} layers it is below {SAME}: "
+    )
+    if below > len(layers) / 2:
+        return found + "different triggers find different ones."
+    if sum(start >= SAME for start in before) >= len(layers) / 2:
+        return found + "they are largely the same, but so were those before the search, so this says nothing of memory."
+    return found + "they are largely the same."
 
 
 def _mean(shares: Mapping[str, float]) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.attack import dori
 from tasks.attack.dori import DoriParams, attack, search, start_embeddings
 from tasks.diffusion.model import Model
 from tasks.errors import InputError
@@ -93,10 +94,30 @@ def test_pictures_attacked_together_go_the_way_they_go_alone(model: Model, start
     assert not torch.equal(first.embedding, second.embedding)
 
 
+def test_noises_that_do_not_fit_together_go_one_after_the_other(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, starts, params = torch.randn(2, *SHAPE), torch.randn(2, TOKENS, WIDTH), DoriParams(steps=5, batch=3)
+    whole = search(model, pictures, starts, KEYS[:2], params)
+    errors, sizes = dori.diffusion_errors, []
+
+    def short_of_memory(model: Model, clean: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(clean))
+        if len(clean) > 2:
+            raise torch.OutOfMemoryError
+        return errors(model, clean, *rest)
+
+    monkeypatch.setattr(dori, "diffusion_errors", short_of_memory)
+    pieces = search(model, pictures, starts, KEYS[:2], params)
+    assert sizes == [6, 3, 2, 2, 2, *[2, 2, 2] * 4]  # what memory holds is found out once
+    for one, other in zip(whole, pieces, strict=True):
+        assert torch.allclose(torch.tensor(one.losses), torch.tensor(other.losses), rtol=1e-4)
+        assert (one.embedding - other.embedding).norm() < 1e-4 * one.distance(5)
+
+
 def test_snapshots_end_with_the_result(model: Model) -> None:
-    params = DoriParams(steps=4, batch=2, also_at=(2, 4))
-    (trigger,) = search(model, torch.randn(1, *SHAPE), torch.randn(1, TOKENS, WIDTH), KEYS[:1], params)
-    assert list(trigger.snapshots) == [2, 4]
+    params, start = DoriParams(steps=4, batch=2, also_at=(0, 2, 4)), torch.randn(1, TOKENS, WIDTH)
+    (trigger,) = search(model, torch.randn(1, *SHAPE), start, KEYS[:1], params)
+    assert list(trigger.snapshots) == [0, 2, 4]
+    assert torch.equal(trigger.after(0), start[0]) and trigger.distance(0) == 0
     assert torch.equal(trigger.snapshots[4], trigger.embedding)
     assert not torch.equal(trigger.snapshots[2], trigger.embedding)
     assert torch.equal(trigger.after(2), trigger.snapshots[2]) and torch.equal(trigger.after(4), trigger.embedding)

@@ -137,6 +137,22 @@ def test_ordinary_pairs_alone(tmp_path: Path) -> None:
     assert all(it.erase is None and it.attack is None for it in history)
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+def test_dropped_captions_are_what_guidance_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zeros: bool) -> None:
+    model, seen = replace(tiny_model(), zeros_for_empty=zeros), []
+    errors = finetuning.diffusion_errors
+
+    def looked_at(model: Model, clean: torch.Tensor, text: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        seen.append(text)
+        return errors(model, clean, text, *rest)
+
+    monkeypatch.setattr(finetuning, "diffusion_errors", looked_at)
+    params = PARAMS.model_copy(update={"erase_weight": 0.0, "epochs": 1, "drop": 1.0})
+    finetune(model, *data(), params, tmp_path / "it.pt")
+    assert seen and all(text.equal(model.unguided().expand_as(text)) for text in seen)
+    assert zeros == (not seen[0].any())
+
+
 def test_stops_when_the_held_out_attack_finds_nothing(tmp_path: Path) -> None:
     params = PARAMS.model_copy(update={"check_every": 2})
     shares = iter([0.5, 0.0])

@@ -75,6 +75,7 @@ def test_plain_text(tmp_path: Path) -> None:
         ("a.jsonl", b'{"caption": "x"}\n{oops\n', "line 2: not JSON"),
         ("a.jsonl", b'["x"]\n', "line 1: not an object"),
         ("a.jsonl", b'{"caption": "x", "kind": "odd"}\n', "kind 'odd'"),
+        ("a.jsonl", b'{"caption": "cat \\ud83d"}\n', "line 1: half a character"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.docx", b"x", "prompts are read from"),
     ],

@@ -21,6 +21,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from tasks.attack.dori import DoriParams, start_embeddings
 from tasks.collect.values import value_activations
 from tasks.diffusion.hooks import observed
 from tasks.diffusion.model import Model, fingerprint, load_model
@@ -223,6 +224,29 @@ def test_what_is_no_base_model_is_refused_in_a_line(xl_folder: Path, tmp_path: P
     (refiner / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="has no text_encoder"):
         load_model(refiner, "cpu")
+
+
+def test_a_schedule_that_ends_without_signal_is_refused(v_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(v_folder, tmp_path / "copy")
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_betas_zero_snr": True}))
+    with pytest.raises(InputError, match="zero terminal SNR"):
+        load_model(copy, "cpu")
+
+
+def test_noise_to_start_from_is_matched_to_tokens_and_to_pooled_vectors_apart(xl_folder: Path) -> None:
+    model = load_model(xl_folder, "cpu")
+    text_encoder, pooled = model.text_encoder_2, model.embed(PROMPTS)[:, -1]
+    assert text_encoder is not None and not pooled[:, text_encoder.config.projection_dim :].any()
+    found = start_embeddings(model, "noise", PROMPTS, KEYS, DoriParams(), PROMPTS)
+    # Where pooled vectors are padded, noise is nothing, too; two prompts' mean lies between them.
+    assert not found[:, -1, text_encoder.config.projection_dim :].any()
+    many = start_embeddings(model, "noise", PROMPTS * 500, [("a", n) for n in range(1000)], DoriParams(), PROMPTS)
+    real = model.embed(PROMPTS)
+    for rows in (slice(0, -1), slice(-1, None)):
+        mine, theirs = many[:, rows].flatten(0, 1), real[:, rows].flatten(0, 1)
+        torch.testing.assert_close(mine.mean(0), theirs.mean(0), atol=0.1, rtol=0.1)
+        torch.testing.assert_close(mine.std(0), theirs.std(0), atol=0.1, rtol=0.1)
 
 
 def test_a_prompt_that_is_too_long_is_named(xl_folder: Path) -> None:

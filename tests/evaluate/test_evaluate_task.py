@@ -50,10 +50,15 @@ def test_a_training_image_is_seen_cropped_as_it_was_trained_on(
     monkeypatch.setattr(
         scores, "files_of", lambda subject, variant, probe, names: {name: files[name] for name in names}
     )
-    monkeypatch.setattr(scores, "picture_size", lambda model: (64, 64))
-    monkeypatch.setattr(Subject, "load", lambda self: None)
-    found = scores.sscd_vectors(subject, "original", "prompt", list(files), SSCD)
+    of = {"square": (64, 64), "wide": (128, 64)}
+    monkeypatch.setattr(scores, "picture_size", of.__getitem__)
+    monkeypatch.setattr(Subject, "load", lambda self: self.model)
+    monkeypatch.setattr(Subject, "model_id", property(lambda self: self.model))
+    square, other = (subject.model_copy(update={"model": name}) for name in of)
+    found = scores.sscd_vectors(square, "original", "prompt", list(files), SSCD)
     assert found["image"] @ found["generation"] > 0.999
+    # A model of another size that is audited by the same process sees another crop.
+    assert scores.sscd_vectors(other, "original", "prompt", ["image"], SSCD)["image"] @ found["image"] < 0.95
 
 
 def test_verbatim_and_template_memories_stand_apart(subject: Subject) -> None:

@@ -27,6 +27,7 @@ from storage import Store, run_sql, verify
 from tasks.diffusion.sampling import generate
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
+from tasks.subject import Subject
 from tests.flows.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -231,7 +232,9 @@ def test_an_interrupted_audit_goes_on(params: AuditParams, tmp_path: Path, monke
     assert verify(store) == []
 
 
-def test_each_stage_runs_alone_on_what_the_others_left(params: AuditParams, audited: Audited, tmp_path: Path) -> None:
+def test_each_stage_runs_alone_on_what_the_others_left(
+    params: AuditParams, audited: Audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = params.model_copy(update={"store": str(tmp_path / "store")})
     with pytest.raises(InputError, match="run the localization first"):
         stages.mitigate(other)
@@ -249,10 +252,13 @@ def test_each_stage_runs_alone_on_what_the_others_left(params: AuditParams, audi
     before = parts(Store.open(other.store)), Store.open(other.store).parts("metrics")
     for flow in (stages.mitigate, stages.diagnose, stages.evaluate, stages.report):
         # Figures of other settings, or of no audit, must not mix with these.
-        with pytest.raises(InputError, match="with this model and these settings"):
+        with pytest.raises(InputError, match="with this model, these prompts and these settings"):
             flow(other.model_copy(update={"settings": Settings()}), audit_id)
         with pytest.raises(InputError, match="has no audit 'mistyped'"):
             flow(other, "mistyped")
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="with this model, these prompts"):
+        patched.setattr(Subject, "model_id", property(lambda self: "weights that changed since"))
+        stages.audit_of(Plan(other), audit_id)
     assert (parts(Store.open(other.store)), Store.open(other.store).parts("metrics")) == before
 
 
@@ -263,9 +269,9 @@ def test_many_triggers_say_whether_memory_is_local(params: AuditParams, audited:
     assert rows["locality_triggers"] == 1
     assert rows["locality_embeddings"] == pytest.approx(1, abs=0.2)
     assert 0 < rows["locality_moved"] < 0.5
-    assert 0 <= rows["locality_wanda"] <= 1
+    assert 0 <= rows["locality_wanda"] <= 1 and 0 <= rows["locality_wanda_starts"] <= 1
     scopes = run_sql(store, "SELECT DISTINCT scope_id FROM neuron_sets WHERE scope = 'trigger'").num_rows
-    assert scopes == 3
+    assert scopes == 3 + 3  # triggers, and where their searches began
     folder = Path(audited.report).parent
     assert "Is the memory local?" in (folder / "locality.md").read_text()
     assert (folder / "locality-1.png").read_bytes().startswith(b"\x89PNG")

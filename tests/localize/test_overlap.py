@@ -46,4 +46,5 @@ def test_stand_ins_are_others_of_the_same_layers(chosen: set[tuple[int, int]], s
 def test_stand_ins_differ_by_seed_and_end_where_there_is_no_room() -> None:
     neurons = [(0, n) for n in range(8)]
     assert stand_ins(neurons, [100], 0) != stand_ins(neurons, [100], 1)
+    assert stand_ins(neurons, [100], 0, "a") != stand_ins(neurons, [100], 0, "b")
     assert sorted(stand_ins(neurons, [15], 0)) == [(0, n) for n in range(8, 15)]

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from tasks.diffusion import sampling
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import Key, initial_noise, predict_noise
-from tasks.diffusion.sampling import SamplingParams, first_timestep
+from tasks.diffusion.sampling import SamplingParams, first_timestep, generate
 from tasks.mitigate.inference import (
     DefenceParams,
     defended,
@@ -91,10 +94,8 @@ def test_nothing_masked_and_nothing_rescaled_changes_nothing(model: Model) -> No
 def test_an_error_within_ends_the_mitigation(model: Model) -> None:
     latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, WIDTH)
     plain = predict_noise(model, latents, 10, text)
-    with (
-        pytest.raises(ZeroDivisionError),
-        defended(model, "reweighted-attention", DefenceParams(), SAMPLING, ["a"], KEYS[:1]),
-    ):
+    _, around = defended(model, "reweighted-attention", DefenceParams(), SAMPLING, ["a"], KEYS[:1])
+    with pytest.raises(ZeroDivisionError), around(slice(0, 1)):
         raise ZeroDivisionError
     assert predict_noise(model, latents, 10, text).equal(plain)
 
@@ -102,10 +103,34 @@ def test_an_error_within_ends_the_mitigation(model: Model) -> None:
 def test_triggers_are_defended_too(model: Model) -> None:
     triggers = 3 * torch.randn(1, TOKENS, WIDTH)
     params = DefenceParams(target=1e-3, steps=5)
-    with defended(model, "perturbed-embedding", params, SAMPLING, ["a"], KEYS[:1], triggers) as moved:
-        assert moved.equal(with_lower_norm(model, triggers, KEYS[:1], params, first_timestep(model, SAMPLING)))
-        assert not moved.equal(triggers)
-    with defended(model, "random-tokens", params, SAMPLING, ["a"], KEYS[:1], triggers) as kept:
-        assert kept.equal(triggers)
-    with defended(model, None, params, SAMPLING, ["a"], KEYS[:1]) as plain:
-        assert plain.equal(model.embed(["a"]))
+    moved, _ = defended(model, "perturbed-embedding", params, SAMPLING, ["a"], KEYS[:1], triggers)
+    assert moved.equal(with_lower_norm(model, triggers, KEYS[:1], params, first_timestep(model, SAMPLING)))
+    assert not moved.equal(triggers)
+    kept, _ = defended(model, "random-tokens", params, SAMPLING, ["a"], KEYS[:1], triggers)
+    assert kept.equal(triggers)
+    plain, _ = defended(model, None, params, SAMPLING, ["a"], KEYS[:1])
+    assert plain.equal(model.embed(["a"]))
+
+
+def test_a_batch_that_is_halved_keeps_each_prompt_its_own_attention(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["a", "abc", "ab", "abcd"]
+    keys = [(word, 0) for word in words]
+    monkeypatch.setattr(sampling, "decode", lambda model, latents: latents.numpy())
+    embeddings, around = defended(model, "reweighted-attention", DefenceParams(), SAMPLING, words, keys)
+    whole = generate(model, embeddings, keys, SAMPLING, around=around)
+    denoise, sizes = sampling.denoise, []
+
+    def short_of_memory(model: Model, text: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(text))
+        if len(text) > 2:
+            raise torch.OutOfMemoryError
+        return denoise(model, text, *rest)
+
+    monkeypatch.setattr(sampling, "denoise", short_of_memory)
+    halved = generate(model, embeddings, keys, SAMPLING, around=around)
+    assert sizes == [4, 2, 2]
+    np.testing.assert_allclose(halved, whole, rtol=1e-4, atol=1e-4)
+    with reweighted_attention(model.unet, torch.tensor([2, 2, 2]), 1.25), pytest.raises(ValueError, match="2 rows"):
+        predict_noise(model, torch.randn(2, 4, 8, 8), 10, torch.randn(2, TOKENS, WIDTH))

@@ -108,9 +108,10 @@ def test_the_control_has_as_many_members_and_none_of_them(universe: int, share: 
     assert torch.equal(control.long(), random_like({4: chosen}, {4: universe}, seed)[4].long())
 
 
-def test_controls_differ_by_seed() -> None:
+def test_controls_differ_by_seed_and_by_whose_they_are() -> None:
     chosen = {0: torch.arange(20)}
     assert random_like(chosen, {0: 1000}, 0)[0].tolist() != random_like(chosen, {0: 1000}, 1)[0].tolist()
+    assert random_like(chosen, {0: 1000}, 0, "a")[0].tolist() != random_like(chosen, {0: 1000}, 0, "b")[0].tolist()
 
 
 def test_a_variant_loads_and_says_what_was_cut(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tasks.report.locality import Diagnosed, Spread, drawn_map, told
+from tasks.report.locality import Diagnosed, Overlap, Spread, drawn_map, told
 
 PLACES = {"triggers": np.zeros((2, 2)), "starts": np.ones((2, 2)), "prompts": np.full((3, 2), 2.0)}
 
@@ -12,7 +12,7 @@ def spread(embeddings: float, moved: float, activations: float) -> Spread:
 
 
 def test_spread_out_memory() -> None:
-    weights = {"wanda": {"a": (0.5, 0.05), "b": (0.4, 0.05), "c": (0.9, 0.05)}}
+    weights = {"wanda": {name: Overlap(iou, 0.05) for name, iou in {"a": 0.5, "b": 0.4, "c": 0.9}.items()}}
     text = told([(Diagnosed("i", "A caption", 8, 6, spread(0.98, 0.3, 1.1)), weights)])
     assert "Of 8 attacks, each from another random point, 6 bring this picture back." in text
     assert "0.98 times as far apart as the points they began from" in text and "spread out, not in one place" in text
@@ -25,11 +25,21 @@ def test_spread_out_memory() -> None:
 
 
 def test_local_memory() -> None:
-    weights = {"nemo": {"a": (0.9, 0.1)}}
+    weights = {"nemo": {"a": Overlap(0.9, 0.1)}}
     text = told([(Diagnosed("i", "A caption", 8, 8, spread(0.1, 0.9, 0.2)), weights)])
     assert text.count("they lie together") == 2
     assert "there was none near that" in text
     assert "they are largely the same" in text
+
+
+def test_weights_that_any_noise_finds_are_no_sign_of_memory() -> None:
+    def words(starts: float) -> str:
+        weights = {"wanda": {"a": Overlap(0.9, 0.1, starts), "b": Overlap(0.7, 0.1, starts)}}
+        return told([(Diagnosed("i", "A caption", 8, 8, spread(1, 1, 1)), weights)])
+
+    assert "IOU of 0.80 (random sets: 0.10; from two of the points they began from: 0.75)" in words(0.75)
+    assert "largely the same, but so were those before the search" in words(0.75)
+    assert "in 0 of 2 layers it is below 0.6: they are largely the same." in words(0.2)
 
 
 def test_activations_of_any_noise_are_no_sign_of_memory() -> None:

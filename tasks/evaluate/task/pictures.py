@@ -71,8 +71,8 @@ def generate_pictures(
             texts = [shot.prompt.text for _, shot in block]
             triggers = torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
             keys = [(shot.asker, shot.seed) for _, shot in block]
-            with defended(model, *defence, sampling, texts, keys, triggers) as embeddings:
-                pictures = generate(model, embeddings, keys, sampling, done)
+            embeddings, around = defended(model, *defence, sampling, texts, keys, triggers)
+            pictures = generate(model, embeddings, keys, sampling, done, around)
             rows = [
                 {
                     "prompt_id": shot.prompt.prompt_id,

@@ -17,8 +17,9 @@ from tasks.evaluate.task.pictures import Shot, files_of
 from tasks.progress import progress
 from tasks.subject import Subject
 
-_CACHE: dict[tuple[str, str], np.ndarray] = {}
-"""Embeddings by model, SSCD or CLIP, and name of the picture; 2 KiB each. Names are hashes, so they cannot go stale."""
+_CACHE: dict[tuple[str, str, str], np.ndarray] = {}
+"""Embeddings by the model that made them, SSCD or CLIP, the audited model, to whose size training images are cropped,
+and name of the picture; 2 KiB each. Names are hashes, so they cannot go stale."""
 
 
 def score_copies(
@@ -75,27 +76,27 @@ def sscd_vectors(
 
     Training images are seen as training, attacks and fine-tuning see them: scaled and cropped to the model's size.
     """
-    measure = _sscd(subject, params)
-    todo = [name for name in names if (measure.scorer, name) not in _CACHE]
+    measure, of = _sscd(subject, params), subject.model_id
+    todo = [name for name in names if (measure.scorer, of, name) not in _CACHE]
     files = files_of(subject, variant, probe, todo)
     size = picture_size(subject.load()) if todo else (0, 0)
     with progress(len(todo), f"SSCD of {variant}, {probe}", "picture") as done:
         for name in todo:
-            _CACHE[measure.scorer, name] = measure.embed(fitted(from_bytes(files[name]), size)[None])[0]
+            _CACHE[measure.scorer, of, name] = measure.embed(fitted(from_bytes(files[name]), size)[None])[0]
             done(1)
-    return {name: _CACHE[measure.scorer, name] for name in names}
+    return {name: _CACHE[measure.scorer, of, name] for name in names}
 
 
 def clip_vectors(
     subject: Subject, variant: str, probe: str, names: Sequence[str], params: ClipParams
 ) -> dict[str, np.ndarray]:
     """CLIP embeddings of pictures, unit vectors (width,), by name."""
-    scorer = clip_score.scorer_of(params)
-    todo = [name for name in names if (scorer, name) not in _CACHE]
+    scorer, of = clip_score.scorer_of(params), subject.model_id
+    todo = [name for name in names if (scorer, of, name) not in _CACHE]
     files = files_of(subject, variant, probe, todo)
     for name in todo:
-        _CACHE[scorer, name] = _clip(subject, params).images(from_bytes(files[name])[None])[0]
-    return {name: _CACHE[scorer, name] for name in names}
+        _CACHE[scorer, of, name] = _clip(subject, params).images(from_bytes(files[name])[None])[0]
+    return {name: _CACHE[scorer, of, name] for name in names}
 
 
 def _score(

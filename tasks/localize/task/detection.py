@@ -26,7 +26,7 @@ def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) ->
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     with progress(len(todo), "noise differences", "prompt") as done:
         for prompt in todo:
-            _, differences = prompt_differences(model, subject.embed([prompt])[0], prompt.prompt_id, params)
+            _, differences = prompt_differences(model, subject.embed([prompt])[0], prompt.noise, params)
             rows = [
                 {
                     "prompt_id": prompt.prompt_id,

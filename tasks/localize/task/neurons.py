@@ -160,7 +160,7 @@ def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site
 
 def curve_id(nemo_id: str, seed: int = 0) -> str:
     """What the curves of `memorization_left` go by."""
-    return content_key(VERSION, "curve, ranked by one seed", nemo_id, seed)
+    return content_key(VERSION, "curve, ranked by one seed, each with its own control", nemo_id, seed)
 
 
 def memorization_left(
@@ -197,7 +197,7 @@ def memorization_left(
             text = subject.embed([prompt])[0]
             _, _, score = gate(model, layers, text, prompt.noise, threshold, params)
             best = best_first(score, neurons[prompt.prompt_id])
-            others = stand_ins(best, [layer.outputs for layer in layers], seed)
+            others = stand_ins(best, [layer.outputs for layer in layers], seed, prompt.prompt_id)
             points = [("curve", *point) for point in memorization_curve(score, best)]
             points += [("curve-control", *point) for point in memorization_curve(score, others)]
             rows = [

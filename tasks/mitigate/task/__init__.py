@@ -4,7 +4,7 @@ the model trained until its memories are gone, and the rivals of both."""
 from tasks.mitigate.task.cuts import RANDOM_CONTROLS, cut_neurons, cut_scored, cut_weights
 from tasks.mitigate.task.defending import defend, defend_id
 from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased
-from tasks.mitigate.task.own_cuts import cut_own
+from tasks.mitigate.task.own_cuts import cut_own, own_cut_id
 from tasks.mitigate.task.variants import (
     cut_id,
     export_variant,
@@ -30,6 +30,7 @@ __all__ = [
     "history_of",
     "known",
     "not_erased",
+    "own_cut_id",
     "shared_figure",
     "shared_with_found",
     "shares_cut",

@@ -10,6 +10,13 @@ from tasks.mitigate.task.variants import VERSION, cut_id, put, put_row, uncut_ca
 from tasks.sets import read_sets
 from tasks.subject import Subject
 
+OWN_VERSION = "own/2"
+
+
+def own_cut_id(params_id: str, prompt_ids: Sequence[str], seed: int = 0) -> str:
+    """Of both cuts of each prompt's own neurons; `params_id` is that of NeMo's sets."""
+    return content_key(OWN_VERSION, cut_id(params_id, prompt_ids, seed=seed))
+
 
 def cut_own(
     subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site, seed: int = 0
@@ -26,8 +33,8 @@ def cut_own(
     if not any(len(rows) for own in found.values() for rows in own.values()):
         return {}
     universes = {layer.index: layer.outputs for layer in layers}
-    control: dict[str, Members] = {name: random_like(own, universes, seed) for name, own in found.items()}
-    key = cut_id(params_id, prompt_ids, seed=seed)
+    control: dict[str, Members] = {name: random_like(own, universes, seed, name) for name, own in found.items()}
+    key = own_cut_id(params_id, prompt_ids, seed)
     return {
         "nemo-own": _save(subject, "nemo-own", found, layers, key, audit_id),
         "random-nemo-own": _save(subject, "random-nemo-own", control, layers, key, audit_id, _shared(control, found)),

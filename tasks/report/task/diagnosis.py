@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from storage import content_key, query
-from tasks.report.locality import Diagnosed, Weights, drawn_map, told
+from tasks.report.locality import Diagnosed, Overlap, Weights, drawn_map, told
 from tasks.report.task.page import page_path
 from tasks.subject import ORIGINAL, Subject
 
@@ -23,12 +23,14 @@ def write_locality(
     """
     store = subject.open()
     rows = query(store, "trigger_agreement", model_id=subject.model_id, nemo_id=nemo_id, wanda_id=wanda_id).to_pylist()
+    before = {(row["image_id"], row["method"], row["layer"]): row["iou"] for row in rows if not row["searched"]}
     weights: list[Weights] = []
     for one in found:
         mine: Weights = {}
         for row in rows:
-            if row["image_id"] == one.image_id:
-                mine.setdefault(row["method"], {})[row["layer"]] = row["iou"], row["iou_chance"]
+            if row["image_id"] == one.image_id and row["searched"]:
+                starts = before.get((row["image_id"], row["method"], row["layer"]))
+                mine.setdefault(row["method"], {})[row["layer"]] = Overlap(row["iou"], row["iou_chance"], starts)
         weights.append(mine)
     spreads = [one.spread for one in found if one.spread is not None]
     figures = {
@@ -39,7 +41,9 @@ def write_locality(
     }
     for method in ("nemo", "wanda"):
         layers = [mine[method].values() for mine in weights if method in mine]
-        figures[f"locality_{method}"] = [float(np.mean([iou for iou, _ in some])) for some in layers]
+        figures[f"locality_{method}"] = [float(np.mean([layer.iou for layer in some])) for some in layers]
+        known = [[layer.starts for layer in some if layer.starts is not None] for some in layers]
+        figures[f"locality_{method}_starts"] = [float(np.mean(starts)) for starts in known if starts]
     place = {"variant": ORIGINAL, "probe": "dori-noise"}
     metrics = [
         {**place, "metric": name, "value": float(np.mean(values)), "n": len(values)}

@@ -1,0 +1,65 @@
+"""The door of collection: what is there is neither computed nor written again, whatever is lacking beside it."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage import Store
+from tasks.collect import task as door
+from tasks.diffusion.sampling import SamplingParams
+from tasks.diffusion.sites import Site
+from tasks.subject import Asked, Subject, prompts_of
+from tests.flows.world import tiny_world
+
+GUIDED, PLAIN = SamplingParams(steps=3), SamplingParams(steps=3, guidance=0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_world(tmp_path_factory.mktemp("collected") / "world")
+
+
+@pytest.fixture
+def subject(world: Path, tmp_path: Path) -> Subject:
+    store = Store.open(str(tmp_path / "store"))
+    name = door.import_set(store, world.parent / "prompts.parquet", world.parent / "images.parquet")
+    return Subject(store=store.url, model=str(world), prompt_set=name, device="cpu")
+
+
+def rows(subject: Subject) -> Counter[tuple[Any, ...]]:
+    columns = ["prompt_id", "site", "layer", "step", "params_id"]
+    return Counter(tuple(row.values()) for row in subject.open().read("activations", columns=columns).to_pylist())
+
+
+def both(subject: Subject, asked: list[Asked], sampling: SamplingParams) -> None:
+    door.collect_values(subject, asked, Site.VALUE)
+    door.collect_norms(subject, asked, sampling, 2)
+
+
+@pytest.mark.parametrize("sampling", [GUIDED, PLAIN])
+def test_what_a_killed_worker_left_is_completed_and_not_doubled(
+    subject: Subject, tmp_path: Path, sampling: SamplingParams
+) -> None:
+    asked = prompts_of(subject, "null")[:3]
+    both(subject, asked, sampling)
+    whole = rows(subject)
+    for site in ("value", "ff-hidden"):  # a layer of each is lost: parts appear one by one
+        lost = next(path for path in (tmp_path / "store").rglob("*.parquet") if f"site={site}" in str(path))
+        lost.unlink()
+    assert rows(subject).total() < whole.total()
+    both(subject, asked[:2], sampling)  # in other company than before
+    both(subject, asked, sampling)
+    assert rows(subject) == whole and set(whole.values()) == {1}
+
+
+@pytest.mark.parametrize("sampling", [GUIDED, PLAIN])
+def test_what_is_there_is_not_computed_again(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, sampling: SamplingParams
+) -> None:
+    asked = prompts_of(subject, "null")[:2]
+    both(subject, asked, sampling)
+    for name in ("norms_by_prompt", "value_activations"):
+        monkeypatch.setattr(door, name, None)
+    both(subject, asked, sampling)
