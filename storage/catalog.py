@@ -45,8 +45,9 @@ def connect(store: Store, through_arrow: bool = False, spill: str | None = None)
 
     Args:
         store: the store.
-        through_arrow: let Arrow read the parts that are there now, so that DuckDB itself needs no file; always so on
-            S3. Otherwise DuckDB reads them, and a view also sees parts that are put in place later.
+        through_arrow: let Arrow read the parts that are there now, so that DuckDB itself needs no file, and checksums
+            of pages are looked at; always so on S3. Otherwise DuckDB reads them, and a view also sees parts that are
+            put in place later.
         spill: folder for what does not fit in memory; None for one of its own in the system's temporary folder.
 
     Raises:
@@ -117,7 +118,8 @@ def query(con_or_store: duckdb.DuckDBPyConnection | Store, name: str, **params: 
     known = set(duckdb.extract_statements(text)[0].named_parameters)
     if unknown := set(params) - known:
         raise StoreError(f"the query {name} takes {', '.join(sorted(known)) or 'nothing'}, not {min(unknown)}")
-    con = connect(con_or_store) if isinstance(con_or_store, Store) else con_or_store
+    # Arrow looks at the checksums of pages, DuckDB does not.
+    con = connect(con_or_store, through_arrow=True) if isinstance(con_or_store, Store) else con_or_store
     with _clear(f"the query {name} failed"):
         return con.sql(text, params={key: params.get(key) for key in known}).to_arrow_table()
 

@@ -9,12 +9,13 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from pyarrow import fs
 
 from storage.errors import StoreError
-from storage.folders import write_manifest
+from storage.folders import read_manifest, write_manifest
 from storage.place import ASIDE, HOUR, MANIFEST, Entry
 
 _number = itertools.count()
@@ -77,14 +78,18 @@ class LocalPlace:
                 os.rename(aside, final)
             except OSError as error:
                 # Another writer of the same key came first; folders of one key are equal, so theirs stays.
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (final / MANIFEST).is_file():
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
+                if not (final / MANIFEST).is_file():  # a remnant that nobody takes for whole
+                    os.rename(final, self._aside())
+                    os.rename(aside, final)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         _flush_folder(final.parent)
 
     def get_folder(self, path: str) -> Path:
-        return self.path / path
+        # What was copied here from S3 lies where that upload went to.
+        return self.path / path / read_manifest(self.read(f"{path}/{MANIFEST}")).below
 
     def litter(self) -> Mapping[str, float]:
         now, found = time.time(), {}
@@ -105,7 +110,7 @@ class LocalPlace:
         # Who writes it and when are in the name, so that whoever finds it later can tell whether it is abandoned.
         folder = self.path / ASIDE
         _make_folders(folder)
-        return folder / f"{socket.gethostname()}~{os.getpid()}~{time.time_ns()}~{next(_number)}"
+        return folder / f"{_machine()}~{os.getpid()}~{time.time_ns()}~{next(_number)}"
 
 
 def _raise_unless_missing(error: OSError) -> None:
@@ -114,9 +119,20 @@ def _raise_unless_missing(error: OSError) -> None:
         raise error
 
 
+@cache
+def _machine() -> str:
+    """Where a process number means something: containers and clones of machines may share a host's name."""
+    name = socket.gethostname()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{name}.{boot[:8]}.{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return name
+
+
 def _writer_is_dead(name: str) -> bool:
     host, pid, *_ = [*name.split("~"), "", ""]
-    if host != socket.gethostname() or not pid.isdigit():
+    if host != _machine() or not pid.isdigit():
         return False
     try:
         os.kill(int(pid), 0)

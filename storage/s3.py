@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from storage.errors import StoreError
-from storage.folders import digest, read_manifest, write_manifest
+from storage.folders import Manifest, digest, read_manifest, write_manifest
 from storage.place import HOUR, MANIFEST, WEIGHTS, Entry
 from storage.tables import TABLES
 
@@ -73,9 +73,12 @@ class S3Place:
         self.put(f"{path}/{MANIFEST}", manifest)
 
     def get_folder(self, path: str) -> Path:
-        final = _cache() / hashlib.sha256(self.url.encode()).hexdigest()[:16] / path
+        place = f"{self.url} {_endpoint() or ''}"
+        final = _cache() / hashlib.sha256(place.encode()).hexdigest()[:16] / path
         if final.is_dir():
-            return final
+            if _is_whole(final, read_manifest(self.read(f"{path}/{MANIFEST}"))):
+                return final
+            shutil.rmtree(final)  # as a power cut leaves it
         final.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=final.parent))
         try:
@@ -88,6 +91,7 @@ class S3Place:
                     local.seek(0)
                     if digest(local) != entry["sha256"]:
                         raise OSError(f"{name} is damaged; remove {path} from the store and run its stage again")
+                    os.fsync(local.fileno())
             try:
                 aside.rename(final)
             except OSError:
@@ -106,7 +110,9 @@ class S3Place:
         for manifest in [path for path in newest if path.endswith(f"/{MANIFEST}")]:
             folder = manifest.removesuffix(MANIFEST)
             try:
-                kept = {f"{folder}{read_manifest(self.read(manifest)).below}"}
+                below = read_manifest(self.read(manifest)).below
+                # In a store that was copied from a disk the files lie beside the manifest.
+                kept = {f"{folder}{below}"} if below else {name for name in newest if name.startswith(folder)}
             except ValueError:  # it is damaged: which upload it showed, a person has to say
                 kept = {upload for upload in newest if upload.startswith(folder)}
             newest = {upload: at for upload, at in newest.items() if upload not in {manifest, *kept}}
@@ -140,9 +146,21 @@ class S3Place:
             file.write(data)
 
 
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether every file is there with its size; their contents were looked at when they were downloaded."""
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == entry["size"]
+        for name, entry in manifest.files.items()
+    )
+
+
 def _connect() -> fs.S3FileSystem:
     options: dict[str, Any] = {}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+    if endpoint := _endpoint():
         parts = urlsplit(endpoint)
         options = {"scheme": parts.scheme, "endpoint_override": parts.netloc + parts.path.rstrip("/")}
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from storage.errors import StoreError, one_line
 from storage.folders import digest, read_manifest
 from storage.layout import partition_of
+from storage.local import LocalPlace
 from storage.parts import damage
 from storage.place import MANIFEST, WEIGHTS
 from storage.store import Store
@@ -26,7 +27,8 @@ class Damage:
 def verify(store: Store, gc: bool = False, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
     """Read every part and every folder of weights, and say which are damaged. Nothing is repaired or removed.
 
-    A damaged part can be deleted: the stage that wrote it will find its work missing and do it again.
+    A damaged part can be deleted, and so can a whole folder of weights of which a file is: the stage that wrote it will
+    find its work missing and do it again.
 
     Args:
         store: the store.
@@ -74,12 +76,25 @@ def collect_litter(store: Store) -> list[str]:
 
 
 def _checks(store: Store, tables: list[tuple[str, Table]], weights: list[str]) -> Iterator[tuple[str, str | None]]:
-    """Each file with what is wrong with it; a file that a manifest names but that is missing comes on top."""
+    """Each file with what is wrong with it; what a manifest or a variant names but that is missing comes on top."""
     for address, table in tables:
         yield address, _check_part(store, table, address)
     manifests = [path for path in weights if path.split("/", 2)[2:] == [MANIFEST]]
     for path in manifests:
         yield from _check_folder(store, path, set(weights))
+    whole = {path.removesuffix(f"/{MANIFEST}") for path in manifests}
+    if isinstance(store.place, LocalPlace):  # on S3 it may be an upload that goes on
+        for folder in {"/".join(path.split("/")[:2]) for path in weights} - whole:
+            yield folder, f"has no {MANIFEST}: remove it"
+    for address in _named_weights(store) - whole:
+        yield address, "is gone, though a variant names it: run `engram mitigate` again"
+
+
+def _named_weights(store: Store) -> set[str]:
+    try:
+        return set(store.read("variants", columns=["weights"])["weights"].to_pylist()) - {None}
+    except StoreError:  # a part of the table is damaged, and told of as such
+        return set()
 
 
 def _check_part(store: Store, table: Table, address: str) -> str | None:

@@ -36,7 +36,9 @@ def query(
         known = [{"query": one, "answers": header} for one, header in queries().items()]
         printed(known, form, widest=160)
     else:
-        printed(run_query(Store.open(store, create=False), name, **settings_of(settings or [])), form)
+        # What is not given is NULL already; null is a kind of prompts.
+        asked = {key: "null" if value is None else value for key, value in settings_of(settings or []).items()}
+        printed(run_query(Store.open(store, create=False), name, **asked), form)
 
 
 @app.command(name="iou")

@@ -1,5 +1,5 @@
 -- The paper's figure: mean IOU between scopes at each step, averaged over layers and pairs, beside chance.
--- $model_id, $method: NULL for all. $scope: NULL for all.
+-- $model_id, $method: NULL for all. $scope: NULL for all. The set of all subsets together is none of them.
 
 SELECT
     model_id, method, params_id, site, scope, step,
@@ -11,6 +11,6 @@ SELECT
     max(iou) AS highest,
     avg(iou_chance) AS iou_chance
 FROM iou_of(of_model := $model_id, of_method := $method)
-WHERE $scope IS NULL OR scope = $scope
+WHERE ($scope IS NULL OR scope = $scope) AND 'all' NOT IN (scope_id_1, scope_id_2)
 GROUP BY model_id, method, params_id, site, scope, step
 ORDER BY model_id, method, params_id, site, scope, step

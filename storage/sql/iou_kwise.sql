@@ -10,6 +10,7 @@ WITH sets AS NOT MATERIALIZED (
         AND ($method IS NULL OR method = $method)
         AND ($layer IS NULL OR layer = $layer)
         AND ($step IS NULL OR step = $step)
+        AND NOT (scope = 'subset' AND scope_id = 'all')  -- that of all subsets together is none of them
 ),
 held AS (
     SELECT model_id, method, params_id, scope, site, layer, step, member, count(DISTINCT scope_id) AS c

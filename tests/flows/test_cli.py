@@ -86,6 +86,14 @@ def test_named_queries_are_listed_and_asked(
     (row,) = json.loads(CliRunner().invoke(app, ["query", "iou_pairs", *where]).output)
     assert row["iou"] == pytest.approx(1 / 3)
     assert json.loads(CliRunner().invoke(app, ["query", "iou_pairs", "--set", "method=none", *where]).output) == []
+    for kind in ("null", "memorized"):
+        prompt = {"prompt_id": kind, "text": kind, "kind": kind, "image_ids": []}
+        store.write("prompts", kind, [prompt], prompt_set="p")
+        norms = {"prompt_id": kind, "step": 0, "timestep": 9, "sum_sq": [4.0], "tokens": 1, "params_id": "n"}
+        place = {"model_id": "m", "variant": "original", "site": "ff-hidden", "layer": "x"}
+        store.write("activations", kind, [norms], **place)
+    asked = CliRunner().invoke(app, ["query", "wanda_norms", "--set", "model_id=m", "--set", "kind=null", *where])
+    assert [row["prompts"] for row in json.loads(asked.output)] == [1]
     assert "takes" in refused(monkeypatch, capsys, "query", "iou_pairs", "--set", "metod=x", *where)
     assert "there are audit_metrics" in refused(monkeypatch, capsys, "query", "iou", *where)
 

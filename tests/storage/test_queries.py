@@ -286,3 +286,14 @@ def test_subspace_tells_kinds_of_pairs_apart(local: Store) -> None:
     assert whole["VM with TM"]["iou"] == 0 and whole["control"]["iou"] == pytest.approx(1 / 5)
     assert {row["step"] for row in found if row["pair"] == "VM" and row["step"] is not None} == {0, 1}
     assert {row["layer"] for row in found if row["layer"] is not None} == {"down.0/ff net"}
+
+
+def test_the_set_of_all_subsets_is_no_subset(local: Store) -> None:
+    for name, members in {"VM 1": [1, 2], "VM 2": [3, 4], "all": [1, 2, 3, 4]}.items():
+        row = {"params_id": "p", "scope": "subset", "scope_id": name, "members": members, "universe": 10, "step": 0}
+        local.write("neuron_sets", name.replace(" ", "-"), [row], **SET)
+    for name in ("iou_by_layer", "iou_by_step"):
+        (row,) = query(local, name).to_pylist()
+        assert (row["pairs"], row["iou"]) == (1, 0)
+    kwise = [(row["scopes"], row["k"], row["exactly"]) for row in query(local, "iou_kwise").to_pylist()]
+    assert kwise == [(2, 1, 4), (2, 2, 0)]

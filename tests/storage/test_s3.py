@@ -158,3 +158,36 @@ def test_a_key_is_written_once(s3: Store) -> None:
     s3.write("neuron_sets", "k", [neuron_set("a", {1})], **SET)
     s3.place.put(s3.parts("neuron_sets")[0], b"something else")
     assert verify(s3) == []
+
+
+def test_a_store_that_was_copied_from_a_disk_keeps_its_weights_and_so_does_the_copy_back(
+    s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, bucket, client = tmp_path / "source", s3.url.split("/")[2], boto3.client("s3")
+    (source / "unet").mkdir(parents=True)
+    (source / "unet" / "weights").write_bytes(b"w" * 100)
+    on_disk = Store.open(tmp_path / "on_disk")
+    address = on_disk.put_folder("variants", "k", source)
+    for path in (tmp_path / "on_disk" / address).rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), bucket, f"some/prefix/{path.relative_to(tmp_path / 'on_disk')}")
+    monkeypatch.setattr(storage.s3, "HOUR", -1.0)
+    assert collect_litter(s3) == [] and verify(s3) == []
+    assert (s3.get_folder(address) / "unet" / "weights").read_bytes() == b"w" * 100
+    uploaded = s3.put_folder("variants", "up", source)
+    for key in keys_in(bucket):
+        if "/weights/up/" in key:
+            copy = tmp_path / "on_disk" / key.removeprefix("some/prefix/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            client.download_file(bucket, key, str(copy))
+    assert (on_disk.get_folder(uploaded) / "unet" / "weights").read_bytes() == b"w" * 100
+    assert verify(on_disk) == []
+
+
+def test_a_download_that_lost_bytes_is_fetched_again(s3: Store, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "weights").write_bytes(b"whole")
+    address = s3.put_folder("variants", "k", tmp_path / "source")
+    found = s3.get_folder(address) / "weights"
+    found.write_bytes(b"")  # as after a power cut
+    assert (s3.get_folder(address) / "weights").read_bytes() == b"whole"

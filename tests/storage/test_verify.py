@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import Store, StoreError, verify
+from storage import Store, StoreError, query, verify
 from storage.parts import damage, encode
 from storage.tables import TABLES, VERSION
 from tests.storage.samples import SET, neuron_set
@@ -100,3 +101,34 @@ def test_progress_ends_at_the_number_of_files(local: Store) -> None:
     seen: list[tuple[int, int]] = []
     verify(local, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_weights_that_are_gone_or_half_there_are_found_and_can_be_put_again(local: Store, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "unet").write_bytes(b"weights")
+    address = local.put_folder("variants", "k", tmp_path / "source")
+    row = {"variant": "wanda-1", "method": "wanda", "params_id": "p", "weights": address}
+    local.write("variants", "k", [row], model_id="m")
+    assert verify(local) == []
+    (Path(local.place.root) / address / "manifest.json").unlink()
+    assert [(found.address, found.reason.split(":")[0]) for found in verify(local)] == [
+        (address, "has no manifest.json"),
+        (address, "is gone, though a variant names it"),
+    ]
+    assert local.put_folder("variants", "k", tmp_path / "source") == address and verify(local) == []
+    shutil.rmtree(Path(local.place.root) / address)
+    assert [found.reason.split(",")[0] for found in verify(local)] == ["is gone"]
+
+
+def test_queries_do_not_answer_from_damaged_pages(local: Store) -> None:
+    address = local.write("neuron_sets", "k", [neuron_set("a", range(0, 3000, 3), universe=3000)], **SET)
+    path = Path(local.place.root, address)
+    whole, wrong = path.read_bytes(), 0
+    right = query(local, "neurons_by_layer").to_pylist()
+    for position in range(8, len(whole) // 2, 97):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            assert query(local, "neurons_by_layer").to_pylist() == right
+        except StoreError:
+            wrong += 1
+    assert wrong

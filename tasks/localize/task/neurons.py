@@ -67,7 +67,10 @@ def localize_nemo(
     threshold = nemo_threshold(subject, threshold_nulls, params)
     published = None if params.statistics is None else load_statistics(params.statistics, layers)
     params_id = nemo_id(subject, threshold_nulls, nulls, params)
-    known = found_scopes(subject, "nemo", params_id, site, layers)
+    # A search leaves all three, one after the other.
+    known = traced(store, subject, params_id)
+    for method in (CANDIDATES, "nemo"):
+        known &= found_scopes(subject, method, params_id, site, layers)
     todo = [prompt for prompt in asked if prompt.prompt_id not in known]
     if not todo:
         return params_id
