@@ -14,7 +14,7 @@ from tasks.errors import InputError
 
 Kind = Literal["memorized", "null", "ordinary"]
 TEXT = ("caption", "prompt", "text")
-IMAGE = ("image", "file_name", "index")
+IMAGE = ("image", "file_name")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -28,7 +28,9 @@ class Prompt:
     """Verbatim or template, where the file says so; its other words mean neither."""
     subset: str | None = None
     images: tuple[str, ...] = ()
-    """Names, with or without suffix, of the prompt's training images."""
+    """Names, with or without suffix, of the prompt's training images; where none is named, the number by `Index`."""
+    numbered: bool = False
+    """Whether they are such numbers, which count rows of this very file."""
 
 
 def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
@@ -59,7 +61,8 @@ def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
         prompt = _prompt(path, line, record, kind)
         if prompt.text in found:
             known = found[prompt.text]
-            prompt = replace(known, images=tuple(dict.fromkeys((*known.images, *prompt.images))))
+            both = tuple(dict.fromkeys((*known.images, *prompt.images)))
+            prompt = replace(known, images=both, numbered=known.numbered or prompt.numbered)
         found[prompt.text] = prompt
     if not found:
         raise InputError(f"{path} holds no prompts")
@@ -69,16 +72,17 @@ def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
 def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt] = ()) -> dict[str, list[Path]]:
     """Training images in a folder, by the text of their prompt.
 
-    Files are matched by the name or number that the prompt file gives (`00012.png` is number 12); where none is called
-    so, by the folder's `metadata.jsonl`, whose lines say `file_name` and `text`. Lines on standard error say how many
-    pictures belong to no prompt and are left out, and how many of `prompts` have none.
+    Files are matched by the path below the folder, the name, or the number that the prompt file gives (`00012.png` is
+    number 12); where none is called so, by the folder's `metadata.jsonl`, whose lines say `file_name` and `text`. Lines
+    on standard error say how many pictures belong to no prompt and are left out, and how many prompts have none.
 
     Args:
         others: prompts of further files. Numbers of theirs count rows of another file, so only names and
             `metadata.jsonl` find pictures of them.
 
     Raises:
-        InputError: there is no such folder, no picture in it, or none that belongs to a prompt.
+        InputError: there is no such folder, no picture in it, none that belongs to a prompt, or several in different
+            folders that go by the name of one.
     """
     if not folder.is_dir():
         raise InputError(f"no folder of images at {folder}")
@@ -87,11 +91,12 @@ def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt
         raise InputError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
     by_name: dict[str, list[Path]] = {}
     for path in files:
-        for name in {path.name, _plain(path.stem)}:
+        below = path.relative_to(folder)
+        for name in {below.as_posix(), below.with_suffix("").as_posix(), path.name, _plain(path.stem)}:
             by_name.setdefault(name, []).append(path)
     names = {prompt.text: prompt.images for prompt in prompts}
     for prompt in others:
-        names.setdefault(prompt.text, tuple(image for image in prompt.images if not image.isdigit()))
+        names.setdefault(prompt.text, () if prompt.numbered else prompt.images)
     told = folder / "metadata.jsonl"
     if told.is_file():
         for prompt in read_prompts(told):
@@ -107,6 +112,8 @@ def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt
             f"no picture in {folder} belongs to a prompt: name files as the prompt file's image or index column does, "
             "or add a metadata.jsonl with file_name and text"
         )
+    if others and not any(prompt.text in found for prompt in others):
+        _say(f"no other prompt has a picture in {folder}: attacks will have no control, and nothing can be fine-tuned")
     if bare := [prompt.text for prompt in prompts if prompt.text not in found]:
         of = f"{len(bare)} of {len(prompts)} prompts have no picture in {folder}"
         _say(f"{of}, so copies of theirs are not found, such as of {bare[0][:60]!r}")
@@ -124,7 +131,11 @@ def _say(line: str) -> None:
 
 
 def _files(image: str, by_name: Mapping[str, list[Path]]) -> list[Path]:
-    return by_name.get(image) or by_name.get(_plain(Path(image).stem if Path(image).suffix else image)) or []
+    name = Path(image).as_posix()
+    found = by_name.get(name) or by_name.get(_plain(Path(name).stem if Path(name).suffix else name)) or []
+    if len({path.parent for path in found}) > 1:
+        raise InputError(f"which picture is {image!r}, {found[0]} or {found[1]}? Name it by its path below the folder")
+    return found
 
 
 def _plain(stem: str) -> str:
@@ -142,13 +153,15 @@ def _prompt(path: Path, line: int, record: Mapping[str, str], kind: Kind) -> Pro
     own = record.get("kind") or kind
     if own not in get_args(Kind):
         raise InputError(f"{path}, line {line}: kind {own!r} is none of {', '.join(get_args(Kind))}")
+    named = next((record[name] for name in IMAGE if record.get(name)), "")
     memorization = (record.get("memorization") or record.get("type") or "").strip().upper()
     return Prompt(
         text=text,
         kind=cast(Kind, own),
         memorization=cast(Literal["VM", "TM"], memorization) if memorization in ("VM", "TM") else None,
         subset=record.get("subset") or None,
-        images=tuple(record[name] for name in IMAGE if record.get(name)),
+        images=tuple(name for name in (named or record.get("index"),) if name),
+        numbered=not named and bool(record.get("index")),
     )
 
 

@@ -5,14 +5,15 @@ Work is kept prompt by prompt, so that a larger audit adds to a smaller one and 
 
 import hashlib
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from storage import Store, content_key
 from tasks.collect.norms import norms_by_prompt
@@ -75,7 +76,7 @@ def import_prompts(
         others += read_prompts(ordinary, "ordinary") if ordinary is not None else []
         if images is not None and images.suffix != ".parquet":
             found = find_images(told, images, others)
-            files = {path: _image_row(path) for paths in found.values() for path in paths}
+            files = _identified({path for paths in found.values() for path in paths})
             pictures = list(files.values())
             named = {text: [files[path]["image_id"] for path in paths] for text, paths in found.items()}
         else:
@@ -131,8 +132,9 @@ def _keep(store: Store, stem: str, rows: list[dict[str, Any]], pictures: list[di
     if pictures:
         stored = set(store.read("images", columns=["image_id"])["image_id"].to_pylist())
         unseen = [picture for picture in pictures if picture["image_id"] not in stored]
-        for block in shards(unseen, 256):
-            store.write("images", content_key([picture["image_id"] for picture in block]), block)
+        for block in shards(unseen, 64):
+            whole = [picture if "bytes" in picture else _with_bytes(picture) for picture in block]
+            store.write("images", content_key([picture["image_id"] for picture in block]), whole)
     store.write("prompts", content_key(name), rows, prompt_set=name)
     return name
 
@@ -257,21 +259,53 @@ def _prompt_row(prompt: Prompt, image_ids: list[str]) -> dict[str, Any]:
     }
 
 
-def _image_row(path: Path) -> dict[str, Any]:
+def _identified(paths: Collection[Path]) -> dict[Path, dict[str, Any]]:
+    """Rows of `images` of these files, but for the bytes, which all together need not fit into memory."""
+    out = {}
+    with progress(len(paths), "reading pictures", "picture") as done:
+        for path in sorted(paths):
+            stamp = path.stat()
+            out[path] = _image_row(path, stamp.st_size, stamp.st_mtime_ns) | {"path": path}
+            done(1)
+    return out
+
+
+@cache
+def _image_row(path: Path, size: int, changed: int) -> dict[str, Any]:
+    """What a file is called by its content, and its width and height the right way up. Once a process for each file:
+    every stage asks."""
     data = path.read_bytes()
     try:
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
-            width, height = picture.size
+            upright = ImageOps.exif_transpose(picture)
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{path} cannot be read as a picture: replace it or remove it") from error
-    return {"image_id": hashlib.sha256(data).hexdigest(), "bytes": data, "width": width, "height": height}
+    if upright.mode not in _MODES:
+        raise InputError(f"{path} has pixels of kind {upright.mode}: save it with 8 bits a channel")
+    return {"image_id": hashlib.sha256(data).hexdigest(), "width": upright.width, "height": upright.height}
+
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
+"""Kinds of pixels that have a look of their own in 8 bits; 16-bit grey, for one, would turn white."""
+
+
+def _with_bytes(row: Mapping[str, Any]) -> dict[str, Any]:
+    data = row["path"].read_bytes()
+    if hashlib.sha256(data).hexdigest() != row["image_id"]:
+        raise InputError(f"{row['path']} changed while it was imported: run it again")
+    return {"image_id": row["image_id"], "bytes": data, "width": row["width"], "height": row["height"]}
 
 
 def _prompt_rows(path: Path) -> list[dict[str, Any]]:
+    """Each prompt once: rows of one text, as where a file has one for each picture, are one prompt of all pictures."""
     rows = _parquet(path, ("prompt_id", "text", "kind", "memorization", "subset", "image_ids"))
     _checked(path, rows, "prompt_id", lambda row: prompt_id(row["text"]))
-    return rows
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        known = found.setdefault((row["text"], row["kind"]), row | {"image_ids": []})
+        known["image_ids"] = list(dict.fromkeys([*known["image_ids"], *(row["image_ids"] or ())]))
+    return list(found.values())
 
 
 def _image_rows(path: Path) -> list[dict[str, Any]]:

@@ -155,8 +155,9 @@ def to_png(picture: np.ndarray) -> bytes:
 
 
 def from_bytes(data: bytes) -> np.ndarray:
-    """An encoded picture as uint8 (height, width, 3)."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    """An encoded picture as uint8 (height, width, 3), the way up that its EXIF data say, as training sees it."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 def _scheduler(model: Model, params: SamplingParams):  # type: ignore[no-untyped-def]

@@ -132,13 +132,14 @@ def write_flagged(store: Store, scan_id: str, prompts: Sequence[Prompt], path: P
             flagged.setdefault(row["prompt"], []).append(row)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["caption", "type", "subset", "image", "detectors", "p_value"])
+    writer.writerow(["caption", "type", "subset", "image", "index", "detectors", "p_value"])
     for caption, rows in flagged.items():
         told = known[caption]
         found = [" ".join(str(row["detector"]) for row in rows), rows[0]["p_value"]]
         # A prompt with several images has a row for each.
         for image in told.images or ("",):
-            writer.writerow([caption, told.memorization, told.subset, image, *found])
+            named = ["", image] if told.numbered else [image, ""]
+            writer.writerow([caption, told.memorization, told.subset, *named, *found])
     try:
         aside = path.with_name(f"{path.name}.writing")
         aside.write_text(text.getvalue(), encoding="utf-8")

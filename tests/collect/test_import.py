@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from storage import Store
 from tasks.collect.task import import_prompts
+from tasks.diffusion.sampling import from_bytes
 from tasks.errors import InputError
 from tasks.keys import prompt_id
 
@@ -78,3 +80,55 @@ def test_prompts_of_a_csv_name_images_of_a_table_by_their_sha256(tmp_path: Path)
     (tmp_path / "flagged.csv").write_text("caption,image\na cat,x.png\n")
     with pytest.raises(InputError, match=r"no prompt names an image of .* by its sha256"):
         import_prompts(store, tmp_path / "flagged.csv", **place)
+
+
+def test_pictures_are_taken_the_way_up_that_they_say(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 4), "black")
+    picture.paste("white", (0, 0, 4, 4))  # the left half, which is below when it is turned
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    picture.save(tmp_path / "1.png", exif=turned)
+    (tmp_path / "prompts.csv").write_text("caption,index\na cat,1\n")
+    (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
+    store = Store.open(tmp_path / "store")
+    import_prompts(store, tmp_path / "prompts.csv", tmp_path / "nulls.txt", images=tmp_path)
+    (row,) = store.read("images").to_pylist()
+    seen = from_bytes(row["bytes"])
+    assert (row["width"], row["height"]) == (4, 8) and seen.shape == (8, 4, 3)
+    assert seen[:4].max() == 0 and seen[4:].min() == 255
+
+
+def test_pictures_without_a_look_in_eight_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "1.png")
+    (tmp_path / "prompts.csv").write_text("caption,index\na cat,1\n")
+    (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
+    with pytest.raises(InputError, match="8 bits a channel"):
+        import_prompts(
+            Store.open(tmp_path / "store"), tmp_path / "prompts.csv", tmp_path / "nulls.txt", images=tmp_path
+        )
+
+
+def test_rows_of_one_text_are_one_prompt_of_all_their_pictures(tmp_path: Path) -> None:
+    table, images = tmp_path / "prompts.parquet", []
+    for number in range(2):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        data = (tmp_path / f"{number}.png").read_bytes()
+        images.append(
+            {
+                "image_id": hashlib.sha256(data).hexdigest(),
+                "bytes": data,
+                "width": 4,
+                "height": 4,
+                "caption": None,
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(images), tmp_path / "images.parquet")
+    rows = pq.read_table(prompts_table(table)).to_pylist()
+    names = [image["image_id"] for image in images]
+    rows = [rows[0] | {"image_ids": [name]} for name in names] + [row | {"image_ids": []} for row in rows[1:]]
+    schema = pa.schema([(name, pa.string()) for name in list(rows[0])[:-1]] + [("image_ids", pa.list_(pa.string()))])
+    pq.write_table(pa.Table.from_pylist(rows, schema), table)
+    store = Store.open(tmp_path / "store")
+    name = import_prompts(store, table, images=tmp_path / "images.parquet")
+    found = {row["text"]: row["image_ids"] for row in store.read("prompts", prompt_set=name).to_pylist()}
+    assert found == {"a cat": names, "a dog": [], "a cow": []}

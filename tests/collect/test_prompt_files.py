@@ -38,7 +38,7 @@ def test_csv_gives_back_what_was_written(
 def test_json_lines_give_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("json") / "prompts.jsonl"
     path.write_text("".join(json.dumps({"caption": text, "index": 7}) + "\n" for text in texts), encoding="utf-8")
-    assert read_prompts(path, "null") == [Prompt(text, "null", images=("7",)) for text in texts]
+    assert read_prompts(path, "null") == [Prompt(text, "null", images=("7",), numbered=True) for text in texts]
 
 
 def test_published_csv(tmp_path: Path) -> None:
@@ -46,8 +46,8 @@ def test_published_csv(tmp_path: Path) -> None:
     rows = ';Caption;URL;type;Index\n0;A "quoted" one;http://x;VM;12\n1;"Rug; 5x8";;TM;13\n2;Other;;N;\n'
     path.write_text("\ufeff" + rows, encoding="utf-8")
     assert read_prompts(path) == [
-        Prompt('A "quoted" one', "memorized", "VM", None, ("12",)),
-        Prompt("Rug; 5x8", "memorized", "TM", None, ("13",)),
+        Prompt('A "quoted" one', "memorized", "VM", None, ("12",), numbered=True),
+        Prompt("Rug; 5x8", "memorized", "TM", None, ("13",), numbered=True),
         Prompt("Other", "memorized"),
     ]
 
@@ -141,7 +141,7 @@ def test_pictures_of_a_further_file_are_found_by_name_and_by_metadata_not_by_num
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "sea.png", "text": "the sea"}\n')
     mine = [Prompt("a cat", "memorized", images=("1",))]
-    others = [Prompt("a dog", "ordinary", images=("dog.png",)), Prompt("a car", "null", images=("1",))]
+    others = [Prompt("a dog", "ordinary", images=("dog.png",)), Prompt("a car", "null", images=("1",), numbered=True)]
     found = find_images(mine, tmp_path, [*others, Prompt("the sea", "ordinary")])
     assert {text: [path.name for path in paths] for text, paths in found.items()} == {
         "a cat": ["1.png"],
@@ -155,3 +155,32 @@ def test_an_unclosed_quote_is_one_line(tmp_path: Path) -> None:
     path.write_text('caption\n"' + "x" * 200_000)
     with pytest.raises(InputError, match=r"prompts.csv, line \d+: field larger .*; is a quote missing\?"):
         read_prompts(path)
+
+
+def test_pictures_of_one_name_in_two_folders_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "01.png").write_bytes(b"x")
+    prompts = [Prompt("a cat", "memorized", images=("cat/01.png",)), Prompt("a dog", "memorized", images=("dog/01",))]
+    assert find_images(prompts, tmp_path) == {
+        "a cat": [tmp_path / "cat" / "01.png"],
+        "a dog": [tmp_path / "dog" / "01.png"],
+    }
+    for name in ("01.png", "1"):
+        with pytest.raises(InputError, match=r"which picture is '.*cat/01\.png or .*dog/01\.png"):
+            find_images([Prompt("a cat", "memorized", images=(name,))], tmp_path)
+
+
+def test_a_number_of_the_row_beside_a_name_is_no_picture(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("index,file_name,caption\n3,00017.png,named\n4,,numbered\n")
+    named, numbered = read_prompts(path)
+    assert (named.images, named.numbered) == (("00017.png",), False)
+    assert (numbered.images, numbered.numbered) == (("4",), True)
+
+
+def test_that_nothing_will_be_a_control_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "1.png").write_bytes(b"x")
+    others = [Prompt("a dog", "ordinary", images=("1",), numbered=True)]
+    find_images([Prompt("a cat", "memorized", images=("1",), numbered=True)], tmp_path, others)
+    assert "attacks will have no control" in capsys.readouterr().err
