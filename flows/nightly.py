@@ -18,6 +18,7 @@ from flows.audit import Audited, AuditParams, audit
 from flows.params import full_name, in_full
 from flows.plan import CLAIMS, Plan
 from flows.settings import Settings
+from flows.show import show
 from storage import Store, query
 from storage.errors import one_line
 from tasks.errors import InputError
@@ -169,7 +170,8 @@ def _show(nights: list[Night], due: datetime) -> None:
         if night.regressions or night.notes:
             notes = (f"- note: {words}" for words in night.notes)
             lines += ["", f"## {night.name}", "", *(f"- {words}" for words in night.regressions), *notes]
-    create_markdown_artifact(
+    show(
+        create_markdown_artifact,
         "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, ""]),
         key="nightly",
         description="Registered models, audited again and held against the accepted audit",

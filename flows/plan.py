@@ -4,7 +4,7 @@ Every id is a key of what determines a result. So a stage finds what the stages 
 they ran in this process, on another worker or last night.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,9 +94,9 @@ class Plan:
         self.wanda: WandaParams = settings.wanda.model_copy(
             update={"tau": min(settings.wanda.tau, settings.sampling.steps)}
         )
-        self.attacked = [prompt for prompt in self.memorized if prompt.image_ids][: settings.attacked]
-        self.controls = [prompt for prompt in self.ordinary if prompt.image_ids][: settings.controls]
-        self.unseen = [prompt for prompt in self.nulls if prompt.image_ids][: settings.unseen]
+        self.attacked = _of_different_pictures(self.memorized)[: settings.attacked]
+        self.controls = _of_different_pictures(self.ordinary)[: settings.controls]
+        self.unseen = _of_different_pictures(self.nulls)[: settings.unseen]
         if len(self.unseen) < settings.unseen:
             raise InputError(
                 f"{settings.unseen} unseen pictures are to be attacked, but null prompts have {len(self.unseen)}: give"
@@ -344,6 +344,12 @@ class Plan:
         if name in mitigating.RANDOM_CONTROLS and name not in OWN_CUTS:
             return self.settings.random_starts
         return self.settings.rival_starts if name in self.settings.erase or name in DEFENCES else ()
+
+
+def _of_different_pictures(prompts: Sequence[Asked]) -> list[Asked]:
+    """The first prompt of each picture that is attacked: an attack knows a picture, not its captions, so that those of
+    one picture would be counted as often as it has captions."""
+    return list({prompt.image_ids[0]: prompt for prompt in reversed(prompts) if prompt.image_ids}.values())[::-1]
 
 
 def pruned_of(cuts: Mapping[str, str]) -> str | None:

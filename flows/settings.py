@@ -22,7 +22,8 @@ Profile = Literal["quick", "full"]
 
 
 class Settings(BaseModel):
-    """How much an audit looks at, and how. Every default is the published value where there is one."""
+    """How much an audit looks at, and how. Methods are set as published, but where their descriptions say otherwise;
+    how much is looked at is what hours allow, such as 500 null prompts of the published 50,000."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from storage.errors import one_line
 from tasks.progress import watching
 from tasks.report.charts import Chart
 from tasks.report.report import chart_svg
@@ -44,10 +45,19 @@ def shown_progress() -> Iterator[None]:
             elif done < total:
                 begun[what] = now, create_progress_artifact(share, description=what)
         except Exception as error:  # whatever a server answers must not end hours of work
-            get_run_logger().warning("progress of %s could not be shown: %s", what, error)
+            get_run_logger().warning("progress of %s could not be shown: %s", what, one_line(error))
 
     with watching(told):
         yield
+
+
+def show(create: Callable[..., Any], *told: Any, key: str, description: str) -> None:
+    """An artifact in the UI, as `create` of `prefect.artifacts` makes it; a warning where the server does not take it:
+    what it answers, to a picture that is too large for a proxy, say, must not end hours of work."""
+    try:
+        create(*told, key=key, description=description)
+    except Exception as error:
+        get_run_logger().warning("the artifact %s could not be shown: %s", key, one_line(error))
 
 
 def show_audit(audit_id: str, path: str, written: Written) -> None:
@@ -56,13 +66,15 @@ def show_audit(audit_id: str, path: str, written: Written) -> None:
     Args:
         path: of the report.
     """
-    create_markdown_artifact(
+    show(
+        create_markdown_artifact,
         f"# Audit {audit_id}\n\n{written.verdict}\n\n```text\n{written.table}```\n\nReport: `{path}`\n",
         key="audit",
         description="What the model copies, before and after",
     )
     if written.sheet is not None:
-        create_image_artifact(
+        show(
+            create_image_artifact,
             uri(written.sheet.read_bytes()),
             key="copies",
             description="Training pictures beside the best copies of each variant",
@@ -71,7 +83,8 @@ def show_audit(audit_id: str, path: str, written: Written) -> None:
         show_chart(name, chart)
     whole = [row for row in written.overlap if row["layer"] is None and row["step"] is None]
     columns = ("pair", "pairs", "iou", "std", "lowest", "highest", "iou_chance")
-    create_table_artifact(
+    show(
+        create_table_artifact,
         [{name: row[name] for name in columns} for row in whole],
         key="subspace",
         description="Overlap (IOU) of the weights that subsets of prompts use, beside ordinary prompts and chance",
@@ -84,17 +97,18 @@ def show_scan(scan_id: str, words: str, rows: list[dict[str, Any]]) -> None:
     Args:
         rows: of the query `suspects`.
     """
-    create_markdown_artifact(
+    show(
+        create_markdown_artifact,
         "\n".join([f"# Scan {scan_id}\n", *(f"- {line}" for line in words.splitlines())]) + "\n",
         key="scan",
         description="How many prompts look memorized",
     )
-    create_table_artifact(rows[:SUSPECTS], key="suspects", description=f"The {SUSPECTS} most suspicious prompts")
+    show(create_table_artifact, rows[:SUSPECTS], key="suspects", description=f"The {SUSPECTS} most suspicious prompts")
 
 
 def show_chart(name: str, chart: Chart) -> None:
     """A chart as an artifact whose key begins with "chart-"."""
-    create_image_artifact(uri(chart_svg(chart), "svg+xml"), key=f"chart-{name}", description=chart.title)
+    show(create_image_artifact, uri(chart_svg(chart), "svg+xml"), key=f"chart-{name}", description=chart.title)
 
 
 def uri(picture: bytes, kind: str = "png") -> str:

@@ -12,7 +12,7 @@ from flows.facts import facts_of
 from flows.lineage import task
 from flows.params import AuditParams
 from flows.plan import EXTRACTION, LOCALITY, Plan, Probe, pruned_of
-from flows.show import show_audit, show_chart, shown_progress, uri
+from flows.show import show, show_audit, show_chart, shown_progress, uri
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.errors import Diverged, InputError, TooLarge
@@ -202,8 +202,8 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
         searched = plan.searched[prompt.prompt_id]
         mine = [one for one in triggers if one.prompt_id in searched]
         spread = None
-        if mine:
-            rest = [other for other in others if other.image_ids[0] != prompt.image_ids[0]]
+        rest = [other for other in others if other.image_ids[0] != prompt.image_ids[0]]
+        if mine and len(rest) > 1:
             restarts = [searched.index(one.prompt_id) for one in mine]
             how = (plan.pool, plan.many, plan.settings.seed)
             seen = attacking.diagnose(plan.subject, mine, restarts, rest, *how)
@@ -215,9 +215,10 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
             spread = reporting.Spread(*between, activations, starts, seen.map)
         found.append(reporting.Diagnosed(prompt.image_ids[0], prompt.text, len(searched), len(mine), spread))
     words, maps = reporting.write_locality(plan.subject, audit_id, found, plan.nemo_id, plan.trigger_wanda_id)
-    create_markdown_artifact(words, key="locality", description="Whether memory is local")
+    show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
     for number, picture in enumerate(maps, 1):
-        create_image_artifact(uri(picture), key=f"locality-{number}", description="Triggers, their starts and prompts")
+        key = f"locality-{number}"
+        show(create_image_artifact, uri(picture), key=key, description="Triggers, their starts and prompts")
 
 
 @flow(name="evaluate", flow_run_name="evaluate")

@@ -36,17 +36,21 @@ def audit(params: Any, as_json: JsonOption = False) -> None:
 def _stage(name: str, words: str) -> None:
     """Adds the command of one stage."""
 
-    def command(params: Any, audit_id: AuditOption = None) -> None:
+    def alone(params: Any) -> None:
         from flows import stages
 
-        run = getattr(stages, name)
-        of_an_audit = name in ("mitigate", "diagnose", "evaluate", "report")
-        found = run(params, audit_id) if of_an_audit else run(params)
+        getattr(stages, name)(params)
+
+    def of_an_audit(params: Any, audit_id: AuditOption = None) -> None:
+        from flows import stages
+
+        found = getattr(stages, name)(params, audit_id)
         if name == "report":
             _tell(found, params.store, False)
         elif name == "mitigate":
             print("\n".join(found.values()))
 
+    command = of_an_audit if name in ("mitigate", "diagnose", "evaluate", "report") else alone
     command.__doc__ = (
         words + "\n\nUses what lies in the store; a stage that misses what it needs says which comes first."
     )

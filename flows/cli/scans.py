@@ -11,6 +11,9 @@ from flows.cli.shared import Format, FormatOption, ModelOption, StoreOption, app
 from storage import Store, query
 from tasks.errors import InputError
 
+SHOWN = 100
+"""Rows that a person is shown; programs get all."""
+
 
 class DetectorName(StrEnum):
     SSIM = "ssim"
@@ -70,9 +73,12 @@ def scan(
     params = ScanRun(model=model, store=opened.url, device=device, scan=chosen, **paths)
     scanned, _ = told(params)  # what cannot be used is refused before a flow begins
     found = run(params)
-    printed(query(opened, "suspects", scan_id=found.scan_id), form)
-    # Programs read the rows alone.
-    print(found.words, file=sys.stdout if form is Format.TABLE else sys.stderr)
-    if out is not None:
+    if out is not None:  # first: whoever reads the rows may not read them to the end
         number = write_flagged(opened, found.scan_id, scanned, out)
         print(f"wrote {out}: {number} prompts for `engram audit --prompts {out}`", file=sys.stderr)
+    rows = query(opened, "suspects", scan_id=found.scan_id)
+    printed(rows.slice(0, SHOWN) if form is Format.TABLE else rows, form)
+    if form is Format.TABLE and rows.num_rows > SHOWN:
+        print(f"the first {SHOWN} of {rows.num_rows} rows; --format csv prints all")
+    # Programs read the rows alone.
+    print(found.words, file=sys.stdout if form is Format.TABLE else sys.stderr)

@@ -59,7 +59,7 @@ class Diagnosed:
     triggers: int
     """Of those searches, how many bring the image back."""
     spread: Spread | None
-    """None where there are fewer than two."""
+    """None where there are fewer than two, or fewer than two prompts of other pictures to hold them against."""
 
 
 def told(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
@@ -73,7 +73,9 @@ def told(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
             "",
         ]
         if one.spread is None:
-            lines += ["With fewer than two triggers nothing can be said: attack with more restarts or steps.", ""]
+            few = "With fewer than two triggers nothing can be said: attack with more restarts or steps."
+            alone = "Nothing can be said without two prompts of other pictures to hold them against."
+            lines += [few if one.triggers < 2 else alone, ""]
             continue
         it, activations, starts = one.spread, _mean(one.spread.activations), _mean(one.spread.starts)
         lines += [

@@ -108,10 +108,11 @@ def effort_words(rows: Sequence[Row]) -> str:
     if back is None:
         brought = f"{_count(rates[most])} {_interval(rates[most])}"
         return f"Of pictures that were never memorized, attacks of up to {most} steps from noise bring back {brought}."
-    return (
-        f"Attacks from noise of {back} steps bring back {_count(rates[back])} pictures that were never memorized: from "
-        "there on an attack shows what the model can draw, not what it remembers."
-    )
+    rate = rates[back]
+    words = f"Attacks from noise of {back} steps bring back {_count(rate)} pictures that were never memorized"
+    if rate.low is not None and rate.low <= CONTROL_LIMIT:
+        return f"{words} {_interval(rate)}: too few to tell whether it is more than {100 * CONTROL_LIMIT:g} %."
+    return f"{words}: from there on an attack shows what the model can draw, not what it remembers."
 
 
 def controls(rows: Sequence[Row]) -> list[Control]:
@@ -215,6 +216,8 @@ def _of_variant(rows: Sequence[Row], variant: str) -> str:
     brings = f"{_strongest(sound)}, and {_count(before)} on the original"
     if worst.value > GONE_LIMIT:
         which = "they" if _copies(worst) == worst.n else f"these {_copies(worst)}"
+        if prompt is not None and prompt.value > GONE_LIMIT and _chance(worst, prompt) > ALPHA:
+            return f"{first}, and {brings}: {which} are neither gone nor hidden."
         return f"{first}, but {brings}: {which} are hidden, not gone."
     if prompt is None or prompt.value > GONE_LIMIT:
         still = "they still come back from their prompts" if prompt else "whether they come back from them stays open"

@@ -21,6 +21,12 @@ def test_hidden_not_gone() -> None:
     assert "they are hidden, not gone" in text
 
 
+def test_a_cut_that_removes_next_to_nothing_hides_nothing() -> None:
+    text = verdict([*ORIGINAL, mr("nemo-own", "prompt", 18), mr("nemo-own", "dori-noise", 20)])
+    assert "they are neither gone nor hidden" in text and "hidden, not gone" not in text
+    assert "they are hidden, not gone" in verdict([*ORIGINAL, mr("nemo", "prompt", 8), mr("nemo", "dori-noise", 20)])
+
+
 def test_what_does_not_come_back_is_not_called_hidden() -> None:
     text = verdict([*ORIGINAL, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 4)])
     assert "brings back 4 of 20" in text and "these 4 are hidden, not gone" in text
@@ -105,6 +111,8 @@ def test_how_many_steps_bring_back_what_was_never_memorized() -> None:
     assert "interval 0 to 37 %" in effort_words(never)
     words = effort_words([*never, mr("original", "effort-1000-control", 3, 8), mr("original", "effort-50", 8, 8)])
     assert words.startswith("Attacks from noise of 1000 steps bring back 3 of 8 pictures")
+    few = effort_words([*never, mr("original", "effort-1000-control", 1, 8)])  # interval 0 to 53 %
+    assert "too few to tell whether it is more than 5 %" in few and "can draw" not in few
     assert effort_words(ORIGINAL) == ""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from storage import Store, content_key, iou, query
 from tasks.diffusion.sampling import to_png
@@ -96,7 +96,7 @@ def write_report(
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlap = _subspace(store, subject, found)
     scores = _scores(store, scorer)
-    strips = _strips(store, subject, [prompt for prompt in asked[:STRIPS] if prompt.image_ids], shown, scores)
+    strips = _strips(store, subject, [prompt for prompt in asked if prompt.image_ids][:STRIPS], shown, scores)
     report = Report(
         title=f"Memorization audit of {Path(subject.source).name}",
         subtitle=f"audit {audit_id}",
@@ -139,7 +139,8 @@ def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
 
 def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str, Any]]:
     """Overlap of the weights of subsets by kind of pair: over all, and by layer and by step; see `subspace.sql`."""
-    rows = query(store, "subspace", model_id=subject.model_id, params_id=found.wanda, control_id=found.control)
+    asked = {"model_id": subject.model_id, "prompt_set": subject.prompt_set}
+    rows = query(store, "subspace", params_id=found.wanda, control_id=found.control, **asked)
     out: list[dict[str, Any]] = rows.to_pylist()
     return out
 
@@ -184,7 +185,7 @@ def _small(data: bytes) -> bytes:
     with Image.open(io.BytesIO(data)) as picture:
         if max(picture.size) <= SHOWN and picture.format in ("PNG", "JPEG"):
             return data
-        shown = picture.convert("RGB")
+        shown = ImageOps.exif_transpose(picture).convert("RGB")
     shown.thumbnail((SHOWN, SHOWN))
     return to_png(np.asarray(shown))
 
