@@ -121,40 +121,40 @@ def neuron_sets(store: Store, options: argparse.Namespace) -> dict[str, float]:
     for number, shape in enumerate(FEED_FORWARD[: options.layers]):
         sets = make_sets(shape, options, number)
         for subset in range(options.subsets):
-            lists = lists_of([step[subset] for step in sets], MEMBERS)
-            rows = pa.table({"members": lists, "step": pa.array(range(options.steps), pa.int32())})
-            for name, value, kind in (
-                ("scope", "subset", pa.string()),
-                ("scope_id", f"subset {subset}", pa.string()),
-                ("params_id", "published", pa.string()),
-                ("universe", shape[0] * shape[1], pa.uint64()),
-                ("width", shape[1], pa.uint32()),
-            ):
-                rows = rows.append_column(name, pa.array([value] * options.steps, kind))
+            every = [step[subset] for step in sets]
             where = {"model_id": MODEL, "method": "wanda", "site": "ff", "layer": layer_name(number)}
             with timed() as clock:
+                lists = lists_of(every, MEMBERS)
+                rows = pa.table({"members": lists, "step": pa.array(range(options.steps), pa.int32())})
+                for name, value, kind in (
+                    ("scope", "subset", pa.string()),
+                    ("scope_id", f"subset {subset}", pa.string()),
+                    ("params_id", "published", pa.string()),
+                    ("universe", shape[0] * shape[1], pa.uint64()),
+                    ("width", shape[1], pa.uint32()),
+                ):
+                    rows = rows.append_column(name, pa.array([value] * options.steps, kind))
                 store.write("neuron_sets", f"subset{subset}", rows, **where)
             seconds += clock.seconds
             members += len(lists.values)
             raw += rows.nbytes
-            # The rivals' size and time do not depend on the step; the first one stands for all.
-            first = sets[0][subset]
-            sampled += len(first)
             with timed() as clock:
-                csr += write_csr(options.folder, first, shape, np.int64)
+                csr += write_csr(options.folder, every, shape, np.int64)
             csr_seconds += clock.seconds
-            csr_bool += write_csr(options.folder, first, shape, np.bool_)
+            # The other rivals' size does not depend on the step; the first one stands for all.
+            sampled += len(every[0])
+            csr_bool += write_csr(options.folder, every[:1], shape, np.bool_)
             for name in others:
                 others[name] += parquet_bytes(lists.slice(0, 1), *ENCODINGS[name])
     return {
         "members": members,
         "bytes_per_member": stored_bytes(store, "neuron_sets") / members,
-        "csr_pickle_bytes_per_member": csr / sampled,
+        "csr_pickle_bytes_per_member": csr / members,
         "csr_bool_pickle_bytes_per_member": csr_bool / sampled,
         **{f"{name}_bytes_per_member": size / sampled for name, size in others.items()},
         "write_mib_per_s": raw / seconds / 2**20,
         "write_members_per_s": members / seconds,
-        "write_csr_pickle_members_per_s": sampled / csr_seconds,
+        "write_csr_pickle_members_per_s": members / csr_seconds,
     }
 
 
@@ -198,8 +198,17 @@ def measure_iou(store: Store, by: str, threads: int) -> dict[str, float]:
                 with timed() as clock:
                     total += count(sets, universe)
                 seconds += clock.seconds
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "intersections": total, "peak_mib": peak}
+    return {"seconds": seconds, "intersections": total, "peak_mib": peak_mib()}
+
+
+def peak_mib() -> float:
+    """The most memory that this process held. On Linux not by `getrusage`, whose figure begins at the parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def numpy_intersections(sets: list[NDArray[np.uint32]], universe: int) -> int:
@@ -368,11 +377,12 @@ def lists_of(arrays: list[NDArray[Any]], kind: pa.ListType) -> pa.ListArray:
     return pa.ListArray.from_arrays(ends, np.concatenate(arrays), type=kind)
 
 
-def write_csr(folder: Path | None, members: NDArray[np.uint32], shape: tuple[int, int], kind: type) -> int:
-    """Bytes of a set as a pickled matrix, on the disk as safely as a part."""
-    rows, columns = np.divmod(members.astype(np.int64), shape[1])
+def write_csr(folder: Path | None, sets: list[NDArray[np.uint32]], shape: tuple[int, int], kind: type) -> int:
+    """Bytes of sets as pickled matrices, all in one file that is flushed once, on the disk as safely as a part."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        pickle.dump(sparse.csr_matrix((np.ones(len(members), kind), (rows, columns)), shape), file)
+        for members in sets:
+            rows, columns = np.divmod(members.astype(np.int64), shape[1])
+            pickle.dump(sparse.csr_matrix((np.ones(len(members), kind), (rows, columns)), shape), file)
         file.flush()
         os.fsync(file.fileno())
         return file.tell()

@@ -60,8 +60,12 @@ def full_name(model: str) -> str:
 
 def in_full(path: str | Path) -> Path:
     """An absolute path; links are kept as links, which may lead to another model tomorrow."""
-    told = Path(path).expanduser()
-    return told.resolve() if ".." in told.parts else told.absolute()
+    whole = Path(path).expanduser().absolute()
+    if ".." not in whole.parts:
+        return whole
+    # What ".." means depends on where links before it lead; those behind it stay.
+    last = len(whole.parts) - whole.parts[::-1].index("..")
+    return Path(*whole.parts[:last]).resolve().joinpath(*whole.parts[last:])
 
 
 def model_folder(model: str) -> Path:
@@ -75,6 +79,11 @@ def model_folder(model: str) -> Path:
     shipped = Path(__file__).resolve().parent.parent / "reference" / "model"
     folder = shipped if model == "reference" else Path(model).expanduser()
     if not (folder / "model_index.json").is_file():
+        if folder == shipped:
+            raise InputError(
+                f"the reference model comes with a checkout of the project, and there is none at {shipped}: "
+                "install with `make` or `pip install --editable .`, or give a pipeline with --model"
+            )
         what = "no model_index.json" if folder.is_dir() else "no such folder"
         raise InputError(f"no model at {folder} ({what}): give the folder of a diffusers pipeline with --model")
     return folder.resolve()

@@ -81,11 +81,13 @@ def serve(host: str, port: int, store: str, home: Path, notify: str | None) -> N
             server = start("server", "-m", "prefect", "server", "start", "--host", host, "--port", str(port))
             pools = ["cpu", "gpu"] if _has_gpu() else ["cpu"]
             _wait_for(server, url, logs)
-            told = ["--notify", notify] if notify is not None else []
-            deploying = start("deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, *told)
+            if notify is not None:  # by the environment: others could read it in the list of processes
+                env["ENGRAM_NOTIFY"] = notify
+            deploying = start("deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store)
             if deploying.wait() != 0:
                 raise SystemExit(f"engram: nothing was deployed. {_end_of(logs / 'deploy.log')}")
             services.remove(deploying)
+            env.pop("ENGRAM_NOTIFY", None)
             for pool in pools:
                 limit = str(RUNS_AT_ONCE[pool])
                 start(f"worker-{pool}", "-m", "prefect", "worker", "start", "--pool", pool, "--limit", limit)
