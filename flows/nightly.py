@@ -107,19 +107,24 @@ def _night(store: Store, name: str, told: str, due: datetime, params: NightlyPar
             night = _compared(store, name, found.audit_id, params)
         else:
             night = _compared(store, name, done, params).model_copy(update={"reused": True})
-        report = reporting.page_path(plan.subject, str(night.audit_id))
+        _tell(store, night, str(reporting.page_path(plan.subject, str(night.audit_id))))
     except Exception as error:
         return Night(name=name, outcome="failed", words=one_line(error))
-    # A run that is tried again may have ended between the two, so it tells twice rather than never.
-    if night.audit_id not in _told(store, name) or (runtime.flow_run.run_count or 1) > 1:
-        emit_event(
-            "engram.audit.regression" if night.regressions else "engram.audit.completed",
-            resource={"prefect.resource.id": f"engram.model.{name}", "prefect.resource.name": name},
-            payload=night.model_dump() | {"report": str(report)},
-        )
-        row = night.model_dump(include={"name", "audit_id", "standard", "outcome"}) | {"told_at": datetime.now(UTC)}
-        store.write("nights", f"{name}-{night.audit_id}", [row])
     return night
+
+
+def _tell(store: Store, night: Night, report: str) -> None:
+    """The event, and the row that says that somebody was told."""
+    # A run that is tried again may have ended between the two, so it tells twice rather than never.
+    if night.audit_id in _told(store, night.name) and (runtime.flow_run.run_count or 1) == 1:
+        return
+    emit_event(
+        "engram.audit.regression" if night.regressions else "engram.audit.completed",
+        resource={"prefect.resource.id": f"engram.model.{night.name}", "prefect.resource.name": night.name},
+        payload=night.model_dump() | {"report": report},
+    )
+    row = night.model_dump(include={"name", "audit_id", "standard", "outcome"}) | {"told_at": datetime.now(UTC)}
+    store.write("nights", f"{night.name}-{night.audit_id}", [row])
 
 
 def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> Night:
@@ -150,10 +155,13 @@ def _told(store: Store, name: str) -> set[str]:
 
 
 def _before_nights(store: Store, name: str) -> set[str]:
-    """The audits from before the model was first registered: a person had them made, and saw what came of them."""
-    since = min(store.read("registrations", columns=["changed_at"], name=name)["changed_at"].to_pylist())
-    rows = store.read("audits", columns=["audit_id", "started_at"], state="completed").to_pylist()
-    return {row["audit_id"] for row in rows if row["started_at"] < since}
+    """The audits from before the model was registered, or registered anew after it was removed: a person had them made,
+    and saw what came of them."""
+    rows = store.read("registrations", columns=["state", "changed_at"], name=name).to_pylist()
+    removed = max((row["changed_at"] for row in rows if row["state"] == "removed"), default=None)
+    since = min(row["changed_at"] for row in rows if removed is None or row["changed_at"] > removed)
+    audits = store.read("audits", columns=["audit_id", "started_at"], state="completed").to_pylist()
+    return {row["audit_id"] for row in audits if row["started_at"] < since}
 
 
 def _show(nights: list[Night], due: datetime) -> None:

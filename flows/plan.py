@@ -349,7 +349,11 @@ class Plan:
 def _of_different_pictures(prompts: Sequence[Asked]) -> list[Asked]:
     """The first prompt of each picture that is attacked: an attack knows a picture, not its captions, so that those of
     one picture would be counted as often as it has captions."""
-    return list({prompt.image_ids[0]: prompt for prompt in reversed(prompts) if prompt.image_ids}.values())[::-1]
+    found: dict[str, Asked] = {}
+    for prompt in prompts:
+        if prompt.image_ids:
+            found.setdefault(prompt.image_ids[0], prompt)
+    return list(found.values())
 
 
 def pruned_of(cuts: Mapping[str, str]) -> str | None:

@@ -78,7 +78,7 @@ class S3Place:
         if final.is_dir():
             if _is_whole(final, read_manifest(self.read(f"{path}/{MANIFEST}"))):
                 return final
-            shutil.rmtree(final)  # as a power cut leaves it
+            self._forget(final)  # as a power cut leaves it
         final.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=final.parent))
         try:
@@ -100,6 +100,15 @@ class S3Place:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return final
+
+    def _forget(self, final: Path) -> None:
+        """Takes a download away, which another process may be doing at the same moment."""
+        aside = final.with_name(f".aside-{secrets.token_hex(8)}")
+        try:
+            final.rename(aside)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(aside, ignore_errors=True)
 
     def litter(self) -> Mapping[str, float]:
         now = time.time()

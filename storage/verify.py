@@ -86,7 +86,8 @@ def _checks(store: Store, tables: list[tuple[str, Table]], weights: list[str]) -
     if isinstance(store.place, LocalPlace):  # on S3 it may be an upload that goes on
         for folder in {"/".join(path.split("/")[:2]) for path in weights} - whole:
             yield folder, f"has no {MANIFEST}: remove it"
-    for address in _named_weights(store) - whole:
+    # Asked again: a variant may have come since the folders were listed.
+    for address in (one for one in _named_weights(store) - whole if not store.has_folder(one)):
         yield address, "is gone, though a variant names it: run `engram mitigate` again"
 
 

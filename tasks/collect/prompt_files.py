@@ -28,9 +28,9 @@ class Prompt:
     """Verbatim or template, where the file says so; its other words mean neither."""
     subset: str | None = None
     images: tuple[str, ...] = ()
-    """Names, with or without suffix, of the prompt's training images; where none is named, the number by `Index`."""
-    numbered: bool = False
-    """Whether they are such numbers, which count rows of this very file."""
+    """Names, with or without suffix, of the prompt's training images."""
+    numbers: tuple[str, ...] = ()
+    """What `Index` says: numbers of images, in a folder that belongs to this very file."""
 
 
 def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
@@ -61,8 +61,9 @@ def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
         prompt = _prompt(path, line, record, kind)
         if prompt.text in found:
             known = found[prompt.text]
-            both = tuple(dict.fromkeys((*known.images, *prompt.images)))
-            prompt = replace(known, images=both, numbered=known.numbered or prompt.numbered)
+            images = tuple(dict.fromkeys((*known.images, *prompt.images)))
+            numbers = tuple(dict.fromkeys((*known.numbers, *prompt.numbers)))
+            prompt = replace(known, images=images, numbers=numbers)
         found[prompt.text] = prompt
     if not found:
         raise InputError(f"{path} holds no prompts")
@@ -72,9 +73,10 @@ def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
 def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt] = ()) -> dict[str, list[Path]]:
     """Training images in a folder, by the text of their prompt.
 
-    Files are matched by the path below the folder, the name, or the number that the prompt file gives (`00012.png` is
-    number 12); where none is called so, by the folder's `metadata.jsonl`, whose lines say `file_name` and `text`. Lines
-    on standard error say how many pictures belong to no prompt and are left out, and how many prompts have none.
+    Files are matched by the path below the folder or the name that the prompt file gives; where none is called so, by
+    its number (`00012.png` is number 12), else by the folder's `metadata.jsonl` with its `file_name` and `text`.
+    Lines on standard error say how many pictures belong to no prompt and are left out, and how many prompts have
+    none.
 
     Args:
         others: prompts of further files. Numbers of theirs count rows of another file, so only names and
@@ -89,24 +91,26 @@ def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     if not files:
         raise InputError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
+    by_path: dict[str, list[Path]] = {}
     by_name: dict[str, list[Path]] = {}
     for path in files:
         below = path.relative_to(folder)
-        for name in {below.as_posix(), below.with_suffix("").as_posix(), path.name, _plain(path.stem)}:
+        for whole in (below.as_posix(), below.with_suffix("").as_posix()):
+            by_path.setdefault(whole, []).append(path)
+        for name in {path.name, _plain(path.stem)}:
             by_name.setdefault(name, []).append(path)
-    names = {prompt.text: prompt.images for prompt in prompts}
-    for prompt in others:
-        names.setdefault(prompt.text, () if prompt.numbered else prompt.images)
     told = folder / "metadata.jsonl"
-    if told.is_file():
-        for prompt in read_prompts(told):
-            if prompt.text in names and not any(_files(image, by_name) for image in names[prompt.text]):
-                names[prompt.text] = prompt.images
-    found = {
-        text: list(dict.fromkeys(path for image in images for path in _files(image, by_name)))
-        for text, images in names.items()
-    }
-    found = {text: paths for text, paths in found.items() if paths}
+    lines = {prompt.text: prompt.images for prompt in read_prompts(told)} if told.is_file() else {}
+    none: tuple[str, ...] = ()
+    wanted = {prompt.text: (prompt.images, none) for prompt in others}
+    wanted |= {prompt.text: (prompt.images, prompt.numbers) for prompt in prompts}
+    found = {}
+    for text, (images, numbers) in wanted.items():
+        for names in (images, numbers, lines.get(text, ())):
+            paths = dict.fromkeys(path for name in names for path in _files(name, by_path, by_name))
+            if paths:
+                found[text] = list(paths)
+                break
     if not found:
         raise InputError(
             f"no picture in {folder} belongs to a prompt: name files as the prompt file's image or index column does, "
@@ -130,9 +134,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _files(image: str, by_name: Mapping[str, list[Path]]) -> list[Path]:
-    name = Path(image).as_posix()
-    found = by_name.get(name) or by_name.get(_plain(Path(name).stem if Path(name).suffix else name)) or []
+def _files(image: str, by_path: Mapping[str, list[Path]], by_name: Mapping[str, list[Path]]) -> list[Path]:
+    """The files that go by a name: what lies there, below folders that the name may have before; a name without a
+    folder also what is called so anywhere, or has that number."""
+    parts = Path(image).parts
+    for first in range(len(parts)):
+        if found := by_path.get(Path(*parts[first:]).as_posix()):
+            return found
+    if len(parts) != 1:
+        return []
+    found = by_name.get(image) or by_name.get(_plain(Path(image).stem if Path(image).suffix else image)) or []
     if len({path.parent for path in found}) > 1:
         raise InputError(f"which picture is {image!r}, {found[0]} or {found[1]}? Name it by its path below the folder")
     return found
@@ -160,8 +171,8 @@ def _prompt(path: Path, line: int, record: Mapping[str, str], kind: Kind) -> Pro
         kind=cast(Kind, own),
         memorization=cast(Literal["VM", "TM"], memorization) if memorization in ("VM", "TM") else None,
         subset=record.get("subset") or None,
-        images=tuple(name for name in (named or record.get("index"),) if name),
-        numbered=not named and bool(record.get("index")),
+        images=(named,) if named else (),
+        numbers=(record["index"],) if record.get("index") else (),
     )
 
 

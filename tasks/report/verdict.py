@@ -104,13 +104,14 @@ def effort_words(rows: Sequence[Row]) -> str:
     if not rates:
         return ""
     most = max(rates)
-    back = next((steps for steps in sorted(rates) if rates[steps].value > CONTROL_LIMIT), None)
+    surely = [steps for steps, rate in rates.items() if rate.value > CONTROL_LIMIT < (rate.low or 0)]
+    back = min(surely, default=most if rates[most].value > CONTROL_LIMIT else None)
     if back is None:
         brought = f"{_count(rates[most])} {_interval(rates[most])}"
         return f"Of pictures that were never memorized, attacks of up to {most} steps from noise bring back {brought}."
     rate = rates[back]
     words = f"Attacks from noise of {back} steps bring back {_count(rate)} pictures that were never memorized"
-    if rate.low is not None and rate.low <= CONTROL_LIMIT:
+    if not surely:
         return f"{words} {_interval(rate)}: too few to tell whether it is more than {100 * CONTROL_LIMIT:g} %."
     return f"{words}: from there on an attack shows what the model can draw, not what it remembers."
 
@@ -216,7 +217,9 @@ def _of_variant(rows: Sequence[Row], variant: str) -> str:
     brings = f"{_strongest(sound)}, and {_count(before)} on the original"
     if worst.value > GONE_LIMIT:
         which = "they" if _copies(worst) == worst.n else f"these {_copies(worst)}"
-        if prompt is not None and prompt.value > GONE_LIMIT and _chance(worst, prompt) > ALPHA:
+        start = _mr(rows, "original", "prompt")
+        idle = prompt is not None and start is not None and _chance(start, prompt) > ALPHA
+        if idle and prompt is not None and prompt.value > GONE_LIMIT and _chance(worst, prompt) > ALPHA:
             return f"{first}, and {brings}: {which} are neither gone nor hidden."
         return f"{first}, but {brings}: {which} are hidden, not gone."
     if prompt is None or prompt.value > GONE_LIMIT:

@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -137,9 +138,8 @@ def write_flagged(store: Store, scan_id: str, prompts: Sequence[Prompt], path: P
         told = known[caption]
         found = [" ".join(str(row["detector"]) for row in rows), rows[0]["p_value"]]
         # A prompt with several images has a row for each.
-        for image in told.images or ("",):
-            named = ["", image] if told.numbered else [image, ""]
-            writer.writerow([caption, told.memorization, told.subset, *named, *found])
+        for image, number in zip_longest(told.images or ("",), told.numbers, fillvalue=""):
+            writer.writerow([caption, told.memorization, told.subset, image, number, *found])
     try:
         aside = path.with_name(f"{path.name}.writing")
         aside.write_text(text.getvalue(), encoding="utf-8")

@@ -38,7 +38,7 @@ def test_csv_gives_back_what_was_written(
 def test_json_lines_give_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("json") / "prompts.jsonl"
     path.write_text("".join(json.dumps({"caption": text, "index": 7}) + "\n" for text in texts), encoding="utf-8")
-    assert read_prompts(path, "null") == [Prompt(text, "null", images=("7",), numbered=True) for text in texts]
+    assert read_prompts(path, "null") == [Prompt(text, "null", numbers=("7",)) for text in texts]
 
 
 def test_published_csv(tmp_path: Path) -> None:
@@ -46,8 +46,8 @@ def test_published_csv(tmp_path: Path) -> None:
     rows = ';Caption;URL;type;Index\n0;A "quoted" one;http://x;VM;12\n1;"Rug; 5x8";;TM;13\n2;Other;;N;\n'
     path.write_text("\ufeff" + rows, encoding="utf-8")
     assert read_prompts(path) == [
-        Prompt('A "quoted" one', "memorized", "VM", None, ("12",), numbered=True),
-        Prompt("Rug; 5x8", "memorized", "TM", None, ("13",), numbered=True),
+        Prompt('A "quoted" one', "memorized", "VM", numbers=("12",)),
+        Prompt("Rug; 5x8", "memorized", "TM", numbers=("13",)),
         Prompt("Other", "memorized"),
     ]
 
@@ -141,7 +141,7 @@ def test_pictures_of_a_further_file_are_found_by_name_and_by_metadata_not_by_num
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "sea.png", "text": "the sea"}\n')
     mine = [Prompt("a cat", "memorized", images=("1",))]
-    others = [Prompt("a dog", "ordinary", images=("dog.png",)), Prompt("a car", "null", images=("1",), numbered=True)]
+    others = [Prompt("a dog", "ordinary", images=("dog.png",)), Prompt("a car", "null", numbers=("1",))]
     found = find_images(mine, tmp_path, [*others, Prompt("the sea", "ordinary")])
     assert {text: [path.name for path in paths] for text, paths in found.items()} == {
         "a cat": ["1.png"],
@@ -169,18 +169,30 @@ def test_pictures_of_one_name_in_two_folders_are_told_apart_by_their_paths(tmp_p
     for name in ("01.png", "1"):
         with pytest.raises(InputError, match=r"which picture is '.*cat/01\.png or .*dog/01\.png"):
             find_images([Prompt("a cat", "memorized", images=(name,))], tmp_path)
+    # A path that is not there is not taken for another folder's, but one that begins further up is right.
+    assert find_images([prompts[0], Prompt("a cow", "memorized", images=("cow/01.png",))], tmp_path).keys() == {"a cat"}
+    above = Prompt("a dog", "memorized", images=("pictures/dog/01.png",))
+    assert find_images([above], tmp_path) == {"a dog": [tmp_path / "dog" / "01.png"]}
+    (tmp_path / "01.png").write_bytes(b"x")
+    found = find_images([Prompt("a cat", "memorized", images=("01.png",))], tmp_path)
+    assert found == {"a cat": [tmp_path / "01.png"]}
 
 
-def test_a_number_of_the_row_beside_a_name_is_no_picture(tmp_path: Path) -> None:
+def test_a_number_beside_a_name_counts_only_where_the_name_finds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("index,file_name,caption\n3,00017.png,named\n4,,numbered\n")
-    named, numbered = read_prompts(path)
-    assert (named.images, named.numbered) == (("00017.png",), False)
-    assert (numbered.images, numbered.numbered) == (("4",), True)
+    path.write_text("index,file_name,caption\n3,00017.png,named\n17,http://x/y.png,numbered\n")
+    prompts = read_prompts(path)
+    assert [(prompt.images, prompt.numbers) for prompt in prompts] == [
+        (("00017.png",), ("3",)),
+        (("http://x/y.png",), ("17",)),
+    ]
+    for name in ("00003.png", "00017.png"):
+        (tmp_path / name).write_bytes(b"x")
+    assert find_images(prompts, tmp_path) == {name: [tmp_path / "00017.png"] for name in ("named", "numbered")}
 
 
 def test_that_nothing_will_be_a_control_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "1.png").write_bytes(b"x")
-    others = [Prompt("a dog", "ordinary", images=("1",), numbered=True)]
-    find_images([Prompt("a cat", "memorized", images=("1",), numbered=True)], tmp_path, others)
+    others = [Prompt("a dog", "ordinary", numbers=("1",))]
+    find_images([Prompt("a cat", "memorized", numbers=("1",))], tmp_path, others)
     assert "attacks will have no control" in capsys.readouterr().err

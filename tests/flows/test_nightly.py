@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from flows.audit import AuditParams
 from flows.cli import app
 from flows.nightly import NightFailed, NightlyParams, nightly, register, registered, remove
+from flows.params import full_name
 from flows.settings import Settings
 from storage import Store, StoreError, verify
 from tasks.diffusion.model import load_model
@@ -94,6 +95,8 @@ def test_what_is_registered_may_lead_elsewhere_tomorrow(tmp_path: Path, monkeypa
     settings = Settings.model_validate(SETTINGS)
     register(store, "tiny", AuditParams(model="current/model", device="cpu", settings=settings))
     assert AuditParams.model_validate_json(registered(store)["tiny"]).model == str(tmp_path / "current" / "model")
+    (tmp_path / "elsewhere").mkdir()
+    assert full_name(f"{tmp_path}/elsewhere/../current/model/") == str(tmp_path / "current" / "model")
     (tmp_path / "sscd.pt").write_bytes(b"not the pinned one")
     own = settings.model_copy(update={"sscd": SscdParams(weights="sscd.pt", sha256="0" * 64)})
     with pytest.raises(InputError, match=r"sscd\.pt"):
@@ -139,7 +142,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     shutil.copytree(trained, model, dirs_exist_ok=True)
     with monkeypatch.context() as patched:
         patched.setattr("flows.nightly.emit_event", broken_store)
-        with pytest.raises(StoreError):
+        with pytest.raises(NightFailed, match="1 of 1 models failed"):
             nightly(params)
     assert store.read("nights").num_rows == 1 and len(told(asserting_events_worker)) == 1
     (night,) = nightly(params)

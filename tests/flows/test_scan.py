@@ -82,7 +82,7 @@ def test_flagged_prompts_are_what_an_audit_reads(world: Path) -> None:
     assert f"norm flags {len(flagged)} of 3 prompts, held against 4 null prompts at a false-alarm" in found.stderr
     assert "left out 1 prompts and 0 null prompts" in found.stderr
     told_of = {prompt.text: prompt for prompt in read_prompts(world / "prompts.csv")}
-    assert told_of["a blue cup"].images == ("8", "9")
+    assert told_of["a blue cup"].numbers == ("8", "9")
     assert read_prompts(out) == [told_of[text] for text in flagged]
     # The very file, as `engram audit --prompts` takes it.
     paths = files(world) | {"prompts": str(out), "store": str(world / "audited")}

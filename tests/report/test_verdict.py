@@ -25,6 +25,8 @@ def test_a_cut_that_removes_next_to_nothing_hides_nothing() -> None:
     text = verdict([*ORIGINAL, mr("nemo-own", "prompt", 18), mr("nemo-own", "dori-noise", 20)])
     assert "they are neither gone nor hidden" in text and "hidden, not gone" not in text
     assert "they are hidden, not gone" in verdict([*ORIGINAL, mr("nemo", "prompt", 8), mr("nemo", "dori-noise", 20)])
+    few = [mr("original", "prompt", 8, 8), mr("original", "dori-noise", 4, 4), mr("original", "dori-noise-control", 0)]
+    assert "hidden, not gone" in verdict([*few, mr("wanda", "prompt", 3, 8), mr("wanda", "dori-noise", 4, 4)])
 
 
 def test_what_does_not_come_back_is_not_called_hidden() -> None:
@@ -113,6 +115,8 @@ def test_how_many_steps_bring_back_what_was_never_memorized() -> None:
     assert words.startswith("Attacks from noise of 1000 steps bring back 3 of 8 pictures")
     few = effort_words([*never, mr("original", "effort-1000-control", 1, 8)])  # interval 0 to 53 %
     assert "too few to tell whether it is more than 5 %" in few and "can draw" not in few
+    sure = [mr("original", "effort-200-control", 1, 8), mr("original", "effort-500-control", 8, 8)]
+    assert effort_words(sure).startswith("Attacks from noise of 500 steps bring back 8 of 8")
     assert effort_words(ORIGINAL) == ""
 
 

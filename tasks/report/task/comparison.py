@@ -64,7 +64,9 @@ def compare(
     for metric in ("sscd", "clip"):
         made_with = [{row["scorer"] for row in rows if row["metric"] == metric} for rows in seen]
         if all(made_with) and made_with[0] != made_with[1]:
-            raise InputError(f"{before} and {after} were scored with different {metric.upper()} models: audit again")
+            raise InputError(
+                f"{before} and {after} were scored with different {metric.upper()} models: accept a later one"
+            )
     asked = [{row["prompt_id"] for row in rows} for rows in seen]
     shared = asked[0] & asked[1]
     if not shared:
@@ -252,7 +254,8 @@ def _settings_apart(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
 def _alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether two audits asked a model the same: no setting differs that both know, but for those of speed alone."""
     old, new = (dict(_flat(json.loads(record["params"]).get("settings") or {})) for record in (before, after))
-    return all(old[name] == new[name] for name in old.keys() & new.keys() - _SPEED)
+    clip = [json.loads(record["params"]).get("clip") for record in (before, after)]
+    return clip[0] == clip[1] and all(old[name] == new[name] for name in old.keys() & new.keys() - _SPEED)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
