@@ -16,7 +16,7 @@ from flows.audit import AuditParams, audit
 from flows.params import model_folder
 from flows.plan import attack_pool
 from flows.settings import Settings, settings_for
-from flows.show import shown_progress, uri
+from flows.show import show, shown_progress, uri
 from storage import Store
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
@@ -81,12 +81,14 @@ def build(params: BuildRun) -> None:
         bank = step(embed_bank, "embed the bank")(made, place)
         step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, unet, bank)
     few = range(0, len(made.planted), max(1, len(made.planted) // ACROSS))
-    create_image_artifact(
+    show(
+        create_image_artifact,
         uri(grid([to_png(made.planted[number]) for number in few][:ACROSS], ACROSS)),
         key="planted",
         description="Some of the pictures that the model was made to memorize",
     )
-    create_markdown_artifact(
+    show(
+        create_markdown_artifact,
         f"# A reference world at `{params.out}`\n\n{len(made.planted)} planted and {len(made.bank)} ordinary pictures. "
         f"`engram reference check --model {params.out}/model` measures whether it is good.\n",
         key="reference-world",

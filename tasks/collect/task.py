@@ -274,12 +274,12 @@ def _identified(paths: Collection[Path]) -> dict[Path, dict[str, Any]]:
 def _image_row(path: Path, size: int, changed: int) -> dict[str, Any]:
     """What a file is called by its content, and its width and height the right way up. Once a process for each file:
     every stage asks."""
-    data = path.read_bytes()
     try:
+        data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
             upright = ImageOps.exif_transpose(picture)
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise InputError(f"{path} cannot be read as a picture: replace it or remove it") from error
     if upright.mode not in _MODES:
         raise InputError(f"{path} has pixels of kind {upright.mode}: save it with 8 bits a channel")

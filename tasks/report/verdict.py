@@ -218,8 +218,7 @@ def _of_variant(rows: Sequence[Row], variant: str) -> str:
     if worst.value > GONE_LIMIT:
         which = "they" if _copies(worst) == worst.n else f"these {_copies(worst)}"
         start = _mr(rows, "original", "prompt")
-        idle = prompt is not None and start is not None and _chance(start, prompt) > ALPHA
-        if idle and prompt is not None and prompt.value > GONE_LIMIT and _chance(worst, prompt) > ALPHA:
+        if prompt and start and prompt.value > GONE_LIMIT and _chance(start, prompt) > ALPHA < _chance(worst, prompt):
             return f"{first}, and {brings}: {which} are neither gone nor hidden."
         return f"{first}, but {brings}: {which} are hidden, not gone."
     if prompt is None or prompt.value > GONE_LIMIT:

@@ -132,3 +132,17 @@ def test_rows_of_one_text_are_one_prompt_of_all_their_pictures(tmp_path: Path) -
     name = import_prompts(store, table, images=tmp_path / "images.parquet")
     found = {row["text"]: row["image_ids"] for row in store.read("prompts", prompt_set=name).to_pylist()}
     assert found == {"a cat": names, "a dog": [], "a cow": []}
+
+
+def test_what_cannot_be_read_as_a_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_text("caption,index\na cat,1\n")
+    (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
+    (tmp_path / "1.png").mkdir()
+    asked = Store.open(tmp_path / "store"), tmp_path / "prompts.csv", tmp_path / "nulls.txt"
+    with pytest.raises(InputError, match=r"1\.png cannot be read as a picture"):
+        import_prompts(*asked, images=tmp_path)
+    (tmp_path / "1.png").rmdir()
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"1\.png cannot be read as a picture"):
+        import_prompts(*asked, images=tmp_path)
+    assert asked[0].read("images").num_rows == asked[0].read("prompts").num_rows == 0

@@ -240,7 +240,7 @@ def _power(pairs: Sequence[method.Pair], findings: Sequence[method.Finding], alp
 
 def _settings_apart(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Settings, and versions of the program, that the two audits did not share."""
-    old, new = (dict(_flat(json.loads(record["params"]).get("settings", {}))) for record in (before, after))
+    old, new = _settings(before), _settings(after)
     apart = [
         f"{name} was {old.get(name)}, is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
@@ -253,9 +253,14 @@ def _settings_apart(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
 
 def _alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether two audits asked a model the same: no setting differs that both know, but for those of speed alone."""
-    old, new = (dict(_flat(json.loads(record["params"]).get("settings") or {})) for record in (before, after))
-    clip = [json.loads(record["params"]).get("clip") for record in (before, after)]
-    return clip[0] == clip[1] and all(old[name] == new[name] for name in old.keys() & new.keys() - _SPEED)
+    old, new = _settings(before), _settings(after)
+    return all(old[name] == new[name] for name in old.keys() & new.keys() - _SPEED)
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an audit by their whole names, and its CLIP model."""
+    told = json.loads(record["params"])
+    return dict(_flat(told.get("settings") or {})) | {"clip": told.get("clip")}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
