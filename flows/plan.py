@@ -83,8 +83,14 @@ class Plan:
         self.nulls = prompts_of(self.subject, "null", settings.nulls)
         every = prompts_of(self.subject, "ordinary")
         self.ordinary = every[: settings.ordinary]
+        # A memorized picture is no control, and must not be trained back in, whatever caption it has, too.
+        remembered = {image for prompt in prompts_of(self.subject, "memorized") for image in prompt.image_ids}
+
+        def apart(prompts: Sequence[Asked]) -> list[Asked]:
+            return [prompt for prompt in prompts if prompt.image_ids and remembered.isdisjoint(prompt.image_ids)]
+
         # What trains a model must not be what its quality is measured on.
-        self.kept = [prompt for prompt in every[settings.ordinary :] if prompt.image_ids][: settings.kept]
+        self.kept = apart(every[settings.ordinary :])[: settings.kept]
         # Nor what the control's weights are found on: cut, they would spoil the very prompts that judge the cut.
         others, few = every[settings.ordinary :], len(self.memorized)
         self.control_prompts = [*others, *self.ordinary][:few]
@@ -95,8 +101,8 @@ class Plan:
             update={"tau": min(settings.wanda.tau, settings.sampling.steps)}
         )
         self.attacked = _of_different_pictures(self.memorized)[: settings.attacked]
-        self.controls = _of_different_pictures(self.ordinary)[: settings.controls]
-        self.unseen = _of_different_pictures(self.nulls)[: settings.unseen]
+        self.controls = _of_different_pictures(apart(self.ordinary))[: settings.controls]
+        self.unseen = _of_different_pictures(apart(self.nulls))[: settings.unseen]
         if len(self.unseen) < settings.unseen:
             raise InputError(
                 f"{settings.unseen} unseen pictures are to be attacked, but null prompts have {len(self.unseen)}: give"
@@ -210,22 +216,28 @@ class Plan:
         """The pictures by which that is seen."""
         return evaluating.shots(self.diagnosed, self.settings.seeds, self.searched)
 
+    def succeeded(self) -> dict[str, list[int]]:
+        """By prompt id, the restarts whose triggers do bring the picture back."""
+        subject, settings, wanted = self.subject, self.settings, self.searched_shots()
+        ids = evaluating.generation_ids(subject, ORIGINAL, LOCALITY, wanted, settings.sampling)
+        copying = evaluating.triggers_that_copy(subject, wanted, ids, settings.sscd)
+        return {
+            name: [restart for restart, one in enumerate(found) if one in copying]
+            for name, found in self.searched.items()
+        }
+
     def diagnosed_triggers(self) -> tuple[list[Asked], list[Asked]]:
-        """Those that do bring it back, to be asked like prompts; none of a picture that has fewer than two. And where
+        """The triggers that succeeded, to be asked like prompts; none of a picture that has fewer than two. And where
         their searches began, as the control: what these have in common, no search found.
 
         A search that fails ends anywhere: what lies there says nothing of where the memory is.
         """
-        subject, settings, wanted = self.subject, self.settings, self.searched_shots()
-        ids = evaluating.generation_ids(subject, ORIGINAL, LOCALITY, wanted, settings.sampling)
-        copying = evaluating.triggers_that_copy(subject, wanted, ids, settings.sscd)
-        begun = attacking.starts_of(subject, ORIGINAL, self.diagnosed, self.pool, self.many, settings.seed)
-        ends: dict[str, list[str]] = {}
-        starts: dict[str, list[str]] = {}
-        for name, found in self.searched.items():
-            kept = [restart for restart, one in enumerate(found) if one in copying]
-            kept = kept if len(kept) > 1 else []
-            ends[name], starts[name] = ([some[restart] for restart in kept] for some in (found, begun[name]))
+        kept = {name: some if len(some) > 1 else [] for name, some in self.succeeded().items()}
+        begun = attacking.starts_of(self.subject, ORIGINAL, self.diagnosed, self.pool, self.many, self.settings.seed)
+        ends, starts = (
+            {name: [found[name][restart] for restart in restarts] for name, restarts in kept.items()}
+            for found in (self.searched, begun)
+        )
         return as_prompts(ends, self.diagnosed), as_prompts(starts, self.diagnosed)
 
     @property

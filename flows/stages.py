@@ -196,25 +196,25 @@ def _try(plan: Plan) -> None:
 
 def _diagnose(plan: Plan, audit_id: str) -> None:
     """The figures of the diagnosis, and its artifacts."""
-    (triggers, _), others = plan.diagnosed_triggers(), plan.pictured[0]
+    (triggers, starts), others, succeeded = plan.diagnosed_triggers(), plan.pictured[0], plan.succeeded()
     found = []
     for prompt in plan.diagnosed:
-        searched = plan.searched[prompt.prompt_id]
+        searched, restarts = plan.searched[prompt.prompt_id], succeeded[prompt.prompt_id]
         mine = [one for one in triggers if one.prompt_id in searched]
         spread = None
         rest = [other for other in others if other.image_ids[0] != prompt.image_ids[0]]
         if mine and len(rest) > 1:
-            restarts = [searched.index(one.prompt_id) for one in mine]
             how = (plan.pool, plan.many, plan.settings.seed)
             seen = attacking.diagnose(plan.subject, mine, restarts, rest, *how)
-            activations, starts = (
+            activations, begun = (
                 {name: layer.ratio for name, layer in zip(seen.layers, some, strict=True)}
                 for some in (seen.activations, seen.starts)
             )
             between = seen.embeddings.ratio, seen.beside_prompts.ratio, seen.moved
-            spread = reporting.Spread(*between, activations, starts, seen.map)
-        found.append(reporting.Diagnosed(prompt.image_ids[0], prompt.text, len(searched), len(mine), spread))
-    words, maps = reporting.write_locality(plan.subject, audit_id, found, plan.nemo_id, plan.trigger_wanda_id)
+            spread = reporting.Spread(*between, activations, begun, seen.map)
+        found.append(reporting.Diagnosed(prompt.image_ids[0], prompt.text, len(searched), len(restarts), spread))
+    points = [one.prompt_id for one in [*triggers, *starts]]
+    words, maps = reporting.write_locality(plan.subject, audit_id, found, points, plan.nemo_id, plan.trigger_wanda_id)
     show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
     for number, picture in enumerate(maps, 1):
         key = f"locality-{number}"

@@ -1,4 +1,5 @@
 -- Copies: generations of each variant under each probe that reproduce a training image, verbatim and template apart.
+-- Of all audits together, whatever their steps and seeds: the figures of one audit are in `metrics`.
 -- $metric: the score of a generation against its image, NULL for 'sscd'. $threshold: NULL for 0.7.
 -- $model_id: NULL for all. $scorer: the model that the scores were made with, NULL for all, each for itself.
 

@@ -1,5 +1,6 @@
 -- Whether triggers of one image find the same neurons and weights: the mean IOU of their sets, by image, method and layer.
 -- $model_id, $nemo_id and $wanda_id name the sets: of NeMo's searches and of Wanda's, from triggers.
+-- $trigger_ids: those that are asked about, NULL for all: the store may hold triggers of other audits.
 -- searched: false for pairs of points that searches began from, the control: what these share is no memory.
 -- iou_chance is what random sets of these sizes would have; see `iou_of`. A trigger that a method found nothing at all
 -- for, as NeMo's gate has it, does not count: it says nothing of where the memory lies.
@@ -18,6 +19,7 @@ found AS (
 points AS (
     SELECT model_id, trigger_id, image_id, len(loss) > 0 AS searched
     FROM triggers
+    WHERE $trigger_ids IS NULL OR trigger_id IN (SELECT unnest($trigger_ids::VARCHAR[]))
 )
 SELECT
     one.image_id,

@@ -72,7 +72,7 @@ def verdict(rows: Sequence[Row]) -> str:
     if start is None:
         return "How much the original model copies was not measured, so nothing can be said of any mitigation."
     said = [
-        f"From their own prompts the original model reproduces {_count(start)} memorized pictures {_interval(start)}."
+        f"For {_count(start)} memorized prompts the original model reproduces a training picture {_interval(start)}."
     ]
     if attacks := _sound(rows, "original"):
         words = _strongest(attacks)
@@ -105,10 +105,11 @@ def effort_words(rows: Sequence[Row]) -> str:
         return ""
     most = max(rates)
     surely = [steps for steps, rate in rates.items() if rate.value > CONTROL_LIMIT < (rate.low or 0)]
-    back = min(surely, default=most if rates[most].value > CONTROL_LIMIT else None)
-    if back is None:
-        brought = f"{_count(rates[most])} {_interval(rates[most])}"
+    loudest = max(rates, key=lambda steps: (rates[steps].value, steps))
+    if rates[loudest].value <= CONTROL_LIMIT:
+        brought = f"{_count(rates[loudest])} {_interval(rates[loudest])}"
         return f"Of pictures that were never memorized, attacks of up to {most} steps from noise bring back {brought}."
+    back = min(surely, default=loudest)
     rate = rates[back]
     words = f"Attacks from noise of {back} steps bring back {_count(rate)} pictures that were never memorized"
     if not surely:
@@ -180,6 +181,8 @@ def _cut_control(rows: Sequence[Row], variant: str) -> Control | None:
         words += f", but {100 * same.value:.0f} % of them are the ones that {name} found"
         return Control(variant, "missing", f"{words}: it took more than half of a layer, so no cut of its size is one.")
     if variant in RANDOM_CUTS and other.value < RANDOM_KEEPS * original.value:
+        if (p := _chance(original, other)) > ALPHA:
+            return Control(variant, "open", f"{words}: too few to tell whether chance removes copies (p = {p:.2f}).")
         words += ": chance removes the copies too, so a localized cut of this size is uninformative."
         return Control(variant, "fails", words)
     if cut is None:
@@ -217,10 +220,13 @@ def _of_variant(rows: Sequence[Row], variant: str) -> str:
     brings = f"{_strongest(sound)}, and {_count(before)} on the original"
     if worst.value > GONE_LIMIT:
         which = "they" if _copies(worst) == worst.n else f"these {_copies(worst)}"
-        start = _mr(rows, "original", "prompt")
-        if prompt and start and prompt.value > GONE_LIMIT and _chance(start, prompt) > ALPHA < _chance(worst, prompt):
+        if prompt is not None and prompt.value <= GONE_LIMIT:
+            return f"{first}, but {brings}: {which} are hidden, not gone."
+        if prompt is not None and _no_less(rows, prompt) and _chance(worst, prompt) > ALPHA:
             return f"{first}, and {brings}: {which} are neither gone nor hidden."
-        return f"{first}, but {brings}: {which} are hidden, not gone."
+        # Which of them their own prompts still bring back, rates do not say.
+        silent = "prompts that no longer bring them back" if prompt is not None else "prompts, if at all"
+        return f"{first}, and {brings}: {which} are not gone, only hidden from {silent}."
     if prompt is None or prompt.value > GONE_LIMIT:
         still = "they still come back from their prompts" if prompt else "whether they come back from them stays open"
         return f"{first}, and {brings}: {still}."
@@ -228,8 +234,18 @@ def _of_variant(rows: Sequence[Row], variant: str) -> str:
         return f"{first}, and {brings}; but {_strongest(loud)}, though {_unsound(rows, loud)}: this stays open."
     if (p := _chance(before, worst)) > ALPHA:
         return f"{first}, and {brings}: too few to call them gone (p = {p:.2f})."
+    together = sum(map(_copies, sound))
+    if together > GONE_LIMIT * worst.n:
+        return f"{first}, and {brings}; all attacks together may bring back {together}: too many to call them gone."
     # No copies in a few attacks is no proof: the interval says how much could still be there.
-    return f"{first}, and {brings}: by this audit they are gone."
+    which = "the others" if together or _copies(prompt) else "they"
+    return f"{first}, and {brings}: by this audit {which} are gone."
+
+
+def _no_less(rows: Sequence[Row], prompt: Row) -> bool:
+    """Whether prompts bring back about as much as on the original; a great difference may be chance, too, of few."""
+    start = _mr(rows, "original", "prompt")
+    return start is not None and prompt.value >= RANDOM_KEEPS * start.value and _chance(start, prompt) > ALPHA
 
 
 def _attacks(rows: Sequence[Row], variant: str) -> list[Row]:
@@ -251,7 +267,10 @@ def _unsound(rows: Sequence[Row], attacks: Sequence[Row]) -> str:
         return "it has no control"
     original = [_mr(rows, "original", row.probe) for row in attacks]
     if all(row is not None and row.value <= GONE_LIMIT for row in original):
-        return "such attacks bring nothing back on the original either"
+        return "such attacks bring next to nothing back on the original either"
+    others = [_mr(rows, "original", f"{row.probe}-{kind}") for row in attacks for kind in CONTROLS]
+    if any(row is not None and row.value > CONTROL_LIMIT for row in others):
+        return f"it may bring back more than {100 * CONTROL_LIMIT:g} % of pictures that were never memorized"
     return "too few pictures were attacked to tell its finds from chance"
 
 

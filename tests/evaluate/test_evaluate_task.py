@@ -9,6 +9,7 @@ import pytest
 from tasks.attack.extraction import ExtractionParams
 from tasks.diffusion.sampling import to_png
 from tasks.evaluate import task as door
+from tasks.evaluate.clip_score import ClipParams
 from tasks.evaluate.sscd import SscdParams, scorer_of
 from tasks.evaluate.task import Shot, scores
 from tasks.evaluate.task.figures import triggers_that_copy
@@ -87,6 +88,21 @@ def test_seeds_beyond_this_audits_do_not_count(subject: Subject) -> None:
     (figure,) = door.diversity_figure(subject, shots, ["g0", "g1"], SSCD)
     assert figure.value == pytest.approx(0.1)
     assert door.diversity_figure(subject, shots[:1], ["g0"], SSCD) == []
+
+
+def test_quality_is_of_prompts_that_have_pictures(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of other prompts differ from the training pictures because they show something else."""
+    near = {name: np.eye(4)[n] for n, name in enumerate(("i", "j"))}
+    near |= {"g": near["i"], "h": near["j"], "elsewhere": np.eye(4)[3]}
+    monkeypatch.setattr(
+        "tasks.evaluate.task.figures.clip_vectors",
+        lambda subject, variant, probe, some, params: {name: near[name] for name in some},
+    )
+    shots = [Shot(asked("p", "i"), None, 0), Shot(asked("q", "j"), None, 0), Shot(asked("r"), None, 0)]
+    clip = ClipParams(model="none")
+    found = door.quality_figures(subject, "original", "ordinary", shots, ["g", "h", "elsewhere"], clip)
+    assert {one.metric: one.value for one in found}["fid"] == pytest.approx(0, abs=1e-6)
+    assert door.quality_figures(subject, "original", "ordinary", shots[1:], ["h", "elsewhere"], clip) == []
 
 
 def test_a_picture_that_always_comes_back_is_no_memory_unless_it_was_trained_on(

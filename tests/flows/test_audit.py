@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from prefect.testing.utilities import prefect_test_harness
@@ -27,6 +29,7 @@ from storage import Store, run_sql, verify
 from tasks.diffusion.sampling import generate
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
+from tasks.report.task import Diagnosed
 from tasks.subject import Subject
 from tests.flows.world import tiny_world
 
@@ -275,6 +278,38 @@ def test_many_triggers_say_whether_memory_is_local(params: AuditParams, audited:
     folder = Path(audited.report).parent
     assert "Is the memory local?" in (folder / "locality.md").read_text()
     assert (folder / "locality-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_success_is_one_though_nothing_follows_from_it(
+    params: AuditParams, audited: Audited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Diagnosed] = []
+    monkeypatch.setattr(
+        "tasks.evaluate.task.triggers_that_copy", lambda subject, wanted, ids, params: {wanted[0].trigger_id}
+    )
+
+    def keep(subject: Subject, audit_id: str, found: list[Diagnosed], *ids: object) -> tuple[str, list[bytes]]:
+        told.extend(found)
+        return "", []
+
+    monkeypatch.setattr("tasks.report.task.write_locality", keep)
+    stages.write_diagnosis.fn(Plan(params), audited.audit_id)
+    assert [(one.searched, one.triggers, one.spread) for one in told] == [(3, 1, None)]
+
+
+def test_a_memorized_picture_is_no_control_and_is_not_trained_back_in(params: AuditParams, tmp_path: Path) -> None:
+    prompts = pq.read_table(Path(params.model).parent / "prompts.parquet").to_pylist()
+    asked = {"prompts": str(tmp_path / "prompts.parquet"), "images": str(Path(params.model).parent / "images.parquet")}
+    nulls, ordinary = ([row for row in prompts if row["kind"] == kind] for kind in ("null", "ordinary"))
+    for row in (nulls[0], ordinary[0], ordinary[-1]):
+        row["image_ids"] = prompts[-1]["image_ids"] + prompts[0]["image_ids"]
+    remembered = prompts[0]["image_ids"][0]
+    pq.write_table(pa.Table.from_pylist(prompts), asked["prompts"])
+    plan = Plan(params.model_copy(update=asked | {"store": str(tmp_path / "store")}))
+    apart = [*plan.controls, *plan.unseen, *plan.kept]
+    assert plan.controls and plan.unseen and len(plan.kept) == 3
+    assert all(remembered not in prompt.image_ids for prompt in apart)
+    assert remembered in plan.ordinary[0].image_ids  # whose quality is measured all the same
 
 
 def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audited) -> None:

@@ -43,8 +43,10 @@ def put(
     state: str = "completed",
     settings: Mapping[str, Any] | None = None,
     prompt_set: str = "p",
+    pictured: bool = True,
 ) -> None:
-    """An audit in which so many of the pictures of each variant, probe and prompt are copies."""
+    """An audit in which so many of the pictures of each variant, probe and prompt are copies; ordinary prompts may have
+    no training pictures."""
     when = datetime(2024, 1, day, tzinfo=UTC)
     params = {"model": "/models/m", "settings": {"seeds": SEEDS} | dict(settings or {})}
     row = {
@@ -84,6 +86,8 @@ def put(
         low, high = clopper_pearson(rate, len(asked))
         figures = [{"metric": "mr", "value": rate / len(asked), "low": low, "high": high, "n": len(asked)}]
         evidence = [{"metric": "sscd", "scorer": scorer, "generation_ids": ids}]
+        if probe == "ordinary" and not pictured:
+            figures, evidence = [], []
         if clip is not None:
             rows = [{"generation_id": name, "scorer": "clip", "value": clip + 0.001 * n} for n, name in enumerate(ids)]
             store.write("scores", content_key("clip", ids), rows, metric="clip")
@@ -113,6 +117,15 @@ def test_a_planted_image_is_a_regression(store: Store) -> None:
     assert found.prompts == 6
     assert compare(store, "b", "a", CLAIMS).regressions == []
     assert verify(store) == []
+
+
+def test_a_probe_without_training_pictures_was_looked_at_all_the_same(store: Store) -> None:
+    both = QUIET | {("original", "ordinary", f"p{n}"): 0 for n in range(6)}
+    for day, name in enumerate("ab", 1):
+        put(store, name, day, both, clip=0.3, pictured=False)
+    assert [note for note in compare(store, "a", "b", CLAIMS).notes if "not looked at again" in note] == []
+    put(store, "c", 3, clip=0.3)
+    assert "original, ordinary was not looked at again" in compare(store, "b", "c", CLAIMS).notes
 
 
 def test_an_unchanged_model_with_the_same_pictures_is_silent(store: Store) -> None:

@@ -16,7 +16,7 @@ def test_every_line_of_the_table_has_as_many_cells() -> None:
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert "| nemo | ordinary | 20 |  | 0.310 (0.290–0.330) |" in table
-    assert text.startswith("From their own prompts the original model reproduces")
+    assert text.startswith("For 19 of 20 memorized prompts the original model reproduces")
     assert "**dori-noise**" in text
 
 

@@ -14,9 +14,9 @@ ORIGINAL = [mr("original", "prompt", 19), mr("original", "dori-noise", 20), mr("
 
 
 def test_hidden_not_gone() -> None:
-    text = verdict([*ORIGINAL, mr("nemo", "prompt", 2), mr("nemo", "dori-noise", 20)])
-    assert "the original model reproduces 19 of 20 memorized pictures (95 %, interval 75 to 100 %)" in text
-    assert "After nemo, 2 of 20 come back from their prompts" in text
+    text = verdict([*ORIGINAL, mr("nemo", "prompt", 1), mr("nemo", "dori-noise", 20)])
+    assert "For 19 of 20 memorized prompts the original model reproduces a training picture (95 %, interval" in text
+    assert "After nemo, 1 of 20 come back from their prompts" in text
     assert "an attack from noise brings back 20 of 20" in text and "20 of 20 on the original" in text
     assert "they are hidden, not gone" in text
 
@@ -24,9 +24,15 @@ def test_hidden_not_gone() -> None:
 def test_a_cut_that_removes_next_to_nothing_hides_nothing() -> None:
     text = verdict([*ORIGINAL, mr("nemo-own", "prompt", 18), mr("nemo-own", "dori-noise", 20)])
     assert "they are neither gone nor hidden" in text and "hidden, not gone" not in text
-    assert "they are hidden, not gone" in verdict([*ORIGINAL, mr("nemo", "prompt", 8), mr("nemo", "dori-noise", 20)])
-    few = [mr("original", "prompt", 8, 8), mr("original", "dori-noise", 4, 4), mr("original", "dori-noise-control", 0)]
-    assert "hidden, not gone" in verdict([*few, mr("wanda", "prompt", 3, 8), mr("wanda", "dori-noise", 4, 4)])
+
+
+def test_what_some_prompts_still_bring_back_is_hidden_only_from_others() -> None:
+    words = "they are not gone, only hidden from prompts that no longer bring them back"
+    assert words in verdict([*ORIGINAL, mr("nemo", "prompt", 8), mr("nemo", "dori-noise", 20)])
+    # 4 of 8 where the original has 7 may be chance (p = 0.14), but is not next to nothing.
+    few = [mr("original", "prompt", 7, 8), mr("original", "dori-noise", 3, 3), mr("original", "dori-noise-control", 0)]
+    assert words in verdict([*few, mr("wanda", "prompt", 4, 8), mr("wanda", "dori-noise", 3, 3)])
+    assert "not gone, only hidden from prompts, if at all" in verdict([*ORIGINAL, mr("nemo", "dori-noise", 20)])
 
 
 def test_what_does_not_come_back_is_not_called_hidden() -> None:
@@ -36,8 +42,18 @@ def test_what_does_not_come_back_is_not_called_hidden() -> None:
 
 def test_gone_by_this_audit() -> None:
     text = verdict([*ORIGINAL, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 1)])
-    assert "by this audit they are gone" in text
+    assert "by this audit the others are gone" in text
     assert "1 of 20 (5 %" in text and "20 of 20 on the original" in text
+    assert "the others are gone" in verdict([*ORIGINAL, mr("tuned", "prompt", 1), mr("tuned", "dori-noise", 0)])
+    text = verdict([*ORIGINAL, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 0)])
+    assert "by this audit they are gone" in text
+
+
+def test_attacks_that_each_bring_back_little_may_bring_back_much_together() -> None:
+    rows = [*ORIGINAL, mr("original", "dori-prompt", 20), mr("original", "dori-prompt-control", 0)]
+    rows += [mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 1), mr("tuned", "dori-prompt", 1)]
+    text = verdict(rows)
+    assert "all attacks together may bring back 2: too many to call them gone" in text and "are gone" not in text
 
 
 def test_an_attack_that_is_no_stronger_on_the_original_proves_nothing() -> None:
@@ -86,9 +102,12 @@ def test_few_controls_leave_an_attack_open(memorized: int, other: int, n: int, s
     rows += [mr("original", "dori-noise-control", other, n), mr("nemo", "prompt", 0, n), mr("nemo", "dori-noise", 1, n)]
     (control,) = controls(rows)
     assert control.state == state
-    claims = "hidden" in verdict(rows)
-    assert claims == (state == "holds")
-    assert ("too few pictures were attacked" in verdict(rows)) == (state == "open")
+    text = verdict(rows)
+    assert ("hidden" in text) == (state == "holds")
+    assert ("too few pictures were attacked" in text) == (state == "open" and other == 0)
+    assert ("may bring back more than 5 % of pictures that were never memorized" in text) == (
+        state == "open" and other == 1
+    )
 
 
 def test_both_controls_must_hold() -> None:
@@ -115,6 +134,8 @@ def test_how_many_steps_bring_back_what_was_never_memorized() -> None:
     assert words.startswith("Attacks from noise of 1000 steps bring back 3 of 8 pictures")
     few = effort_words([*never, mr("original", "effort-1000-control", 1, 8)])  # interval 0 to 53 %
     assert "too few to tell whether it is more than 5 %" in few and "can draw" not in few
+    falls = [mr("original", "effort-50-control", 1, 8), mr("original", "effort-500-control", 0, 8)]
+    assert effort_words(falls).startswith("Attacks from noise of 50 steps bring back 1 of 8")
     sure = [mr("original", "effort-200-control", 1, 8), mr("original", "effort-500-control", 8, 8)]
     assert effort_words(sure).startswith("Attacks from noise of 500 steps bring back 8 of 8")
     assert effort_words(ORIGINAL) == ""
@@ -123,14 +144,14 @@ def test_how_many_steps_bring_back_what_was_never_memorized() -> None:
 def test_an_attack_that_finds_nothing_on_the_original_says_nothing() -> None:
     rows = [mr("original", "prompt", 0), mr("original", "dori-noise", 0), mr("original", "dori-noise-control", 0)]
     text = verdict([*rows, mr("nemo", "prompt", 0), mr("nemo", "dori-noise", 0)])
-    assert "uninformative, because such attacks bring nothing back on the original either" in text
+    assert "uninformative, because such attacks bring next to nothing back on the original either" in text
 
 
 def test_what_attacks_bring_back_of_the_original_is_said() -> None:
     rows = [mr("original", "prompt", 0), mr("original", "dori-noise", 20), mr("original", "dori-noise-control", 0)]
-    assert "0 of 20 memorized pictures (0 %, interval 0 to 17 %). An attack from noise brings back 20 of 20" in verdict(
-        rows
-    )
+    text = verdict(rows)
+    assert text.startswith("For 0 of 20 memorized prompts the original model reproduces a training picture (0 %")
+    assert "interval 0 to 17 %). An attack from noise brings back 20 of 20" in text
 
 
 def test_a_loud_attack_without_a_sound_control_forbids_gone() -> None:
@@ -161,9 +182,13 @@ def test_what_several_variants_lean_on_is_told_once() -> None:
     assert [(control.name, control.state) for control in controls(rows)] == [("dori-noise", "holds")]
 
 
-@pytest.mark.parametrize(("left", "state"), [(18, "holds"), (5, "fails")])
-def test_the_random_cut(left: int, state: str) -> None:
-    (control,) = controls([mr("original", "prompt", 20), mr("random-wanda", "prompt", left)])
+@pytest.mark.parametrize(
+    ("left", "n", "state"),
+    # By hand: 3 of 3 against 2 of 3, 1/2; of 20, 20 against 15, (20 choose 5) in (40 choose 5) = 0.024.
+    [(18, 20, "holds"), (5, 20, "fails"), (15, 20, "fails"), (2, 3, "open")],
+)
+def test_the_random_cut(left: int, n: int, state: str) -> None:
+    (control,) = controls([mr("original", "prompt", n, n), mr("random-wanda", "prompt", left, n)])
     assert (control.name, control.state) == ("random-wanda", state)
 
 

@@ -159,7 +159,7 @@ def run_killed_writers(url: str, kills: int) -> None:
 
 def test_writers_killed_at_random_moments(local: Store) -> None:
     run_killed_writers(local.place.root, kills=200)
-    assert len(local.parts("neuron_sets")) > 100
+    assert local.parts("neuron_sets"), "no writer came to its end; the test has lost its point"
     assert left_aside(local), "no kill fell into a write; the test has lost its point"
     assert verify(local, gc=True) == []
     assert left_aside(local) == []

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import Store, connect, iou, query
-from tests.storage.samples import SET, activation, prompt, put_sets
+from storage import Store, connect, content_key, iou, query
+from tests.storage.samples import SET, activation, neuron_set, prompt, put_sets
 
 UNIVERSE = 1000
 few_sets = st.lists(st.sets(st.integers(0, UNIVERSE - 1), max_size=30), min_size=2, max_size=5)
@@ -297,3 +297,25 @@ def test_the_set_of_all_subsets_is_no_subset(local: Store) -> None:
         assert (row["pairs"], row["iou"]) == (1, 0)
     kwise = [(row["scopes"], row["k"], row["exactly"]) for row in query(local, "iou_kwise").to_pylist()]
     assert kwise == [(2, 1, 4), (2, 2, 0)]
+    assert connect(local).sql("SELECT count(*) FROM shared_neurons").fetchall() == [(0,)]
+    by_layer = [(row["scope"], row["sets"], row["members"]) for row in query(local, "neurons_by_layer").to_pylist()]
+    assert by_layer == [("all", 1, 4), ("subset", 2, 4)]
+
+
+def test_triggers_of_other_audits_do_not_count(local: Store) -> None:
+    sets = {"a": {1, 2}, "b": {2, 3}, "foreign": {7}, "from a": {4, 5}, "from b": {4, 5}, "from elsewhere": {8}}
+    for name, members in sets.items():
+        row = neuron_set(name, members) | {"scope": "trigger"}
+        local.write("neuron_sets", content_key(name), [row], **(SET | {"method": "nemo"}))
+        loss = [] if name.startswith("from") else [1.0]
+        trigger = {"image_id": "i", "trigger_id": name, "start": "noise", "restart": 0, "loss": loss}
+        trigger |= {"embedding": [0.0], "shape": [1, 1], "distance": float(len(loss))}
+        local.write("triggers", content_key(name), [trigger], model_id="m", variant="original")
+    asked = {"model_id": "m", "nemo_id": "p", "wanda_id": "none"}
+    rows = query(local, "trigger_agreement", **asked, trigger_ids=["a", "b", "from a", "from b"]).to_pylist()
+    assert {row["searched"]: (row["iou"], row["pairs"]) for row in rows} == {True: (1 / 3, 1), False: (1, 1)}
+    every = query(local, "trigger_agreement", **asked).to_pylist()
+    assert {row["searched"]: (row["iou"], row["pairs"]) for row in every} == {
+        True: (pytest.approx(1 / 9), 3),
+        False: (pytest.approx(1 / 3), 3),
+    }

@@ -100,12 +100,13 @@ def alignment_figures(
 def quality_figures(
     subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
 ) -> list[Figure]:
-    """FID and KID of CLIP image embeddings, generations against the prompts' own pictures; nothing without those."""
+    """FID and KID of CLIP image embeddings, generations against their prompts' own pictures; nothing without those."""
     real = list(dict.fromkeys(image for shot in wanted for image in shot.prompt.image_ids[:1]))
-    if len(real) < 2 or len(ids) < 2:
+    ours = [name for name, shot in zip(ids, wanted, strict=True) if shot.prompt.image_ids]
+    if len(real) < 2 or len(ours) < 2:
         return []
-    vectors = clip_vectors(subject, variant, probe, [*ids, *real], params)
-    made, trained = (np.stack([vectors[name] for name in names]) for names in (ids, real))
+    vectors = clip_vectors(subject, variant, probe, [*ours, *real], params)
+    made, trained = (np.stack([vectors[name] for name in names]) for names in (ours, real))
     return [quality.fid(made, trained), quality.kid(made, trained)]
 
 

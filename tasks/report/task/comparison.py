@@ -85,7 +85,7 @@ def compare(
     notes = _settings_apart(*records)
     if asked[0] != asked[1]:
         notes.append(f"{len(shared)} prompts in common, of {len(asked[0])} and {len(asked[1])}: figures are over all")
-    again = {(pair.variant, pair.probe) for pair in pairs["sscd"]}
+    again = {(pair.variant, pair.probe) for some in pairs.values() for pair in some}
     before_only = {(row["variant"], row["probe"]) for row in seen[0] if row["variant"] in claims} - again
     notes += [f"{variant}, {probe} was not looked at again" for variant, probe in sorted(before_only)]
     notes.append(_power(pairs["sscd"], findings, alpha))

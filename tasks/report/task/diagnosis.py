@@ -11,18 +11,20 @@ from tasks.subject import ORIGINAL, Subject
 
 
 def write_locality(
-    subject: Subject, audit_id: str, found: Sequence[Diagnosed], nemo_id: str, wanda_id: str
+    subject: Subject, audit_id: str, found: Sequence[Diagnosed], points: Sequence[str], nemo_id: str, wanda_id: str
 ) -> tuple[str, list[bytes]]:
     """Whether memory is local: rows of `metrics` of the original under "dori-noise", and a page beside the report.
 
     Args:
+        points: ids of the triggers that are diagnosed, and of where their searches began.
         nemo_id, wanda_id: of the sets that were found from the triggers.
 
     Returns:
         The diagnosis in Markdown, and a map (PNG) for each image that has enough triggers.
     """
     store = subject.open()
-    rows = query(store, "trigger_agreement", model_id=subject.model_id, nemo_id=nemo_id, wanda_id=wanda_id).to_pylist()
+    sets = {"model_id": subject.model_id, "nemo_id": nemo_id, "wanda_id": wanda_id}
+    rows = query(store, "trigger_agreement", **sets, trigger_ids=list(points)).to_pylist()
     before = {(row["image_id"], row["method"], row["layer"]): row["iou"] for row in rows if not row["searched"]}
     weights: list[Weights] = []
     for one in found:
