@@ -16,8 +16,10 @@ clean: ## remove the environment and caches, but no store
 	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/.installed: requirements.lock requirements-sscd.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
-	    "engram needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=/path/to/python3.12" % v)'
+	@python=$(BIN)/python; [ -x $$python ] || python=$(PYTHON); \
+	    $$python -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+	    "engram needs Python 3.11 to 3.13, %s is %d.%d: make clean, then make audit PYTHON=/path/to/python3.12" \
+	    % (sys.executable, *v))'
 	@echo "installing into .venv: some 7 GB on Linux, several minutes"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock

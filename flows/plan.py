@@ -216,6 +216,12 @@ class Plan:
         """The pictures by which that is seen."""
         return evaluating.shots(self.diagnosed, self.settings.seeds, self.searched)
 
+    @property
+    def begun(self) -> dict[str, list[str]]:
+        """By prompt id, the points that those attacks began from, in the same order."""
+        seed = self.settings.seed
+        return attacking.starts_of(self.subject, ORIGINAL, self.diagnosed, self.pool, self.many, seed)
+
     def succeeded(self) -> dict[str, list[int]]:
         """By prompt id, the restarts whose triggers do bring the picture back."""
         subject, settings, wanted = self.subject, self.settings, self.searched_shots()
@@ -233,10 +239,9 @@ class Plan:
         A search that fails ends anywhere: what lies there says nothing of where the memory is.
         """
         kept = {name: some if len(some) > 1 else [] for name, some in self.succeeded().items()}
-        begun = attacking.starts_of(self.subject, ORIGINAL, self.diagnosed, self.pool, self.many, self.settings.seed)
         ends, starts = (
             {name: [found[name][restart] for restart in restarts] for name, restarts in kept.items()}
-            for found in (self.searched, begun)
+            for found in (self.searched, self.begun)
         )
         return as_prompts(ends, self.diagnosed), as_prompts(starts, self.diagnosed)
 

@@ -157,7 +157,7 @@ def _link(aside: Path, final: Path) -> None:
     except FileExistsError:
         pass
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS):  # macOS has both
             raise
         # A file system without hard links: a rename is atomic too, only that the last of two racing writers stays.
         os.rename(aside, final)

@@ -11,9 +11,16 @@ from hypothesis import settings
 # Prefect of these tests is their own: no server, profile or database of whoever runs them.
 HOME = tempfile.mkdtemp(prefix="engram-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
-os.environ |= {"PREFECT_HOME": HOME, "PREFECT_PROFILES_PATH": f"{HOME}/profiles.toml"}
-for setting in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
-    os.environ.pop(setting, None)
+# Nor is there anything to reach but this machine, and no terminal.
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+for setting in list(os.environ):
+    if setting.startswith("PREFECT_") or setting.lower() in PROXIES or setting in ("FORCE_COLOR", "PY_COLORS"):
+        del os.environ[setting]
+os.environ |= {
+    "PREFECT_HOME": HOME,
+    "PREFECT_PROFILES_PATH": f"{HOME}/profiles.toml",
+    "_TYPER_FORCE_DISABLE_TERMINAL": "1",  # where tests run for GitHub, Typer would colour all the same
+}
 
 # How long an example takes says something of the machine, not of the code.
 settings.register_profile("engram", deadline=None)

@@ -1,5 +1,6 @@
 """The command line."""
 
+import os
 import sys
 
 # Each brings its commands; help lists them in this order.
@@ -10,10 +11,16 @@ from tasks.errors import InputError
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
+OUT_OF_MEMORY = "not one picture fits into the device's memory: free it, or take --set precision=bfloat16"
+NO_SERVER = (
+    "the Prefect server of this run did not start. Its database lies in PREFECT_HOME, ~/.prefect if that is not set: "
+    "it must be writable, and of no newer Prefect. Set PREFECT_HOME to another folder"
+)
 
 
 def main() -> None:
     """Runs the command line; a person's error is one line on stderr and exit code 2."""
+    reach_this_machine()
     try:
         app()
     except (InputError, StoreError) as error:
@@ -23,12 +30,10 @@ def main() -> None:
         print(f"engram: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which takes seconds to import
+        full = type(error).__name__ == "OutOfMemoryError"  # torch's, which takes seconds to import
+        if not full and "ephemeral Prefect API server" not in str(error):
             raise
-        print(
-            "engram: not one picture fits into the device's memory: free it, or take --set precision=bfloat16",
-            file=sys.stderr,
-        )
+        print(f"engram: {OUT_OF_MEMORY if full else NO_SERVER}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:
@@ -36,4 +41,13 @@ def main() -> None:
         raise
 
 
-__all__ = ["app", "main", "quiet", "settings_of"]
+def reach_this_machine() -> None:
+    """Keeps requests to this machine away from an HTTP proxy, which would look for Prefect's server on its own."""
+    named = {name.lower() for name in os.environ}
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if named & {"http_proxy", "https_proxy", "all_proxy"} and known != "*":
+        told = ",".join(filter(None, (known, "127.0.0.1", "localhost", "::1")))
+        os.environ |= {"no_proxy": told, "NO_PROXY": told}
+
+
+__all__ = ["app", "main", "quiet", "reach_this_machine", "settings_of"]

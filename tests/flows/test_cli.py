@@ -3,14 +3,16 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from urllib.request import proxy_bypass
 
 import pytest
 import torch
 from prefect.settings import Settings
 from typer.testing import CliRunner
 
-from flows.cli import app, main, quiet, settings_of
+from flows.cli import app, main, quiet, reach_this_machine, settings_of
 from flows.cli.shared import NEEDS_A_PLATFORM
 from flows.serve import environment
 from flows.settings import settings_for
@@ -37,6 +39,10 @@ COMMANDS = (
 )
 
 
+NO_SERVER = "Timed out while attempting to connect to ephemeral Prefect API server."
+"""What Prefect says where its database cannot be had."""
+
+
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What a command that cannot be carried out says."""
     monkeypatch.setattr(sys, "argv", ["engram", *words])
@@ -46,13 +52,21 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return capsys.readouterr().err.strip()
 
 
-def test_memory_that_is_short_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def test_what_a_person_can_mend_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def raising(error: Exception) -> Callable[[], None]:
+        def raises() -> None:
+            raise error
 
-    monkeypatch.setattr("flows.cli.app", full)
+        return raises
+
+    monkeypatch.setattr("flows.cli.app", raising(torch.OutOfMemoryError("CUDA out of memory")))
     told = refused(monkeypatch, capsys)
     assert told.startswith("engram: not one picture fits into the device's memory") and "\n" not in told
+    monkeypatch.setattr("flows.cli.app", raising(RuntimeError(NO_SERVER)))
+    told = refused(monkeypatch, capsys)
+    assert told.startswith("engram: the Prefect server of this run did not start") and "\n" not in told
     monkeypatch.setattr("flows.cli.app", lambda: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main()
@@ -131,6 +145,22 @@ def test_a_server_for_one_command_looks_for_no_work_of_others(monkeypatch: pytes
     # What a run writes must reach the database all the same.
     assert services.event_persister.enabled and services.task_run_recorder.enabled
     assert not any(name.startswith("PREFECT_SERVER_SERVICES") for name in environment("http://127.0.0.1:4200", Path()))
+
+
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def environment_of(**told: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        monkeypatch.setattr(os, "environ", kept | told)
+        reach_this_machine()
+
+    for name in ("http_proxy", "HTTPS_PROXY"):
+        environment_of(**{name: "http://proxy:3128", "NO_PROXY": "internal.example"})
+        assert all(proxy_bypass(host) for host in ("127.0.0.1:4200", "localhost", "internal.example"))
+        assert not proxy_bypass("huggingface.co")
+    environment_of(http_proxy="http://proxy:3128", no_proxy="*")
+    assert proxy_bypass("huggingface.co")
+    environment_of()  # any such variable would turn the proxy of a whole Mac off
+    assert not {"no_proxy", "NO_PROXY"} & os.environ.keys()
 
 
 def test_a_setting_without_a_value_is_one_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import subprocess
 import sys
@@ -176,6 +177,18 @@ def test_litter_of_the_living_stays_for_an_hour(local: Store) -> None:
         assert path.exists() == stays
         os.utime(path, (0, 0))
         assert collect_litter(local) == [f".aside/{name}"] and not path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_system_without_hard_links(local: Store, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refused(aside: Path, final: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refused)
+    for members in ({1, 2}, {3}):  # the second finds the first there
+        local.write("neuron_sets", "k", [neuron_set("a", members)], **SET)
+    assert local.read("neuron_sets")["members"].to_pylist() == [[1, 2]]
+    assert verify(local) == [] and left_aside(local) == []
 
 
 @pytest.fixture
