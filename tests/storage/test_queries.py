@@ -314,6 +314,7 @@ def test_triggers_of_other_audits_do_not_count(local: Store) -> None:
     asked = {"model_id": "m", "nemo_id": "p", "wanda_id": "none"}
     rows = query(local, "trigger_agreement", **asked, trigger_ids=["a", "b", "from a", "from b"]).to_pylist()
     assert {row["searched"]: (row["iou"], row["pairs"]) for row in rows} == {True: (1 / 3, 1), False: (1, 1)}
+    assert query(local, "trigger_agreement", **asked, trigger_ids=[]).num_rows == 0
     every = query(local, "trigger_agreement", **asked).to_pylist()
     assert {row["searched"]: (row["iou"], row["pairs"]) for row in every} == {
         True: (pytest.approx(1 / 9), 3),
