@@ -7,10 +7,13 @@ help: ## list what there is
 audit: .venv/.installed ## audit the reference model: prints the table and the path of the report
 	@$(BIN)/engram audit --model reference --profile quick
 
-test: .venv/.installed ## lint, types and all tests
+test: .venv/.installed ## lint, types and all tests but the slow ones
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+
+test-slow: .venv/.installed ## the tests that take long, or need servers and a browser
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile -m slow
 
 clean: ## remove the environment and caches, but no store
 	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -27,4 +30,4 @@ clean: ## remove the environment and caches, but no store
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: help audit test clean
+.PHONY: help audit test test-slow clean
