@@ -9,10 +9,12 @@ from importlib.metadata import version
 
 from prefect import flow
 
+from flows.lifetime import at_the_end
 from flows.params import AuditParams
 from flows.plan import Plan
 from flows.show import show_audit
 from flows.stages import Audited, attack, collect, diagnose, evaluate, localize, mitigate, report
+from storage import begun_here, mark_lost
 from tasks.collect import task as collecting
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime", "duckdb", "pyarrow", "prefect")
@@ -41,7 +43,8 @@ def audit(params: AuditParams) -> Audited:
 
 @contextmanager
 def recorded(params: AuditParams) -> Iterator[str]:
-    """Within, an audit of this id is running; afterwards the store says how it ended.
+    """Within, an audit of this id is running; afterwards the store says how it ended: completed, failed by an error, or
+    cancelled by whoever asked the process to end.
 
     Raises:
         InputError: the model, the prompts or the images cannot be used.
@@ -61,17 +64,24 @@ def recorded(params: AuditParams) -> Iterator[str]:
         "device": str(plan.subject.load().device),
         "started_at": started,
     }
-    store.write("audits", f"{audit_id}-begun", [record | {"state": "running"}])
-    state = "failed"
-    try:
-        yield audit_id
-        state = "completed"
-    except KeyboardInterrupt:
-        state = "cancelled"
-        raise
-    finally:
+
+    def end(state: str) -> None:
         ended = record | {"state": state, "finished_at": datetime.now(UTC)}
         store.write("audits", f"{audit_id}-ended", [ended])
+
+    mark_lost(store)
+    begun_here(store, audit_id)
+    store.write("audits", f"{audit_id}-begun", [record | {"state": "running"}])
+    with at_the_end(lambda: end("cancelled")):
+        try:
+            yield audit_id
+        except Exception:
+            end("failed")
+            raise
+        except BaseException:  # Ctrl-C, or a signal as Prefect raises it
+            end("cancelled")
+            raise
+        end("completed")
 
 
 __all__ = ["AuditParams", "Audited", "audit", "recorded"]

@@ -70,7 +70,7 @@ def build(params: BuildRun) -> None:
     def step(function: Callable[..., Any], name: str) -> Any:
         return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
-    with shown_progress():
+    with shown_progress("reference build"):
         made = step(recipe.world, "compose pictures")(place, (Path(params.pictures), Path(params.names)), told)
         texts = step(recipe.texts, "train text-image model")(place, made, told, begun)
         vae = step(recipe.autoencoder, "train autoencoder")(place, made, told, begun)

@@ -67,7 +67,7 @@ def scan(params: ScanRun) -> Scanned:
     if not prompts:
         raise InputError(f"no prompt can be scanned: the model reads {subject.load().tokens} tokens, all have more")
     false_alarms(len(nulls), params.scan.alpha)  # there may be fewer now, and all the work is still to come
-    with shown_progress():
+    with shown_progress("scan"):
         register_model(subject)
         for detector in dict.fromkeys(params.scan.detectors):
             score_prompts(subject, [*prompts, *nulls], detector, params.scan)

@@ -1,11 +1,12 @@
 """Prefect's server as Engram starts it: of one command (`--temporary`), or of the platform.
 
-    python -m flows.server --port 4200
-    python -m flows.server --temporary        prints its port, and ends when its standard input is closed
+python -m flows.server --port 4200
+python -m flows.server --temporary        prints its port, and ends when its standard input is closed
 """
 
 import argparse
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -21,7 +22,8 @@ def main() -> None:
     parser.add_argument(
         "--temporary",
         action="store_true",
-        help="without UI and services, silent; prints the port once it answers, ends when standard input is closed",
+        help="without UI and services, silent; prints the port once it answers; when standard input is closed, it "
+        "removes PREFECT_HOME and ends",
     )
     asked = parser.parse_args()
     family = socket.AF_INET6 if ":" in asked.host else socket.AF_INET
@@ -56,6 +58,7 @@ def _end_with_the_command() -> None:
     """Ends this process when the other end of its standard input is gone, however the command ended."""
     while sys.stdin.buffer.read(4096):
         pass
+    shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True)  # made for this process alone
     os._exit(0)
 
 

@@ -15,8 +15,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from storage import Store
 from storage.errors import one_line
-from tasks.progress import watching
+from tasks.progress import stage, watching
 from tasks.report.charts import Chart
 from tasks.report.report import chart_svg
 from tasks.report.task import Written
@@ -28,9 +29,10 @@ SUSPECTS = 100
 
 
 @contextmanager
-def shown_progress() -> Iterator[None]:
-    """Within, loops of the stages that take long show how far they are."""
+def shown_progress(name: str) -> Iterator[None]:
+    """Within, a stage of this name is at work, and loops of it that take long show how far they are."""
     begun: dict[str, tuple[float, Any]] = {}
+    before = Store.written.copy()
 
     def told(what: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -47,7 +49,11 @@ def shown_progress() -> Iterator[None]:
         except Exception as error:  # whatever a server answers must not end hours of work
             get_run_logger().warning("progress of %s could not be shown: %s", what, one_line(error))
 
-    with watching(told):
+    def did() -> str:
+        rows = Store.written - before
+        return ", ".join(f"{number} {table}" for table, number in rows.items()) or "all was in the store already"
+
+    with stage(name, did), watching(told):
         yield
 
 

@@ -62,7 +62,7 @@ def collect(params: AuditParams) -> None:
         InputError: the model, the prompts or the images cannot be used.
     """
     plan = Plan(params)
-    with shown_progress():
+    with shown_progress("collect"):
         register_model(plan.subject)
         collect_values(plan.subject, [*plan.memorized, *plan.nulls], plan.settings.nemo.site)
         collect_norms(
@@ -82,7 +82,7 @@ def localize(params: AuditParams) -> None:
     """
     plan = Plan(params)
     subject, settings, memorized = plan.subject, plan.settings, plan.memorized
-    with shown_progress():
+    with shown_progress("localize"):
         detect(subject, [*memorized, *plan.threshold_nulls, *plan.ordinary], settings.nemo)
         nemo_id = localize_nemo(subject, memorized, plan.threshold_nulls, plan.nulls, settings.nemo)
         if plan.published_nemo is not None:
@@ -113,7 +113,7 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
     plan = Plan(params)
     audit_id = "none" if audit_id is None else audit_of(plan, audit_id)
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
-    with shown_progress():
+    with shown_progress("mitigate"):
         searched = [prompt.prompt_id for prompt in plan.memorized]
         cuts = cut_neurons(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
         if settings.own_cuts:
@@ -152,7 +152,7 @@ def attack(params: AuditParams) -> None:
         InputError: the mitigation did not run, or an attack diverged.
     """
     plan = Plan(params)
-    with shown_progress():
+    with shown_progress("attack"):
         for probe in plan.probes(plan.variants()):
             if probe.start is not None:
                 dori = plan.dori(probe)
@@ -174,7 +174,7 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
     subject, settings = plan.subject, plan.settings
     if not plan.diagnosed:
         return
-    with shown_progress():
+    with shown_progress("diagnose"):
         attack_images(subject, ORIGINAL, plan.diagnosed, plan.pool, plan.many, settings.seed)
         try_triggers(plan)
         triggers, starts = plan.diagnosed_triggers()
@@ -233,7 +233,7 @@ def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
     """
     plan = Plan(params)
     audit_id = audit_of(plan, audit_id)
-    with shown_progress():
+    with shown_progress("evaluate"):
         for probe in plan.probes(plan.variants()):
             evaluate_probe(plan, audit_id, probe, probe.name, probe.probe)
 
@@ -263,7 +263,8 @@ def report(params: AuditParams, audit_id: str | None = None) -> Audited:
     facts = facts_of(plan, record, variants)
     scorer = scorer_of(settings.sscd)
     page = (subject, audit_id, path, variants, plan.memorized, shown, facts, found, scorer, searches, trained)
-    written = write_report(*page)
+    with shown_progress("report"):
+        written = write_report(*page)
     if runtime.flow_run.parent_flow_run_id is None:  # else the audit shows it on its own page
         show_audit(audit_id, str(path), written)
     return Audited(audit_id=audit_id, report=str(path), variants=variants, written=written)

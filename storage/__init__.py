@@ -5,6 +5,7 @@ from storage.catalog import connect, queries, query, write_catalog
 from storage.errors import StoreError, out_of_reach
 from storage.iou import iou
 from storage.keys import content_key
+from storage.processes import begun_here, mark_lost
 from storage.render import FORMATS, render
 from storage.sandbox import run_sql
 from storage.store import Store
@@ -15,10 +16,12 @@ __all__ = [
     "Damage",
     "Store",
     "StoreError",
+    "begun_here",
     "collect_litter",
     "connect",
     "content_key",
     "iou",
+    "mark_lost",
     "out_of_reach",
     "queries",
     "query",

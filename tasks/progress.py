@@ -1,9 +1,11 @@
 """How far long work is: a bar on the terminal or lines in a log, and whoever watches hears of it, too."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from time import monotonic
 
 from tqdm import tqdm
@@ -12,8 +14,64 @@ Told = Callable[[str, int, int], None]
 """Is told what is going on, how much of it is done, and how much there is."""
 _watcher: ContextVar[Told | None] = ContextVar("watcher", default=None)
 
-SECONDS_BETWEEN_LINES = 60
-"""Where no terminal shows a bar, a line says how far work is, not more often than this."""
+SECONDS_BETWEEN_LINES = 60.0
+"""Where no terminal shows a bar, a line says how far work is, as often."""
+
+
+@dataclass
+class _Stage:
+    """What a stage is at, for the lines in a log."""
+
+    name: str
+    began: float
+    now: tuple[str, int, int] | None = None
+    """What is going on, how much of it is done, and how much there is."""
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        self.now = (what, done, total) if done < total else None
+
+    def line(self) -> str:
+        """Where it is."""
+        so_far = f"{_minutes(monotonic() - self.began)} so far"
+        if self.now is None:
+            return f"{self.name}: at work, {so_far}"
+        what, done, total = self.now
+        return f"{self.name}: {what}, {done} of {total}, {so_far}"
+
+
+_stage: _Stage | None = None
+"""The stage at work: there is one at a time in a process."""
+
+
+@contextmanager
+def stage(name: str, did: Callable[[], str]) -> Iterator[None]:
+    """Where no terminal shows bars, a line when a stage begins, one a minute, and one when it ends, on standard error.
+
+    Args:
+        name: what the stage is called; a stage within another keeps the lines of the outer one.
+        did: says at the end what was done.
+    """
+    global _stage
+    if _stage is not None or sys.stderr.isatty():
+        yield
+        return
+    _stage = at_work = _Stage(name, monotonic())
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(SECONDS_BETWEEN_LINES):
+            _say(at_work.line())
+
+    _say(f"{name}: begins")
+    threading.Thread(target=tick, name="progress", daemon=True).start()
+    ended = "ended early"
+    try:
+        yield
+        ended = "done"
+    finally:
+        over.set()
+        _stage = None
+        _say(f"{name}: {ended} after {_minutes(monotonic() - at_work.began)}: {did()}")
 
 
 @contextmanager
@@ -28,6 +86,8 @@ def watching(told: Told) -> Iterator[None]:
 
 def tell(what: str, done: int, total: int) -> None:
     """Lets whoever watches know how far something is."""
+    if _stage is not None:
+        _stage.advance(what, done, total)
     if (told := _watcher.get()) is not None:
         told(what, done, total)
 
@@ -35,17 +95,23 @@ def tell(what: str, done: int, total: int) -> None:
 @contextmanager
 def progress(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
     """A bar on the terminal: call with what was done. Nothing is shown when there is nothing to do."""
-    so_far, logged = 0, not sys.stderr.isatty()
-    began = last = monotonic()
-    with tqdm(total=total, desc=what, unit=unit, disable=logged or not total, leave=False) as bar:
+    so_far = 0
+    if _stage is not None:
+        _stage.advance(what, 0, total)
+    with tqdm(total=total, desc=what, unit=unit, disable=not sys.stderr.isatty() or not total, leave=False) as bar:
 
         def done(n: int) -> None:
-            nonlocal so_far, last
+            nonlocal so_far
             bar.update(n)
             so_far += n
-            if logged and (now := monotonic()) - last >= SECONDS_BETWEEN_LINES:
-                last = now
-                print(f"{what}: {so_far} of {total}, {(now - began) / 60:.0f} min", file=sys.stderr, flush=True)
             tell(what, so_far, total)
 
         yield done
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

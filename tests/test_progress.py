@@ -1,26 +1,52 @@
 """How far long work is, in a log and to whoever watches."""
 
+import time
+
 import pytest
 
 from tasks import progress as showing
 
 
-def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    clock = iter([0.0, 59.0, 61.0, 100.0, 121.0])
-    monkeypatch.setattr(showing, "monotonic", lambda: next(clock))
-    with showing.progress(8, "noise differences", "prompt") as done:
-        for _ in range(4):
+def test_a_stage_says_in_a_log_that_it_begins_how_far_it_is_and_what_it_did(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(showing, "SECONDS_BETWEEN_LINES", 0.2)
+    with showing.stage("localize", lambda: "8 nemo_traces"):
+        with showing.progress(8, "noise differences", "prompt") as done:
             done(2)
-    assert capsys.readouterr().err.splitlines() == [
-        "noise differences: 4 of 8, 1 min",
-        "noise differences: 8 of 8, 2 min",
-    ]
-
-
-def test_quick_work_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    with showing.progress(2, "noise differences", "prompt") as done:
-        done(2)
+            time.sleep(0.5)
+        time.sleep(0.3)
+    first, *between, last = capsys.readouterr().err.splitlines()
+    assert first == "localize: begins"
+    assert between[0] == "localize: noise differences, 2 of 8, 0 s so far"
+    assert last in ("localize: done after 1 s: 8 nemo_traces", "localize: done after 2 s: 8 nemo_traces")
+    time.sleep(0.5)
     assert capsys.readouterr().err == ""
+
+
+def test_between_loops_a_stage_is_still_heard_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(showing, "SECONDS_BETWEEN_LINES", 0.1)
+    with showing.stage("mitigate", str), showing.progress(2, "cuts", "cut") as done:
+        done(2)
+        time.sleep(0.4)
+    assert "mitigate: at work, 0 s so far" in capsys.readouterr().err
+
+
+def test_a_stage_that_fails_says_so_and_the_next_one_is_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="no"), showing.stage("attack", str):
+        raise ValueError("no")
+    with showing.stage("evaluate", str):
+        pass
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1].startswith("attack: ended early after 0 s") and lines[2] == "evaluate: begins"
+
+
+def test_a_stage_within_another_adds_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with showing.stage("check", str), showing.stage("collect", str):
+        pass
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["check", "check"]
 
 
 def test_whoever_watches_hears_of_every_step() -> None:

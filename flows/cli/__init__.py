@@ -6,23 +6,19 @@ import sys
 # Each brings its commands; help lists them in this order.
 from flows.cli import audits, platform, scans, store, world  # noqa: F401
 from flows.cli.shared import app, quiet, settings_of
+from flows.lifetime import INTERRUPTED, say_interrupted, stoppable
 from storage import StoreError
 from tasks.errors import InputError
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C."""
 OUT_OF_MEMORY = "not one picture fits into the device's memory: free it, or take --set precision=bfloat16"
-NO_SERVER = (
-    "the Prefect server of this run did not start. Its database lies in PREFECT_HOME, ~/.prefect if that is not set: "
-    "it must be writable, and of no newer Prefect. Set PREFECT_HOME to another folder"
-)
 
 
 def main() -> None:
     """Runs the command line; a person's error is one line on stderr and exit code 2."""
     reach_this_machine()
     try:
-        app()
+        with stoppable():
+            app()
     except (InputError, StoreError) as error:
         print(f"engram: {error}", file=sys.stderr)
         sys.exit(2)
@@ -31,13 +27,16 @@ def main() -> None:
         sys.exit(2)
     except RuntimeError as error:
         full = type(error).__name__ == "OutOfMemoryError"  # torch's, which takes seconds to import
-        if not full and "ephemeral Prefect API server" not in str(error):
+        if not full:
             raise
-        print(f"engram: {OUT_OF_MEMORY if full else NO_SERVER}", file=sys.stderr)
+        print(f"engram: {OUT_OF_MEMORY}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        say_interrupted()
+        sys.exit(INTERRUPTED)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            print("engram: interrupted; the same command goes on from here", file=sys.stderr)
+            say_interrupted()
         raise
 
 

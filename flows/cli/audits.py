@@ -17,9 +17,11 @@ from flows.cli.shared import (
     StoreOption,
     app,
     asks_what,
+    looked_at,
     printed,
     quiet,
 )
+from flows.lifetime import prefect_server
 from storage import Store, run_sql
 from tasks.errors import InputError
 
@@ -30,7 +32,9 @@ def audit(params: Any, as_json: JsonOption = False) -> None:
     """Audit a model: what it memorized, where, whether it can be cut out, and whether it is then gone."""
     from flows.audit import audit as run
 
-    _tell(run(params), params.store, as_json)
+    with prefect_server():
+        found = run(params)
+    _tell(found, params.store, as_json)
 
 
 def _stage(name: str, words: str) -> None:
@@ -39,12 +43,14 @@ def _stage(name: str, words: str) -> None:
     def alone(params: Any) -> None:
         from flows import stages
 
-        getattr(stages, name)(params)
+        with prefect_server():
+            getattr(stages, name)(params)
 
     def of_an_audit(params: Any, audit_id: AuditOption = None) -> None:
         from flows import stages
 
-        found = getattr(stages, name)(params, audit_id)
+        with prefect_server():
+            found = getattr(stages, name)(params, audit_id)
         if name == "report":
             _tell(found, params.store, False)
         elif name == "mitigate":
@@ -92,7 +98,7 @@ def audits(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None
         "audit_id, state, started_at, date_diff('second', started_at, finished_at) AS seconds, "
         "prompt_set, device, model_id"
     )
-    printed(run_sql(Store.open(store, create=False), f"SELECT {columns} FROM audits ORDER BY started_at"), form)
+    printed(run_sql(looked_at(store), f"SELECT {columns} FROM audits ORDER BY started_at"), form)
 
 
 @app.command()
@@ -111,7 +117,7 @@ def compare(
     from flows.plan import CLAIMS
     from tasks.report import task as reporting
 
-    opened = Store.open(store, create=False)
+    opened = looked_at(store)
     found = reporting.compare(opened, *reporting.audits_named(opened, before, after), CLAIMS, margin, alpha)
     if as_json:
         print(json.dumps(asdict(found), indent=1))
@@ -133,7 +139,7 @@ def results(
     from flows.params import AuditParams, command_of
     from tasks.report import task as reporting
 
-    opened = Store.open(store, create=False)
+    opened = looked_at(store)
     chosen = reporting.latest(opened) if audit_id == "latest" else audit_id
     told = reporting.record_of(opened, chosen)["params"]
     try:
@@ -151,7 +157,7 @@ def accept(
     """Accept an audit: nightly audits of the same model and prompts are held against it from now on."""
     from tasks.report import task as reporting
 
-    print(f"accepted {reporting.accept(Store.open(store, create=False), audit_id)}")
+    print(f"accepted {reporting.accept(looked_at(store), audit_id)}")
 
 
 def _tell(found: Any, store: str, as_json: bool) -> None:

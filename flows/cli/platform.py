@@ -1,6 +1,7 @@
 """Commands of the platform: models audited every night, and the server that does it."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +66,7 @@ def serve(
     """Bring up the Prefect server with its UI, workers, deployments and automations; Ctrl-C stops all of it."""
     from flows.serve import serve as run
 
+    signal.set_wakeup_fd(-1)  # it ends in an order of its own
     run(host, port, Store.open(store).url, home, notify)
 
 

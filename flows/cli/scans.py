@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.shared import Format, FormatOption, ModelOption, StoreOption, app, printed, quiet, settings_of
+from flows.lifetime import prefect_server
 from storage import Store, query
 from tasks.errors import InputError
 
@@ -72,7 +73,8 @@ def scan(
     opened = Store.open(store)
     params = ScanRun(model=model, store=opened.url, device=device, scan=chosen, **paths)
     scanned, _ = told(params)  # what cannot be used is refused before a flow begins
-    found = run(params)
+    with prefect_server():
+        found = run(params)
     if out is not None:  # first: whoever reads the rows may not read them to the end
         number = write_flagged(opened, found.scan_id, scanned, out)
         print(f"wrote {out}: {number} prompts for `engram audit --prompts {out}`", file=sys.stderr)

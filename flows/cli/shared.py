@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from storage import Store, render
+from storage import Store, StoreError, mark_lost, render
 from storage.render import WIDEST
 from tasks.errors import InputError
 
@@ -146,6 +146,24 @@ def settings_of(pairs: list[str]) -> dict[str, Any]:
     return out
 
 
+def looked_at(store: str | None) -> Store:
+    """The store of a command that shows audits; those whose process is gone are marked as lost, and named.
+
+    Raises:
+        StoreError: there is none.
+    """
+    opened = Store.open(store, create=False)
+    try:
+        for name in mark_lost(opened):
+            print(
+                f"engram: the audit {name} is lost: its process is gone; the same command goes on from there",
+                file=sys.stderr,
+            )
+    except StoreError as error:  # as where others may only read
+        print(f"engram: lost audits could not be marked: {error}", file=sys.stderr)
+    return opened
+
+
 def printed(rows: Any, form: Format, widest: int = WIDEST) -> None:
     sys.stdout.buffer.write(render(rows, form.value, widest))
     sys.stdout.flush()
@@ -159,11 +177,7 @@ def quiet() -> None:
     """
     for service in NEEDS_A_PLATFORM:
         os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
-    # A busy machine needs longer for it than Prefect waits, 20 seconds.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    # What a flow raises is told by `main`; its log would only tell it again, with a traceback.
-    os.environ.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     # The server of one command inherits the password of `engram serve`, and then asks for it.
@@ -171,6 +185,10 @@ def quiet() -> None:
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # What a flow raises is told by `main`; its log would only tell it again, with a traceback.
+    for name in ("flow_runs", "task_runs"):
+        logging.getLogger(f"prefect.{name}").addFilter(lambda record: record.levelno < logging.ERROR)
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("diffusers").setLevel(logging.ERROR)

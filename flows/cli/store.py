@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from flows.cli.shared import Format, FormatOption, StoreOption, app, printed, quiet, settings_of
+from flows.cli.shared import Format, FormatOption, StoreOption, app, looked_at, printed, quiet, settings_of
 from storage import Store, iou, queries, run_sql, verify, write_catalog
 from storage import query as run_query
 
@@ -19,7 +19,7 @@ def sql(
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Query the store with SQL; read-only, and nothing outside the store can be reached."""
-    printed(run_sql(Store.open(store, create=False), statement), form)
+    printed(run_sql(looked_at(store), statement), form)
 
 
 @app.command()
@@ -38,7 +38,7 @@ def query(
     else:
         # What is not given is NULL already; null is a kind of prompts.
         asked = {key: "null" if value is None else value for key, value in settings_of(settings or []).items()}
-        printed(run_query(Store.open(store, create=False), name, **asked), form)
+        printed(run_query(looked_at(store), name, **asked), form)
 
 
 @app.command(name="iou")

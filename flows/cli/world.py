@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.shared import StoreOption, app, quiet, settings_of
+from flows.lifetime import prefect_server
 from storage import Store
 from tasks.errors import InputError
 
@@ -38,7 +39,8 @@ def build(
     except ValueError as error:
         raise InputError(f"no such recipe: {'; '.join(str(error).splitlines()[1:3])}") from error
     paths = {"pictures": pictures, "names": names, "folder": folder, "out": out, "start": start}
-    run(BuildRun(recipe=recipe, **{name: str(path) for name, path in paths.items() if path is not None}))
+    with prefect_server():
+        run(BuildRun(recipe=recipe, **{name: str(path) for name, path in paths.items() if path is not None}))
 
 
 @reference.command(name="check")
@@ -52,7 +54,9 @@ def gates(
     quiet()
     from flows.reference import check as run
 
-    if not run(model, only or [], Store.open(store).url, device):
+    with prefect_server():
+        holds = run(model, only or [], Store.open(store).url, device)
+    if not holds:
         raise typer.Exit(1)
 
 

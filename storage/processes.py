@@ -1,0 +1,91 @@
+"""Which audits are at work: an audit whose process is gone does not stand as running for ever."""
+
+from __future__ import annotations
+
+import os
+import platform
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from storage.store import Store
+
+
+def begun_here(store: Store, audit_id: str) -> None:
+    """Write down that an audit runs in this process.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    process = psutil.Process()
+    row = _machine() | {"audit_id": audit_id, "pid": process.pid, "began": process.create_time()}
+    store.write("processes", audit_id, [row])
+
+
+def mark_lost(store: Store, audit_id: str | None = None) -> list[str]:
+    """Mark audits as lost that stand as running, but whose process is gone.
+
+    A process is looked for on the machine that it ran on only: what another machine, or another container, is at
+    cannot be seen from here, so its audits stay as they are.
+
+    Args:
+        audit_id: also this one, wherever it ran: a person says that it is lost.
+
+    Returns:
+        Their ids.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+    """
+    rows = store.read("audits").to_pylist()
+    ended = {row["audit_id"] for row in rows if row["state"] != "running"}
+    running = {row["audit_id"]: row for row in rows if row["audit_id"] not in ended}
+    if not running:
+        return []
+    processes = {row["audit_id"]: row for row in store.read("processes", audit_id=list(running)).to_pylist()}
+    lost = [name for name in running if name == audit_id or (name in processes and _is_gone(processes[name]))]
+    for name in lost:
+        end = running[name] | {"state": "lost", "finished_at": datetime.now(UTC)}
+        store.write("audits", f"{name}-ended", [end])
+    return lost
+
+
+def _is_gone(row: dict[str, Any]) -> bool:
+    here = _machine()
+    if row["host"] != here["host"]:
+        return False
+    if row["boot"] != here["boot"]:
+        return True
+    if row["space"] != here["space"]:
+        return False
+    try:
+        process = psutil.Process(row["pid"])
+        # Numbers of processes are given again.
+        return abs(process.create_time() - row["began"]) > 1 or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
+
+
+def _machine() -> dict[str, str]:
+    """What tells machines, their starts, and containers on one machine apart."""
+
+    def read(path: str) -> str:
+        try:
+            return Path(path).read_text().strip()
+        except OSError:
+            return ""
+
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux
+        space = ""
+    return {
+        "host": f"{platform.node()} {read('/etc/machine-id') or uuid.getnode()}",
+        "boot": read("/proc/sys/kernel/random/boot_id") or f"{psutil.boot_time():.0f}",
+        "space": space,
+    }
