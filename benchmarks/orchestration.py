@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import Flow, Task
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import audit as audits
 from flows import show, stages
 from flows.cli import quiet, settings_of
+from flows.lifetime import prefect_server
 from flows.params import AuditParams, model_folder
 from flows.settings import Settings, settings_for
 from storage import Store
@@ -72,7 +72,7 @@ def main() -> None:
     for number in range(asked.pairs):
         # Who goes first takes turns, so that a machine that gets faster or slower favours neither.
         for kind in ("with Prefect", "plain") if number % 2 == 0 else ("plain", "with Prefect"):
-            with plainly() if kind == "plain" else prefect_test_harness(server_startup_timeout=120):
+            with plainly() if kind == "plain" else prefect_server():
                 timed(asked.model, warming)
                 took, rows = timed(asked.model, settings)
             seconds[kind].append(took)

@@ -39,10 +39,6 @@ COMMANDS = (
 )
 
 
-NO_SERVER = "Timed out while attempting to connect to ephemeral Prefect API server."
-"""What Prefect says where its database cannot be had."""
-
-
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What a command that cannot be carried out says."""
     monkeypatch.setattr(sys, "argv", ["engram", *words])
@@ -64,9 +60,6 @@ def test_what_a_person_can_mend_is_one_line(
     monkeypatch.setattr("flows.cli.app", raising(torch.OutOfMemoryError("CUDA out of memory")))
     told = refused(monkeypatch, capsys)
     assert told.startswith("engram: not one picture fits into the device's memory") and "\n" not in told
-    monkeypatch.setattr("flows.cli.app", raising(RuntimeError(NO_SERVER)))
-    told = refused(monkeypatch, capsys)
-    assert told.startswith("engram: the Prefect server of this run did not start") and "\n" not in told
     monkeypatch.setattr("flows.cli.app", lambda: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main()

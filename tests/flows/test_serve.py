@@ -137,7 +137,7 @@ def test_nights_that_were_missed_are_made_up_for_once(second: Life) -> None:
 
 def test_a_run_that_is_stopped_with_it_says_so(second: Life) -> None:
     assert second.seen["interrupted"] == ("CRASHED", "Crashed")
-    assert second.seen["audits"] == [{"state": "failed"}]
+    assert second.seen["audits"] == [{"state": "cancelled"}]
 
 
 def test_others_are_let_in_only_with_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
