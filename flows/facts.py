@@ -1,5 +1,6 @@
 """What the page of an audit says of the audit itself: what was looked at, how, and what could not be done."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from flows.plan import Plan
@@ -8,6 +9,8 @@ from tasks.diffusion.sites import Site
 from tasks.evaluate.clip_score import scorer_of as clip_scorer_of
 from tasks.evaluate.sscd import scorer_of
 from tasks.mitigate import task as mitigating
+from tasks.subject import Asked
+from tasks.units import counted
 
 SEARCHED = {
     Site.VALUE: "the values of the down and mid blocks, as published",
@@ -30,8 +33,8 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
         ("fingerprint", record["model_id"]),
         (
             "prompts",
-            f"{len(plan.memorized)} memorized, {len(plan.ordinary)} ordinary, of set {plan.subject.prompt_set}; with"
-            f" training pictures {len(plan.pictured[0])} and {len(plan.pictured[1])}",
+            f"{_counted(plan, plan.memorized, 'memorized')}, {_counted(plan, plan.ordinary, 'ordinary')}, of set"
+            f" {plan.subject.prompt_set}; with training pictures {len(plan.pictured[0])} and {len(plan.pictured[1])}",
         ),
         ("seeds", f"{settings.seeds} a prompt or trigger"),
         ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
@@ -68,10 +71,15 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
             facts.append((name, f"{part:.0%} of what it cuts was localized, too: more than half of a layer was"))
     for name in settings.erase:
         if name in variants and (left := mitigating.not_erased(plan.subject, variants[name])):
-            words = f"left out {len(left)} of {len(plan.erasable)} prompts, of which the pruned model makes only copies"
-            facts.append((name, words))
+            few = [prompt for prompt in plan.erasable if prompt.text in left]
+            words = f"left out {_counted(plan, few)}, of {_counted(plan, plan.erasable)}: of those the pruned model"
+            facts.append((name, f"{words} makes only copies"))
     if untrained:
         failed = "nothing was localized, the training diverged, or memory was short"
         why = failed if plan.erasable else plan.why_not_erasable
         facts.append(("not fine-tuned", f"{', '.join(untrained)}: {why}"))
     return facts
+
+
+def _counted(plan: Plan, prompts: Sequence[Asked], what: str = "prompts") -> str:
+    return counted([prompt.prompt_id for prompt in prompts], plan.units, what)

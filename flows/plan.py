@@ -27,7 +27,7 @@ from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as mitigating
 from tasks.mitigate.prune import OWN_CUTS
 from tasks.report.verdict import EFFORT
-from tasks.subject import DEFENCES, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of
+from tasks.subject import DEFENCES, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of, units_of
 
 CLAIMS = (ORIGINAL, "nemo", "nemo-own", "wanda", "adversarial-finetune")
 """Variants that claim to have removed a memory, and the model itself: attacked from every start. Random cuts and rivals
@@ -83,11 +83,13 @@ class Plan:
         self.nulls = prompts_of(self.subject, "null", settings.nulls)
         every = prompts_of(self.subject, "ordinary")
         self.ordinary = every[: settings.ordinary]
+        # What every figure counts once; see `tasks.units`.
+        self.units = units_of(self.subject, ())
         # A memorized picture is no control, and must not be trained back in, whatever caption it has, too.
-        remembered = {image for prompt in prompts_of(self.subject, "memorized") for image in prompt.image_ids}
+        remembered = {self.units[prompt.prompt_id] for prompt in prompts_of(self.subject, "memorized")}
 
         def apart(prompts: Sequence[Asked]) -> list[Asked]:
-            return [prompt for prompt in prompts if prompt.image_ids and remembered.isdisjoint(prompt.image_ids)]
+            return [one for one in prompts if one.image_ids and self.units[one.prompt_id] not in remembered]
 
         # What trains a model must not be what its quality is measured on.
         self.kept = apart(every[settings.ordinary :])[: settings.kept]
@@ -100,15 +102,24 @@ class Plan:
         self.wanda: WandaParams = settings.wanda.model_copy(
             update={"tau": min(settings.wanda.tau, settings.sampling.steps)}
         )
-        self.attacked = _of_different_pictures(self.memorized)[: settings.attacked]
-        self.controls = _of_different_pictures(apart(self.ordinary))[: settings.controls]
-        self.unseen = _of_different_pictures(apart(self.nulls))[: settings.unseen]
+        self.attacked = self.different(self.memorized)[: settings.attacked]
+        self.controls = self.different(apart(self.ordinary))[: settings.controls]
+        self.unseen = self.different(apart(self.nulls))[: settings.unseen]
         if len(self.unseen) < settings.unseen:
             raise InputError(
                 f"{settings.unseen} unseen pictures are to be attacked, but null prompts have {len(self.unseen)}: give"
                 " --nulls and --images, or --set unseen=0"
             )
         self.pool = attack_pool(self.subject, settings)
+
+    def different(self, prompts: Sequence[Asked]) -> list[Asked]:
+        """The first of the prompts with images that share one: an attack knows an image, not its captions, so that an
+        image would be attacked as often as it has captions."""
+        found: dict[str, Asked] = {}
+        for prompt in prompts:
+            if prompt.image_ids:
+                found.setdefault(self.units[prompt.prompt_id], prompt)
+        return list(found.values())
 
     @property
     def clip(self) -> ClipParams:
@@ -361,16 +372,6 @@ class Plan:
         if name in mitigating.RANDOM_CONTROLS and name not in OWN_CUTS:
             return self.settings.random_starts
         return self.settings.rival_starts if name in self.settings.erase or name in DEFENCES else ()
-
-
-def _of_different_pictures(prompts: Sequence[Asked]) -> list[Asked]:
-    """The first prompt of each picture that is attacked: an attack knows a picture, not its captions, so that those of
-    one picture would be counted as often as it has captions."""
-    found: dict[str, Asked] = {}
-    for prompt in prompts:
-        if prompt.image_ids:
-            found.setdefault(prompt.image_ids[0], prompt)
-    return list(found.values())
 
 
 def pruned_of(cuts: Mapping[str, str]) -> str | None:

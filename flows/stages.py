@@ -196,13 +196,15 @@ def _try(plan: Plan) -> None:
 
 def _diagnose(plan: Plan, audit_id: str) -> None:
     """The figures of the diagnosis, and its artifacts."""
-    (triggers, starts), others, succeeded = plan.diagnosed_triggers(), plan.pictured[0], plan.succeeded()
+    (triggers, starts), succeeded = plan.diagnosed_triggers(), plan.succeeded()
+    # One prompt of each image: captions of one lie together, and would make the others seem nearer than they are.
+    others = plan.different(plan.memorized)
     found = []
     for prompt in plan.diagnosed:
         searched, restarts = plan.searched[prompt.prompt_id], succeeded[prompt.prompt_id]
         mine = [one for one in triggers if one.prompt_id in searched]
         spread = None
-        rest = [other for other in others if other.image_ids[0] != prompt.image_ids[0]]
+        rest = [other for other in others if plan.units[other.prompt_id] != plan.units[prompt.prompt_id]]
         if mine and len(rest) > 1:
             how = (plan.pool, plan.many, plan.settings.seed)
             seen = attacking.diagnose(plan.subject, mine, restarts, rest, *how)

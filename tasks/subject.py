@@ -22,6 +22,7 @@ from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.errors import InputError
 from tasks.mitigate.inference import Defence, DefenceParams
 from tasks.mitigate.prune import OWN_CUTS, OwnCut
+from tasks.units import units
 
 Kind = Literal["memorized", "null", "ordinary"]
 ORIGINAL = "original"
@@ -228,6 +229,15 @@ def prompts_of(subject: Subject, kind: Kind, limit: int | None = None) -> list[A
         by_subset.setdefault(asked.subset, []).append(asked)
     turns = [asked for turn in zip_longest(*by_subset.values()) for asked in turn if asked is not None]
     return turns[:limit]
+
+
+def units_of(subject: Subject, asked: Sequence[Asked]) -> dict[str, str]:
+    """By prompt id, what counts once; see `tasks.units`. What links two prompts may be a third one of the set, of any
+    kind, whether or not it is asked, so that n of a small audit is part of that of a large one."""
+    columns = ["prompt_id", "text", "image_ids"]
+    rows = subject.open().read("prompts", columns=columns, prompt_set=subject.prompt_set).to_pylist()
+    links = [(row["prompt_id"], row["text"], row["image_ids"] or ()) for row in rows]
+    return units([*links, *((one.prompt_id, one.text, one.image_ids) for one in asked)])
 
 
 def shards(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -6,6 +6,7 @@ A memorized prompt gives a large clique of near copies; any other prompt gives e
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import fsum
 from typing import Annotated, Literal
 
 import networkx
@@ -51,16 +52,18 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Claims held against the known truth; a share is None where it has no denominator."""
+    """Claims compared with the known truth; a share is None where it has no denominator."""
 
     precision: float | None
     precision_interval: tuple[float, float] | None
     recall: float | None
     recall_interval: tuple[float, float] | None
     hits: int
-    """Claims that are true."""
+    """Claims that are true, prompt by prompt."""
     claimed: int
+    """Units of which any prompt is claimed."""
     memorized: int
+    """Units of memorized prompts."""
 
 
 def tile_distances(pictures: np.ndarray, tiles: int = 4) -> np.ndarray:
@@ -123,16 +126,33 @@ def _grown(graph: networkx.Graph) -> list[int]:
     return best
 
 
-def precision_recall(claims: Mapping[str, bool], memorized: Iterable[str]) -> Accuracy:
-    """How many claims are true, and of how many memorized prompts a true one is made; Clopper-Pearson intervals.
+def precision_recall(
+    claims: Mapping[str, bool], memorized: Iterable[str], of: Mapping[str, str] | None = None
+) -> Accuracy:
+    """How many claims are true, and of how many memories a true one is made; Clopper-Pearson intervals.
+
+    What counts is the unit, an image with all its prompts (see `tasks.units`). For precision it counts as the share of
+    its claims that are true: an attacker who trusts one of them does not know which. For recall it counts as found
+    where any claim is true: then its image is out.
 
     Args:
         claims: by prompt, whether what was extracted of it is a training picture.
+        of: by prompt, its unit; each is one of its own if left out.
     """
-    true, truth = {name for name, is_true in claims.items() if is_true}, set(memorized)
-    precision, recall = _share(len(true), len(claims)), _share(len(true & truth), len(truth))
-    return Accuracy(*precision, *recall, len(true), len(claims), len(truth))
+    truth = set(memorized)
+    by_unit: dict[str, list[bool]] = {}
+    for name, true in claims.items():
+        by_unit.setdefault(_unit(of, name), []).append(true)
+    known = {_unit(of, name) for name in truth}
+    found = {_unit(of, name) for name, true in claims.items() if true and name in truth}
+    precision = _share(fsum(sum(some) / len(some) for some in by_unit.values()), len(by_unit))
+    recall = _share(len(found), len(known))
+    return Accuracy(*precision, *recall, sum(claims.values()), len(by_unit), len(known))
 
 
-def _share(hits: int, of: int) -> tuple[float | None, tuple[float, float] | None]:
+def _unit(of: Mapping[str, str] | None, name: str) -> str:
+    return name if of is None else of[name]
+
+
+def _share(hits: float, of: int) -> tuple[float | None, tuple[float, float] | None]:
     return (hits / of, clopper_pearson(hits, of)) if of else (None, None)

@@ -1,8 +1,10 @@
 """From similarities to the figures of an audit: how much is copied, how varied and how true to its prompt the rest is.
 
-Pure functions of arrays. The independent unit is a prompt (or an attacked picture): several seeds of one prompt tell
-the same story, so they are first brought down to one number a prompt, and intervals are taken over prompts.
-Verbatim and template memorization are told apart by calling these functions for each by itself.
+Pure functions of arrays. What counts once is an image with all prompts that bring it (see `tasks.units`): several seeds
+of one prompt, and several captions of one image, tell the same story. So the pictures of a unit, those of all its
+prompts together, are first brought down to one number, and intervals are taken over units. A prompt has as many
+pictures as any other, so each caption of an image weighs the same. Where each prompt has an image of its own, a unit is
+a prompt. Verbatim and template memorization are told apart by calling these functions for each by itself.
 """
 
 import math
@@ -15,8 +17,8 @@ from tasks.errors import InputError
 from tasks.evaluate.intervals import Statistic, clopper_pearson, interval, of_auc, of_ratio
 from tasks.evaluate.sscd import COPY_THRESHOLD, similarity
 
-ByPrompt = Mapping[str, np.ndarray]
-"""By prompt id, one row for each seed: (seeds,) similarities or (seeds, width) embeddings."""
+ByUnit = Mapping[str, np.ndarray]
+"""By unit, one row for each picture of its prompts: (pictures,) similarities or (pictures, width) embeddings."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,22 @@ class Figure:
 
     metric: str
     value: float
+    """Not a number where there are too few cases for it to mean anything; null in the store."""
     low: float | None
-    """95 % interval; None where there is none: a single prompt, or a figure without a sound interval."""
+    """95 % interval; None where there is none: a single unit, or a figure without a sound interval."""
     high: float | None
     n: int
-    """Independent units it rests on: prompts, or attacked pictures."""
+    """Independent units it rests on: images, or prompts where they have none."""
+    prompts: int | None = None
+    """Prompts behind those units, where they are counted; as many as `n` where each has an image of its own."""
 
 
-def by_prompt(ids: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows (n, ...) gathered by prompt id, in order of first appearance."""
-    if len(ids) != len(rows):
-        raise ValueError(f"{len(ids)} prompt ids but {len(rows)} rows")
+def by_unit(units: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows (n, ...) gathered by unit, in order of first appearance."""
+    if len(units) != len(rows):
+        raise ValueError(f"{len(units)} units but {len(rows)} rows")
     places: dict[str, list[int]] = {}
-    for row, name in enumerate(ids):
+    for row, name in enumerate(units):
         places.setdefault(name, []).append(row)
     return {name: rows[found] for name, found in places.items()}
 
@@ -50,19 +55,24 @@ def nearest(generated: np.ndarray, originals: np.ndarray) -> np.ndarray:
     return np.asarray(similarity(generated, originals).max(1))
 
 
-def mr(similarities: ByPrompt, threshold: float = COPY_THRESHOLD) -> Figure:
-    """Memorization rate: the share of prompts with any seed above the threshold; Clopper-Pearson interval."""
+def mr(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Figure:
+    """Memorization rate: the share of units with any picture above the threshold; Clopper-Pearson interval.
+
+    The question is whether an image is brought back at all, by any of its captions: one that leaks it is a leak,
+    however many others do not. So an image with more captions is tried more often, as one with more seeds is;
+    `mr_generations` does not grow with either.
+    """
     copied = [bool((seeds > threshold).any()) for seeds in _filled(similarities)]
     low, high = clopper_pearson(sum(copied), len(copied))
     return Figure("mr", sum(copied) / len(copied), low, high, len(copied))
 
 
-def mr_generations(similarities: ByPrompt, threshold: float = COPY_THRESHOLD) -> Figure:
-    """The share of a prompt's seeds above the threshold, averaged over prompts: MR counted by pictures.
+def mr_generations(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Figure:
+    """The share of a unit's pictures above the threshold, averaged over units: MR counted by pictures.
 
     Kowalczuk et al. report the "share of images" above the threshold, which may be this or that of training images.
 
-    The interval is that of as many prompts whose seeds are all copies or none, the widest there is: of values between
+    The interval is that of as many units whose pictures are all copies or none, the widest there is: of values between
     0 and 1 with a given mean, those that are 0 or 1 vary most (Hoeffding, 1963, theorem 3).
     """
     shares = [float((seeds > threshold).mean()) for seeds in _filled(similarities)]
@@ -70,31 +80,35 @@ def mr_generations(similarities: ByPrompt, threshold: float = COPY_THRESHOLD) ->
     return Figure("mr_generations", total / len(shares), *clopper_pearson(total, len(shares)), len(shares))
 
 
-def sscd_orig(similarities: ByPrompt) -> list[Figure]:
-    """Similarity to the training picture: the maximum and the median over a prompt's seeds, each in four figures.
+def sscd_orig(similarities: ByUnit) -> list[Figure]:
+    """Similarity to the training picture: the maximum and the median over a unit's pictures, each in four figures.
 
-    `sscd_orig_max` and `sscd_orig_median` are medians over prompts, `..._mad` the median absolute deviation beside them
-    (as the code of Hintersdorf et al. reports them); `..._mean` and `..._std` are those of Kowalczuk et al.
+    `sscd_orig_max` and `sscd_orig_median` are medians over units, `..._mad` the median absolute deviation beside them
+    (as the code of Hintersdorf et al. reports them); `..._mean` and `..._std` are those of Kowalczuk et al. The
+    deviation is that of these very values (their squares summed over n, not n - 1); a single unit has none.
     """
     out = []
     for metric, over_seeds in (("sscd_orig_max", np.max), ("sscd_orig_median", np.median)):
         values = np.array([over_seeds(seeds) for seeds in _filled(similarities)])
         out += [
-            _over_prompts(metric, values, np.median),
-            _over_prompts(f"{metric}_mad", values, mad),
-            _over_prompts(f"{metric}_mean", values, np.mean),
-            _over_prompts(f"{metric}_std", values, np.std),
+            _over_units(metric, values, np.median),
+            _over_units(f"{metric}_mad", values, mad),
+            _over_units(f"{metric}_mean", values, np.mean),
+            _over_units(f"{metric}_std", values, np.std),
         ]
     return out
 
 
-def sscd_gen(similarities: ByPrompt) -> Figure:
-    """Mitigated against unmitigated generations of the same seed: median over seeds, then over prompts."""
-    return _over_prompts("sscd_gen", np.array([np.median(seeds) for seeds in _filled(similarities)]), np.median)
+def sscd_gen(similarities: ByUnit) -> Figure:
+    """Mitigated against unmitigated generations of the same seed: median over a unit's pictures, then over units."""
+    return _over_units("sscd_gen", np.array([np.median(seeds) for seeds in _filled(similarities)]), np.median)
 
 
-def diversity(embeddings: ByPrompt, metric: str = "diversity") -> Figure:
+def diversity(embeddings: ByUnit, metric: str = "diversity") -> Figure:
     """Median pairwise cosine between seeds of one prompt, then the median over prompts; lower is more diverse.
+
+    Where prompts share an image, gather the pairs within each prompt by unit, for `similar_seeds`: pictures of
+    different captions differ by more than their seeds.
 
     Args:
         embeddings: unit vectors (seeds, width) of each prompt.
@@ -107,23 +121,23 @@ def diversity(embeddings: ByPrompt, metric: str = "diversity") -> Figure:
         if len(seeds) < 2:
             raise InputError(f"diversity needs two seeds a prompt, {name} has {len(seeds)}: generate with more seeds")
         values.append(np.median(similarity(seeds, seeds)[np.triu_indices(len(seeds), 1)]))
-    return _over_prompts(metric, np.array(values), np.median)
+    return _over_units(metric, np.array(values), np.median)
 
 
-def similar_seeds(similarities: ByPrompt) -> Figure:
-    """`diversity` from cosines between seeds that are known already, (pairs,) of each prompt."""
-    return _over_prompts("diversity", np.array([np.median(pairs) for pairs in _filled(similarities)]), np.median)
+def similar_seeds(similarities: ByUnit) -> Figure:
+    """`diversity` from cosines between seeds that are known already, (pairs,) of each unit's prompts."""
+    return _over_units("diversity", np.array([np.median(pairs) for pairs in _filled(similarities)]), np.median)
 
 
-def clip(scores: ByPrompt) -> Figure:
-    """Mean CLIP cosine of picture and prompt: mean over seeds, then over prompts."""
-    return _over_prompts("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)
+def clip(scores: ByUnit) -> Figure:
+    """Mean CLIP cosine of picture and prompt: mean over a unit's pictures, then over units."""
+    return _over_units("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)
 
 
-def clip_kept(scores: ByPrompt, originals: ByPrompt) -> Figure:
+def clip_kept(scores: ByUnit, originals: ByUnit) -> Figure:
     """Mean CLIP cosine as a share of the original model's, of the same prompts; the interval knows them for pairs."""
     if scores.keys() != originals.keys():
-        raise ValueError("pictures of the same prompts are held against each other")
+        raise ValueError("pictures of the same prompts are compared with each other")
     own = np.array([seeds.mean() for seeds in _filled(scores)])
     others = np.array([originals[name].mean() for name in scores])
     low, high = (of_ratio(own, others) if len(own) > 1 else None) or (None, None)
@@ -138,15 +152,25 @@ def mad(values: np.ndarray, *, axis: int = -1) -> np.ndarray:
 def auc(memorized: np.ndarray, others: np.ndarray) -> Figure:
     """Area under the ROC curve of a detector whose score is higher for memorized prompts; Newcombe's interval.
 
+    Its n counts both groups.
+
     Args:
-        memorized, others: scores (n,) and (m,).
+        memorized, others: scores (n,) and (m,), one for each independent unit.
     """
     area = _auc(memorized, others)
     return Figure("auc", area, *of_auc(area, len(memorized), len(others)), len(memorized) + len(others))
 
 
 def tpr_at_1fpr(memorized: np.ndarray, others: np.ndarray) -> Figure:
-    """Share of memorized prompts above the lowest threshold that at most 1 % of the others exceed; Clopper-Pearson."""
+    """Share of memorized prompts above the lowest threshold that at most 1 % of the others exceed; Clopper-Pearson.
+
+    Of fewer than 100 others none may exceed it: then it is the rate at no false positive among so few, which says
+    little of 1 %. So an audit gives it from 100 others on. The interval is that of the share at this threshold; that
+    the threshold itself was estimated, it does not know.
+
+    Args:
+        memorized, others: scores (n,) and (m,), one for each independent unit.
+    """
     if not len(others):
         raise InputError("a detector's threshold needs prompts that are not memorized: give some")
     threshold = np.sort(others)[::-1][len(others) // 100]
@@ -164,12 +188,14 @@ def _auc(memorized: np.ndarray, others: np.ndarray) -> float:
     return float((below + upto).mean() / (2 * len(others)))
 
 
-def _filled(rows: ByPrompt) -> list[np.ndarray]:
+def _filled(rows: ByUnit) -> list[np.ndarray]:
     if not rows:
         raise InputError("no generations to take a figure of: generate first")
     return list(rows.values())
 
 
-def _over_prompts(metric: str, values: np.ndarray, statistic: Statistic) -> Figure:
+def _over_units(metric: str, values: np.ndarray, statistic: Statistic) -> Figure:
     low, high = interval(values, statistic) or (None, None)
-    return Figure(metric, float(statistic(values, axis=-1)), low, high, len(values))
+    # What one value deviates by is 0, which would say that it is sure.
+    lone = len(values) == 1 and statistic in (mad, np.std)
+    return Figure(metric, math.nan if lone else float(statistic(values, axis=-1)), low, high, len(values))

@@ -42,7 +42,7 @@ def interval(values: np.ndarray, statistic: Statistic) -> tuple[float, float] | 
     None where values are too few to say how sure the statistic is.
 
     Args:
-        values: (n,), one for each independent unit (a prompt, not a seed of it).
+        values: (n,), one for each independent unit (an image, not a caption of it, nor a seed).
     """
     if statistic is np.mean:
         return of_mean(values) if len(values) > 1 else None
@@ -124,7 +124,7 @@ def bootstrap(
     """The percentile interval of a statistic over independent values (Efron, 1979), alike at each call.
 
     Args:
-        values: (n,), one for each independent unit (a prompt, not a seed of it).
+        values: (n,), one for each independent unit (an image, not a caption of it, nor a seed).
 
     Raises:
         ValueError: fewer than two values, which say nothing of their spread, or one that is not finite.

@@ -4,12 +4,22 @@ FID (Heusel et al., NeurIPS 2017) and KID (Binkowski et al., ICLR 2018) with tor
 whatever features are given. Engram gives CLIP image embeddings, so its `fid` is a CLIP-FID (Kynkaanniemi et al., ICLR
 2023) and must not be compared with figures on Inception features. Neither has a bootstrap interval: resampling repeats
 rows, which biases both upwards.
+
+Both need many pictures. With fewer than features have numbers (hundreds), the covariances of FID are singular, and its
+value is for the most part the bias of few pictures: about the same for variants that are asked the same, so that those
+can be compared with each other, and with nothing else. KID is unbiased, but single values are so unsure that they say
+little. Of fewer than `LEAST` different images both are noise, and an audit gives none.
 """
 
 import numpy as np
 
 from tasks.errors import InputError
 from tasks.evaluate.figures import Figure
+from tasks.evaluate.intervals import FEW
+
+LEAST = FEW
+"""Different images that a distance of features needs on either side, a convention: from fewer, not even the median of
+one feature has an interval."""
 
 
 def fid(generated: np.ndarray, real: np.ndarray, metric: str = "fid") -> Figure:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.errors import InputError
+from tasks.evaluate.quality import LEAST
 from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report import charts
 from tasks.report.charts import Chart, Matrix
@@ -63,6 +65,8 @@ class Strip:
     prompt: str
     original: Picture
     generated: Sequence[Picture]
+    prompts: int = 1
+    """Prompts whose pictures the best are taken from: all that share the image, of which `prompt` is the first."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def render(report: Report) -> str:
         columns=columns_of(report.rows),
         cut_controls=CONTROL_OF,
         threshold=COPY_THRESHOLD,
+        least=LEAST,
     )
     return page.lstrip()
 
@@ -129,7 +134,7 @@ def _template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"uri": data_uri, "value": value_text, "interval": interval_text}
+    environment.filters |= {"uri": data_uri, "value": value_text, "interval": interval_text, "cases": cases_text}
     environment.globals |= {"drawn": charts.drawn, "size": charts}
     return environment.get_template(name)
 
@@ -174,12 +179,21 @@ def columns_of(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def size_text(line: Line) -> str:
-    """The prompts or pictures behind a line; several numbers where its figures rest on different ones."""
-    return "/".join(str(n) for n in dict.fromkeys(row.n for metric, row in line.figures.items() if metric in COLUMNS))
+    """The images behind a line, and their prompts where these are more; several numbers where its figures rest on
+    different ones."""
+    shown = (row for metric, row in line.figures.items() if metric in COLUMNS)
+    return "/".join(dict.fromkeys(_count_text(row) for row in shown))
+
+
+def cases_text(row: Row) -> str:
+    """What one figure rests on; distances of features count pictures, not images."""
+    return f"{_count_text(row)} generations" if row.metric in ("fid", "kid") else _count_text(row)
 
 
 def value_text(row: Row) -> str:
     """A figure in the digits its metric deserves."""
+    if math.isnan(row.value):
+        return "too few"
     return _number(row.metric, row.value)
 
 
@@ -196,6 +210,10 @@ def data_uri(data: bytes) -> str:
     if kind is None:
         raise InputError("a picture of the report is neither PNG nor JPEG: convert it first")
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _count_text(row: Row) -> str:
+    return str(row.n) if row.prompts in (None, row.n) else f"{row.n} ({row.prompts} prompts)"
 
 
 def _cell(row: Row) -> str:

@@ -13,7 +13,8 @@ COPY, OTHER = (190, 40, 40), (90, 90, 90)
 
 
 def sheet(strips: Sequence[Strip], threshold: float = 0.7) -> bytes:
-    """A row a training picture, a column a variant under a probe; copies are framed.
+    """A row a training picture, a column a variant under a probe; copies are framed. Below a picture that several
+    prompts share stands how many.
 
     Raises:
         ValueError: there are no strips.
@@ -31,7 +32,8 @@ def sheet(strips: Sequence[Strip], threshold: float = 0.7) -> bytes:
         shown = {picture.label: picture for picture in (strip.original, *strip.generated)}
         for column, label in enumerate(labels):
             if label in shown:
-                _place(canvas, draw, font, shown[label], GAP + column * (CELL + GAP), top, threshold)
+                left = GAP + column * (CELL + GAP)
+                _place(canvas, draw, font, shown[label], left, top, threshold, strip.prompts)
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
     return stream.getvalue()
@@ -61,10 +63,13 @@ def _place(
     left: int,
     top: int,
     threshold: float,
+    prompts: int,
 ) -> None:
     image = Image.open(io.BytesIO(picture.data)).convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
     canvas.paste(image, (left, top))
     if picture.sscd is None:
+        if prompts > 1:
+            draw.text((left, top + CELL + 2), f"{prompts} prompts", OTHER, font)
         return
     copied = picture.sscd > threshold
     if copied:

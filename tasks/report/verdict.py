@@ -51,9 +51,13 @@ class Row:
     probe: str
     metric: str
     value: float
+    """Not a number where it rests on too few cases to mean anything."""
     low: float | None
     high: float | None
     n: int
+    """Images that it rests on, or prompts where they have none."""
+    prompts: int | None = None
+    """Prompts of those images, where they are counted."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,10 @@ def verdict(rows: Sequence[Row]) -> str:
     start = _mr(rows, "original", "prompt")
     if start is None:
         return "How much the original model copies was not measured, so nothing can be said of any mitigation."
-    said = [
-        f"For {_count(start)} memorized prompts the original model reproduces a training picture {_interval(start)}."
-    ]
+    of = "memorized prompts"
+    if start.prompts not in (None, start.n):
+        of = f"different memorized images, which {start.prompts} prompts share,"
+    said = [f"For {_count(start)} {of} the original model reproduces a training picture {_interval(start)}."]
     if attacks := _sound(rows, "original"):
         words = _strongest(attacks)
         said.append(f"{words[0].upper()}{words[1:]}.")

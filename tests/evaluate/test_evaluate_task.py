@@ -1,5 +1,6 @@
 """The door of evaluation: figures rest on what this audit asked, whatever else the store knows."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from tasks.attack.extraction import ExtractionParams
 from tasks.diffusion.sampling import to_png
 from tasks.evaluate import task as door
 from tasks.evaluate.clip_score import ClipParams
+from tasks.evaluate.quality import LEAST
 from tasks.evaluate.sscd import SscdParams, scorer_of
 from tasks.evaluate.task import Shot, scores
 from tasks.evaluate.task.figures import triggers_that_copy
+from tasks.report.markdown import figures_text
+from tasks.report.task import rows_of
 from tasks.subject import Asked, Subject
 
 SSCD = SscdParams()
@@ -25,6 +29,10 @@ def asked(name: str, *images: str, kind: str | None = None) -> Asked:
 @pytest.fixture
 def subject(tmp_path: Path) -> Subject:
     return Subject(store=str(tmp_path / "store"), model=str(tmp_path), prompt_set="none", device="cpu")
+
+
+def table_of(subject: Subject) -> str:
+    return figures_text(rows_of(subject.open(), "audit"))
 
 
 def scored(subject: Subject, metric: str, values: dict[tuple[str, str], float]) -> None:
@@ -92,17 +100,36 @@ def test_seeds_beyond_this_audits_do_not_count(subject: Subject) -> None:
 
 def test_quality_is_of_prompts_that_have_pictures(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of other prompts differ from the training pictures because they show something else."""
-    near = {name: np.eye(4)[n] for n, name in enumerate(("i", "j"))}
-    near |= {"g": near["i"], "h": near["j"], "elsewhere": np.eye(4)[3]}
+    images = [f"i{n}" for n in range(LEAST)]
+    near = {name: np.eye(LEAST + 1)[n] for n, name in enumerate(images)}
+    near |= {f"g{n}": near[name] for n, name in enumerate(images)}
+    # A second caption, whose pictures show something else, does not count: its image has one already.
+    near |= {"elsewhere": np.eye(LEAST + 1)[-1], "second": np.eye(LEAST + 1)[-1]}
     monkeypatch.setattr(
         "tasks.evaluate.task.figures.clip_vectors",
         lambda subject, variant, probe, some, params: {name: near[name] for name in some},
     )
-    shots = [Shot(asked("p", "i"), None, 0), Shot(asked("q", "j"), None, 0), Shot(asked("r"), None, 0)]
-    clip = ClipParams(model="none")
-    found = door.quality_figures(subject, "original", "ordinary", shots, ["g", "h", "elsewhere"], clip)
-    assert {one.metric: one.value for one in found}["fid"] == pytest.approx(0, abs=1e-6)
-    assert door.quality_figures(subject, "original", "ordinary", shots[1:], ["h", "elsewhere"], clip) == []
+    shots = [Shot(asked(f"p{n}", name), None, 0) for n, name in enumerate(images)]
+    shots += [Shot(asked("r"), None, 0), Shot(asked("q", "i0"), None, 0)]
+    ids = [*(f"g{n}" for n in range(LEAST)), "elsewhere", "second"]
+    place = (subject, "original", "ordinary")
+    found = {one.metric: one for one in door.quality_figures(*place, shots, ids, ClipParams(model="none"))}
+    assert found["fid"].value == pytest.approx(0, abs=1e-6)
+    assert (found["fid"].n, found["kid"].n) == (LEAST, LEAST)
+    assert door.quality_figures(*place, shots[LEAST:-1], ids[LEAST:-1], ClipParams(model="none")) == []
+
+
+def test_distances_of_too_few_images_have_no_value(subject: Subject) -> None:
+    """Two pictures of each of five images, which nine prompts share: ten pictures are five images."""
+    prompts = [asked(f"p{n}", f"i{n % (LEAST - 1)}") for n in range(9)]
+    shots = [Shot(prompt, None, seed) for prompt in prompts for seed in range(2)]
+    ids = [f"g{n}" for n in range(len(shots))]
+    found = door.quality_figures(subject, "original", "ordinary", shots, ids, ClipParams(model="none"))
+    assert [(one.metric, math.isnan(one.value), one.n) for one in found] == [("fid", True, 10), ("kid", True, 10)]
+    door.write_figures(subject, "audit", "original", "ordinary", found)
+    rows = subject.open().read("metrics").to_pylist()
+    assert {row["metric"]: (row["value"], row["n"]) for row in rows} == {"fid": (None, 10), "kid": (None, 10)}
+    assert "too few" in table_of(subject)
 
 
 def test_a_picture_that_always_comes_back_is_no_memory_unless_it_was_trained_on(

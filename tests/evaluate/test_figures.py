@@ -18,11 +18,11 @@ SIMILARITIES = {
 
 
 def test_gathering() -> None:
-    gathered = figures.by_prompt(["b", "a", "b"], np.array([1.0, 2.0, 3.0]))
+    gathered = figures.by_unit(["b", "a", "b"], np.array([1.0, 2.0, 3.0]))
     assert list(gathered) == ["b", "a"]
     assert gathered["b"].tolist() == [1, 3]
-    with pytest.raises(ValueError, match="1 prompt ids but 2 rows"):
-        figures.by_prompt(["a"], np.zeros(2))
+    with pytest.raises(ValueError, match="1 units but 2 rows"):
+        figures.by_unit(["a"], np.zeros(2))
 
 
 def test_mr_counts_prompts_with_any_seed_above_the_threshold() -> None:
@@ -77,6 +77,13 @@ def test_similarity_to_the_original() -> None:
 def test_a_single_prompt_has_no_interval() -> None:
     figure = figures.sscd_gen({"a": np.array([0.1, 0.3, 0.2])})
     assert figure == figures.Figure("sscd_gen", 0.2, None, None, 1)
+
+
+def test_the_deviation_of_a_single_value_is_unknown_rather_than_nothing() -> None:
+    found = {figure.metric: figure.value for figure in figures.sscd_orig({"a": np.array([0.1, 0.3])})}
+    unknown = {metric for metric, value in found.items() if np.isnan(value)}
+    assert unknown == {f"sscd_orig_{of}_{spread}" for of in ("max", "median") for spread in ("mad", "std")}
+    assert found["sscd_orig_max_mean"] == 0.3
 
 
 def test_nearest_of_several_pictures() -> None:

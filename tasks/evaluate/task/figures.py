@@ -1,7 +1,12 @@
-"""The figures of an audit, from the scores of its pictures."""
+"""The figures of an audit, from the scores of its pictures.
 
-from collections.abc import Sequence
+All count images, with all their prompts together; see `tasks.units`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +19,17 @@ from tasks.evaluate.figures import Figure
 from tasks.evaluate.sscd import COPY_THRESHOLD, SscdParams
 from tasks.evaluate.task.pictures import Shot, files_of
 from tasks.evaluate.task.scores import clip_vectors, scores_of, sscd_vectors
-from tasks.subject import Subject
+from tasks.subject import Asked, Subject, units_of
+from tasks.units import PROMPTS
 
 
 def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
     """MR and the similarities to training images, over the prompts that have any, each picture by its nearest image.
 
+    An image counts once, however many prompts it has: the pictures of all of them are its pictures.
+
     Where prompts are verbatim (VM) and template memories (TM), MR and similarities of each kind follow, under the same
-    names with `_vm` and `_tm`.
+    names with `_vm` and `_tm`: of the prompts of this kind. An image that has both counts in either.
     """
     known = scores_of(subject.open(), "sscd", sscd.scorer_of(params), ids)
     rows = [
@@ -33,20 +41,23 @@ def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], p
     if not rows:
         return []
 
-    def grouped(kind: str | None = None) -> dict[str, np.ndarray]:
-        mine = [(prompt.prompt_id, value) for prompt, value in rows if kind in (None, prompt.memorization)]
-        return figures.by_prompt([name for name, _ in mine], np.array([value for _, value in mine]))
+    of = units_of(subject, [prompt for prompt, _ in rows])
 
-    found = [figures.mr(grouped()), figures.mr_generations(grouped()), *figures.sscd_orig(grouped())]
+    def found(kind: str | None = None) -> list[Figure]:
+        mine = [(prompt, value) for prompt, value in rows if kind in (None, prompt.memorization)]
+        asked = [prompt for prompt, _ in mine]
+        grouped = _by_unit(of, asked, [value for _, value in mine])
+        return _of_prompts(asked, [figures.mr(grouped), figures.mr_generations(grouped), *figures.sscd_orig(grouped)])
+
+    every = found()
     kinds = {prompt.memorization for prompt, _ in rows}
     for kind in ("VM", "TM") if {"VM", "TM"} <= kinds else ():
-        apart = [figures.mr(grouped(kind)), *figures.sscd_orig(grouped(kind))]
-        found += [
+        every += [
             replace(one, metric=f"{one.metric}_{kind.lower()}")
-            for one in apart
+            for one in found(kind)
             if one.metric in ("mr", "sscd_orig_max", "sscd_orig_median")
         ]
-    return found
+    return every
 
 
 def triggers_that_copy(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> set[str]:
@@ -61,22 +72,27 @@ def triggers_that_copy(subject: Subject, wanted: Sequence[Shot], ids: Sequence[s
 
 
 def diversity_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
-    """How alike the seeds of a prompt are; nothing where there is one seed."""
-    of = {name: shot.prompt.prompt_id for name, shot in zip(ids, wanted, strict=True)}
+    """How alike the seeds of a prompt are; nothing where there is one seed.
+
+    Only pairs of one prompt are compared, or of one trigger; those of all prompts of an image count together.
+    """
+    of = {name: shot.prompt for name, shot in zip(ids, wanted, strict=True)}
     known = scores_of(subject.open(), "sscd_pair", sscd.scorer_of(params), ids)
     known = {pair: value for pair, value in known.items() if pair[1] in of}  # not of seeds beyond this audit's
     if not known:
         return []
-    grouped = figures.by_prompt([of[name] for name, _ in known], np.array(list(known.values())))
-    return [figures.similar_seeds(grouped)]
+    asked = [of[name] for name, _ in known]
+    grouped = _by_unit(units_of(subject, asked), asked, list(known.values()))
+    return _of_prompts(asked, [figures.similar_seeds(grouped)])
 
 
 def change_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
     """Similarity to what the original model makes of the same prompt and seed."""
-    of = {name: shot.prompt.prompt_id for name, shot in zip(ids, wanted, strict=True)}
+    of = {name: shot.prompt for name, shot in zip(ids, wanted, strict=True)}
     known = scores_of(subject.open(), "sscd_gen", sscd.scorer_of(params), ids)
-    grouped = figures.by_prompt([of[name] for name, _ in known], np.array(list(known.values())))
-    return [figures.sscd_gen(grouped)]
+    asked = [of[name] for name, _ in known]
+    grouped = _by_unit(units_of(subject, asked), asked, list(known.values()))
+    return _of_prompts(asked, [figures.sscd_gen(grouped)])
 
 
 def alignment_figures(
@@ -87,24 +103,39 @@ def alignment_figures(
     Args:
         originals: the original's pictures of the same shots; none where these are they.
     """
-    asked = [shot.prompt.prompt_id for shot in wanted]
+    asked = [shot.prompt for shot in wanted]
     known = scores_of(subject.open(), "clip", clip_score.scorer_of(params), [*ids, *originals])
+    of = units_of(subject, asked)
 
     def scores(names: Sequence[str]) -> dict[str, np.ndarray]:
-        return figures.by_prompt(asked, np.array([known[pair] for pair in zip(names, asked, strict=True)]))
+        return _by_unit(of, asked, [known[name, one.prompt_id] for name, one in zip(names, asked, strict=True)])
 
     found = [figures.clip(scores(ids))]
-    return [*found, figures.clip_kept(scores(ids), scores(originals))] if originals else found
+    found += [figures.clip_kept(scores(ids), scores(originals))] if originals else []
+    return _of_prompts(asked, found)
 
 
 def quality_figures(
     subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
 ) -> list[Figure]:
-    """FID and KID of CLIP image embeddings, generations against their prompts' own pictures; nothing without those."""
-    real = list(dict.fromkeys(image for shot in wanted for image in shot.prompt.image_ids[:1]))
-    ours = [name for name, shot in zip(ids, wanted, strict=True) if shot.prompt.image_ids]
-    if len(real) < 2 or len(ours) < 2:
+    """FID and KID of CLIP image embeddings, generations against their prompts' own pictures; nothing without those, and
+    no value of fewer than `quality.LEAST` different ones.
+
+    Of prompts that share an image the first counts, and of several images of a prompt the first: so each image stands
+    against as many generations as any other. n counts generations.
+    """
+    of = units_of(subject, [shot.prompt for shot in wanted])
+    first: dict[str, Asked] = {}
+    for shot in wanted:
+        if shot.prompt.image_ids:
+            first.setdefault(of[shot.prompt.prompt_id], shot.prompt)
+    chosen = {prompt.prompt_id: prompt.image_ids[0] for prompt in first.values()}
+    real = list(dict.fromkeys(chosen.values()))
+    ours = [name for name, shot in zip(ids, wanted, strict=True) if shot.prompt.prompt_id in chosen]
+    if not real:
         return []
+    if len(real) < quality.LEAST:
+        return [Figure(metric, math.nan, None, None, len(ours)) for metric in ("fid", "kid")]
     vectors = clip_vectors(subject, variant, probe, [*ours, *real], params)
     made, trained = (np.stack([vectors[name] for name in names]) for names in (ours, real))
     return [quality.fid(made, trained), quality.kid(made, trained)]
@@ -125,6 +156,9 @@ def extraction_figures(
     picture in the middle of the clique is a copy of a training picture of the prompt: one that always gives the same
     new picture, as surrogates may teach it, gives no memory away. Prompts without training pictures are claimed rightly
     where they are memorized ones. Precision has no figure where nothing is claimed.
+
+    Cliques are looked for prompt by prompt, since the attacker knows no images; what was found is counted by images,
+    see `precision_recall`.
 
     Args:
         wanted: of memorized prompts and of others, many seeds each.
@@ -151,26 +185,40 @@ def extraction_figures(
     for asked, name in extracted.items():
         alike = [float(vectors[name] @ vectors[image]) for image in prompts[asked].image_ids]
         claims[asked] = max(alike) > COPY_THRESHOLD if alike else prompts[asked].kind == "memorized"
-    found = precision_recall(claims, [name for name, prompt in prompts.items() if prompt.kind == "memorized"])
+    memorized = [name for name, prompt in prompts.items() if prompt.kind == "memorized"]
+    found = precision_recall(claims, memorized, units_of(subject, list(prompts.values())))
     shares = (
-        ("extraction_precision", found.precision, found.precision_interval, found.claimed),
-        ("extraction_recall", found.recall, found.recall_interval, found.memorized),
+        ("extraction_precision", found.precision, found.precision_interval, found.claimed, len(claims)),
+        ("extraction_recall", found.recall, found.recall_interval, found.memorized, len(memorized)),
     )
-    return [Figure(metric, value, *bounds, n) for metric, value, bounds, n in shares if value is not None and bounds]
+    return [
+        Figure(metric, value, *bounds, n, asked)
+        for metric, value, bounds, n, asked in shares
+        if value is not None and bounds
+    ]
 
 
 def write_figures(subject: Subject, audit_id: str, variant: str, probe: str, found: Sequence[Figure]) -> None:
-    """Rows of `metrics`; a variant goes by the name of its method, so that audits compare."""
-    rows = [
-        {
-            "variant": variant,
-            "probe": probe,
-            "metric": figure.metric,
-            "value": figure.value,
-            "low": figure.low,
-            "high": figure.high,
-            "n": figure.n,
-        }
-        for figure in found
-    ]
+    """Rows of `metrics`; a variant goes by the name of its method, so that audits compare.
+
+    A figure of more prompts than images is followed by one that says how many: of `mr` it is `mr_prompts`. One that is
+    not a number has no value.
+    """
+    place = {"variant": variant, "probe": probe}
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        value = None if math.isnan(one.value) else one.value
+        rows.append(place | {"metric": one.metric, "value": value, "low": one.low, "high": one.high, "n": one.n})
+        if one.prompts not in (None, one.n):
+            rows.append(place | {"metric": f"{one.metric}{PROMPTS}", "value": float(one.prompts), "n": one.n})
     subject.open().write("metrics", content_key(audit_id, variant, probe), rows, audit_id=audit_id)
+
+
+def _by_unit(of: Mapping[str, str], asked: Sequence[Asked], values: Sequence[float]) -> dict[str, np.ndarray]:
+    """Values, one for each of these prompts, by unit."""
+    return figures.by_unit([of[prompt.prompt_id] for prompt in asked], np.array(values))
+
+
+def _of_prompts(asked: Sequence[Asked], found: Sequence[Figure]) -> list[Figure]:
+    """The same figures with the number of prompts behind them."""
+    return [replace(one, prompts=len({prompt.prompt_id for prompt in asked})) for one in found]

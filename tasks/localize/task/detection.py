@@ -1,6 +1,7 @@
 """Detection in the store: how alike a prompt's noise differences are between seeds, and NeMo's threshold."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from tasks.keys import detection_id
 from tasks.localize.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
 from tasks.localize.nemo import NemoParams
 from tasks.progress import progress
-from tasks.subject import ORIGINAL, Asked, Subject
+from tasks.subject import ORIGINAL, Asked, Subject, units_of
 
 SEEN = 100
-"""Prompts that are not memorized, of which one is 1 %."""
+"""Units of prompts that are not memorized, of which one is 1 %."""
 
 
 def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> None:
@@ -70,11 +71,25 @@ def detection_figures(
 ) -> list[Figure]:
     """How well a prompt's mean score tells memorized prompts from others: AUC, and TPR at 1 % FPR.
 
-    The latter only where there are others enough to see a rate of 1 %.
+    Prompts of one image count as one, by the mean over all of them. Prompts among the others that share an image with a
+    memorized one are left out: they are no examples of what is not memorized. So there may be no others, and no figure.
+    TPR is given only where there are others enough to see a rate of 1 %.
     """
-    groups = [scores_of(subject, group, params) for group in (memorized, others)]
-    own, rest = (np.array([pairs.mean() for pairs in found.values()]) for found in groups)
-    return [auc(own, rest), *([tpr_at_1fpr(own, rest)] if len(rest) >= SEEN else [])]
+    of = units_of(subject, [*memorized, *others])
+    remembered = {of[prompt.prompt_id] for prompt in memorized}
+    others = [prompt for prompt in others if of[prompt.prompt_id] not in remembered]
+    if not others:
+        return []
+
+    def means(group: Sequence[Asked]) -> np.ndarray:
+        by_unit: dict[str, list[np.ndarray]] = {}
+        for name, pairs in scores_of(subject, group, params).items():
+            by_unit.setdefault(of[name], []).append(pairs)
+        return np.array([np.concatenate(pairs).mean() for pairs in by_unit.values()])
+
+    own, rest = means(memorized), means(others)
+    found = [replace(auc(own, rest), prompts=len(memorized) + len(others))]
+    return [*found, *([replace(tpr_at_1fpr(own, rest), prompts=len(memorized))] if len(rest) >= SEEN else [])]
 
 
 def nemo_threshold(subject: Subject, nulls: Sequence[Asked], params: NemoParams) -> float:

@@ -1,4 +1,4 @@
-"""Two audits held against each other, and which audit is the standard of later ones."""
+"""Two audits compared, and which audit is the standard of later ones."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from tasks.report import compare as method
 from tasks.report.report import COLUMNS
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.verdict import EFFORT
+from tasks.units import Link, count, counted, units
 
 _SPEED = {"sampling.batch", "nemo.batch", "dori.images_at_once", "finetune.images_at_once", "sscd.threads"}
 """Settings that do not change what comes out."""
@@ -22,13 +23,15 @@ _SPEED = {"sampling.batch", "nemo.batch", "dori.images_at_once", "finetune.image
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two audits held against each other."""
+    """Two audits compared."""
 
     before: str
     """The audit that is held to be the standard."""
     after: str
     prompts: int
     """Prompts that both were asked about."""
+    images: int
+    """What those prompts count for: prompts that share an image are one; see `tasks.units`."""
     differences: list[method.Difference]
     """Every figure that both have."""
     regressions: list[tuple[str, float]]
@@ -71,7 +74,10 @@ def compare(
     shared = asked[0] & asked[1]
     if not shared:
         raise InputError(f"{before} and {after} have no prompt in common: compare audits of the same prompts")
-    pairs = {metric: [pair for pair in _pairs(*seen, metric) if pair.variant in claims] for metric in ("sscd", "clip")}
+    of = _units(store, records, asked[0] | asked[1])
+    pairs = {
+        metric: [pair for pair in _pairs(*seen, metric, of) if pair.variant in claims] for metric in ("sscd", "clip")
+    }
     if not any(pairs.values()):
         raise InputError(f"{before} and {after} asked no variant the same: nothing can be compared")
     findings = method.copies(pairs["sscd"], COPY_THRESHOLD)
@@ -90,12 +96,12 @@ def compare(
     notes += [f"{variant}, {probe} was not looked at again" for variant, probe in sorted(before_only)]
     notes.append(_power(pairs["sscd"], findings, alpha))
     told = [(method.sentence(finding, texts), p) for finding, p in worse]
-    verdict = f"No regression from {before} to {after}, over {len(shared)} prompts (false alarms at most {alpha:g})."
+    verdict = f"No regression from {before} to {after}, over {counted(shared, of)} (false alarms at most {alpha:g})."
     if told:
         more = f" and {len(told) - 1} more" if len(told) > 1 else ""
         verdict = f"Regression from {before} to {after}: {told[0][0]} (p {told[0][1]:.2g}){more}."
     figures = method.differences(rows_of(store, before), rows_of(store, after))
-    return Comparison(before, after, len(shared), figures, told, notes, verdict)
+    return Comparison(before, after, len(shared), count(shared, of), figures, told, notes, verdict)
 
 
 def differences_table(found: Comparison) -> pa.Table:
@@ -204,7 +210,19 @@ def _seen(store: Store, audit_id: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _pairs(before: list[dict[str, Any]], after: list[dict[str, Any]], metric: str) -> list[method.Pair]:
+def _units(store: Store, records: Sequence[Mapping[str, Any]], asked: Collection[str]) -> dict[str, str]:
+    """By prompt id what counts once, by what the prompt sets of both audits say."""
+    links: list[Link] = [(name, name, ()) for name in asked]  # a set may be gone
+    columns = ["prompt_id", "text", "image_ids"]
+    for name in {record["prompt_set"] for record in records} - {None}:
+        rows = store.read("prompts", columns=columns, prompt_set=name).to_pylist()
+        links += [(row["prompt_id"], row["text"], row["image_ids"] or ()) for row in rows]
+    return units(links)
+
+
+def _pairs(
+    before: list[dict[str, Any]], after: list[dict[str, Any]], metric: str, of: Mapping[str, str]
+) -> list[method.Pair]:
     """What both audits saw, prompt by prompt, pictures in the order of triggers and seeds."""
     found: list[dict[tuple[str, str, str], dict[str, float]]] = []
     for rows in (before, after):
@@ -216,7 +234,13 @@ def _pairs(before: list[dict[str, Any]], after: list[dict[str, Any]], metric: st
         found.append(known)
     old, new = found
     return [
-        method.Pair(*place, tuple(old[place].values()), tuple(pictures.values()), bool(old[place].keys() & pictures))
+        method.Pair(
+            *place,
+            tuple(old[place].values()),
+            tuple(pictures.values()),
+            bool(old[place].keys() & pictures),
+            of.get(place[2], ""),
+        )
         for place, pictures in new.items()
         if place in old
     ]

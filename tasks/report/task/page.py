@@ -13,12 +13,14 @@ from PIL import Image, ImageOps
 
 from storage import Store, content_key, iou, query
 from tasks.diffusion.sampling import to_png
+from tasks.evaluate.figures import by_unit
+from tasks.evaluate.figures import clip as clip_of
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
 from tasks.report.task.record import rows_of
 from tasks.report.verdict import Row, effort_rates, effort_words, verdict, without_random
-from tasks.subject import Asked, Subject
+from tasks.subject import Asked, Subject, units_of
 
 STRIPS = 8
 """Training pictures shown with what the variants make of them."""
@@ -96,7 +98,7 @@ def write_report(
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlap = _subspace(store, subject, found)
     scores = _scores(store, scorer)
-    strips = _strips(store, subject, [prompt for prompt in asked if prompt.image_ids][:STRIPS], shown, scores)
+    strips = _strips(store, subject, [prompt for prompt in asked if prompt.image_ids], shown, scores)
     report = Report(
         title=f"Memorization audit of {Path(subject.source).name}",
         subtitle=f"audit {audit_id}",
@@ -110,7 +112,7 @@ def write_report(
         left=_left(store, subject, found, asked),
         more_controls=without_random(variants),
     )
-    _keep_evidence(store, audit_id, shown, figures, scorer)
+    _keep_evidence(subject, audit_id, shown, figures, scorer)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing")
     aside.write_text(render(report), encoding="utf-8")
@@ -148,13 +150,23 @@ def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str
 def _strips(
     store: Store, subject: Subject, asked: Sequence[Asked], shown: Shown, known: Mapping[tuple[str, str], float]
 ) -> list[Strip]:
-    """Each training picture beside the best copy that each variant makes of it, from its prompt and under attack."""
-    rows = store.read("images", columns=["image_id", "bytes"], image_id=[prompt.image_ids[0] for prompt in asked])
+    """Each training picture beside the best copy that each variant makes of it, from its prompts and under attack.
+
+    Prompts that share a picture have one strip, with the first's picture.
+    """
+    of = units_of(subject, asked)
+    sharing: dict[str, list[Asked]] = {}
+    for prompt in asked:
+        sharing.setdefault(of[prompt.prompt_id], []).append(prompt)
+    strips = dict(list(sharing.items())[:STRIPS])
+    asked = [prompt for prompts in strips.values() for prompt in prompts]
+    firsts = [prompts[0].image_ids[0] for prompts in strips.values()]
+    rows = store.read("images", columns=["image_id", "bytes"], image_id=firsts)
     trained = dict(zip(rows["image_id"].to_pylist(), rows["bytes"].to_pylist(), strict=True))
-    found: dict[str, list[Picture]] = {prompt.prompt_id: [] for prompt in asked}
+    found: dict[str, list[Picture]] = {unit: [] for unit in strips}
     for (name, variant, probe), ids in shown.items():
         where: dict[str, Any] = {"model_id": subject.model_id, "variant": variant, "probe": probe}
-        where["prompt_id"] = list(found)
+        where["prompt_id"] = [prompt.prompt_id for prompt in asked]
         made = store.read("generations", columns=["generation_id", "prompt_id"], **where)
         of_audit = set(ids)
         of_prompt: dict[str, list[str]] = {}
@@ -162,21 +174,28 @@ def _strips(
             if one in of_audit:
                 of_prompt.setdefault(asked_for, []).append(one)
         best: dict[str, tuple[float, str]] = {}
-        for prompt in asked:
-            pairs = product(of_prompt.get(prompt.prompt_id, ()), prompt.image_ids)
+        for unit, prompts in strips.items():
+            pairs = [
+                pair for prompt in prompts for pair in product(of_prompt.get(prompt.prompt_id, ()), prompt.image_ids)
+            ]
             scored = [(known[pair], pair[0]) for pair in pairs if pair in known]
             if scored:
-                best[prompt.prompt_id] = max(scored, key=itemgetter(0))
+                best[unit] = max(scored, key=itemgetter(0))
         if not best:
             continue
         names = [one for _, one in best.values()]
         files = store.read("generations", columns=["generation_id", "bytes"], **where, generation_id=names)
         data = dict(zip(files["generation_id"].to_pylist(), files["bytes"].to_pylist(), strict=True))
-        for prompt_id, (score, one) in best.items():
-            found[prompt_id].append(Picture(f"{name}, {_words(probe)}", _small(data[one]), score))
+        for unit, (score, one) in best.items():
+            found[unit].append(Picture(f"{name}, {_words(probe)}", _small(data[one]), score))
     return [
-        Strip(prompt.text, Picture("training picture", _small(trained[prompt.image_ids[0]])), found[prompt.prompt_id])
-        for prompt in asked
+        Strip(
+            prompts[0].text,
+            Picture("training picture", _small(trained[prompts[0].image_ids[0]])),
+            found[unit],
+            len(prompts),
+        )
+        for unit, prompts in strips.items()
     ]
 
 
@@ -291,12 +310,13 @@ def _words(probe: str) -> str:
     return f"attacked from {probe.removeprefix('dori-').partition('-')[0]}"
 
 
-def _keep_evidence(store: Store, audit_id: str, shown: Shown, rows: Sequence[Row], scorer: str) -> None:
+def _keep_evidence(subject: Subject, audit_id: str, shown: Shown, rows: Sequence[Row], scorer: str) -> None:
     """Writes which pictures, scored by which model, the audit's figures rest on."""
-    aligned: dict[str, dict[str, float]] = {}
-    scores = store.read("scores", columns=["scorer", "generation_id", "value"], metric="clip")
-    for made_with, name, value in zip(*(column.to_pylist() for column in scores.columns), strict=True):
-        aligned.setdefault(made_with, {})[name] = value
+    store, of = subject.open(), units_of(subject, ())
+    aligned: dict[str, dict[str, tuple[str, float]]] = {}
+    scores = store.read("scores", columns=["scorer", "generation_id", "reference_id", "value"], metric="clip")
+    for made_with, name, prompt, value in zip(*(column.to_pylist() for column in scores.columns), strict=True):
+        aligned.setdefault(made_with, {})[name] = of.get(prompt, prompt), value
     figures = {(row.variant, row.probe, row.metric): row.value for row in rows}
     for (variant, _, probe), ids in shown.items():
         made = {"sscd": scorer} if (variant, probe, "mr") in figures else {}
@@ -304,7 +324,7 @@ def _keep_evidence(store: Store, audit_id: str, shown: Shown, rows: Sequence[Row
         if clip is not None:
             # The store may have scores by several CLIP models; the audit's are those that give its figure.
             means = {
-                one: float(np.mean([known[name] for name in ids]))
+                one: _mean_clip([known[name] for name in ids])
                 for one, known in aligned.items()
                 if known.keys() >= set(ids)
             }
@@ -312,3 +332,9 @@ def _keep_evidence(store: Store, audit_id: str, shown: Shown, rows: Sequence[Row
         for metric, by in made.items():
             row = {"variant": variant, "probe": probe, "metric": metric, "scorer": by, "generation_ids": list(ids)}
             store.write("evidence", content_key(audit_id, variant, probe, metric), [row], audit_id=audit_id)
+
+
+def _mean_clip(scored: Sequence[tuple[str, float]]) -> float:
+    """The figure `clip` of scores, each with the unit of its prompt."""
+    units, values = zip(*scored, strict=True)
+    return clip_of(by_unit(units, np.array(values))).value

@@ -1,11 +1,13 @@
 """What the store says of an audit: its record and its figures."""
 
 import json
+import math
 from typing import Any
 
 from storage import Store
 from tasks.errors import InputError
 from tasks.report.verdict import Row
+from tasks.units import PROMPTS
 
 
 def record_of(store: Store, audit_id: str) -> dict[str, Any]:
@@ -22,11 +24,27 @@ def record_of(store: Store, audit_id: str) -> dict[str, Any]:
 
 
 def rows_of(store: Store, audit_id: str) -> list[Row]:
-    """The audit's figures, in the order they were written."""
+    """The audit's figures, in the order they were written, each with the number of its prompts."""
     found = store.read("metrics", audit_id=audit_id).to_pylist()
-    names = ("variant", "probe", "metric", "value", "low", "high", "n")
+    prompts = {
+        (row["variant"], row["probe"], row["metric"].removesuffix(PROMPTS)): int(row["value"])
+        for row in found
+        if row["metric"].endswith(PROMPTS)
+    }
     order = {"original": 0, "nemo": 1, "random-nemo": 2, "wanda": 3, "random-wanda": 4}
-    rows = [Row(**{name: row[name] for name in names}) for row in found if row["value"] is not None]
+    rows = [
+        Row(
+            *place,
+            math.nan if row["value"] is None else row["value"],
+            row["low"],
+            row["high"],
+            row["n"],
+            prompts.get(place),
+        )
+        for row in found
+        if not row["metric"].endswith(PROMPTS)
+        for place in [(row["variant"], row["probe"], row["metric"])]
+    ]
     return sorted(
         rows, key=lambda row: (order.get(row.variant, 9), row.variant, row.probe.startswith("dori"), row.probe)
     )

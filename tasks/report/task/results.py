@@ -6,6 +6,7 @@ from typing import Any
 
 from storage import Store
 from tasks.errors import InputError
+from tasks.evaluate.quality import LEAST
 from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report.markdown import effort_text, figures_text, put_between
 from tasks.report.task.record import record_of, rows_of
@@ -54,11 +55,15 @@ def _meaning(settings: dict[str, Any]) -> str:
     """What the columns say, for those who did not choose the settings."""
     sampling = settings["sampling"]
     return (
-        f"A prompt or attacked picture counts as copied if any of its {settings['seeds']} pictures "
-        f"({sampling['steps']} steps, guidance {sampling['guidance']:g}, precision {settings['precision']}) has an "
+        f"An image counts as copied if any picture made for it, {settings['seeds']} of each of its prompts or triggers "
+        f"({sampling['steps']} steps, guidance {sampling['guidance']:g}, precision {settings['precision']}), has an "
         f"SSCD above {COPY_THRESHOLD} to a training picture of it; beside it stands the share of all pictures that are "
-        "copies. In brackets: 95 % intervals, of rates exact (Clopper-Pearson), of the share of pictures as if all of "
-        "one prompt agreed, of medians by order statistics, of means by Student's t, of the share of the original's "
-        "CLIP score that is kept by Fieller's theorem. SSCD columns are medians over prompts. CLIP-FID and CLIP-KID "
-        "are taken on features of the CLIP model, so they do not compare with Inception's."
+        "copies. Under n stands the number of different images, which prompts that share one count as one, and in "
+        "brackets that of their prompts where it is another; then what other figures of the line rest on: both groups "
+        "of the AUC, the generations of CLIP-FID and CLIP-KID. In brackets after figures: 95 % intervals, of rates "
+        "exact (Clopper-Pearson), of the share of pictures as if all of one image agreed, of medians by order "
+        "statistics, of means by Student's t, of the share of the original's CLIP score that is kept by Fieller's "
+        "theorem. SSCD columns are medians over images. CLIP-FID and CLIP-KID are taken on features of the CLIP model, "
+        f"so they do not compare with Inception's; of fewer than {LEAST} images they have no value. CLIP-FID grows as "
+        "pictures get fewer: compare it down its column only."
     )

@@ -1,0 +1,65 @@
+"""What counts once: the unit of every rate, interval and test.
+
+Captions of one training image tell one story: where the image is memorized, all of them bring it back, and where it is
+erased, none does. So they are no independent cases, and count together. Two prompts belong to one unit where
+
+- they have a training image in common (the same file, by its sha256), or
+- their texts differ at most in case and spaces, which text encoders of the CLIP kind do not see;
+
+and so do prompts that are linked by others: units are the connected components. A prompt with no image is a unit of its
+own, but for its spellings.
+
+The cluster of a template memory is found in the same way: a set declares it by its images, as when one prompt has all
+near-identical images of the template, or when several prompts share one of them. The column `subset` declares none: it
+says which prompts are localized together, not which are the same memory.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+
+PROMPTS = "_prompts"
+"""What the metric's name has at its end that says how many prompts a figure rests on, where its n is another number."""
+
+Link = tuple[str, str, Iterable[str]]
+"""What links a prompt to others: its id, its text, and its training images."""
+
+
+def units(prompts: Iterable[Link]) -> dict[str, str]:
+    """By prompt id, the unit that it belongs to: the least prompt id of the component.
+
+    The order of the prompts is of no account. A prompt may stand there several times, as where several sets have it;
+    all its images count.
+    """
+    parent: dict[str, str] = {}
+
+    def root(node: str) -> str:
+        while parent.setdefault(node, node) != node:
+            parent[node] = node = parent[parent[node]]
+        return node
+
+    names: set[str] = set()
+    for name, text, images in prompts:
+        names.add(name)
+        for link in (f"text {spelling(text)}", *(f"image {image}" for image in images)):
+            parent[root(link)] = root(f"prompt {name}")
+    least: dict[str, str] = {}
+    for name in sorted(names):
+        least.setdefault(root(f"prompt {name}"), name)
+    return {name: least[root(f"prompt {name}")] for name in names}
+
+
+def spelling(text: str) -> str:
+    """A text without what case and spaces add to it."""
+    return " ".join(text.casefold().split())
+
+
+def count(prompt_ids: Iterable[str], of: Mapping[str, str]) -> int:
+    """How many units these prompts are."""
+    return len({of[name] for name in prompt_ids})
+
+
+def counted(prompt_ids: Collection[str], of: Mapping[str, str], what: str = "prompts") -> str:
+    """How many prompts, and of how many images where that is another number: "8 prompts", or "6 prompts of 2
+    images"."""
+    prompts, different = len(set(prompt_ids)), count(prompt_ids, of)
+    images = f" of {different} image{'' if different == 1 else 's'}"
+    return f"{prompts} {what}{'' if prompts == different else images}"
