@@ -1,6 +1,7 @@
 """Comparing audits: intervals of differences, exact tests, and how often a comparison raises a false alarm."""
 
 import itertools
+from dataclasses import replace
 from math import comb
 
 import numpy as np
@@ -180,6 +181,59 @@ def test_more_pictures_of_an_attack_are_no_worse() -> None:
     before, after = (NO_COPY, NO_COPY), (NO_COPY, NO_COPY, COPY, COPY)
     (finding,) = copies([Pair("nemo", "dori-noise", str(n), before, after) for n in range(9)], THRESHOLD)
     assert finding.p == 1
+
+
+# Prompts that share an image
+
+
+def sharing(unit: str, counts: list[tuple[int, int]], **other: str) -> list[Pair]:
+    return [replace(pair(f"{unit} {n}", *both, **other), unit=unit) for n, both in enumerate(counts)]  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=6))
+def test_an_image_is_asked_about_once_however_many_captions_it_has(counts: list[tuple[int, int]]) -> None:
+    """By the exact test stratified by its captions, which is that of all prompts where there is no other image."""
+    (finding,) = copies(sharing("image", counts), THRESHOLD)
+    apart = copies([replace(one, unit="") for one in sharing("image", counts)], THRESHOLD)
+    if len(counts) > 1:
+        assert finding.p == apart[-1].p and apart[-1].question == "figure"
+    else:
+        assert finding == apart[0]
+
+
+def test_captions_of_one_image_that_come_back_are_one_image_that_does() -> None:
+    """Six captions of one image flip together: that is one coin that fell so, not six."""
+    six = sharing("image", [(0, 4)] * 6, variant="nemo", probe="dori-noise")
+    (finding,) = copies(six, THRESHOLD)
+    assert finding.p == 0.5 and "of 1 attacked pictures 1 come back" in finding.words
+    assert copies([replace(one, unit="") for one in six], THRESHOLD)[0].p == pytest.approx(1 / 64)
+    # An image that one of its captions brought back before, in the very same pictures, does not come back anew.
+    known = [replace(sharing("image", [(4, 4)], variant="nemo", probe="dori-noise")[0], same=True), six[1]]
+    assert copies(known, THRESHOLD)[0].p == 1
+
+
+def test_captions_of_one_image_lose_quality_together() -> None:
+    """Twelve captions of one picture are swapped as one: two units, of which either way round is as likely, prove
+    nothing."""
+    before = looks(np.random.default_rng(0), 12)
+    pairs = aligned(before, before * 0.5)
+    assert [one.question for one, _ in regressions(quality(pairs))] == ["quality"]
+    units = ["a"] * 11 + ["b"]
+    (finding,) = quality([replace(one, unit=unit) for one, unit in zip(pairs, units, strict=True)])
+    assert finding.p == 1 / 4
+    assert quality([replace(one, unit="a") for one in pairs]) == []
+
+
+def test_captions_of_one_image_raise_no_more_false_alarms() -> None:
+    """An image that retraining moves up or down takes all its captions with it; its captions are no more evidence."""
+    rng, trials, alarms, apart = np.random.default_rng(0), 150, 0, 0
+    for _ in range(trials):
+        before = looks(rng, 16)
+        moved = rng.normal(0, 0.05, 2).repeat(8)[:, None]  # eight captions each of two images
+        pairs = aligned(before, before + moved)
+        alarms += bool(regressions(quality([replace(one, unit=str(n // 8)) for n, one in enumerate(pairs)])))
+        apart += bool(regressions(quality(pairs)))
+    assert alarms / trials <= ALPHA < 0.15 < apart / trials
 
 
 # What can be noticed

@@ -24,11 +24,16 @@ QUIET = {("original", "prompt", f"p{n}"): 0 for n in range(6)} | {("nemo", "prom
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     opened = Store.open(tmp_path / "store")
-    own = {"kind": "memorized", "image_ids": ["x", "y"]}
     names = {f"p{n}": f"picture {n}" for n in range(6)} | {"q": "another"}
     for prompt_set in ("p", "q"):
-        prompts = [{"prompt_id": name, "text": text} | own for name, text in names.items()]
+        prompts = [
+            {"prompt_id": name, "text": text, "kind": "memorized", "image_ids": [f"{name} x", f"{name} y"]}
+            for name, text in names.items()
+        ]
         opened.write("prompts", prompt_set, prompts, prompt_set=prompt_set)
+    # In a third set five captions are of one picture.
+    shared = [row | {"image_ids": ["p0 x", "p0 y"] if row["prompt_id"] < "p5" else row["image_ids"]} for row in prompts]
+    opened.write("prompts", "shared", shared, prompt_set="shared")
     return opened
 
 
@@ -79,6 +84,7 @@ def put(
                 {"generation_id": name, "reference_id": image, "scorer": scorer, "value": value}
                 for seed, name in enumerate(names)
                 for image, value in (("x", 0.9 if seed < count else 0.3), ("y", 0.1))
+                for image in {f"{prompt} {image}", f"p0 {image}"}
             ]
             store.write("scores", content_key(scorer, names), scores, metric="sscd")
             ids += names
@@ -117,6 +123,23 @@ def test_a_planted_image_is_a_regression(store: Store) -> None:
     assert found.prompts == 6
     assert compare(store, "b", "a", CLAIMS).regressions == []
     assert verify(store) == []
+
+
+def test_prompts_that_share_an_image_are_asked_about_together(store: Store) -> None:
+    put(store, "a", 1, prompt_set="shared")
+    four = QUIET | {("original", "prompt", f"p{n}"): 4 for n in range(4)}
+    put(store, "b", 2, four, model_id="n", prompt_set="shared")
+    found = compare(store, "a", "b", CLAIMS)
+    assert (found.prompts, found.images) == (6, 2)
+    words = [words for words, _ in found.regressions]
+    said = "with 4 more prompts of its image 16 of 20 pictures are copies, before 0 of 20"
+    assert words[0] == f"original, prompt: 'picture 0': {said}"
+    # One image came, so one prompt is named, and the figure of all.
+    assert len(words) == 2 and "16 of 24 pictures are copies" in words[1]
+    assert "over 6 prompts of 2 images" in compare(store, "b", "a", CLAIMS).verdict
+    # What one of the two sets says is enough.
+    put(store, "c", 3)
+    assert compare(store, "c", "b", CLAIMS).images == 2
 
 
 def test_a_probe_without_training_pictures_was_looked_at_all_the_same(store: Store) -> None:

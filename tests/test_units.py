@@ -1,0 +1,239 @@
+"""What counts once: prompts that share an image, and how no figure is surer for another caption of one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import networkx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks.attack.extraction import precision_recall
+from tasks.evaluate import figures
+from tasks.evaluate import task as door
+from tasks.evaluate.clip_score import ClipParams
+from tasks.evaluate.figures import Figure
+from tasks.evaluate.sscd import SscdParams, scorer_of
+from tasks.evaluate.task import Shot
+from tasks.report.markdown import figures_text
+from tasks.report.report import Report, render, table_text
+from tasks.report.task import rows_of
+from tasks.report.verdict import verdict
+from tasks.subject import Asked, Subject, units_of
+from tasks.units import Link, counted, spelling, units
+
+SSCD = SscdParams()
+LINKS = st.lists(
+    st.tuples(st.integers(0, 9), st.sampled_from("ABCDEFGH"), st.frozensets(st.integers(0, 6), max_size=3)), max_size=12
+)
+
+
+def links(drawn: list[tuple[int, str, frozenset[int]]]) -> list[Link]:
+    return [(f"p{name}", text, [f"i{image}" for image in images]) for name, text, images in drawn]
+
+
+@given(LINKS, st.randoms())
+def test_units_are_connected_components_in_any_order(
+    drawn: list[tuple[int, str, frozenset[int]]], random: object
+) -> None:
+    asked = links(drawn)
+    graph = networkx.Graph()
+    for name, text, images in asked:
+        graph.add_node(name)
+        graph.add_edges_from([(name, f"text {text}"), *((name, f"image {image}") for image in images)])
+    wanted = [{node for node in part if node.startswith("p")} for part in networkx.connected_components(graph)]
+    found = units(asked)
+    assert {name: min(part) for part in wanted for name in part} == found
+    assert units(reversed(asked)) == found
+    random.shuffle(asked)  # type: ignore[attr-defined]
+    assert units(asked) == found
+
+
+def test_case_and_spaces_make_no_other_prompt() -> None:
+    assert units([("a", "A  Cat ", ()), ("b", "a cat", ()), ("c", "a cats", ())]) == {"a": "a", "b": "a", "c": "c"}
+    assert spelling(" Stra\u00dfe\tX") == spelling("STRASSE x")
+
+
+def test_images_link_through_prompts_and_prompts_through_images() -> None:
+    chain: list[Link] = [
+        ("a", "a", ["x"]),
+        ("b", "b", ["x", "y"]),
+        ("c", "c", ["y"]),
+        ("d", "d", ["z"]),
+        ("e", "e", ()),
+    ]
+    found = units(chain)
+    assert found == {"a": "a", "b": "a", "c": "a", "d": "d", "e": "e"}
+    assert counted(["a", "b", "c", "d"], found) == "4 prompts of 2 images"
+    assert counted(["a", "d"], found, "memorized") == "2 memorized"
+
+
+def asked(name: str, *images: str, kind: str | None = None) -> Asked:
+    return Asked(name, name, "memorized", kind, "one subset", images)
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    return Subject(store=str(tmp_path / "store"), model=str(tmp_path), prompt_set="none", device="cpu")
+
+
+def keep(subject: Subject, prompts: list[Asked], prompt_set: str = "none") -> None:
+    names = ("prompt_id", "text", "kind", "memorization", "subset", "image_ids")
+    rows = [{name: getattr(prompt, name) for name in names} for prompt in prompts]
+    subject.open().write("prompts", prompt_set, rows, prompt_set=prompt_set)
+
+
+def scored(subject: Subject, values: dict[tuple[str, str], float], metric: str = "sscd", scorer: str = "") -> None:
+    rows = [
+        {"generation_id": name, "reference_id": other, "scorer": scorer or scorer_of(SSCD), "value": value}
+        for (name, other), value in values.items()
+    ]
+    subject.open().write("scores", f"by-hand-{metric}", rows, metric=metric)
+
+
+def test_a_prompt_that_is_not_asked_may_link_two_that_are(subject: Subject) -> None:
+    a, b, c = asked("a", "x"), asked("b", "y"), asked("c", "x", "y")
+    assert units_of(subject, [a, b]) == {"a": "a", "b": "b"}
+    keep(subject, [a, b, c])
+    assert units_of(subject, [a, b]) == {"a": "a", "b": "a", "c": "a"}
+
+
+def test_a_localization_group_is_no_cluster(subject: Subject) -> None:
+    prompts = [asked("a", "x", kind="TM"), asked("b", "y", kind="TM")]
+    keep(subject, prompts)
+    assert len(set(units_of(subject, prompts).values())) == 2
+    # Template prompts are one cluster where the set gives them an image in common.
+    assert len(set(units_of(subject, [prompts[0], asked("b", "y", "x", kind="TM")]).values())) == 1
+
+
+@pytest.fixture
+def captions(subject: Subject) -> tuple[Subject, list[Shot], list[str]]:
+    """Six prompts, of which five are captions of one image, two seeds each: one of the five gives one copy."""
+    prompts = [*(asked(f"caption {n}", "x") for n in range(5)), asked("other", "y")]
+    keep(subject, prompts)
+    shots = door.shots(prompts, 2)
+    ids = [f"{shot.prompt.prompt_id}/{shot.seed}" for shot in shots]
+    values = {(name, shot.prompt.image_ids[0]): 0.3 for name, shot in zip(ids, shots, strict=True)}
+    scored(subject, values | {("caption 3/1", "x"): 0.9})
+    return subject, shots, ids
+
+
+def test_five_captions_of_one_image_are_one_case(captions: tuple[Subject, list[Shot], list[str]]) -> None:
+    subject, shots, ids = captions
+    found = {figure.metric: figure for figure in door.copy_figures(subject, shots, ids, SSCD)}
+    assert {(figure.n, figure.prompts) for figure in found.values()} == {(2, 6)}
+    low, high = figures.clopper_pearson(1, 2)
+    assert found["mr"] == Figure("mr", 0.5, low, high, 2, 6)  # any caption
+    assert found["mr_generations"].value == pytest.approx((1 / 10 + 0) / 2)
+    assert found["sscd_orig_max"].value == pytest.approx((0.9 + 0.3) / 2)
+    assert found["sscd_orig_median"].value == pytest.approx(0.3)
+
+
+def test_both_numbers_are_said_everywhere(captions: tuple[Subject, list[Shot], list[str]]) -> None:
+    subject, shots, ids = captions
+    door.write_figures(subject, "audit", "original", "prompt", door.copy_figures(subject, shots, ids, SSCD))
+    stored = {row["metric"]: (row["value"], row["n"]) for row in subject.open().read("metrics").to_pylist()}
+    assert stored["mr"] == (0.5, 2) and stored["mr_prompts"] == (6, 2)
+    rows = rows_of(subject.open(), "audit")
+    assert {(row.n, row.prompts) for row in rows} == {(2, 6)}
+    assert "For 1 of 2 different memorized images, which 6 prompts share," in verdict(rows)
+    for text in (table_text(rows), figures_text(rows), render(Report("Audit", "", [], rows))):
+        assert "2 (6 prompts)" in text and "_prompts" not in text
+
+
+def test_nothing_is_said_of_prompts_where_each_has_an_image_of_its_own(subject: Subject) -> None:
+    prompts = [asked("a", "x"), asked("b", "y", "z")]
+    scored(subject, {("a/0", "x"): 0.9, ("b/0", "y"): 0.1, ("b/0", "z"): 0.2})
+    found = door.copy_figures(subject, door.shots(prompts, 1), ["a/0", "b/0"], SSCD)
+    door.write_figures(subject, "audit", "original", "prompt", found)
+    assert not any(row["metric"].endswith("_prompts") for row in subject.open().read("metrics").to_pylist())
+    assert verdict(rows_of(subject.open(), "audit")).startswith("For 1 of 2 memorized prompts the original")
+
+
+Scores = list[list[float]]
+"""Of each image, what the seeds of its prompt score."""
+
+TAKEN: dict[str, Callable[[figures.ByUnit], list[Figure]]] = {
+    "sscd": lambda rows: [figures.mr(rows), figures.mr_generations(rows), *figures.sscd_orig(rows)],
+    "sscd_gen": lambda rows: [figures.sscd_gen(rows)],
+    "sscd_pair": lambda rows: [figures.similar_seeds(rows)],
+    "clip": lambda rows: [figures.clip(rows)],
+}
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=2), min_size=1, max_size=9),
+    st.data(),
+)
+def test_another_caption_of_an_image_makes_nothing_surer(scores: Scores, data: st.DataObject) -> None:
+    """Whatever it scores, n stays; where it scores as the first does, every figure stays, and its interval."""
+    rows = {f"unit {n}": np.array(seeds) for n, seeds in enumerate(scores)}
+    one = data.draw(st.sampled_from(sorted(rows)))
+    other = np.array(data.draw(st.lists(st.floats(0, 1), min_size=2, max_size=2)))
+    twice = rows | {one: np.concatenate([rows[one], rows[one]])}
+    more = rows | {one: np.concatenate([rows[one], other])}
+    for taken in TAKEN.values():
+        for before, same, after in zip(taken(rows), taken(twice), taken(more), strict=True):
+            assert same.n == after.n == before.n
+            assert [same.value, same.low, same.high] == pytest.approx(
+                [before.value, before.low, before.high], nan_ok=True
+            )
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(12)))
+def test_the_order_of_prompts_is_of_no_account(
+    captions: tuple[Subject, list[Shot], list[str]], order: list[int]
+) -> None:
+    subject, shots, ids = captions
+    found = door.copy_figures(subject, [shots[n] for n in order], [ids[n] for n in order], SSCD)
+    for figure, wanted in zip(found, door.copy_figures(subject, shots, ids, SSCD), strict=True):
+        assert (figure.metric, figure.n, figure.prompts) == (wanted.metric, wanted.n, wanted.prompts)
+        assert [figure.value, figure.low, figure.high] == pytest.approx([wanted.value, wanted.low, wanted.high])
+
+
+def test_alignment_and_seeds_count_images_too(
+    captions: tuple[Subject, list[Shot], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, shots, ids = captions
+    monkeypatch.setattr("tasks.evaluate.clip_score.scorer_of", lambda params: "clip")
+    own = {(name, shot.prompt.prompt_id): 0.2 for name, shot in zip(ids, shots, strict=True)}
+    before = {(f"before {name}", prompt): 2 * value for (name, prompt), value in own.items()}
+    scored(subject, own | before, "clip", "clip")
+    originals = [f"before {name}" for name in ids]
+    clip, kept = door.alignment_figures(subject, shots, ids, originals, ClipParams(model="none"))
+    assert (clip.n, clip.prompts, kept.n, kept.prompts) == (2, 6, 2, 6) and kept.value == 0.5
+    pairs = {(f"{name}/0", f"{name}/1"): 0.6 for name in dict.fromkeys(shot.prompt.prompt_id for shot in shots)}
+    scored(subject, pairs, "sscd_pair")
+    (alike,) = door.diversity_figure(subject, shots, ids, SSCD)
+    assert (alike.value, alike.n, alike.prompts) == (0.6, 2, 6)
+    scored(subject, dict.fromkeys(zip(ids, originals, strict=True), 0.4), "sscd_gen")
+    (change,) = door.change_figure(subject, shots, ids, SSCD)
+    assert (change.value, change.n, change.prompts) == (0.4, 2, 6)
+
+
+def test_verbatim_and_template_memories_of_one_image_count_in_either(subject: Subject) -> None:
+    prompts = [asked("a", "x", kind="VM"), asked("b", "x", kind="TM"), asked("c", "y", kind="TM")]
+    scored(subject, {("a/0", "x"): 0.9, ("b/0", "x"): 0.1, ("c/0", "y"): 0.1})
+    found = door.copy_figures(subject, door.shots(prompts, 1), ["a/0", "b/0", "c/0"], SSCD)
+    known = {figure.metric: (figure.value, figure.n, figure.prompts) for figure in found}
+    assert (known["mr"], known["mr_vm"], known["mr_tm"]) == ((0.5, 2, 3), (1, 1, 1), (0, 2, 2))
+
+
+def test_what_is_extracted_counts_by_images() -> None:
+    of = {"a": "x", "b": "x", "c": "x", "d": "y", "e": "z"}
+    found = precision_recall({"a": True, "b": False, "d": False}, ["a", "b", "c", "d"], of)
+    # Of x half of the claims are true, of y none; and x is out, y is not.
+    assert (found.precision, found.claimed) == (0.25, 2)
+    assert (found.recall, found.memorized) == (0.5, 2)
+    assert (found.hits, found.precision_interval) == (1, figures.clopper_pearson(0.5, 2))
+    apart = precision_recall({"a": True, "b": False, "d": False}, ["a", "b", "c", "d"])
+    assert (apart.claimed, apart.memorized, apart.recall) == (3, 4, 0.25)
+
+
+def test_triggers_that_are_asked_like_prompts_belong_to_their_image(subject: Subject) -> None:
+    prompt = asked("a", "x")
+    triggers = [replace(prompt, prompt_id=name, trigger=True) for name in ("t", "u")]
+    assert len(set(units_of(subject, triggers).values())) == 1
