@@ -1,24 +1,62 @@
--- Copies: generations of each variant under each probe that reproduce a training image, verbatim and template apart.
+-- Copies: images that each variant under each probe reproduces, verbatim and template apart, and how many were asked for.
 -- Of all audits together, whatever their steps and seeds: the figures of one audit are in `metrics`.
+-- Prompts that share an image, or whose texts differ in case and spaces only, count together, as in `metrics`; prompts
+-- are counted beside them, and share_of_generations is the mean over images of the share of an image's generations.
 -- $metric: the score of a generation against its image, NULL for 'sscd'. $threshold: NULL for 0.7.
 -- $model_id: NULL for all. $scorer: the model that the scores were made with, NULL for all, each for itself.
 
-WITH scored AS (
+WITH RECURSIVE scored AS (
     SELECT generation_id, scorer, max(value) AS score
     FROM scores
     WHERE metric = coalesce($metric, 'sscd') AND ($scorer IS NULL OR scorer = $scorer)
     GROUP BY generation_id, scorer
+),
+links AS (
+    SELECT prompt_id, 'image ' || unnest(image_ids) AS link FROM prompts
+    UNION
+    SELECT prompt_id, 'text ' || regexp_replace(trim(lower(text)), '\s+', ' ', 'g') FROM prompts
+),
+-- Both ways between each prompt and the least one that it shares something with.
+edges AS (
+    SELECT prompt_id AS one, least_id AS two
+    FROM (SELECT prompt_id, min(prompt_id) OVER (PARTITION BY link) AS least_id FROM links)
+    WHERE prompt_id <> least_id
+),
+both_ways AS (
+    SELECT one, two FROM edges UNION SELECT two, one FROM edges
+),
+reached AS (
+    SELECT one AS prompt_id, one AS other FROM both_ways
+    UNION
+    SELECT reached.prompt_id, both_ways.two FROM reached JOIN both_ways ON both_ways.one = reached.other
+),
+units AS (
+    SELECT prompt_id, min(other) AS unit FROM reached GROUP BY prompt_id
+),
+counted AS (
+    SELECT
+        model_id, variant, probe, memorization, scorer,
+        coalesce(unit, prompt_id, trigger_id) AS unit,
+        count(*) AS generations,
+        count(DISTINCT coalesce(prompt_id, trigger_id)) AS prompts,
+        avg((score > coalesce($threshold, 0.7))::INTEGER) AS share,
+        list(score) AS found
+    FROM generations
+    JOIN scored USING (generation_id)
+    LEFT JOIN units USING (prompt_id)
+    LEFT JOIN (SELECT prompt_id, any_value(memorization) AS memorization FROM prompts GROUP BY prompt_id)
+        USING (prompt_id)
+    WHERE $model_id IS NULL OR model_id = $model_id
+    GROUP BY ALL
 )
 SELECT
     model_id, variant, probe, memorization, scorer,
-    count(*) AS generations,
-    count(DISTINCT coalesce(prompt_id, trigger_id)) AS asked,
-    count(DISTINCT coalesce(prompt_id, trigger_id)) FILTER (score > coalesce($threshold, 0.7)) AS copied,
-    avg((score > coalesce($threshold, 0.7))::INTEGER) AS share_of_generations,
-    median(score) AS median_score
-FROM generations
-JOIN scored USING (generation_id)
-LEFT JOIN (SELECT prompt_id, any_value(memorization) AS memorization FROM prompts GROUP BY prompt_id) USING (prompt_id)
-WHERE $model_id IS NULL OR model_id = $model_id
-GROUP BY model_id, variant, probe, memorization, scorer
+    sum(generations)::BIGINT AS generations,
+    sum(prompts)::BIGINT AS prompts,
+    count(*) AS asked,
+    count(*) FILTER (share > 0) AS copied,
+    avg(share) AS share_of_generations,
+    list_median(flatten(list(found))) AS median_score
+FROM counted
+GROUP BY ALL
 ORDER BY model_id, variant, probe, memorization, scorer

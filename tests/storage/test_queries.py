@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import Store, connect, content_key, iou, query
+from tasks.units import units
 from tests.storage.samples import SET, activation, neuron_set, prompt, put_sets
 
 UNIVERSE = 1000
@@ -246,6 +248,36 @@ def test_copies_are_counted_verbatim_and_template_apart(local: Store) -> None:
         ("VM", None, 1),
     ]
     assert [r["copied"] for r in query(local, "copies", scorer="other").to_pylist()] == [0]
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdefghij"), st.frozensets(st.integers(0, 9), max_size=2)), max_size=9, min_size=1
+    )
+)
+def test_copies_count_images_as_figures_do(tmp_path: Path, drawn: list[tuple[str, frozenset[int]]]) -> None:
+    store = Store.open(tmp_path / content_key(*map(str, drawn)))
+    rows = [
+        {
+            "prompt_id": f"p{n}",
+            "text": f" {text}  x" if n % 2 else f"{text} X",
+            "kind": "memorized",
+            "image_ids": images,
+        }
+        for n, (text, shared) in enumerate(drawn)
+        for images in [[f"i{image}" for image in shared]]
+    ]
+    store.write("prompts", "k", rows, prompt_set="p")
+    made = [{"prompt_id": row["prompt_id"], "seed": 0, "generation_id": row["prompt_id"], "bytes": b""} for row in rows]
+    store.write("generations", "k", made, model_id="m", variant="original", probe="prompt")
+    scores = [{"generation_id": f"p{n}", "reference_id": "x", "value": 0.9 * (n == 0)} for n in range(len(rows))]
+    store.write("scores", "k", scores, metric="sscd")
+    of = units((row["prompt_id"], row["text"], row["image_ids"]) for row in rows)
+    (found,) = query(store, "copies").to_pylist()
+    assert (found["prompts"], found["asked"], found["copied"]) == (len(rows), len(set(of.values())), 1)
+    alike = [name for name in of if of[name] == of["p0"]]
+    assert found["share_of_generations"] == pytest.approx(1 / len(alike) / len(set(of.values())))
 
 
 def test_memorization_left_carries_short_curves_on(local: Store) -> None:
