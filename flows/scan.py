@@ -20,6 +20,7 @@ from tasks.scan import task as scanning
 from tasks.scan.conformal import false_alarms
 from tasks.scan.detectors import ScanParams
 from tasks.subject import Subject
+from tasks.units import spelling
 
 
 class ScanRun(BaseModel):
@@ -66,21 +67,26 @@ def scan(params: ScanRun) -> Scanned:
     prompts, nulls = (scanning.readable(subject, group) for group in asked)
     if not prompts:
         raise InputError(f"no prompt can be scanned: the model reads {subject.load().tokens} tokens, all have more")
-    false_alarms(len(nulls), params.scan.alpha)  # there may be fewer now, and all the work is still to come
+    different = scanning.different(nulls)
+    false_alarms(len(different), params.scan.alpha)  # there may be fewer now, and all the work is still to come
     with shown_progress("scan"):
         register_model(subject)
         for detector in dict.fromkeys(params.scan.detectors):
-            score_prompts(subject, [*prompts, *nulls], detector, params.scan)
-        scan_id = write_findings(subject, Path(_file(params, folder)).stem, prompts, nulls, params.scan)
+            score_prompts(subject, [*prompts, *different], detector, params.scan)
+        scan_id = write_findings(subject, Path(_file(params, folder)).stem, prompts, different, params.scan)
     words = scanning.verdict(subject.open(), scan_id)
     if any(lost := [len(group) - len(kept) for group, kept in zip(asked, (prompts, nulls), strict=True)]):
         words += f"\nleft out {lost[0]} prompts and {lost[1]} null prompts: longer than the model reads"
+    if same := len(nulls) - len(different):
+        words += (
+            f"\nleft out {same} null prompts: they share an image or, but for case and spaces, the text with others"
+        )
     show_scan(scan_id, words, query(subject.open(), "suspects", scan_id=scan_id).to_pylist())
     return Scanned(scan_id=scan_id, words=words)
 
 
 def told(params: ScanRun) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts that are scanned, and the null prompts that they are held against; none is in both.
+    """The prompts that are scanned, and the null prompts that they are compared with; none is in both, however spelt.
 
     Null prompts are those of their own file, or else what the scanned file and the model's own say is null.
 
@@ -97,8 +103,15 @@ def told(params: ScanRun) -> tuple[list[Prompt], list[Prompt]]:
         known = collecting.told_prompts(Path(params.nulls), "null")
     else:
         known = given if own in (None, path) else [*given, *collecting.told_prompts(Path(own))]
-    nulls = {prompt.text: prompt for prompt in known if prompt.kind == "null" and prompt.text not in scanned}
-    false_alarms(len(nulls), params.scan.alpha)
+    asked = {spelling(text) for text in scanned}
+    nulls = {prompt.text: prompt for prompt in known if prompt.kind == "null" and spelling(prompt.text) not in asked}
+    different = scanning.different(list(nulls.values()))
+    try:
+        false_alarms(len(different), params.scan.alpha)
+    except InputError as error:
+        if len(different) == len(nulls):
+            raise
+        raise InputError(f"{error}; {len(nulls)} are given, of which some share an image or their text") from error
     return list(scanned.values()), list(nulls.values())
 
 

@@ -17,6 +17,8 @@ from tasks.evaluate.clip_score import ClipParams
 from tasks.evaluate.figures import Figure
 from tasks.evaluate.sscd import SscdParams, scorer_of
 from tasks.evaluate.task import Shot
+from tasks.localize.detection import DetectionParams
+from tasks.localize.task.detection import detection_figures
 from tasks.report.markdown import figures_text
 from tasks.report.report import Report, render, table_text
 from tasks.report.task import rows_of
@@ -237,3 +239,25 @@ def test_triggers_that_are_asked_like_prompts_belong_to_their_image(subject: Sub
     prompt = asked("a", "x")
     triggers = [replace(prompt, prompt_id=name, trigger=True) for name in ("t", "u")]
     assert len(set(units_of(subject, triggers).values())) == 1
+
+
+def test_detection_tells_images_apart_not_captions(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five captions of one image are one memory that is found; a caption of it is no example of what is no memory."""
+    memorized = [*(asked(f"caption {n}", "x") for n in range(5)), asked("other", "y")]
+    others = [asked("lone"), asked("again", "x"), *(asked(f"not {n}", "z") for n in range(3))]
+    scores = {one.prompt_id: np.array([0.9, 0.7]) for one in memorized} | {"lone": np.array([0.1, 0.1])}
+    scores |= {"other": np.array([0.2, 0.2]), "again": np.array([1.0, 1.0])}
+    scores |= {f"not {n}": np.array([0.4, 0.2]) for n in range(3)}
+    monkeypatch.setattr(
+        "tasks.localize.task.detection.scores_of",
+        lambda subject, group, params: {one.prompt_id: scores[one.prompt_id] for one in group},
+    )
+    (area,) = detection_figures(subject, memorized, others, DetectionParams())
+    # Two memories against two others: 0.8 beats 0.1 and 0.3, and 0.2 beats 0.1 alone.
+    assert (area.value, area.n, area.prompts) == (0.75, 4, 10)
+    assert detection_figures(subject, memorized, others[1:2], DetectionParams()) == []
+    many = [asked(f"caption {n} of {image}", f"i{image}") for image in range(99) for n in range(2)]
+    scores |= {one.prompt_id: np.array([0.1, 0.1]) for one in many}
+    assert [one.metric for one in detection_figures(subject, memorized, many, DetectionParams())] == ["auc"]
+    area, rate = detection_figures(subject, memorized, [*many, others[0]], DetectionParams())
+    assert (rate.metric, rate.value, rate.n, rate.prompts) == ("tpr_at_1fpr", 1, 2, 6)

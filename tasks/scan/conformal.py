@@ -1,10 +1,11 @@
 """From scores to decisions with a false-alarm rate that holds (Vovk et al., Algorithmic Learning in a Random World;
 as a test for outliers: Bates et al., Annals of Statistics 2023).
 
-If a prompt is not memorized, and so no different from the null prompts that it is held against, then each of the n + 1
-is as likely as any other to score highest, second, and so on. So its p-value is at most alpha with a chance of at most
-alpha, whatever the scores are and however few null prompts there are. The chance counts the draw of the null prompts,
-too: with one set of them it can be somewhat higher or lower for all prompts.
+If a prompt is not memorized, and so no different from the null prompts that it is compared with, then each of the n + 1
+is as likely as any other to score highest, second, and so on. That needs null prompts as different from each other as
+from this one: captions of one image count once, see `tasks.scan.task.different`. So its p-value is at most alpha with a
+chance of at most alpha, whatever the scores are and however few null prompts there are. The chance counts the draw of
+the null prompts, too: with one set of them it can be somewhat higher or lower for all prompts.
 """
 
 import math

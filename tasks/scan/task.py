@@ -21,6 +21,7 @@ from tasks.progress import progress
 from tasks.scan.conformal import false_alarms, p_values
 from tasks.scan.detectors import Detector, ScanParams, scores
 from tasks.subject import ORIGINAL, Subject, shards
+from tasks.units import units
 
 SHARD = 64
 
@@ -30,6 +31,24 @@ def readable(subject: Subject, prompts: Sequence[Prompt]) -> list[Prompt]:
     model, texts = subject.load(), [prompt.text for prompt in prompts]
     ids = model.tokenizer(texts, verbose=False).input_ids if texts else []
     return [prompt for prompt, tokens in zip(prompts, ids, strict=True) if len(tokens) <= model.tokens]
+
+
+def different(nulls: Sequence[Prompt]) -> list[Prompt]:
+    """The first of the null prompts that count as one: captions of one image, or one text in several spellings.
+
+    A rate of false alarms rests on null prompts that are as different from each other as from a scanned one. Captions
+    of one image score alike, so that five of them would be taken for five chances to score as high. Which one stays
+    does not depend on their scores.
+    """
+    links = [
+        (str(n), null.text, [*(f"name {name}" for name in null.images), *(f"number {name}" for name in null.numbers)])
+        for n, null in enumerate(nulls)
+    ]
+    of = units(links)
+    first: dict[str, Prompt] = {}
+    for n, null in enumerate(nulls):
+        first.setdefault(of[str(n)], null)
+    return list(first.values())
 
 
 def score_prompts(subject: Subject, prompts: Sequence[Prompt], detector: Detector, params: ScanParams) -> None:
@@ -62,6 +81,7 @@ def write_findings(
 
     Args:
         name: what the scan's id begins with.
+        nulls: those that count as one are one; see `different`.
 
     Returns:
         The scan's id; it follows from what was asked, so the same scan again changes nothing.
@@ -69,6 +89,7 @@ def write_findings(
     Raises:
         InputError: a prompt has no score, or there are too few null prompts.
     """
+    nulls = different(nulls)
     false_alarms(len(nulls), params.alpha)
     ids, null_ids = ([prompt_id(prompt.text) for prompt in group] for group in (prompts, nulls))
     keys = {detector: score_id(detector, params) for detector in params.detectors}

@@ -20,6 +20,22 @@ def left_out(scores: list[float]) -> np.ndarray:
     return np.array([p_values(every[[n]], np.delete(every, n))[0] for n in range(len(every))])
 
 
+def test_captions_of_one_image_promise_more_than_they_hold() -> None:
+    """Sixty null prompts of six images flag far more than the 1 in 61 that they seem to afford; one of each image does
+    not afford it, and flags 1 in 7 as it says."""
+    rng, trials, alpha = np.random.default_rng(0), 2000, 1 / 61
+    captions_flag = images_flag = 0
+    for _ in range(trials):
+        score, images = rng.normal(size=1), rng.normal(size=6)
+        captions = (images[:, None] + rng.normal(0, 0.01, (6, 10))).ravel()
+        captions_flag += int(p_values(score, captions)[0] <= alpha)
+        images_flag += int(p_values(score, captions[::10])[0] <= 1 / 7)
+    assert captions_flag / trials > 5 * alpha
+    assert images_flag / trials == pytest.approx(1 / 7, abs=0.03)
+    with pytest.raises(InputError, match="too few"):
+        false_alarms(6, alpha)
+
+
 def test_by_hand() -> None:
     found = p_values(np.array([9.0, 4.0, 2.5, 0.0]), np.array([3.0, 1.0, 4.0, 2.0]))
     assert found.tolist() == [1 / 5, 2 / 5, 3 / 5, 5 / 5]

@@ -149,6 +149,20 @@ def test_findings_by_hand(subject: Subject, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("flagged*")] == ["flagged.csv"]
 
 
+def test_null_prompts_of_one_image_are_one_null_prompt(subject: Subject) -> None:
+    captions = [Prompt(f"caption {n}", "null", images=("same.png",)) for n in range(5)]
+    spelt = [Prompt("A  Word", "null"), Prompt("a word", "null")]
+    numbered = [Prompt("by number", "null", numbers=("7",)), Prompt("by the same number", "null", numbers=("7",))]
+    nulls = [*captions, *spelt, *numbered]
+    assert door.different(nulls) == [captions[0], spelt[0], numbered[0]]
+    put(subject, "norm", dict(zip([*nulls, PROMPTS[0]], [5.0] * 5 + [1.0, 9.0, 1.0, 9.0, 4.0], strict=True)))
+    scan_id = door.write_findings(subject, "mine", PROMPTS[:1], nulls, PARAMS)
+    (row,) = subject.open().read("findings", scan_id=scan_id).to_pylist()
+    assert (row["nulls"], row["p_value"]) == (3, 2 / 4)
+    with pytest.raises(InputError, match="1 null prompts are too few"):
+        door.write_findings(subject, "mine", PROMPTS[:1], captions, PARAMS)
+
+
 def test_a_scan_is_what_was_asked(subject: Subject) -> None:
     put(subject, "norm", {prompt: float(n) for n, prompt in enumerate([*PROMPTS, *NULLS])})
     ids = [
