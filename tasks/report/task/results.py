@@ -64,6 +64,7 @@ def _meaning(settings: dict[str, Any]) -> str:
         "exact (Clopper-Pearson), of the share of pictures as if all of one image agreed, of medians by order "
         "statistics, of means by Student's t, of the share of the original's CLIP score that is kept by Fieller's "
         "theorem. SSCD columns are medians over images. CLIP-FID and CLIP-KID are taken on features of the CLIP model, "
-        f"so they do not compare with Inception's; of fewer than {LEAST} images they have no value. CLIP-FID grows as "
-        "pictures get fewer: compare it down its column only."
+        f"so they do not compare with Inception's; of fewer than {LEAST} images they have no value. CLIP-FID of fewer "
+        "pictures than its features have numbers (hundreds) is mostly the bias of few pictures: compare it down its "
+        "column only."
     )
