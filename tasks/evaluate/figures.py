@@ -152,13 +152,15 @@ def mad(values: np.ndarray, *, axis: int = -1) -> np.ndarray:
 def auc(memorized: np.ndarray, others: np.ndarray) -> Figure:
     """Area under the ROC curve of a detector whose score is higher for memorized prompts; Newcombe's interval.
 
-    Its n counts both groups.
+    Its n counts both groups. Where one of them is a single unit there is no interval: one says nothing of how units of
+    its kind differ.
 
     Args:
         memorized, others: scores (n,) and (m,), one for each independent unit.
     """
-    area = _auc(memorized, others)
-    return Figure("auc", area, *of_auc(area, len(memorized), len(others)), len(memorized) + len(others))
+    area, sizes = _auc(memorized, others), (len(memorized), len(others))
+    low, high = of_auc(area, *sizes) if min(sizes) > 1 else (None, None)
+    return Figure("auc", area, low, high, sum(sizes))
 
 
 def tpr_at_1fpr(memorized: np.ndarray, others: np.ndarray) -> Figure:

@@ -131,6 +131,15 @@ def test_auc_by_hand() -> None:
         figures.auc(np.array([1.0]), np.array([]))
 
 
+def test_an_auc_of_one_prompt_on_a_side_has_no_interval() -> None:
+    """It is 1 half of the time for a detector that half of the memorized prompts escape, whatever the others."""
+    many = np.arange(100.0)
+    for one, other in (([200.0], many), (many, [-1.0]), ([1.0], [0.0])):
+        figure = figures.auc(np.array(one), np.array(other))
+        assert (figure.value, figure.low, figure.high) == (1, None, None)
+    assert figures.auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])).low is not None
+
+
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=20), st.lists(st.integers(-5, 5), min_size=1, max_size=20))
 def test_auc_is_the_share_of_pairs_won(memorized: list[int], others: list[int]) -> None:
     a, b = np.array(memorized, float), np.array(others, float)

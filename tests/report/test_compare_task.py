@@ -137,9 +137,24 @@ def test_prompts_that_share_an_image_are_asked_about_together(store: Store) -> N
     # One image came, so one prompt is named, and the figure of all.
     assert len(words) == 2 and "16 of 24 pictures are copies" in words[1]
     assert "over 6 prompts of 2 images" in compare(store, "b", "a", CLAIMS).verdict
+    assert not any("another n" in note for note in found.notes)
     # What one of the two sets says is enough.
     put(store, "c", 3)
     assert compare(store, "c", "b", CLAIMS).images == 2
+
+
+def test_an_audit_that_counted_prompts_is_told_from_one_that_counts_images(store: Store) -> None:
+    for day, name in enumerate("ab", 1):
+        put(store, name, day)
+    row = {"variant": "original", "probe": "ordinary", "metric": "clip", "value": 0.5}
+    store.write("metrics", "a-more", [row | {"n": 6}], audit_id="a")
+    store.write("metrics", "b-more", [row | {"n": 2}], audit_id="b")
+    said = "the same prompts count as 6 and 2: earlier versions counted prompts, not images"
+    assert said in compare(store, "a", "b", CLAIMS).notes
+    # Of too few there is nothing to compare.
+    store.write("metrics", "a-fid", [row | {"metric": "fid", "value": None, "n": 2}], audit_id="a")
+    store.write("metrics", "b-fid", [row | {"metric": "fid", "value": 0.5, "n": 2}], audit_id="b")
+    assert "fid" not in {one.metric for one in compare(store, "a", "b", CLAIMS).differences}
 
 
 def test_a_probe_without_training_pictures_was_looked_at_all_the_same(store: Store) -> None:

@@ -101,6 +101,11 @@ def compare(
         more = f" and {len(told) - 1} more" if len(told) > 1 else ""
         verdict = f"Regression from {before} to {after}: {told[0][0]} (p {told[0][1]:.2g}){more}."
     figures = method.differences(rows_of(store, before), rows_of(store, after))
+    # Other figures may rest on more or fewer for many reasons; of these only the rule of counting is another.
+    same = [one for one in figures if (one.probe, one.metric) in (("prompt", "mr"), ("ordinary", "clip"))]
+    if asked[0] == asked[1] and (other := [one for one in same if one.n_before != one.n_after]):
+        counts = f"{other[0].n_before} and {other[0].n_after}"
+        notes.append(f"the same prompts count as {counts}: earlier versions counted prompts, not images")
     return Comparison(before, after, len(shared), count(shared, of), figures, told, notes, verdict)
 
 
