@@ -71,7 +71,7 @@ class NemoResult:
     """Seeds that the gate let through."""
     threshold: float
     refinement_threshold: float
-    """That of Algorithm 4: the threshold, or the score that the selection ended with when it could not reach it."""
+    """That of Algorithm 4: the threshold, or after a give-up what the selection reached, see `refinement_limit`."""
     evaluations: int
     """Samples that went through the UNet, the gate's with them."""
 

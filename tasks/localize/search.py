@@ -20,6 +20,8 @@ Neuron = tuple[int, int]
 Candidates = frozenset[Neuron]
 AHEAD = 64
 """Checks of the refinement that a score is told of in advance."""
+TIE = 1e-5
+"""Scores that lie no further apart count as equal: rounding moves them by some 1e-6 between machines and batches."""
 
 
 class Score(Protocol):
@@ -115,8 +117,8 @@ def initial_selection(
     """Algorithm 3: widens the candidates until blocking them brings the score down to the threshold.
 
     Returns:
-        The candidates, the threshold for their refinement, and every step. When theta reaches its minimum the search
-        ends with what it has, and the refinement is to keep the score that this reached.
+        The candidates, the threshold for their refinement (see `refinement_limit`), and every step. When theta reaches
+        its minimum the search gives up: it ends with what it has.
     """
     theta, k = params.theta, 0
     trace: list[Check] = []
@@ -130,8 +132,22 @@ def initial_selection(
             reached = score([candidates], lambda value: False)[0]
         trace.append(Check("select", theta, k, None, None, 0, len(candidates), reached, gone))
         if gone or last:
-            return found, threshold if gone else reached, trace
+            return found, refinement_limit(trace[-1], threshold), trace
         theta, k = theta - params.theta_step, k + 1
+
+
+def refinement_limit(end: Check, threshold: float) -> float:
+    """What the score must stay below for Algorithm 4 to let neurons go.
+
+    It is the threshold of the selection, or after a give-up the score that the selection ended with, less `TIE`. There
+    the candidates' own score is the limit, so neurons without any effect score just the limit, and only rounding would
+    say on which side. As printed, what does not fall below the limit is kept; so a tie is kept, on every machine.
+
+    Args:
+        end: the last step of the selection.
+        threshold: the one that the selection was to reach.
+    """
+    return threshold if end.kept else end.score - TIE
 
 
 def refine(

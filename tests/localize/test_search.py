@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from tasks.collect.values import Statistics
 from tasks.errors import InputError
 from tasks.localize.search import (
+    TIE,
     Candidates,
     Check,
     Neuron,
@@ -20,6 +21,7 @@ from tasks.localize.search import (
     one_by_one,
     out_of_distribution,
     refine,
+    refinement_limit,
     replay,
 )
 
@@ -75,7 +77,8 @@ def test_the_selection_gives_up_at_the_least_theta_and_keeps_what_it_reached() -
     assert selection[-1].theta == 1.25  # theta then reaches 1, and the search ends without another look
     assert not any(check.kept for check in selection)
     assert len(found) == 6
-    assert limit == selection[-1].score == pytest.approx(0.7)
+    assert selection[-1].score == pytest.approx(0.7)
+    assert limit == selection[-1].score - TIE
     kept, _ = refine(found, one_by_one(score), limit, SearchParams())
     assert kept == set(found)  # without any of them the score is higher
 
@@ -93,7 +96,63 @@ def test_the_score_reached_is_asked_for_in_full() -> None:
         return [0.5 if failed(0.5) else 0.8]
 
     _, limit, selection = initial_selection(ACTIVATIONS, STANDARD, score, 0.4, SearchParams())
-    assert limit == selection[-1].score == 0.8
+    assert selection[-1].score == 0.8
+    assert limit == 0.8 - TIE
+
+
+KINDS = ("sequential", "chain", "group")
+
+
+def after_a_give_up(effects: dict[Neuron, float], rounding: Callable[[Candidates], float], kind: str) -> Candidates:
+    """What is left of neurons whose blocking lowers the score by so much, when no threshold was reached."""
+
+    def score(blocked: Candidates) -> float:
+        return 0.9 - sum(effects[neuron] for neuron in blocked) + rounding(blocked)
+
+    activations = [torch.tensor([9.0] * 4)] * 3
+    statistics = Statistics((torch.zeros(4),) * 3, (torch.ones(4),) * 3)
+    params = SearchParams.model_validate({"refinement": kind})
+    found, limit, selection = initial_selection(activations, statistics, one_by_one(score), 0.1, params)
+    assert not selection[-1].kept and frozenset(found) == effects.keys()
+    kept, trace = refine(found, one_by_one(score), limit, params)
+    assert replay(found, trace, refinement_limit(selection[-1], 0.1), params)[1] == kept
+    return kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    seeds=st.tuples(st.integers(), st.integers()),
+    effects=st.lists(st.sampled_from([0.0, 0.05, -0.001]), min_size=12, max_size=12),
+)
+def test_rounding_does_not_decide_after_a_give_up(kind: str, seeds: tuple[int, int], effects: list[float]) -> None:
+    """Two machines, whose scores differ by rounding either way, find the same neurons."""
+    neurons = {(layer, neuron): effects[4 * layer + neuron] for layer in range(3) for neuron in range(4)}
+
+    def machine(seed: int) -> Callable[[Candidates], float]:
+        return lambda blocked: (hash((seed, blocked)) % 3 - 1) * 1e-6
+
+    first, second = (after_a_give_up(neurons, machine(seed), kind) for seed in seeds)
+    assert first == second == after_a_give_up(neurons, lambda blocked: 0.0, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rounding", [-1e-7, 0.0, 1e-7])
+def test_a_tie_after_a_give_up_is_kept_as_printed(kind: str, rounding: float) -> None:
+    """What has no effect scores just the limit, which is not below it; what hinders is let go."""
+    effects = {(layer, neuron): 0.0 for layer in range(3) for neuron in range(4)}
+    whole = frozenset(effects)
+    assert after_a_give_up(effects, lambda blocked: rounding * (blocked != whole), kind) == whole
+    hindering = effects | {(0, 1): -0.001, (2, 0): 0.05}
+    kept = after_a_give_up(hindering, lambda blocked: rounding * (blocked != whole), kind)
+    assert (0, 1) not in kept and (2, 0) in kept
+
+
+def test_a_threshold_that_was_reached_is_kept_to_as_it_is() -> None:
+    """Ties are made by a give-up alone: elsewhere the limit is no score of the candidates."""
+    found, limit, selection = initial_selection(ACTIVATIONS, STANDARD, one_by_one(needs((0, 1))), 0.4, SearchParams())
+    assert selection[-1].kept and limit == refinement_limit(selection[-1], 0.4) == 0.4
+    for below in (1e-7, 1e-3):
+        assert refine(found, one_by_one(lambda blocked, b=below: 0.4 - b), limit, SearchParams())[0] == frozenset()
 
 
 NEURONS = st.tuples(st.integers(0, 2), st.integers(0, 3))

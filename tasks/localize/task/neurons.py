@@ -13,7 +13,7 @@ from tasks.errors import InputError
 from tasks.keys import values_id
 from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
 from tasks.localize.overlap import best_first, memorization_curve, stand_ins
-from tasks.localize.search import Candidates, Check, in_search_order, replay
+from tasks.localize.search import Candidates, Check, in_search_order, refinement_limit, replay
 from tasks.localize.task.detection import nemo_threshold, traced
 from tasks.localize.task.names import VERSION
 from tasks.progress import progress
@@ -22,6 +22,8 @@ from tasks.subject import ORIGINAL, Asked, Subject
 
 CANDIDATES = "nemo-candidates"
 """Method of the sets that NeMo's refinement begins with."""
+SEARCH = "nemo/2"
+"""What ids of searches begin with, after `VERSION`: a change of the search changes these, and those of no other set."""
 
 
 def nemo_id(
@@ -36,7 +38,7 @@ def nemo_id(
         published = load_statistics(params.statistics, layers_of(subject.load().unet, params.site))
     return content_key(
         VERSION,
-        "nemo",
+        SEARCH,
         params.model_dump(mode="json", exclude={"batch", "statistics"}),
         nemo_threshold(subject, threshold_nulls, params),
         sorted(prompt.prompt_id for prompt in nulls)
@@ -131,7 +133,7 @@ def replay_search(subject: Subject, prompt: Asked, nemo_id: str, params: NemoPar
         raise InputError("the store has no candidates of this search, it is of an older version: search in a new store")
     activations = _value_activations(store, subject, [prompt], site, layers)[prompt.prompt_id]
     found = in_search_order(candidates[prompt.prompt_id], activations, end.k)
-    blocked, _ = replay(found, refinement, threshold if end.kept else end.score, params)
+    blocked, _ = replay(found, refinement, refinement_limit(end, threshold), params)
     return list(zip(refinement, blocked, strict=True))
 
 
