@@ -1,14 +1,17 @@
-"""NeMo's search and Wanda's collection beside plain transcriptions of the published procedures, on the same prompts.
+"""NeMo's search and Wanda's collection beside plain procedures of our own, on the same prompts.
 
-The transcriptions follow the published descriptions step by step. NeMo: every look at a candidate set runs the UNet at
-the first two timesteps for all seeds and keeps the second; activations are read off the UNet anew at every step of the
-selection. What a noise difference, a similarity and an outlying neuron are it takes from the package, whose tests hold
-them against torchmetrics and by hand; what is compared is the search. Wanda: prompts one at a time; a hook computes
-each feed-forward block a second time and brings every activation to the host, where norms are taken at the end.
+The plain procedures follow the published descriptions step by step; docs/fidelity.md says how both relate to the
+published code itself. NeMo: every look at a candidate set runs the UNet at the first two timesteps for all seeds and
+keeps the second; activations are read off the UNet anew at every step of the selection. What a noise difference, a
+similarity, an outlying neuron and the limit of the refinement are it takes from the package, whose tests compare them
+with torchmetrics and by hand; what is compared here is the search. Wanda: prompts one at a time; a hook computes each
+feed-forward block a second time and brings every activation to the host, where norms are added up; the first prompt's
+activations stay in memory.
 
-Ours runs in every kind of refinement. "sequential" finds the same neurons by construction; "chain" and "group" leave
-out looks that would change the result only if unblocking more neurons took a memory away, so what they find is compared
-prompt by prompt, and `nemo_identical` says whether it was the same everywhere.
+Ours runs in every kind of refinement, and what it finds is compared prompt by prompt. "sequential" makes the same looks
+in the same order, but sample by sample, so that only rounding can part the two. "chain" and "group" leave out looks
+that would change the result only if unblocking more neurons took a memory away. `nemo_identical` says whether the
+neurons were the same everywhere.
 
     python -m benchmarks.localize --model FOLDER [--prompts FILE] [--null-prompts FILE] [--json FILE]
 """
@@ -39,7 +42,7 @@ from tasks.errors import InputError
 from tasks.localize.detection import estimate_threshold, highest_by_seed, pairwise_scores, prompt_differences
 from tasks.localize.nemo import NemoParams, by_layer, nemo
 from tasks.localize.overlap import iou
-from tasks.localize.search import Neuron, out_of_distribution
+from tasks.localize.search import TIE, Neuron, out_of_distribution
 from tasks.localize.ssim import similarity, to_unit_range
 from tasks.localize.wanda import memorized_weights
 
@@ -59,7 +62,7 @@ NULL_PROMPTS = [f"{subject} {place}" for subject in SUBJECTS for place in PLACES
 
 @dataclass
 class PlainNemo:
-    """The published search, transcribed."""
+    """The published search, step by step."""
 
     model: Model
     layers: tuple[Layer, ...]
@@ -97,7 +100,7 @@ class PlainNemo:
                 return candidates, self.threshold
             theta, k = theta - self.params.theta_step, k + 1
             if theta <= self.params.theta_min + 1e-9:
-                return candidates, reached
+                return candidates, reached - TIE
 
     def _refine(
         self, candidates: tuple[Neuron, ...], score: Callable[[Sequence[Neuron]], float], limit: float
@@ -143,18 +146,25 @@ class PlainNemo:
 def plain_norms(
     model: Model, layers: tuple[Layer, ...], embeddings: torch.Tensor, ids: Sequence[str], params: SamplingParams
 ) -> tuple[dict[tuple[int, int], torch.Tensor], int]:
-    """The published collection, transcribed: column norms by (step, layer index), and the bytes kept on the host."""
-    kept: dict[int, list[list[torch.Tensor]]] = {layer.index: [] for layer in layers}
+    """The published collection, step by step: column norms by (step, layer index), and the bytes kept on the host.
+
+    As published, norms are added up prompt by prompt, and every (step, layer) keeps the first prompt's activations.
+    """
+    first: dict[tuple[int, int], torch.Tensor] = {}
+    norms: dict[tuple[int, int], torch.Tensor] = {}
+    steps = dict.fromkeys((layer.index for layer in layers), 0)
     empty = model.unguided()
 
     def hook_for(layer: Layer) -> Callable[..., None]:
-        calls = kept[layer.index]
-
         def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             hidden = inputs[0]
             for part in module.net[:-1]:
                 hidden = part(hidden)
-            calls[-1].append(normalize(hidden.reshape(-1, hidden.shape[-1]).float().cpu(), dim=1))
+            tokens = normalize(hidden.reshape(-1, hidden.shape[-1]).float().cpu(), dim=1)
+            key = steps[layer.index], layer.index
+            steps[layer.index] += 1
+            first.setdefault(key, tokens)
+            norms[key] = (norms.get(key, torch.zeros(())).square() + tokens.norm(dim=0).square()).sqrt()
 
         return hook
 
@@ -162,19 +172,12 @@ def plain_norms(
     handles = [block.register_forward_hook(hook_for(layer)) for block, layer in zip(blocks, layers, strict=True)]
     try:
         for embedding, name in zip(embeddings, ids, strict=True):
-            for calls in kept.values():
-                calls.append([])
+            steps.update(dict.fromkeys(steps, 0))
             denoise(model, embedding[None], empty, initial_noise(model, [(name, 0)]), params)
     finally:
         for handle in handles:
             handle.remove()
-    size = sum(t.numel() * t.element_size() for calls in kept.values() for steps in calls for t in steps)
-    norms = {
-        (step, index): torch.cat(tokens).norm(dim=0)
-        for index, calls in kept.items()
-        for step, tokens in enumerate(zip(*calls, strict=True))
-    }
-    return norms, size
+    return norms, sum(tokens.numel() * tokens.element_size() for tokens in first.values())
 
 
 REFINEMENTS = ("sequential", "chain", "group")
@@ -183,7 +186,7 @@ REFINEMENTS = ("sequential", "chain", "group")
 def benchmark_nemo(
     model: Model, prompts: list[str], null_prompts: list[str], params: NemoParams, statistics: Statistics | None
 ) -> dict[str, float]:
-    """NeMo in each kind of refinement beside its transcription, on the same prompts, noises and threshold.
+    """NeMo in each kind of refinement beside the plain search, on the same prompts, noises and threshold.
 
     The figures without a kind in their name are those of `params.refinement`.
     """
@@ -249,7 +252,7 @@ class Run:
 
 
 def benchmark_wanda(model: Model, prompts: list[str], params: SamplingParams) -> dict[str, float]:
-    """Collection of feature norms beside its transcription; the sets that follow from both must be the same."""
+    """Collection of feature norms beside the plain one; the sets that follow from both must be the same."""
     layers = layers_of(model.unet, Site.FEED_FORWARD_HIDDEN)
     embeddings = model.embed(prompts)
     keys = [(prompt, 0) for prompt in prompts]

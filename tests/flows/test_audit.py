@@ -469,6 +469,7 @@ def test_results_for_those_without_the_store(params: AuditParams, audited: Audit
     page = (tmp_path / "out" / "RESULTS.md").read_text()
     assert "| original | dori-noise-control | 1 |" in page
     assert "CLIP, share kept" in page
+    assert "| the model itself, memorized prompts | 0.98 | 0.90 |" in page  # the paper's, of another model
     # The command that it names asks for the very same settings.
     command = shlex.split(page.split("Made by `")[1].split("`")[0])
     assert command[:4] == ["engram", "audit", "--model", params.model]

@@ -9,6 +9,7 @@ from tasks.errors import InputError
 from tasks.evaluate.quality import LEAST
 from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report.markdown import effort_text, figures_text, put_between
+from tasks.report.published import published_text
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.verdict import EFFORT
 
@@ -34,7 +35,8 @@ def write_results(store: Store, audit_id: str, folder: Path, command: str) -> tu
     effort = {
         row.probe.removeprefix(EFFORT): row for row in rows if row.probe.startswith(EFFORT) and row.metric == "mr"
     }
-    text = figures_text(rows) + effort_text(effort)
+    published = published_text({(row.variant, row.probe, row.metric): row for row in rows})
+    text = "\n\n".join(filter(None, (figures_text(rows) + effort_text(effort), published)))
     taken = str((record["finished_at"] or record["started_at"]) - record["started_at"]).split(".")[0]
     versions = ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())
     made = f"Made by `{command}` and `engram results`: audit {audit_id} of model {record['model_id']}, "
