@@ -1,26 +1,20 @@
-"""What the server does by itself: tells of regressions, and closes runs whose process is gone."""
+"""What the server does by itself: it closes runs whose process is gone. And what it is told, so that a person is."""
 
-from collections.abc import Iterator
+import time
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
-from prefect.automations import (
-    AutomationCore,
-    CallWebhook,
-    ChangeFlowRunState,
-    EventTrigger,
-    Posture,
-    ResourceSpecification,
-)
+from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture, ResourceSpecification
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
+from prefect.events import emit_event
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
-from tasks.errors import InputError
+from flows.receiver import check_address
 
 REGRESSION = "engram.audit.regression"
 """The event of a model that copies more than it did, or whose quality fell."""
@@ -34,37 +28,20 @@ OVERDUE = timedelta(hours=24)
 BLOCK = "engram"
 """The block in which the server keeps the address that is told, encrypted."""
 
-# `text` is what chat services show; the rest is for programs.
-REGRESSED = """{
-  "text": {{ ("Engram: " ~ (event.resource.name or event.resource.id) ~ " got worse. " ~ event.payload.words)
-             | tojson }},
-  "event": {{ event.event | tojson }},
-  "resource": {{ event.resource.id | tojson }},
-  "occurred": {{ event.occurred | string | tojson }},
-  "payload": {{ event.payload | tojson }}
-}"""
-FAILED = """{
-  "text": {{ ("Engram: the nightly audit " ~ flow_run.name ~ " ended as " ~ flow_run.state.name ~ ": "
-              ~ flow_run.state.message) | tojson }},
-  "event": {{ event.event | tojson }},
-  "resource": {{ event.resource.id | tojson }},
-  "occurred": {{ event.occurred | string | tojson }},
-  "url": {{ (flow_run | ui_url) | tojson }}
-}"""
+NIGHTLY = "nightly"
+"""The flow whose runs are nights."""
+ARTIFACT = "nightly"
+"""The artifact that sums a night up."""
+KEPT_WITHIN_S = 30.0
 
-HANGS = """{
-  "text": "Engram: the nightly audit has been at work for a day; nights after it are cancelled until it ends.",
-  "event": "engram.nightly.overdue"
-}"""
+FORMER = ("engram: regression", "engram: nightly audit failed", "engram: nightly audit overdue")
+"""Automations of earlier versions, which told the same as flows/notices.py does."""
+
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-_NIGHTS: dict[str, Any] = {
-    "match": ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-    "match_related": ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": ["nightly"]}),
-}
 
 
 def install(notify: str | None = None) -> list[str]:
-    """Puts the automations in place at the server that `PREFECT_API_URL` names; says which there are now.
+    """Puts the automation in place at the server that `PREFECT_API_URL` names; says what there is now.
 
     Args:
         notify: the address that gets a POST when a model got worse or the nightly audit failed. Without it, an
@@ -73,11 +50,18 @@ def install(notify: str | None = None) -> list[str]:
     Raises:
         InputError: the address is none.
     """
+    if notify is not None:
+        check_address(notify)
     with get_client(sync_client=True) as client:
-        wanted = [lost_runs(), *(told(_webhook(notify)) if notify is not None else ())]
-        for automation in wanted:
-            _put(client, automation)
-    return [automation.name for automation in wanted]
+        for name in FORMER:
+            for former in client.read_automations_by_name(name):
+                client.delete_automation(former.id)
+        automation = lost_runs()
+        _put(client, automation)
+    if notify is None:
+        return [automation.name]
+    _keep_address(notify)
+    return [automation.name, f"notices go to {urlsplit(notify).hostname}"]
 
 
 def lost_runs(within: timedelta = LOST) -> AutomationCore:
@@ -98,52 +82,40 @@ def lost_runs(within: timedelta = LOST) -> AutomationCore:
     )
 
 
-def told(webhook: UUID, within: timedelta = OVERDUE) -> Iterator[AutomationCore]:
-    """What a person hears of."""
-    yield AutomationCore(
-        name="engram: regression",
-        description="Tells that a model copies more than it did, or got worse.",
-        trigger=EventTrigger(
-            expect={REGRESSION},
-            match=ResourceSpecification({"prefect.resource.id": ["engram.model.*"]}),
-            posture=Posture.Reactive,
-            threshold=1,
-        ),
-        actions=[CallWebhook(block_document_id=webhook, payload=REGRESSED)],
-    )
-    yield AutomationCore(
-        name="engram: nightly audit failed",
-        description="Tells that the nightly audit did not come to its end.",
-        trigger=EventTrigger(
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-            posture=Posture.Reactive,
-            threshold=1,
-            **_NIGHTS,
-        ),
-        actions=[CallWebhook(block_document_id=webhook, payload=FAILED)],
-    )
-    yield AutomationCore(
-        name="engram: nightly audit overdue",
-        description="Tells that the nightly audit has been at work for more than a day.",
-        trigger=EventTrigger(
-            after={"prefect.flow-run.Running"},
-            expect=ENDS,
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=within,
-            **_NIGHTS,
-        ),
-        actions=[CallWebhook(block_document_id=webhook, payload=HANGS)],
-    )
+def announce(event: str, resource: dict[str, str], payload: dict[str, Any], key: str) -> None:
+    """Emits an event, and sees to it that the server keeps it.
+
+    Args:
+        event: its name.
+        resource: what it happened to.
+        payload: what is said of it.
+        key: what the event is known by; of events with the same key the server keeps the first.
+
+    Raises:
+        RuntimeError: the server did not keep it.
+    """
+    known = uuid5(NAMESPACE_URL, f"engram:{event}:{key}")
+    for _ in range(3):  # what is sent while the server restarts may be lost
+        emit_event(event, resource=resource, payload=payload, id=known)
+        deadline = time.monotonic() + KEPT_WITHIN_S
+        while time.monotonic() < deadline:
+            if kept(known):
+                return
+            time.sleep(0.5)
+    raise RuntimeError(f"the server did not keep the event {event} of {resource['prefect.resource.id']}")
 
 
-def _webhook(address: str) -> UUID:
-    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).netloc:
-        raise InputError(f"--notify {address!r} is no http:// or https:// address")
+def kept(event: UUID) -> bool:
+    """Whether the server has an event, so that it is still there when it starts again."""
+    with get_client(sync_client=True) as client:
+        wanted = {"filter": {"id": {"id": [str(event)]}}, "limit": 1}
+        return bool(client.request("POST", "/events/filter", json=wanted).json()["events"])
+
+
+def _keep_address(address: str) -> None:
+    """In a block, which the server keeps encrypted."""
     headers = SecretDict({"Content-Type": "application/json"})
-    saved: Any = Webhook(url=SecretStr(address), headers=headers).save(BLOCK, overwrite=True)
-    return UUID(str(saved))
+    Webhook(url=SecretStr(check_address(address)), headers=headers).save(BLOCK, overwrite=True)
 
 
 def _put(client: SyncPrefectClient, automation: AutomationCore) -> None:

@@ -11,9 +11,9 @@ from typing import Literal
 
 from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact
-from prefect.events import emit_event
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.alerts import ARTIFACT, NIGHTLY, REGRESSION, announce
 from flows.audit import Audited, AuditParams, audit
 from flows.params import full_name, in_full
 from flows.plan import CLAIMS, Plan
@@ -61,7 +61,7 @@ class NightFailed(RuntimeError):
     """Some audits failed, or could not be compared; the others are done, and their results are in the store."""
 
 
-@flow(name="nightly", flow_run_name="nightly")
+@flow(name=NIGHTLY, flow_run_name="nightly")
 def nightly(params: NightlyParams) -> list[Night]:
     """Audits every registered model again and compares it with the audit that was accepted last, else with that of the
     last night that was told of.
@@ -115,13 +115,14 @@ def _night(store: Store, name: str, told: str, due: datetime, params: NightlyPar
 
 def _tell(store: Store, night: Night, report: str) -> None:
     """The event, and the row that says that somebody was told."""
-    # A run that is tried again may have ended between the two, so it tells twice rather than never.
+    # A run that is tried again may have ended between the two; what the server has it does not take twice.
     if night.audit_id in _told(store, night.name) and (runtime.flow_run.run_count or 1) == 1:
         return
-    emit_event(
-        "engram.audit.regression" if night.regressions else "engram.audit.completed",
+    announce(
+        REGRESSION if night.regressions else "engram.audit.completed",
         resource={"prefect.resource.id": f"engram.model.{night.name}", "prefect.resource.name": night.name},
         payload=night.model_dump() | {"report": report},
+        key=f"{night.name} {night.audit_id} {night.standard}",
     )
     row = night.model_dump(include={"name", "audit_id", "standard", "outcome"}) | {"told_at": datetime.now(UTC)}
     store.write("nights", f"{night.name}-{night.audit_id}", [row])
@@ -181,7 +182,7 @@ def _show(nights: list[Night], due: datetime) -> None:
     show(
         create_markdown_artifact,
         "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, ""]),
-        key="nightly",
+        key=ARTIFACT,
         description="Registered models, audited again and held against the accepted audit",
     )
 

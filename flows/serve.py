@@ -1,9 +1,10 @@
 """The platform in one command: Prefect's server and UI, its workers, deployments and automations; and down again.
 
 Everything is a child process with one mark in its environment, which the runs that workers start inherit. So stopping
-finds every one of them, whoever its parent is by then.
+finds every one of them, whoever its parent is by then. A watchdog does so where this process itself was killed.
 """
 
+import errno
 import ipaddress
 import os
 import secrets
@@ -14,17 +15,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
+from flows.home import lock, private
+from flows.server import address_of, listen, served_as
+from flows.watchdog import MARK, end_all
 from tasks.errors import InputError
 
-MARK = "ENGRAM_SERVE"
-"""The environment variable that marks a process of the platform."""
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 
 RUNS_AT_ONCE = {"cpu": 2, "gpu": 1}
@@ -32,9 +34,6 @@ RUNS_AT_ONCE = {"cpu": 2, "gpu": 1}
 
 STARTUP_S = 180.0
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE_S = 15.0
-"""How long a process may take to end, each time that it is asked."""
-
 Process = subprocess.Popen[bytes]
 
 
@@ -42,52 +41,64 @@ class _Stop(BaseException):
     """Somebody asked for the end."""
 
 
-def serve(host: str, port: int, store: str, home: Path, notify: str | None) -> None:
-    """Runs until Ctrl-C or SIGTERM; then nothing of it is left running.
+def serve(host: str, port: int, store: str, home: Path, notify: str | None, names: Sequence[str] = ()) -> None:
+    """Runs until Ctrl-C or SIGTERM; then nothing of it is left running. Nor is anything if it is killed.
 
     Args:
         host: the address that server and UI listen at. One that others can reach needs authentication.
         store: address of the store that forms are filled in with.
-        home: folder of the server's database and of the logs.
+        home: folder of the server's database and of the logs; it and what lies in it are closed to others.
         notify: the address that is told of regressions.
+        names: further names that the server is reached by, as `flows.guard.origins` takes them.
 
     Raises:
-        InputError: the address cannot be listened at, or others could reach it without authentication.
+        InputError: the address cannot be listened at, others could reach it without authentication, or the home is
+            another's or in use.
         SystemExit: something did not come up, or ended by itself.
     """
-    _check(host, port)
+    _check_reach(host, port)
+    served_as(host, port, [*names])
+    home = private(home)
+    with lock(home):
+        _end_leftovers(home)
+        _check_free(host, port)
+        _run(host, port, store, home, notify, names)
+
+
+def _run(host: str, port: int, store: str, home: Path, notify: str | None, names: Sequence[str]) -> None:
     logs = home / "logs"
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write into {home}: {error.strerror}; choose another folder with --home") from error
-    url = f"http://{_in_url({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host))}:{port}"
+    logs.mkdir(mode=0o700, exist_ok=True)
+    url = address_of(host, port)
     mark = secrets.token_hex(8)
-    env = os.environ | environment(url, home) | {MARK: mark}
+    env = {name: value for name, value in os.environ.items() if name != "ENGRAM_NOTIFY"}
+    env |= environment(url, home) | {MARK: mark}
     services: list[Process] = []
 
-    def start(name: str, *command: str) -> Process:
-        with (logs / f"{name}.log").open("ab") as log:
+    def start(name: str, *command: str, **more: str) -> Process:
+        log = os.open(logs / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
             # A session of its own: Ctrl-C reaches this process alone, which ends the others in order.
             process = subprocess.Popen(
-                [sys.executable, *command], env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                [sys.executable, *command], env=env | more, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
+        finally:
+            os.close(log)
         services.append(process)
+        watchdog.knows(process.pid)
         return process
 
-    with _stoppable():
+    with _stoppable(), _Watchdog(mark, logs) as watchdog:
         try:
-            server = start("server", "-m", "prefect", "server", "start", "--host", host, "--port", str(port))
+            named = [f"--name={name}" for name in names]
+            server = start("server", "-m", "flows.server", "--host", host, "--port", str(port), *named)
             pools = ["cpu", "gpu"] if _has_gpu() else ["cpu"]
             _wait_for(server, url, logs)
-            if notify is not None:  # by the environment: others could read it in the list of processes
-                env["ENGRAM_NOTIFY"] = notify
-            deploying = start("deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store)
+            told = {} if notify is None else {"ENGRAM_NOTIFY": notify}  # others could read it in the list of processes
+            deploying = start("deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, **told)
             if deploying.wait() != 0:
                 raise SystemExit(f"engram: nothing was deployed. {_end_of(logs / 'deploy.log')}")
             services.remove(deploying)
-            env.pop("ENGRAM_NOTIFY", None)
             for pool in pools:
                 limit = str(RUNS_AT_ONCE[pool])
                 start(f"worker-{pool}", "-m", "prefect", "worker", "start", "--pool", pool, "--limit", limit)
@@ -97,7 +108,42 @@ def serve(host: str, port: int, store: str, home: Path, notify: str | None) -> N
         except _Stop:
             print("engram: stopping", file=sys.stderr)
         finally:
-            _stop(services, mark)
+            for each in STOPS:
+                signal.signal(each, signal.SIG_IGN)
+            end_all([process.pid for process in services], mark)
+            for process in services:
+                process.wait()
+
+
+class _Watchdog:
+    """A process that ends the others when this one is gone, however that came about."""
+
+    def __init__(self, mark: str, logs: Path) -> None:
+        self._mark, self._log = mark, logs / "watchdog.log"
+
+    def __enter__(self) -> "_Watchdog":
+        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.watchdog", self._mark], stdin=subprocess.PIPE, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(log)
+        return self
+
+    def knows(self, service: int) -> None:
+        """Tells it of a service; it ends them in the opposite order."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(f"{service}\n".encode())
+            self._process.stdin.flush()
+
+    def __exit__(self, *raised: object) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
 
 
 def environment(url: str, home: Path) -> dict[str, str]:
@@ -114,19 +160,21 @@ def environment(url: str, home: Path) -> dict[str, str]:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        # Without these, any web page that is open in a browser on this machine could start runs.
+        # Beside flows/guard.py: a second lock on the same door.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         # In memory, as is the default, the place of a run that a power cut ended would never be free again.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # What a run announces is kept before the run goes on.
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "5",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
 
 
-def _check(host: str, port: int) -> None:
-    """Raises InputError where the address cannot, or must not, be listened at."""
+def _check_reach(host: str, port: int) -> None:
+    """Raises InputError where there is no such address, or others could reach it who give no password."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, OverflowError) as error:
@@ -134,17 +182,38 @@ def _check(host: str, port: int) -> None:
     open_to_others = [address for *_, address in found if not ipaddress.ip_address(address[0]).is_loopback]
     if open_to_others and not os.environ.get(AUTH):
         raise InputError(f"others can reach {host}: set {AUTH}=USER:PASSWORD first, or leave out --host")
-    family, kind, protocol, _, address = found[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise InputError(f"{host}:{port} cannot be had ({error.strerror}): choose another --port") from error
 
 
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _check_free(host: str, port: int) -> None:
+    """Raises InputError where something listens already; says what."""
+    try:
+        for probe in listen(host, port):
+            probe.close()
+    except OSError as error:
+        held = f"{_holder(port)} has it" if error.errno == errno.EADDRINUSE else error.strerror
+        raise InputError(f"{host}:{port} cannot be had ({held}): choose another --port") from error
+
+
+def _holder(port: int) -> str:
+    """The process that listens at a port, as far as we may know it."""
+    with suppress(psutil.Error, OSError):
+        for each in psutil.net_connections("tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port and each.pid:
+                return f"process {each.pid}, {' '.join(psutil.Process(each.pid).cmdline())[:80]},"
+    return "a process of another user"
+
+
+def _end_leftovers(home: Path) -> None:
+    """Ends what an earlier start in this home left, which only its watchdog's death together with its own can do."""
+    left = [
+        process
+        for process in psutil.process_iter(["environ"])
+        if MARK in (environ := process.info["environ"] or {}) and environ.get("PREFECT_HOME") == str(home)
+    ]
+    if left:
+        print(f"engram: ending {len(left)} processes that an earlier start left in {home}", file=sys.stderr)
+        for mark in {process.info["environ"][MARK] for process in left}:
+            end_all([], mark)
 
 
 def _has_gpu() -> bool:
@@ -192,33 +261,3 @@ def _stoppable() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def _stop(services: list[Process], mark: str) -> None:
-    """Ends runs, then workers, then the server: so a run can still say how it ended, and a worker where it stands."""
-    for each in STOPS:
-        signal.signal(each, signal.SIG_IGN)
-    ours = {process.pid for process in services}
-    _end([process for process in _marked(mark) if process.pid not in ours])
-    for service in reversed(services):
-        _end([process for process in _marked(mark) if process.pid == service.pid])
-        service.wait()
-    _end(_marked(mark))
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    """SIGTERM, and SIGKILL for what does not heed it."""
-    # Asked twice: Python loses a signal whose handler raises where exceptions are ignored, as in a destructor. Not
-    # oftener: the second one cuts off a run that is saying how it ended.
-    for ask in (psutil.Process.terminate, psutil.Process.terminate, psutil.Process.kill):
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                ask(process)
-        _, processes = psutil.wait_procs(processes, timeout=GRACE_S)
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    """Every process that has the mark in its environment."""
-    return [
-        process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get(MARK) == mark
-    ]

@@ -108,17 +108,29 @@ def test_the_server_has_the_settings_of_engram_serve(services: dict[str, Any], m
         assert each["environment"]["PREFECT_API_AUTH_STRING"] == "auditor:secret"
 
 
+def test_the_server_is_reached_by_the_names_that_others_use(services: dict[str, Any]) -> None:
+    """The names of this network, and the one that a browser on this machine has it by."""
+    words = services["server"]["command"]
+    (name,) = (words[at + 1] for at, word in enumerate(words) if word == "--name")
+    for each in ours(services).values():
+        assert each["environment"]["PREFECT_API_URL"] == f"{name}/api"
+    (published,) = services["server"]["ports"]
+    assert services["server"]["environment"]["PREFECT_UI_URL"] == f"http://{published.rpartition(':')[0]}"
+    given = {"ENGRAM_AUTH": "a:b", "POSTGRES_PASSWORD": "c", "ENGRAM_UI_URL": "https://audits.example.com"}
+    told = compose(given)["services"]["server"]["environment"]
+    assert told["PREFECT_UI_URL"] == "https://audits.example.com"
+
+
 def test_commands_are_there_and_know_their_options(services: dict[str, Any]) -> None:
     helps: dict[tuple[str, ...], str] = {}
     for each in ours(services).values():
-        words = [word for word in each["command"] if not word.startswith("-")]
-        program, *group = words[: 3 if words[0] == "prefect" else 2]
+        program, *group = each["command"][: {"engram": 2}.get(each["command"][0], 3)]
         asked = (program, *group)
         if asked not in helps:
             command = [str(Path(sys.executable).with_name(program)), *group, "--help"]
             found = subprocess.run(command, capture_output=True, text=True, check=True)
             helps[asked] = found.stdout
-        for option in each["command"]:
+        for option in each["command"][len(asked) :]:
             if option.startswith("--"):
                 assert option in helps[asked], (asked, option)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,6 @@ import typer
 from flows.cli.shared import (
     Format,
     FormatOption,
-    NotifyOption,
     ProfileName,
     StoreOption,
     app,
@@ -53,32 +53,80 @@ def list_models(store: StoreOption = None, form: FormatOption = Format.TABLE) ->
     printed(query(Store.open(store, create=False), "registered"), form)
 
 
+NotifyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--notify",
+        envvar="ENGRAM_NOTIFY",
+        help="Address that gets a POST when a model got worse or a night failed, or @FILE. It is a secret: the "
+        "environment and a file keep it, the list of processes does not.",
+    ),
+]
+NotifyFileOption = Annotated[
+    Path | None, typer.Option("--notify-file", help="The same address, from a file that holds nothing else.")
+]
+
+
+def _address(context: typer.Context, notify: str | None, file: Path | None) -> str | None:
+    """Who is told, from wherever it was given."""
+    from flows.receiver import read_address
+
+    given = context.get_parameter_source("notify")
+    typed = given is not None and given.name == "COMMANDLINE"
+    if file is not None and not typed:
+        notify = None  # what is typed counts more than the environment
+    address = read_address(notify, file)
+    if typed and address == notify:
+        print(
+            "engram: everybody on this machine can read --notify in the list of processes; "
+            "set ENGRAM_NOTIFY instead, or give --notify-file FILE",
+            file=sys.stderr,
+        )
+    return address
+
+
 @app.command()
 def serve(
+    context: typer.Context,
     host: Annotated[str, typer.Option(help="Address to listen at; others can reach it only with authentication.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 4200,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further name that browsers and programs reach it by, such as https://audits.example.com behind a "
+            "proxy; may be repeated. Also $ENGRAM_SERVE_NAMES."
+        ),
+    ] = None,
     home: Annotated[Path, typer.Option(help="Folder of the server's database and logs.")] = Path(".engram/prefect"),
     notify: NotifyOption = None,
+    notify_file: NotifyFileOption = None,
     store: StoreOption = None,
 ) -> None:
     """Bring up the Prefect server with its UI, workers, deployments and automations; Ctrl-C stops all of it."""
     from flows.serve import serve as run
 
     signal.set_wakeup_fd(-1)  # it ends in an order of its own
-    run(host, port, Store.open(store).url, home, notify)
+    address = _address(context, notify, notify_file)
+    run(host, port, Store.open(store).url, home, address, name or [])
 
 
 @app.command()
-def deploy(notify: NotifyOption = None, store: StoreOption = None) -> None:
+def deploy(
+    context: typer.Context,
+    notify: NotifyOption = None,
+    notify_file: NotifyFileOption = None,
+    store: StoreOption = None,
+) -> None:
     """Register pools, deployments and automations with a Prefect server that runs already: PREFECT_API_URL."""
     quiet()
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError("which server? set PREFECT_API_URL, or use `engram serve`, which starts one")
+    address = _address(context, notify, notify_file)
     from flows import alerts, deployments
 
     for name in deployments.deploy(Store.open(store).url, Path.cwd()):
         print(name)
-    for name in alerts.install(notify):
+    for name in alerts.install(address):
         print(name)

@@ -60,10 +60,6 @@ ModelOption = Annotated[
     str, typer.Option(help="Folder of a diffusers pipeline, OWNER/NAME[@REVISION] on the Hub, or 'reference'.")
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
-NotifyOption = Annotated[
-    str | None,
-    typer.Option("--notify", envvar="ENGRAM_NOTIFY", help="Address that gets a POST when a model got worse."),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and figures as JSON.")]
 AuditOption = Annotated[
     str | None,

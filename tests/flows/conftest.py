@@ -12,17 +12,23 @@ from tests.flows.served import Served
 
 
 class Hook:
-    """A server that keeps what is posted to it."""
+    """A server that keeps what is posted to it, every time that it is posted."""
 
     def __init__(self) -> None:
         self.received: list[dict[str, Any]] = []
-        received = self.received
+        """What was taken."""
+        self.failures: list[int] = []
+        """What it answers next, in place of taking it."""
+        self.refused: list[dict[str, Any]] = []
+        hook = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                received.append({"type": self.headers["Content-Type"], **json.loads(body)})
-                self.send_response(204)
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                told = {"type": self.headers["Content-Type"], "key": self.headers["Idempotency-Key"], **body}
+                answer = hook.failures.pop(0) if hook.failures else 204
+                (hook.refused if answer >= 300 else hook.received).append(told)
+                self.send_response(answer)
                 self.end_headers()
 
             def log_message(self, *arguments: Any) -> None:
@@ -42,5 +48,7 @@ def hook() -> Iterator[Hook]:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, hook: Hook) -> Iterator[Served]:
-    with Served(tmp_path_factory.mktemp("served"), "--notify", hook.url) as platform:
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "hook").write_text(f"{hook.url}\n")
+    with Served(folder, "--notify-file", "hook") as platform:
         yield platform

@@ -1,11 +1,16 @@
-"""Automations on a real server, and a webhook that is really called."""
+"""What a real server tells a webhook that is really called, and what it closes by itself."""
 
-from datetime import timedelta
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from prefect import flow
+from prefect.automations import AutomationCore, DoNothing
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events import Event
@@ -13,10 +18,17 @@ from prefect.events.clients import get_events_client
 from prefect.states import Completed, Failed, Running
 from prefect.utilities.asyncutils import run_coro_as_sync
 
-from flows.alerts import BLOCK, REGRESSION, _put, install, lost_runs, told
+from flows.alerts import BLOCK, FORMER, REGRESSION, _put, announce, install, kept, lost_runs
+from flows.notices import EVERY_S, PAUSE, Notice, _Prefect
 from tasks.errors import InputError
 from tests.flows.conftest import Hook
 from tests.flows.served import Served, until
+
+pytestmark = pytest.mark.slow
+
+MINE = {"prefect.resource.id": "engram.model.mine", "prefect.resource.name": "mine"}
+LATER_S = 3 * EVERY_S + 5
+"""After the first notice, the time in which a second one would come."""
 
 
 def emit(event: Event) -> None:
@@ -38,53 +50,96 @@ def running(client: SyncPrefectClient, name: str) -> UUID:
     return run.id
 
 
-def test_a_regression_is_told(served: Served, hook: Hook) -> None:
-    resource = {"prefect.resource.id": "engram.model.mine", "prefect.resource.name": "mine"}
-    before = len(hook.received)
-    payload: dict[str, Any] = {
-        "name": "mine",
-        "words": 'It copies <2> "more"\npictures.',
-        "regressions": ["mr: 0 to 2"],
-    }
+def heard(hook: Hook, words: str) -> list[dict[str, Any]]:
+    return [told for told in hook.received if words in told["text"]]
+
+
+def told_once(hook: Hook, words: str, seconds: float = 60) -> dict[str, Any]:
+    """The one notice with these words, after the time in which another one would have come."""
+    until(lambda: heard(hook, words), seconds)
+    time.sleep(LATER_S)
+    (told,) = heard(hook, words)
+    return told
+
+
+def test_a_regression_is_told_once_though_announced_twice(served: Served, hook: Hook) -> None:
+    payload: dict[str, Any] = {"words": f'It copies <2> "more"\nimages. {uuid4()}', "regressions": ["mr: 0 to 2"]}
+    key = str(uuid4())
     with served.client():
-        emit(Event(event="engram.audit.completed", resource=resource, payload=payload))
-        emit(Event(event=REGRESSION, resource=resource, payload=payload))
-    until(lambda: len(hook.received) > before, 60)
-    (told,) = hook.received[before:]
-    assert told["type"] == "application/json"
+        announce("engram.audit.completed", MINE, payload, key)
+        for _ in range(2):
+            announce(REGRESSION, MINE, payload, key)
+    told = told_once(hook, payload["words"])
+    assert told["type"] == "application/json" and told["key"]
     assert told["text"] == f"Engram: mine got worse. {payload['words']}"
-    assert (told["event"], told["resource"], told["payload"]) == (REGRESSION, "engram.model.mine", payload)
+    assert (told["event"], told["resource"], told["payload"]) == (REGRESSION, MINE["prefect.resource.id"], payload)
 
 
-def test_a_nightly_audit_that_failed_is_told(served: Served, hook: Hook) -> None:
-    before = len(hook.received)
+def test_a_receiver_that_fails_is_asked_again(served: Served, hook: Hook) -> None:
+    words = f"1 of 2 models failed {uuid4()}"
     with served.client() as client:
+        hook.failures += [500, 429]
         for name in ("audit", "nightly"):
-            client.set_flow_run_state(running(client, name), Failed(message="1 of 2 models failed"))
-    until(lambda: len(hook.received) > before, 60)
-    (told,) = hook.received[before:]
-    assert told["text"] == "Engram: the nightly audit a run of nightly ended as Failed: 1 of 2 models failed"
+            client.set_flow_run_state(running(client, name), Failed(message=words))
+    told = told_once(hook, words, 120 + 3 * PAUSE.total_seconds())
+    assert told["text"] == f"Engram: the nightly audit a run of nightly ended as Failed: {words}"
     assert told["url"].startswith(served.url)
+    assert [each["key"] for each in hook.refused if words in each["text"]] == [told["key"]] * 2
 
 
-def test_a_night_that_does_not_end_is_told(served: Served, hook: Hook) -> None:
-    before = len(hook.received)
+def test_a_database_that_is_locked_makes_no_second_notice(served: Served, hook: Hook) -> None:
+    """Prefect delivers again what it could not write down; its automations then call again."""
+    words, over = f"while locked {uuid4()}", threading.Event()
+
+    def lock() -> None:
+        with closing(sqlite3.connect(served.home / "prefect.db", isolation_level=None, timeout=30)) as database:
+            while not over.is_set():
+                database.execute("BEGIN IMMEDIATE")
+                over.wait(15)
+                database.execute("ROLLBACK")
+                time.sleep(0.3)
+
     with served.client() as client:
-        webhook = UUID(str(Webhook.load(BLOCK)._block_document_id))
-        (overdue,) = [each for each in told(webhook, timedelta(seconds=10)) if each.name.endswith("overdue")]
-        _put(client, overdue)
+        run = running(client, "nightly")
+        locking = threading.Thread(target=lock)
+        locking.start()
+        try:
+            until(lambda: client.set_flow_run_state(run, Failed(message=words), force=True), 90)
+            until(lambda: heard(hook, words), 90)
+            time.sleep(LATER_S)
+        finally:
+            over.set()
+            locking.join()
+    time.sleep(LATER_S)
+    assert len({told["key"] for told in heard(hook, words)}) == 1 == len(heard(hook, words))
+
+
+def test_a_night_that_does_not_end_is_told_once(served: Served, hook: Hook) -> None:
+    with served.client() as client:
         runs = [running(client, name) for name in ("audit", "nightly")]
-
-        def heard() -> list[dict[str, Any]]:
-            # What other runs of this platform end in may be told now, too.
-            return [it for it in hook.received[before:] if it["event"] == "engram.nightly.overdue"]
-
-        until(heard, 90, every=1)
-        (one,) = heard()
-        assert "at work for a day" in one["text"]
-        install(hook.url)
+        with closing(sqlite3.connect(served.home / "prefect.db", timeout=30)) as database, database:
+            begun = f"{datetime.now(UTC) - timedelta(hours=25):%Y-%m-%d %H:%M:%S.%f}"
+            database.executemany("UPDATE flow_run SET start_time = ? WHERE id = ?", [(begun, str(run)) for run in runs])
+        assert told_once(hook, "at work for a day")["event"] == "engram.nightly.overdue"
         for run in runs:
             client.set_flow_run_state(run, Completed(), force=True)
+
+
+def test_what_could_not_be_told_stands_in_the_artifact(served: Served) -> None:
+    with served.client() as client:
+        run = running(client, "other")
+        notice = Notice(key="k", body={"text": "Engram: mine got worse."}, run_id=str(run))
+
+        def artifacts() -> list[str]:
+            found = client.request("POST", "/artifacts/filter", json={}).json()
+            return [each["data"] for each in found if each["flow_run_id"] == str(run)]
+
+        line = "- **not told**: Engram: mine got worse. ({})\n"
+        _Prefect().note(notice, "no answer")  # of a run that crashed before it could sum up
+        assert artifacts() == [f"# This night\n\n{line.format('no answer')}"]
+        _Prefect().note(notice, "500")
+        assert artifacts() == [f"# This night\n\n{line.format('no answer')}\n{line.format('500')}"]
+        client.set_flow_run_state(run, Completed(), force=True)
 
 
 def test_a_run_whose_process_is_gone_is_marked(served: Served) -> None:
@@ -102,23 +157,25 @@ def test_a_run_whose_process_is_gone_is_marked(served: Served) -> None:
         install()
 
 
-def test_automations_are_put_in_place_once(served: Served, hook: Hook) -> None:
+def test_the_automation_is_put_in_place_once_and_former_ones_go(served: Served, hook: Hook) -> None:
     with served.client() as client:
-        before = {each.name: each.id for each in client.read_automations()}
-        (regression,) = client.read_automations_by_name("engram: regression")
-        client.pause_automation(regression.id)
-        assert install(hook.url) == [
-            "engram: lost runs",
-            "engram: regression",
-            "engram: nightly audit failed",
-            "engram: nightly audit overdue",
-        ]
-        after = {each.name: each.id for each in client.read_automations()}
-        assert after == before
+        (lost,) = client.read_automations()
+        client.pause_automation(lost.id)
+        former = [AutomationCore(name=name, trigger=lost.trigger, actions=[DoNothing()]) for name in FORMER]
+        for automation in former:
+            _put(client, automation)
         assert len(client.read_automations()) == 4
-        (regression,) = client.read_automations_by_name("engram: regression")
-        assert not regression.enabled  # what a person paused stays paused
-        client.resume_automation(regression.id)
+        assert install(hook.url) == ["engram: lost runs", "notices go to 127.0.0.1"]
+        (after,) = client.read_automations()
+        assert after.id == lost.id
+        assert not after.enabled  # what a person paused stays paused
+        client.resume_automation(lost.id)
+        assert Webhook.load(BLOCK).url.get_secret_value() == hook.url
+
+
+def test_what_is_announced_is_kept(served: Served) -> None:
+    with served.client():
+        assert not kept(uuid4())
 
 
 def test_an_address_that_is_none_is_refused(served: Served) -> None:

@@ -113,6 +113,7 @@ def broken_store(*args: Any, **more: Any) -> None:
 
 
 def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_events_worker: EventsWorker) -> None:
+    monkeypatch.setattr("flows.alerts.kept", lambda event: True)  # events do not reach the server here
     model = tiny_world(tmp_path / "world")
     plant(model)
     trained = tmp_path / "trained"
@@ -141,10 +142,13 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     # The planted image is a regression from what was told last, though the night that found it died before telling.
     shutil.copytree(trained, model, dirs_exist_ok=True)
     with monkeypatch.context() as patched:
-        patched.setattr("flows.nightly.emit_event", broken_store)
-        with pytest.raises(NightFailed, match="1 of 1 models failed"):
+        patched.setattr("flows.alerts.kept", lambda event: False)
+        patched.setattr("flows.alerts.KEPT_WITHIN_S", 0)
+        with pytest.raises(NightFailed, match=r"1 of 1 models failed.*the server did not keep the event"):
             nightly(params)
-    assert store.read("nights").num_rows == 1 and len(told(asserting_events_worker)) == 1
+    assert store.read("nights").num_rows == 1
+    tries = [event for event in told(asserting_events_worker) if event.event == "engram.audit.regression"]
+    assert len(tries) == 3 and len({event.id for event in tries}) == 1  # one event, which the server takes once
     (night,) = nightly(params)
     assert (night.outcome, night.standard) == ("regression", first)
     planted = f"original, ordinary: {PLANTED!r}: 4 of 4 pictures are copies, before 0 of 4"

@@ -1,23 +1,32 @@
 """`engram serve`: what it refuses, that it comes up, and that it leaves nothing behind."""
 
+import os
 import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.states import Scheduled
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
-from flows.serve import AUTH, _check, environment
+from flows.home import lock, private
+from flows.serve import AUTH, _check_free, _check_reach, _end_leftovers, environment
+from flows.watchdog import MARK
 from storage import Store, run_sql
 from tasks.errors import InputError
+from tests.flows.conftest import Hook
 from tests.flows.served import ENGRAM, Served, free_port, until
 from tests.flows.world import tiny_world
 
@@ -102,6 +111,7 @@ def second(first: Life, folder: Path) -> Life:
     return life
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_nothing_is_left_behind(first: Life, second: Life, number: int) -> None:
     life = (first, second)[number - 1]
@@ -109,32 +119,39 @@ def test_nothing_is_left_behind(first: Life, second: Life, number: int) -> None:
     assert life.left == []
 
 
+@pytest.mark.slow
 def test_it_says_where_it_is(first: Life) -> None:
     assert first.greeting.startswith("Engram is at http://127.0.0.1:")
     assert "workers for cpu" in first.greeting
 
 
+@pytest.mark.slow
 def test_a_second_start_goes_on_with_the_same_database(first: Life, second: Life) -> None:
     assert first.ids == second.ids
 
 
+@pytest.mark.slow
 def test_who_has_no_password_is_not_let_in(first: Life) -> None:
     assert (first.seen["without"], first.seen["wrong"], first.seen["right"]) == (401, 401, 200)
 
 
-def test_another_web_page_cannot_start_runs(second: Life) -> None:
-    """A browser sends such a page's request, but without the token that only the UI's own page can read."""
+@pytest.mark.slow
+def test_a_program_without_the_token_cannot_start_runs(second: Life) -> None:
+    """A second lock on the door that flows/guard.py keeps shut."""
     assert second.seen["csrf"] == 403
 
 
+@pytest.mark.slow
 def test_the_ui_is_served_and_asks_where_it_came_from(second: Life) -> None:
     assert second.seen["ui"] == ("/api", 200)
 
 
+@pytest.mark.slow
 def test_nights_that_were_missed_are_made_up_for_once(second: Life) -> None:
     assert second.seen["missed"] == ["Cancelled", "Completed"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_with_it_says_so(second: Life) -> None:
     assert second.seen["interrupted"] == ("CRASHED", "Crashed")
     assert second.seen["audits"] == [{"state": "cancelled"}]
@@ -144,22 +161,181 @@ def test_others_are_let_in_only_with_a_password(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv(AUTH, raising=False)
     for host in ("0.0.0.0", "::"):
         with pytest.raises(InputError, match=AUTH):
-            _check(host, free_port())
-    _check("127.0.0.1", free_port())
-    _check("localhost", free_port())
+            _check_reach(host, free_port())
+    _check_reach("127.0.0.1", free_port())
+    _check_reach("localhost", free_port())
     monkeypatch.setenv(AUTH, "auditor:secret")
-    _check("0.0.0.0", free_port())
+    _check_reach("0.0.0.0", free_port())
     assert environment("http://127.0.0.1:4200", Path("home"))["PREFECT_API_AUTH_STRING"] == "auditor:secret"
+
+
+def refused(folder: Path, *arguments: str, **more: str) -> str:
+    """The one line in which it refuses to start."""
+    command = [*ENGRAM, "serve", *arguments]
+    env = {**os.environ, **more}
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=env)
+    assert found.returncode == 2
+    assert len(found.stderr.splitlines()) == 1
+    return found.stderr
 
 
 def test_an_address_that_cannot_be_had_is_told_in_a_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        command = [*ENGRAM, "serve", "--port", str(taken.getsockname()[1])]
-        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert found.returncode == 2
-    assert found.stderr.startswith("engram: 127.0.0.1:")
-    assert len(found.stderr.splitlines()) == 1
+        line = refused(tmp_path, "--port", str(taken.getsockname()[1]))
+    assert line.startswith("engram: 127.0.0.1:") and f"process {os.getpid()}, " in line
     with pytest.raises(InputError, match="no address"):
-        _check("no.such.host.invalid", 4200)
+        _check_reach("no.such.host.invalid", 4200)
+    _check_free("localhost", free_port())
+
+
+def test_what_is_wrong_is_said_before_anything_starts(tmp_path: Path) -> None:
+    assert "'a/b' is no name" in refused(tmp_path, "--name", "a/b")
+    assert "cannot be read from" in refused(tmp_path, "--notify-file", "no-such-file")
+    assert "is no http://" in refused(tmp_path, ENGRAM_NOTIFY="hooks.example.com")
+    assert not (tmp_path / ".engram" / "prefect").exists()
+    (tmp_path / "things").mkdir()
+    (tmp_path / "things" / "program").touch()
+    assert "holds other things" in refused(tmp_path, "--home", "things")
+
+
+def test_a_second_one_in_the_same_home_is_refused(tmp_path: Path) -> None:
+    with lock(private(tmp_path / "home")):
+        line = refused(tmp_path, "--home", "home", "--port", str(free_port()))
+    assert line.startswith(f"engram: {tmp_path / 'home'} is in use by another `engram serve`, process {os.getpid()}:")
+
+
+def test_what_an_earlier_start_left_is_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sleep = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+    homes = [private(tmp_path / name) for name in ("home", "other")]
+    envs = [os.environ | {MARK: f"of {home}", "PREFECT_HOME": str(home)} for home in homes]
+    left, others = (subprocess.Popen(sleep, env=env, stdout=subprocess.PIPE) for env in envs)
+    try:
+        for process in (left, others):
+            assert process.stdout is not None
+            process.stdout.readline()
+        _end_leftovers(homes[0])
+        left.wait(10)
+        assert others.poll() is None
+        assert "ending 1 processes that an earlier start left" in capsys.readouterr().err
+        _end_leftovers(homes[0])
+        assert capsys.readouterr().err == ""
+    finally:
+        others.kill()
+        others.wait()
+
+
+@pytest.mark.slow
+def test_nothing_is_left_when_it_is_killed(tmp_path: Path) -> None:
+    with Served(tmp_path) as served:
+        assert len(served.processes()) >= 2
+        served.process.kill()
+        until(lambda: not served.processes(), 60)
+        until(lambda: not watchdogs(served.home), 30)
+        port = int(served.url.rpartition(":")[2])
+        _check_free("127.0.0.1", port)
+
+
+def watchdogs(home: Path) -> list[int]:
+    """Processes whose log lies in this home."""
+    log = str(home / "logs" / "watchdog.log")
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and os.readlink(f"/proc/{process.pid}/fd/2") == log:
+                found.append(process.pid)
+    return found
+
+
+@pytest.mark.slow
+def test_the_home_is_closed_to_others(served: Served) -> None:
+    with served.client() as client:
+        deployment = client.read_deployment_by_name("nightly/nightly")
+        run = client.create_flow_run_from_deployment(deployment.id)
+
+        def ended() -> bool:
+            state = client.read_flow_run(run.id).state
+            return state is not None and state.is_final()
+
+        until(ended, 180)
+    everything = [served.home, *served.home.rglob("*")]
+    assert {"prefect.db", "notices.json", "server.log", "index.html"} <= {path.name for path in everything}
+    opened = {str(path): oct(path.stat().st_mode) for path in everything if path.stat().st_mode & 0o077}
+    assert opened == {}
+    assert {path.stat().st_mode & 0o777 for path in everything if path.is_file()} == {0o600}
+
+
+@pytest.mark.slow
+def test_the_address_that_is_told_is_in_no_list_of_processes(served: Served, hook: Hook) -> None:
+    for process in served.processes():
+        assert hook.url not in " ".join(process.cmdline())
+        assert hook.url not in process.environ().values()
+
+
+def spoken(served: Served, request: str) -> int:
+    """The status of the answer to a request that is written out."""
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(request.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+@pytest.mark.slow
+def test_what_is_asked_under_another_name_gets_403(served: Served) -> None:
+    """What a page gets that reaches this server by a name of its own, or from another port."""
+    here = served.url.removeprefix("http://")
+    port = here.partition(":")[2]
+    evil = f"evil.example:{port}"
+    assert spoken(served, f"GET /api/csrf-token?client=x HTTP/1.1\nHost: {here}") == 200
+    assert spoken(served, f"GET /api/csrf-token?client=x HTTP/1.1\nHost: {here}\nOrigin: {served.url}") == 200
+    assert spoken(served, f"GET / HTTP/1.1\nHost: localhost:{port}") == 200
+    for path in ("/", "/ui-settings", "/api/health", "/api/csrf-token?client=x", "/docs", "/api/docs"):
+        for told in (f"Host: {evil}", f"Host: {here}\nOrigin: http://{evil}", f"Host: {here}\nOrigin: null"):
+            assert spoken(served, f"GET {path} HTTP/1.1\n{told}") == 403, (path, told)
+    assert spoken(served, f"GET http://{evil}/api/health HTTP/1.1\nHost: {here}") == 403
+    assert spoken(served, f"GET http://{here}/api/health HTTP/1.1\nHost: {here}") == 403
+    assert spoken(served, "GET /api/health HTTP/1.0") == 403
+    # HTTP itself calls these malformed.
+    assert spoken(served, "GET /api/health HTTP/1.1") == 400
+    assert spoken(served, f"GET /api/health HTTP/1.1\nHost: {evil}\nHost: {here}") == 400
+    asks = f"Access-Control-Request-Method: POST\nOrigin: http://{evil}"
+    assert spoken(served, f"OPTIONS /api/deployments/filter HTTP/1.1\nHost: {here}\n{asks}") == 403
+
+
+@pytest.mark.slow
+def test_no_run_is_started_under_another_name(served: Served) -> None:
+    with served.client() as client:
+        deployment = client.read_deployment_by_name("nightly/nightly")
+        before = {run.id for run in client.read_flow_runs(limit=200)}
+    body = {"state": {"type": "SCHEDULED"}, "job_variables": {"command": "touch stolen"}}
+    with httpx.Client(base_url=served.url) as own:
+        token = own.get("/api/csrf-token", params={"client": "me"}).json()["token"]
+        known = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "me"}
+        for told in ({"Host": f"evil.example:{httpx.URL(served.url).port}"}, {"Origin": "http://evil.example"}):
+            path = f"/api/deployments/{deployment.id}/create_flow_run"
+            answer = own.post(path, json=body, headers=known | told)
+            assert answer.status_code == 403
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+    with served.client() as client:
+        assert {run.id for run in client.read_flow_runs(limit=200)} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["events/in", "events/out", "logs/out"])
+def test_sockets_open_to_programs_and_its_own_page_alone(served: Served, path: str) -> None:
+    address, port = f"{served.url}/api/{path}".replace("http", "ws", 1), httpx.URL(served.url).port
+
+    def answer(told: str | None, url: str = address) -> int:
+        try:
+            here = {"host": "127.0.0.1", "port": port}
+            with connect(url, origin=told, subprotocols=["prefect"], proxy=None, **here):  # type: ignore[arg-type]
+                return 101
+        except InvalidStatus as refused:
+            return refused.response.status_code
+
+    assert (answer(None), answer(served.url)) == (101, 101)
+    for told in ("http://evil.example", f"http://evil.example:{port}", "null", "http://127.0.0.1:1", "https://x"):
+        assert answer(told) == 403
+    evil = address.replace("127.0.0.1", "evil.example")
+    assert (answer(None, evil), answer(f"http://evil.example:{port}", evil)) == (403, 403)
