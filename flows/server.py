@@ -47,12 +47,19 @@ def main() -> None:
     )
     asked = parser.parse_args()
     os.umask(UMASK)
-    listening = listen(asked.host, asked.port)
-    port = listening[0].getsockname()[1]
     try:
-        named = served_as(asked.host, port, asked.name)
+        _serve(asked)
     except InputError as error:
-        parser.error(str(error))
+        parser.exit(2, f"engram: {error}\n")
+
+
+def _serve(asked: argparse.Namespace) -> None:
+    try:
+        listening = listen(asked.host, asked.port)
+    except OSError as error:
+        raise InputError(f"{asked.host}:{asked.port} cannot be listened at: {error.strerror}") from error
+    port = listening[0].getsockname()[1]
+    named = served_as(asked.host, port, asked.name)
     if asked.temporary:
         # Its own session would not be enough: whoever kills the command may not know of this process.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,9 +1,14 @@
-"""A person at the UI: fills in the form of an audit, is refused, mends it, watches the run and reads what came out."""
+"""A person at the UI: fills in the form of an audit, is refused, mends it, watches the run and reads what came out.
+
+And the pages of others, which a browser on this machine has open beside it.
+"""
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +19,19 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from flows.alerts import REGRESSION
 from tests.flows.served import Served, until
 from tests.flows.world import tiny_world
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no browser: install chromium and chromium-driver to test the UI"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="no browser: install chromium and chromium-driver to test the UI"
+    ),
+]
 
 SMALL = [
     (("Settings", "Memorized"), 4),
@@ -41,11 +50,11 @@ SMALL = [
 class Page:
     """The UI as a person sees it: fields are found by their labels."""
 
-    def __init__(self, shots: Path) -> None:
+    def __init__(self, shots: Path, *more: str) -> None:
         options = webdriver.ChromeOptions()
         options.binary_location = str(CHROMIUM)
         flags = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars")
-        for flag in (*flags, "window-size=1280,1000"):
+        for flag in (*flags, "window-size=1280,1000", *more):
             options.add_argument(f"--{flag}")
         self.browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
         self.shots = shots
@@ -181,3 +190,150 @@ def test_an_audit_from_the_form_to_its_artifacts(served: Served, page: Page) -> 
         page.shoot(f"artifact-{key}")
         for _ in range(2):
             page.browser.back()
+
+
+ATTACK = """
+const [base, path, deployment, done] = [...arguments];
+const out = {};
+const tried = async (name, attempt) => {
+    try { out[name] = await attempt(); } catch (error) { out[name] = "nothing"; }
+};
+const socket = (url) => new Promise((resolve) => {
+    const opened = new WebSocket(url, ["prefect"]);
+    opened.onopen = () => { opened.send(JSON.stringify({type: "auth", token: null})); resolve("open"); };
+    opened.onerror = () => resolve("nothing");
+});
+const read = async (answer) => answer.type === "opaque" ? "opaque" : `${answer.status}`;
+(async () => {
+    const json = {"Content-Type": "application/json"};
+    const run = JSON.stringify({state: {type: "SCHEDULED"}, name: "stolen", job_variables: {command: "touch stolen"}});
+    const make = `${base}/api/deployments/${deployment}/create_flow_run`;
+    await tried("read", async () => read(await fetch(`${base}/api/csrf-token?client=me`)));
+    await tried("settings", async () => read(await fetch(`${base}/ui-settings`)));
+    let known = {};
+    await tried("token", async () => {
+        const answer = await (await fetch(`${base}/api/csrf-token?client=me`)).json();
+        known = {"Prefect-Csrf-Token": answer.token, "Prefect-Csrf-Client": "me"};
+        return answer.token ? "token" : "nothing";
+    });
+    await tried("run", async () => read(await fetch(make, {method: "POST", headers: {...json, ...known}, body: run})));
+    await tried("blind", async () => read(await fetch(make, {method: "POST", mode: "no-cors", body: run})));
+    await tried("unnamed", async () =>
+        read(await fetch(make, {method: "POST", mode: "no-cors", body: run, referrerPolicy: "no-referrer"})));
+    const fake = JSON.stringify([{event: "engram.audit.regression", id: "00000000-0000-4000-8000-000000000001",
+        occurred: new Date().toISOString(), resource: {"prefect.resource.id": "engram.model.faked"}}]);
+    await tried("fake", async () =>
+        read(await fetch(`${base}/api/events`, {method: "POST", mode: "no-cors", body: fake})));
+    for (const each of ["events/in", "events/out", "logs/out"])
+        await tried(each, () => socket(`${base.replace("http", "ws")}/api/${each}`));
+    await tried("script", () => new Promise((resolve) => {
+        const script = document.createElement("script");
+        script.onload = () => resolve("loaded");
+        script.onerror = () => resolve("nothing");
+        script.src = `${base}${path}`;
+        document.body.append(script);
+    }));
+    const form = document.createElement("form");
+    const frame = document.createElement("iframe");
+    frame.name = "inside";
+    Object.assign(form, {method: "POST", action: make, enctype: "text/plain", target: "inside"});
+    const field = document.createElement("input");
+    [field.name, field.value] = [run.slice(0, -1) + ', "ignored": "', '"}'];
+    form.append(field);
+    document.body.append(frame, form);
+    form.submit();
+    const framed = document.createElement("iframe");
+    framed.src = base;
+    document.body.append(framed);
+    setTimeout(() => done(out), 3000);
+})();
+"""
+"""What a hostile page tries; by each attempt what came of it."""
+
+
+class Site:
+    """Another page of this machine, at a port of its own."""
+
+    def __init__(self) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.end_headers()
+                self.wfile.write(b"<!doctype html><title>another</title><body></body>")
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    yield site
+    site.server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["evil.example", "127.0.0.1", "localhost"])
+def test_no_page_of_another_name_starts_reads_or_fakes_anything(
+    served: Served, site: Site, tmp_path: Path, name: str
+) -> None:
+    """A page on the web, and pages of other programs on this machine; and the first one after DNS rebinding."""
+    with served.client() as client:
+        deployment = client.read_deployment_by_name("nightly/nightly").id
+        before = {run.id for run in client.read_flow_runs(limit=200)}
+    page = Page(tmp_path, "host-resolver-rules=MAP evil.example 127.0.0.1")
+    port = served.url.rpartition(":")[2]
+    try:
+        page.browser.set_script_timeout(60)
+        page.browser.get(served.url)
+        script = page.browser.execute_script("return document.querySelector('script[src]').getAttribute('src')")
+        assert script.startswith("/")
+        for base in (served.url, f"http://evil.example:{port}"):
+            page.browser.get(f"http://{name}:{site.port}/")
+            came = page.browser.execute_async_script(ATTACK, base, script, str(deployment))
+            # A page is not told what came of what it sends blindly.
+            assert {key: said for key, said in came.items() if said not in ("nothing", "opaque")} == {}, base
+            texts = [frame_text(page, number) for number in range(2)]
+            assert not [text for text in texts if "Dashboard" in text or "Flow Runs" in text or "stolen" in text]
+        if name == "evil.example":  # rebound: the page's own name leads to the server now
+            page.browser.get(f"http://evil.example:{port}/")
+            assert page.says("403: not served as 'evil.example")
+            came = page.browser.execute_async_script(ATTACK, f"http://evil.example:{port}", script, str(deployment))
+            assert set(came.values()) <= {"nothing", "403"}, came
+    finally:
+        page.browser.quit()
+    time.sleep(3)
+    with served.client() as client:
+        assert {run.id for run in client.read_flow_runs(limit=200)} == before
+        events = client.request("POST", "/events/filter", json={"filter": {"event": {"name": [REGRESSION]}}}).json()
+        assert "faked" not in str(events)
+    assert not list(served.folder.rglob("stolen"))
+
+
+def frame_text(page: Page, number: int) -> str:
+    page.browser.switch_to.frame(number)
+    try:
+        return page.browser.find_element(By.TAG_NAME, "body").text
+    finally:
+        page.browser.switch_to.default_content()
+
+
+def test_its_own_page_is_let_through(served: Served, page: Page) -> None:
+    """By each loopback name; and by a link from elsewhere, as notices have it."""
+    port = served.url.rpartition(":")[2]
+    for name in ("127.0.0.1", "localhost"):
+        page.browser.get(f"http://{name}:{port}/runs")
+        page.wait_for("Runs")
+        asked = (
+            "const done = arguments[0]; fetch('/api/deployments/filter', {method: 'POST'}).then(a => done(a.status))"
+        )
+        assert page.browser.execute_async_script(asked) == 403  # without the token that the UI's code asks for
+        asked = "const done = arguments[0]; fetch('/api/csrf-token?client=me').then(a => done(a.status))"
+        assert page.browser.execute_async_script(asked) == 200
+    page.browser.get("data:text/html,<a id=link href='" + served.url + "/runs'>a notice</a>")
+    page.browser.find_element(By.ID, "link").click()
+    page.wait_for("Runs")
