@@ -137,10 +137,12 @@ def prefect_server() -> Iterator[None]:
         temporary_settings,
     )
 
+    from flows.server import HOME
+
     if get_current_settings().api.url is not None:
         yield
         return
-    home = Path(tempfile.mkdtemp(prefix="engram-prefect-"))
+    home = Path(tempfile.mkdtemp(prefix=HOME))
     server, closing = _begin(home), threading.Event()
     try:
         url = f"http://127.0.0.1:{_port(server, home)}/api"

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -26,6 +27,8 @@ from tasks.errors import InputError
 
 NAMES = "ENGRAM_SERVE_NAMES"
 """The environment variable of further names that the server is reached by, separated by commas or spaces."""
+HOME = "engram-prefect-"
+"""How the names of folders begin that are made for one temporary server, and removed with it."""
 _TCP = socket.SOCK_STREAM
 
 
@@ -43,7 +46,7 @@ def main() -> None:
         "--temporary",
         action="store_true",
         help="without UI and services, silent; prints the port once it answers; when standard input is closed, it "
-        "removes PREFECT_HOME and ends",
+        f"removes PREFECT_HOME, if that is a folder {HOME}..., and ends",
     )
     asked = parser.parse_args()
     os.umask(UMASK)
@@ -168,7 +171,9 @@ def _end_with_the_command() -> None:
     """Ends this process when the other end of its standard input is gone, however the command ended."""
     while sys.stdin.buffer.read(4096):
         pass
-    shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True)  # made for this process alone
+    home = Path(os.environ.get("PREFECT_HOME", ""))
+    if home.name.startswith(HOME):
+        shutil.rmtree(home, ignore_errors=True)
     os._exit(0)
 
 
