@@ -63,7 +63,7 @@ def main() -> None:
     asked = parser.parse_args()
     quiet()
     defaults = audit_defaults(model_folder(asked.model))
-    settings = settings_for(asked.profile, defaults, **settings_of(asked.set))
+    settings = settings_for(asked.profile, defaults, **settings_of(asked.set, Settings))
     seconds: dict[str, list[float]] = {"with Prefect": [], "plain": []}
     figures: list[list[dict[str, Any]]] = []
     told = settings.model_dump()

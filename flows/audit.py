@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from prefect import flow
 
+from flows.check import check
 from flows.lifetime import at_the_end
 from flows.params import AuditParams
 from flows.plan import Plan
@@ -49,8 +50,8 @@ def recorded(params: AuditParams) -> Iterator[str]:
     Raises:
         InputError: the model, the prompts or the images cannot be used.
     """
+    check(params)
     plan, started = Plan(params), datetime.now(UTC)
-    plan.check_scorers()  # refused now rather than after the attacks
     audit_id = f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     store = plan.subject.open()
     record = {

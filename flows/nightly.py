@@ -11,14 +11,16 @@ from typing import Literal
 
 from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.alerts import ARTIFACT, NIGHTLY, REGRESSION, announce
 from flows.audit import Audited, AuditParams, audit
-from flows.params import full_name, in_full
+from flows.check import check
+from flows.params import clip_in_full, full_name, in_full
 from flows.plan import CLAIMS, Plan
 from flows.settings import Settings
 from flows.show import show
+from flows.typed import problems_in
 from storage import Store, query
 from storage.errors import one_line
 from tasks.errors import InputError
@@ -26,7 +28,6 @@ from tasks.report import compare as method
 from tasks.report import task as reporting
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
-_LOCAL = "local-dir:"
 
 
 class NightlyParams(BaseModel):
@@ -94,7 +95,8 @@ def _night(store: Store, name: str, told: str, due: datetime, params: NightlyPar
     try:
         asked = AuditParams.model_validate_json(told).model_copy(update={"store": store.url})
     except ValueError as error:
-        words = f"its registration does not fit this version, register it again ({str(error).splitlines()[0]})"
+        why = "; ".join(problems_in(error, AuditParams)) if isinstance(error, ValidationError) else one_line(error)
+        words = f"its registration does not fit this version, register it again ({why})"
         return Night(name=name, outcome="failed", words=words)
     try:
         plan = Plan(asked)
@@ -211,11 +213,10 @@ def register(store: Store, name: str, params: AuditParams) -> None:
                 raise InputError(f"there is no {path}, which was given with --{kind}")
             full[kind] = str(path)
     full["model"] = full_name(params.model)
-    if params.clip is not None and params.clip.startswith(_LOCAL):
-        full["clip"] = f"{_LOCAL}{in_full(params.clip.removeprefix(_LOCAL))}"
+    if params.clip is not None:
+        full["clip"] = clip_in_full(params.clip)
     told = params.model_copy(update=full | _settings_in_full(params.settings))
-    plan = Plan(told.model_copy(update={"store": store.url}))  # what a night would refuse is refused now
-    plan.check_scorers()
+    check(told.model_copy(update={"store": store.url}))  # what a night would refuse is refused now
     _write(store, name, "registered", told.model_dump_json())
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.settings import Profile, Settings, settings_for
+from flows.settings import PROFILES, Profile, Settings, settings_for
+from flows.typed import Plain, validated
 from tasks.diffusion.hub import hub_folder, named_on_hub
 from tasks.diffusion.model import audit_defaults
 from tasks.diffusion.precision import precision_for
-from tasks.errors import InputError
+from tasks.errors import InputError, refuse
+from tasks.evaluate.clip_score import LOCAL
 
 
-class AuditParams(BaseModel):
+class AuditParams(Plain):
     """What is audited."""
 
     model_config = ConfigDict(title="Audit", frozen=True, extra="forbid")
@@ -30,7 +32,7 @@ class AuditParams(BaseModel):
     nulls: str | None = Field(None, description="file of prompts that are not memorized")
     ordinary: str | None = Field(None, description="file of prompts that quality is measured on")
     images: str | None = Field(None, description="folder of the prompts' training images")
-    clip: str | None = Field(None, description="open_clip model that scores alignment: local-dir:FOLDER")
+    clip: str | None = Field(None, description="open_clip model that scores alignment: FOLDER, or NAME=FILE")
     device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
     profile: Profile = Field("quick", description="how much is looked at, unless settings say it")
     settings: Settings | None = Field(
@@ -47,10 +49,53 @@ def resolved(params: AuditParams) -> AuditParams:
     Raises:
         InputError: there is no such model, or its engram.json cannot be used.
     """
-    settings = params.settings or settings_for(params.profile, audit_defaults(model_folder(params.model)))
+    settings = params.settings or defaults_for(params.profile, model_folder(params.model))
     precision = precision_for(settings.precision, params.device)
     settings = settings.model_copy(update={"precision": precision})
     return params.model_copy(update={"settings": settings, "model": full_name(params.model)})
+
+
+class Own(BaseModel):
+    """What the `engram.json` of a model's folder may say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: str | None = Field(None, min_length=1)
+    images: str | None = Field(None, min_length=1)
+    clip: str | None = Field(None, min_length=1)
+    settings: dict[str, Any] = {}
+    profiles: dict[str, dict[str, Any]] = {}
+
+
+def own_of(folder: Path) -> dict[str, Any]:
+    """What a model's `engram.json` says of its own audit; empty without one.
+
+    Raises:
+        InputError: it says something that cannot be used; all of it at once, under any profile.
+    """
+    own, file = audit_defaults(folder), folder / "engram.json"
+    if own:
+        validated(Own, own, f"{file}: ")
+        problems = [problem for profile in PROFILES for problem in _problems(profile, own, file)]
+        refuse(problems)
+    return own
+
+
+def defaults_for(profile: Profile, folder: Path, **changes: Any) -> Settings:
+    """The settings of a profile and of a model's own `engram.json`, with what a person asked for.
+
+    Raises:
+        InputError: see `own_of` and `settings_for`.
+    """
+    return settings_for(profile, own_of(folder), folder / "engram.json", **changes)
+
+
+def _problems(profile: Profile, own: dict[str, Any], file: Path) -> tuple[str, ...]:
+    try:
+        settings_for(profile, own, file)
+    except InputError as error:
+        return error.problems
+    return ()
 
 
 def full_name(model: str) -> str:
@@ -66,6 +111,16 @@ def in_full(path: str | Path) -> Path:
     # What ".." means depends on where links before it lead; those behind it stay.
     last = len(whole.parts) - whole.parts[::-1].index("..")
     return Path(*whole.parts[:last]).resolve().joinpath(*whole.parts[last:])
+
+
+def clip_in_full(named: str) -> str:
+    """What `--clip` says with the path in it in full, whatever kind of path it is."""
+    if named.startswith(LOCAL):
+        return f"{LOCAL}{in_full(named.removeprefix(LOCAL))}"
+    if Path(named).expanduser().exists():
+        return str(in_full(named))
+    name, equals, weights = named.partition("=")
+    return f"{name}={in_full(weights.strip())}" if equals and weights.strip() else named
 
 
 def model_folder(model: str) -> Path:
@@ -117,5 +172,5 @@ def _changes(known: dict[str, Any], told: dict[str, Any], group: str = "") -> It
 
 def beside(folder: Path, name: str, prefix: str = "") -> str | None:
     """A path that the model's `engram.json` gives, relative to its folder."""
-    path = audit_defaults(folder).get(name)
+    path = own_of(folder).get(name)
     return f"{prefix}{(folder / path).resolve()}" if path else None

@@ -4,21 +4,23 @@ Every id is a key of what determines a result. So a stage finds what the stages 
 they ran in this process, on another worker or last night.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flows.params import AuditParams, beside, model_folder, resolved
+from flows.rules import together
+from flows.selection import Selection
 from flows.settings import Settings
 from storage import Store
 from tasks.attack import task as attacking
 from tasks.attack.dori import DoriParams, Start
 from tasks.collect import task as collecting
 from tasks.diffusion.precision import Precision, precision_for
-from tasks.errors import InputError
-from tasks.evaluate import clip_score, sscd
+from tasks.errors import InputError, refuse
+from tasks.evaluate import clip_score
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.clip_score import ClipParams
 from tasks.localize import task as localizing
@@ -27,7 +29,7 @@ from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as mitigating
 from tasks.mitigate.prune import OWN_CUTS
 from tasks.report.verdict import EFFORT
-from tasks.subject import DEFENCES, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of, units_of
+from tasks.subject import DEFENCES, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of
 
 CLAIMS = (ORIGINAL, "nemo", "nemo-own", "wanda", "adversarial-finetune")
 """Variants that claim to have removed a memory, and the model itself: attacked from every start. Random cuts and rivals
@@ -76,71 +78,32 @@ class Plan:
         self.params = resolved(params)
         assert self.params.settings is not None
         settings = self.settings = self.params.settings
-        _computable(settings)
+        refuse(together(settings))
         self.folder = model_folder(params.model)
         self.subject = _subject(params, self.folder, precision_for(settings.precision, params.device))
-        self.memorized = prompts_of(self.subject, "memorized", settings.memorized)
-        self.nulls = prompts_of(self.subject, "null", settings.nulls)
-        every = prompts_of(self.subject, "ordinary")
-        self.ordinary = every[: settings.ordinary]
-        # What every figure counts once; see `tasks.units`.
-        self.units = units_of(self.subject, ())
-        # A memorized picture is no control, and must not be trained back in, whatever caption it has, too.
-        remembered = {self.units[prompt.prompt_id] for prompt in prompts_of(self.subject, "memorized")}
-
-        def apart(prompts: Sequence[Asked]) -> list[Asked]:
-            return [one for one in prompts if one.image_ids and self.units[one.prompt_id] not in remembered]
-
-        # What trains a model must not be what its quality is measured on.
-        self.kept = apart(every[settings.ordinary :])[: settings.kept]
-        # Nor what the control's weights are found on: cut, they would spoil the very prompts that judge the cut.
-        others, few = every[settings.ordinary :], len(self.memorized)
-        self.control_prompts = [*others, *self.ordinary][:few]
-        self.threshold_nulls = self.nulls[: settings.threshold_nulls]
+        chosen = selection_of(self.subject, settings)
+        chosen.check_unseen()
+        self.chosen, self.units = chosen, chosen.units
+        self.memorized, self.nulls, self.ordinary = chosen.memorized, chosen.nulls, chosen.ordinary
+        self.kept, self.control_prompts = chosen.kept, chosen.control_prompts
+        self.threshold_nulls = chosen.threshold_nulls
+        self.attacked, self.controls, self.unseen = chosen.attacked, chosen.controls, chosen.unseen
         # As many null prompts as memorized ones, as published; fewer only where there are no more.
+        few = len(self.memorized)
         self.contrast = collecting.empty_prompts(few) if settings.contrast == "empty" else self.nulls[:few]
         self.wanda: WandaParams = settings.wanda.model_copy(
             update={"tau": min(settings.wanda.tau, settings.sampling.steps)}
         )
-        self.attacked = self.different(self.memorized)[: settings.attacked]
-        self.controls = self.different(apart(self.ordinary))[: settings.controls]
-        self.unseen = self.different(apart(self.nulls))[: settings.unseen]
-        if len(self.unseen) < settings.unseen:
-            raise InputError(
-                f"{settings.unseen} unseen pictures are to be attacked, but null prompts have {len(self.unseen)}: give"
-                " --nulls and --images, or --set unseen=0"
-            )
-        self.pool = attack_pool(self.subject, settings)
-
-    def different(self, prompts: Sequence[Asked]) -> list[Asked]:
-        """The first of the prompts with images that share one: an attack knows an image, not its captions, so that an
-        image would be attacked as often as it has captions."""
-        found: dict[str, Asked] = {}
-        for prompt in prompts:
-            if prompt.image_ids:
-                found.setdefault(self.units[prompt.prompt_id], prompt)
-        return list(found.values())
+        self.pool = chosen.pool
 
     @property
     def clip(self) -> ClipParams:
         """The model that scores alignment.
 
         Raises:
-            InputError: none is named.
+            InputError: none is named, or none such is there.
         """
-        named = self.params.clip or beside(self.folder, "clip", "local-dir:")
-        if named is None:
-            raise InputError(f"{self.folder} names no CLIP model: give one with --clip local-dir:FOLDER")
-        return ClipParams(model=named)
-
-    def check_scorers(self) -> None:
-        """Looks whether the models that score pictures are there.
-
-        Raises:
-            InputError: one is not, or is not the pinned one.
-        """
-        clip_score.scorer_of(self.clip)
-        sscd.scorer_of(self.settings.sscd)
+        return clip_of(self.params, self.folder)
 
     def audits(self) -> list[dict[str, Any]]:
         """The audits of these weights with these prompts and settings, however they ended: their rows in the store."""
@@ -200,10 +163,7 @@ class Plan:
     @property
     def pictured(self) -> tuple[list[Asked], list[Asked]]:
         """Memorized and ordinary prompts that have training images."""
-        memorized, ordinary = (
-            [prompt for prompt in prompts if prompt.image_ids] for prompts in (self.memorized, self.ordinary)
-        )
-        return memorized, ordinary
+        return self.chosen.pictured
 
     @property
     def diagnosed(self) -> list[Asked]:
@@ -266,17 +226,12 @@ class Plan:
     @property
     def erasable(self) -> list[Asked]:
         """Memorized prompts that fine-tuning can erase; none where there are no pictures to train on."""
-        return self.pictured[0] if self.kept else []
+        return self.chosen.erasable
 
     @property
     def why_not_erasable(self) -> str:
         """What is missing where there is nothing to erase."""
-        if not self.pictured[0]:
-            return "memorized prompts have no training pictures: give --images"
-        return (
-            f"beyond the {self.settings.ordinary} ordinary prompts that quality is measured on, none has a picture "
-            "that could keep the model useful: give more with --ordinary and --images, or --set ordinary=N lower"
-        )
+        return self.chosen.why_not_erasable
 
     def cuts(self) -> dict[str, str]:
         """The variants that were cut, in order: by name the variant in the store."""
@@ -379,40 +334,49 @@ def pruned_of(cuts: Mapping[str, str]) -> str | None:
     return cuts.get("wanda", cuts.get("nemo"))
 
 
-def _computable(settings: Settings) -> None:
-    """Refuses at once what would fail after hours: gradients in too few digits."""
-    if settings.precision == "float16" and settings.attacked:
-        raise InputError("attacks need gradients, which vanish in float16: --set precision=bfloat16 or float32")
-    if settings.precision in ("float16", "bfloat16") and settings.erase:
-        raise InputError(
-            f"fine-tuning needs float32 weights, not {settings.precision}: --set precision=mixed, or --set 'erase=[]'"
-        )
-    if settings.sampling.guidance <= 1 and settings.wanda.half != "conditional":
-        raise InputError(
-            f"without guidance there is no half without text, which wanda.half={settings.wanda.half} needs: "
-            "--set wanda.half=conditional, or sample with a guidance above 1"
-        )
+def selection_of(subject: Subject, settings: Settings) -> Selection:
+    """The choice among the prompts of a set in the store."""
+    return Selection(settings, {kind: prompts_of(subject, kind) for kind in get_args(Kind)})
 
 
 def attack_pool(subject: Subject, settings: Settings) -> list[str]:
     """Prompts that attacks start from, or whose spread their noise has."""
-    limits: tuple[tuple[Kind, int | None], ...] = (
-        ("memorized", settings.memorized),
-        ("null", settings.nulls),
-        ("ordinary", settings.ordinary),
-    )
-    return [prompt.text for kind, limit in limits for prompt in prompts_of(subject, kind, limit)]
+    return selection_of(subject, settings).pool
 
 
 def _subject(params: AuditParams, folder: Path, precision: Precision) -> Subject:
     """The model with its prompts in the store."""
+    prompts, *others = files_of(params, folder)
+    store = Store.open(params.store)
+    name = collecting.import_prompts(store, prompts, *others)
+    return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device, precision=precision)
+
+
+def files_of(params: AuditParams, folder: Path) -> tuple[Path, Path | None, Path | None, Path | None]:
+    """The files of memorized, null and ordinary prompts, and the folder of images, as `import_prompts` takes them.
+
+    Raises:
+        InputError: no prompts are named, and the model has none of its own.
+    """
     prompts = params.prompts or beside(folder, "prompts")
     if prompts is None:
         raise InputError(
             f"which prompts? {folder} names none of its own: give a file of memorized prompts with --prompts"
         )
     images = params.images or (beside(folder, "images") if params.prompts is None else None)
-    others = [Path(path) if path else None for path in (params.nulls, params.ordinary, images)]
-    store = Store.open(params.store)
-    name = collecting.import_prompts(store, Path(prompts), *others)
-    return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device, precision=precision)
+    nulls, ordinary, pictures = (Path(path) if path else None for path in (params.nulls, params.ordinary, images))
+    return Path(prompts), nulls, ordinary, pictures
+
+
+def clip_of(params: AuditParams, folder: Path) -> ClipParams:
+    """The model that scores alignment: the one named, or else the model's own.
+
+    Raises:
+        InputError: none is named, or none such is there.
+    """
+    if params.clip is not None:
+        return clip_score.clip_named(params.clip)
+    own = beside(folder, "clip", clip_score.LOCAL)
+    if own is None:
+        raise InputError(f"{folder} names no CLIP model: give the folder of one with --clip FOLDER")
+    return ClipParams(model=own)

@@ -1,6 +1,8 @@
 """The reference world: built from emoji packages, and measured against the gates it has to pass."""
 
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,22 +10,23 @@ import numpy as np
 from prefect import flow, task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
 from flows.audit import AuditParams, audit
-from flows.params import model_folder
+from flows.check import check as check_audit
+from flows.params import defaults_for, model_folder
 from flows.plan import attack_pool
-from flows.settings import Settings, settings_for
+from flows.settings import Settings
 from flows.show import show, shown_progress, uri
+from flows.typed import Plain
 from storage import Store
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
-from tasks.diffusion.model import audit_defaults
 from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import to_png
-from tasks.errors import InputError
+from tasks.errors import gathered, noting, refuse
 from tasks.evaluate import task as evaluating
 from tasks.localize import task as localizing
 from tasks.mitigate import task as mitigating
@@ -31,6 +34,7 @@ from tasks.reference import assemble, gates
 from tasks.reference import build as recipe
 from tasks.reference.bank import embed_bank
 from tasks.reference.build import BuildParams
+from tasks.reference.pictures import check_archives
 from tasks.report import task as reporting
 from tasks.report.markdown import put_between
 from tasks.report.sheet import grid
@@ -42,7 +46,7 @@ ACROSS = 12
 """Pictures in a row of what is drawn beside the README."""
 
 
-class BuildRun(BaseModel):
+class BuildRun(Plain):
     """Which packages the reference world is built from, and where."""
 
     model_config = ConfigDict(title="Reference world", frozen=True, extra="forbid")
@@ -64,6 +68,7 @@ def build(params: BuildRun) -> None:
     Raises:
         InputError: the packages are not those, or there is no world to start from.
     """
+    check_build(params)
     place, told = Path(params.folder), params.recipe
     begun = recipe.Start.of(Path(params.start)) if params.start is not None else recipe.Start()
 
@@ -96,6 +101,22 @@ def build(params: BuildRun) -> None:
     )
 
 
+def check_build(params: BuildRun) -> None:
+    """Looks at all that a build is given; nothing is written.
+
+    Raises:
+        InputError: something cannot be used; all of it at once.
+    """
+    problems = gathered(partial(check_archives, Path(params.pictures), Path(params.names)))
+    if params.start is not None:
+        problems += gathered(partial(recipe.check_world, Path(params.start)))
+    for place in (params.folder, params.out):
+        there = next(folder for folder in (Path(place).absolute(), *Path(place).absolute().parents) if folder.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            problems.append(f"{place} cannot be written: {there} is no folder, or without the right to write there")
+    refuse(problems)
+
+
 @flow(name="reference-check")
 def check(
     model: str = "reference",
@@ -114,8 +135,7 @@ def check(
     Raises:
         InputError: there is no such group, or no such model.
     """
-    if unknown := set(only or ()) - set(gates.GROUPS):
-        raise InputError(f"no gates {min(unknown)!r}: there are {', '.join(gates.GROUPS)}")
+    check_gates(model, only, store, device)
     folder = model_folder(model)
     world = folder.parent
     found: list[gates.Gate] = []
@@ -124,7 +144,7 @@ def check(
     if _wanted("clip", only):
         found += gates.text_image(world / "clip", world / "prompts.parquet", world / "images.parquet")
     address = Store.open(store).url
-    settings = settings_for("full", audit_defaults(folder))
+    settings = defaults_for("full", folder)
     name = collecting.import_set(Store.open(address), world / "prompts.parquet", world / "images.parquet")
     precision = precision_for(settings.precision, device)
     subject = Subject(store=address, model=str(folder), prompt_set=name, device=device, precision=precision)
@@ -148,6 +168,31 @@ def check(
         if _wanted("planted", only) and _wanted("ordinary", only):
             _draw(subject, world, settings)
     return all(gate.holds for gate in found)
+
+
+def check_gates(model: str, only: list[str] | None, store: str, device: str | None) -> None:
+    """Looks at all that gates are measured of; nothing is written.
+
+    Raises:
+        InputError: something cannot be used; all of it at once.
+    """
+    problems = [
+        f"no gates {name!r}: there are {', '.join(gates.GROUPS)}" for name in only or () if name not in gates.GROUPS
+    ]
+    with noting(problems):
+        world = model_folder(model).parent
+        needed: dict[str, tuple[str, ...]] = {
+            "prompts.parquet": gates.GROUPS,
+            "images.parquet": gates.GROUPS,
+            "heldout.parquet": ("autoencoder", "attack"),
+            "bank.parquet": ("ordinary",),
+        }
+        for name, groups in needed.items():
+            if any(_wanted(group, only) for group in groups) and not (world / name).is_file():
+                problems.append(f"no {world / name}: gates are those of a world that `engram reference build` made")
+    with noting(problems):
+        check_audit(AuditParams(model=model, store=store, device=device, profile="full"))
+    refuse(problems)
 
 
 def _planted(subject: Subject, settings: Settings) -> list[gates.Gate]:

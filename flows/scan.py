@@ -1,21 +1,26 @@
 """The scan: which prompts of a file a model has memorized, when nobody knows what it has memorized."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows import rules
+from flows.check import of_model, of_store
 from flows.lineage import task
-from flows.params import beside, model_folder
-from flows.settings import settings_for
+from flows.params import beside, defaults_for, model_folder
 from flows.show import show_scan, shown_progress
 from flows.stages import register_model
+from flows.typed import Plain
 from storage import Store, query
 from tasks.collect import task as collecting
 from tasks.collect.prompt_files import Prompt
-from tasks.diffusion.model import audit_defaults
+from tasks.diffusion.model import usable_device
 from tasks.diffusion.precision import precision_for
-from tasks.errors import InputError
+from tasks.diffusion.sampling import SamplingParams
+from tasks.errors import InputError, gathered, noting, refuse
 from tasks.scan import task as scanning
 from tasks.scan.conformal import false_alarms
 from tasks.scan.detectors import ScanParams
@@ -23,7 +28,7 @@ from tasks.subject import Subject
 from tasks.units import spelling
 
 
-class ScanRun(BaseModel):
+class ScanRun(Plain):
     """What is scanned."""
 
     model_config = ConfigDict(title="Scan", frozen=True, extra="forbid")
@@ -58,8 +63,9 @@ def scan(params: ScanRun) -> Scanned:
     Raises:
         InputError: the model or the prompts cannot be used, or there are too few null prompts for the false-alarm rate.
     """
+    check_scan(params)
     folder = model_folder(params.model)
-    precision = precision_for(settings_for("quick", audit_defaults(folder)).precision, params.device)
+    precision = precision_for(defaults_for("quick", folder).precision, params.device)
     # What is scanned is no set in the store: nobody knows yet what these prompts are.
     place = {"store": Store.open(params.store).url, "model": str(folder), "prompt_set": "", "device": params.device}
     subject = Subject.model_validate(place | {"precision": precision})
@@ -67,8 +73,8 @@ def scan(params: ScanRun) -> Scanned:
     prompts, nulls = (scanning.readable(subject, group) for group in asked)
     if not prompts:
         raise InputError(f"no prompt can be scanned: the model reads {subject.load().tokens} tokens, all have more")
+    enough_nulls(nulls, params.scan.alpha)  # there may be fewer now, and all the work is still to come
     different = scanning.different(nulls)
-    false_alarms(len(different), params.scan.alpha)  # there may be fewer now, and all the work is still to come
     with shown_progress("scan"):
         register_model(subject)
         for detector in dict.fromkeys(params.scan.detectors):
@@ -91,28 +97,61 @@ def told(params: ScanRun) -> tuple[list[Prompt], list[Prompt]]:
     Null prompts are those of their own file, or else what the scanned file and the model's own say is null.
 
     Raises:
-        InputError: a file cannot be used, there is none, it holds nothing to scan, or there are too few null prompts.
+        InputError: a file cannot be used, there is none, or it holds nothing to scan.
     """
     folder = model_folder(params.model)
     path, own = _file(params, folder), beside(folder, "prompts")
-    given = collecting.told_prompts(Path(path))
+    given: list[Prompt] = []
+    known: list[Prompt] = []
+    problems: list[str] = []
+    with noting(problems):
+        given = collecting.told_prompts(Path(path))
+    with noting(problems):
+        if params.nulls is not None:
+            known = collecting.told_prompts(Path(params.nulls), "null")
+        else:
+            known = given if own in (None, path) else [*given, *collecting.told_prompts(Path(own))]
     scanned = {prompt.text: prompt for prompt in given if prompt.kind != "null"}
-    if not scanned:
-        raise InputError(f"{path} has nothing to scan: it says of all its prompts that they are not memorized")
-    if params.nulls is not None:
-        known = collecting.told_prompts(Path(params.nulls), "null")
-    else:
-        known = given if own in (None, path) else [*given, *collecting.told_prompts(Path(own))]
+    if given and not scanned:
+        problems.append(f"{path} has nothing to scan: it says of all its prompts that they are not memorized")
     asked = {spelling(text) for text in scanned}
     nulls = {prompt.text: prompt for prompt in known if prompt.kind == "null" and spelling(prompt.text) not in asked}
-    different = scanning.different(list(nulls.values()))
+    refuse(problems)
+    return list(scanned.values()), list(nulls.values())
+
+
+def check_scan(params: ScanRun, settled: bool = True) -> None:
+    """Looks at all that a scan is given: model, device, store, prompts and settings; nothing is written.
+
+    Args:
+        settled: whether the settings are those that are meant; else nothing is said of what follows from them.
+
+    Raises:
+        InputError: something cannot be used; all of it at once, a sentence each.
+    """
+    problems = [*gathered(partial(usable_device, params.device)), *of_store(params.store)]
+    with noting(problems):
+        folder = model_folder(params.model)
+        outline = of_model(folder, problems, SamplingParams(steps=params.scan.steps))
+        with noting(problems):
+            defaults_for("quick", folder)
+        with noting(problems):
+            _, nulls = told(params)
+            problems += gathered(partial(enough_nulls, nulls, params.scan.alpha)) if settled else []
+        problems += rules.of_a_scan(params.scan, outline) if settled and outline is not None else []
+    refuse(problems)
+
+
+def enough_nulls(nulls: Sequence[Prompt], alpha: float) -> None:
+    """Raises InputError where there are too few null prompts for a rate of false alarms; those that share an image or
+    their text count once."""
+    different = scanning.different(nulls)
     try:
-        false_alarms(len(different), params.scan.alpha)
+        false_alarms(len(different), alpha)
     except InputError as error:
         if len(different) == len(nulls):
             raise
         raise InputError(f"{error}; {len(nulls)} are given, of which some share an image or their text") from error
-    return list(scanned.values()), list(nulls.values())
 
 
 def _file(params: ScanRun, folder: Path) -> str:

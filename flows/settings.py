@@ -1,16 +1,18 @@
 """What an audit is told, and the two profiles that people start from."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.typed import may_be, validated
 from tasks.attack.dori import DoriParams, Start
 from tasks.attack.extraction import ExtractionParams
 from tasks.diffusion.precision import AskedPrecision
 from tasks.diffusion.sampling import SamplingParams
-from tasks.errors import InputError
+from tasks.errors import InputError, refuse
 from tasks.evaluate.sscd import SscdParams
 from tasks.localize.importance import Importance, ImportanceParams
 from tasks.localize.nemo import NemoParams
@@ -109,28 +111,67 @@ PROFILES: dict[Profile, dict[str, Any]] = {
 }
 
 
-def settings_for(profile: Profile, model: dict[str, Any], **changes: Any) -> Settings:
+MANAGED = {
+    "dori.start": "attacks begin where `starts` says",
+    "dori.also_at": "`efforts` says at which numbers of steps attacks are looked at",
+    "importance.score": "`scores` says which scores are cut by",
+}
+"""Settings of methods that an audit sets itself, and by what. They are not listed, and refused where they are given."""
+
+
+def settings_for(
+    profile: Profile, model: Mapping[str, Any], file: str | Path = "engram.json", /, **changes: Any
+) -> Settings:
     """A profile, with what the model's own `engram.json` says, with what a person asked for.
 
     Args:
         model: its "settings" count for every profile, its "profiles" for the one that they are named by.
+        file: what the model's own settings are called by where they cannot be used.
 
     Raises:
-        InputError: a value is out of its bounds, or has no such name.
+        InputError: values are out of their bounds, or have no such name; all of them at once.
     """
+    profiles: Mapping[str, Any] = model.get("profiles", {})
+    own = [model.get("settings", {}), profiles.get(profile, {})]
+    problems: list[str] = []
+    base: Mapping[str, Any] = PROFILES[profile]
+    try:
+        others = sorted(profiles.keys() - PROFILES.keys())
+        refuse([f"{file} has a profile {name!r}; there are {', '.join(PROFILES)}" for name in others])
+        # By itself first, so that what is wrong is said of the file that it stands in.
+        merged = validated(Settings, _merged(base, *own), f"{file}: ")
+        refuse([f"{file}: {problem}" for problem in managed(merged)])
+        base = _merged(base, *own)
+    except InputError as error:
+        problems += error.problems
+    try:
+        chosen = validated(Settings, _merged(base, changes))
+        refuse(problems + managed(chosen))
+    except InputError as error:
+        refuse([*problems, *error.problems])
+        raise
+    return chosen
+
+
+def managed(settings: Settings) -> list[str]:
+    """What is said of settings that would be ignored, since an audit sets them itself."""
+    found = []
+    for name, words in MANAGED.items():
+        group, _, last = name.partition(".")
+        chosen = getattr(settings, group)
+        if getattr(chosen, last) != type(chosen).model_fields[last].default:
+            found.append(f"{name} would be ignored: {words}")
+    return found
+
+
+def _merged(*sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Later sources over earlier ones, setting by setting."""
     merged: dict[str, Any] = {}
-    profiles = model.get("profiles", {})
-    if unknown := profiles.keys() - PROFILES.keys():
-        raise InputError(f"the model's engram.json has a profile {min(unknown)!r}; there are {', '.join(PROFILES)}")
-    own = profiles.get(profile, {})
-    for source in (PROFILES[profile], model.get("settings", {}), own, changes):
+    for source in sources:
         for name, value in source.items():
             known = merged.get(name)
-            merged[name] = known | value if isinstance(value, dict) and isinstance(known, dict) else value
-    try:
-        return Settings.model_validate(merged)
-    except ValueError as error:
-        raise InputError(f"these settings cannot be used: {'; '.join(str(error).splitlines()[1:3])}") from error
+            merged[name] = _merged(known, value) if isinstance(value, Mapping) and isinstance(known, Mapping) else value
+    return merged
 
 
 def listed(settings: BaseModel, group: str = "") -> Iterator[dict[str, str]]:
@@ -140,20 +181,11 @@ def listed(settings: BaseModel, group: str = "") -> Iterator[dict[str, str]]:
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
             yield from listed(value, f"{group}{name}.")
-            continue
-        words = json.dumps(settings.model_dump(mode="json", include={name})[name])
-        yield {"setting": group + name, "value": words, "may be": _may_be(told[name]), "what": field.description or ""}
-
-
-def _may_be(told: dict[str, Any]) -> str:
-    """The bounds of a setting, by its JSON schema."""
-    if "anyOf" in told:
-        return " or ".join(filter(None, map(_may_be, told["anyOf"])))
-    if "items" in told:
-        return f"a list of: {_may_be(told['items'])}"
-    if "enum" in told or "const" in told:
-        return ", ".join(map(str, told.get("enum", [told.get("const")])))
-    low, above = told.get("minimum"), told.get("exclusiveMinimum")
-    high, below = told.get("maximum"), told.get("exclusiveMaximum")
-    bounds = {f">= {low}": low, f"> {above}": above, f"<= {high}": high, f"< {below}": below}
-    return ", ".join([told.get("type", ""), *(words for words, bound in bounds.items() if bound is not None)])
+        elif group + name not in MANAGED:
+            words = json.dumps(settings.model_dump(mode="json", include={name})[name])
+            yield {
+                "setting": group + name,
+                "value": words,
+                "may be": may_be(told[name]),
+                "what": field.description or "",
+            }

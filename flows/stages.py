@@ -8,6 +8,7 @@ from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel
 
+from flows.check import check
 from flows.facts import facts_of
 from flows.lineage import task
 from flows.params import AuditParams
@@ -61,6 +62,7 @@ def collect(params: AuditParams) -> None:
     Raises:
         InputError: the model, the prompts or the images cannot be used.
     """
+    check(params)
     plan = Plan(params)
     with shown_progress("collect"):
         register_model(plan.subject)
@@ -80,6 +82,7 @@ def localize(params: AuditParams) -> None:
     Raises:
         InputError: the collection did not run, or prompts have no images where gradients need them.
     """
+    check(params)
     plan = Plan(params)
     subject, settings, memorized = plan.subject, plan.settings, plan.memorized
     with shown_progress("localize"):
@@ -90,8 +93,7 @@ def localize(params: AuditParams) -> None:
         memorization_left(subject, memorized, nemo_id, plan.threshold_nulls, settings.nemo, seed=settings.seed)
         wanda_id = localize_wanda(subject, plan.subsets, plan.contrast, plan.wanda, settings.sampling)
         localize_control(subject, plan.control, plan.contrast, plan.wanda, settings.sampling)
-        if settings.scores and not all(plan.pictured):
-            raise InputError("other scores need training images of memorized and of ordinary prompts: give --images")
+        plan.chosen.check_scores()
         for score in settings.scores:
             chosen = settings.importance.model_copy(update={"score": score})
             localize_importance(subject, *plan.pictured, chosen, wanda_id, plan.wanda)
@@ -110,6 +112,7 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
     Raises:
         InputError: the localization did not run, or there is no such audit, see `audit_of`.
     """
+    check(params)
     plan = Plan(params)
     audit_id = "none" if audit_id is None else audit_of(plan, audit_id)
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
@@ -151,6 +154,7 @@ def attack(params: AuditParams) -> None:
     Raises:
         InputError: the mitigation did not run, or an attack diverged.
     """
+    check(params)
     plan = Plan(params)
     with shown_progress("attack"):
         for probe in plan.probes(plan.variants()):
@@ -169,6 +173,7 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
     Raises:
         InputError: the localization did not run, or there is no such audit, see `audit_of`.
     """
+    check(params)
     plan = Plan(params)
     audit_id = audit_of(plan, audit_id)
     subject, settings = plan.subject, plan.settings
@@ -198,7 +203,7 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
     """The figures of the diagnosis, and its artifacts."""
     (triggers, starts), succeeded = plan.diagnosed_triggers(), plan.succeeded()
     # One prompt of each image: captions of one lie together, and would make the others seem nearer than they are.
-    others = plan.different(plan.memorized)
+    others = plan.chosen.different(plan.memorized)
     found = []
     for prompt in plan.diagnosed:
         searched, restarts = plan.searched[prompt.prompt_id], succeeded[prompt.prompt_id]
@@ -233,6 +238,7 @@ def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
     Raises:
         InputError: the attack did not run, or there is no such audit, see `audit_of`.
     """
+    check(params)
     plan = Plan(params)
     audit_id = audit_of(plan, audit_id)
     with shown_progress("evaluate"):
@@ -250,6 +256,7 @@ def report(params: AuditParams, audit_id: str | None = None) -> Audited:
     Raises:
         InputError: there is no such audit, see `audit_of`, or it has no figures.
     """
+    check(params)
     plan = Plan(params)
     audit_id = audit_of(plan, audit_id)
     subject, settings = plan.subject, plan.settings

@@ -8,7 +8,7 @@ from storage.keys import content_key
 from storage.processes import begun_here, mark_lost
 from storage.render import FORMATS, render
 from storage.sandbox import run_sql
-from storage.store import Store
+from storage.store import Store, address_of
 from storage.verify import Damage, collect_litter, verify
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Damage",
     "Store",
     "StoreError",
+    "address_of",
     "begun_here",
     "collect_litter",
     "connect",

@@ -101,7 +101,7 @@ def write_catalog(store: Store, path: Path | str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def query(con_or_store: duckdb.DuckDBPyConnection | Store, name: str, **params: Any) -> pa.Table:
+def query(con_or_store: duckdb.DuckDBPyConnection | Store, name: str, /, **params: Any) -> pa.Table:
     """Run a named query.
 
     Args:

@@ -247,6 +247,29 @@ def dataset(store: Store, table: Table, addresses: list[str]) -> ds.FileSystemDa
     )
 
 
+def address_of(url: str | Path | None = None) -> str:
+    """The address of a store in full, where there is one that can be written to, or one can be begun; writes nothing.
+
+    Args:
+        url: as `Store.open` takes it.
+
+    Raises:
+        StoreError: a store of another version; a place out of reach, or without the right to write there.
+    """
+    url = str(url or os.environ.get("ENGRAM_STORE") or DEFAULT)
+    with _clear(f"cannot open the store {url}"):
+        place = _place(url)
+        if place.exists(MARK):
+            _check_version(url, place.read(MARK))
+        if isinstance(place, LocalPlace):
+            there = next(folder for folder in (place.path, *place.path.parents) if os.path.lexists(folder))
+            if not there.is_dir():
+                raise StoreError(f"cannot open the store {url}: {there} is no folder; choose another with --store")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise StoreError(f"cannot write into {there}: choose another folder for the store with --store")
+    return place.url
+
+
 def _place(url: str) -> Place:
     parts = urlsplit(url)
     if parts.scheme in ("s3", "file") and (parts.query or parts.fragment):

@@ -221,14 +221,23 @@ def prompts_of(subject: Subject, kind: Kind, limit: int | None = None) -> list[A
     rows = subject.open().read("prompts", prompt_set=subject.prompt_set, kind=kind).to_pylist()
     if not rows:
         raise InputError(f"the prompt set {subject.prompt_set!r} has no {kind} prompts: add some to its file")
+    return in_turns(rows)[:limit]
+
+
+def in_turns(rows: Sequence[Mapping[str, Any]]) -> list[Asked]:
+    """Prompts of rows of the table `prompts`, the first of each subset first, then the second of each."""
     by_subset: dict[str | None, list[Asked]] = {}
     for row in rows:
         asked = Asked(
-            row["prompt_id"], row["text"], kind, row["memorization"], row["subset"], tuple(row["image_ids"] or ())
+            row["prompt_id"],
+            row["text"],
+            row["kind"],
+            row["memorization"],
+            row["subset"],
+            tuple(row["image_ids"] or ()),
         )
         by_subset.setdefault(asked.subset, []).append(asked)
-    turns = [asked for turn in zip_longest(*by_subset.values()) for asked in turn if asked is not None]
-    return turns[:limit]
+    return [asked for turn in zip_longest(*by_subset.values()) for asked in turn if asked is not None]
 
 
 def units_of(subject: Subject, asked: Sequence[Asked]) -> dict[str, str]:

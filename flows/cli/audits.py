@@ -17,6 +17,8 @@ from flows.cli.shared import (
     StoreOption,
     app,
     asks_what,
+    described,
+    lists,
     looked_at,
     printed,
     quiet,
@@ -48,7 +50,13 @@ def _stage(name: str, words: str) -> None:
 
     def of_an_audit(params: Any, audit_id: AuditOption = None) -> None:
         from flows import stages
+        from flows.plan import Plan
+        from tasks.report.task import record_of
 
+        if audit_id is not None:  # before prompts are brought into the store
+            record_of(Store.open(params.store, create=False), audit_id)
+        if audit_id is not None or name != "mitigate":
+            audit_id = stages.audit_of(Plan(params), audit_id)
         with prefect_server():
             found = getattr(stages, name)(params, audit_id)
         if name == "report":
@@ -76,6 +84,7 @@ for _name, _words in (
 
 
 @app.command()
+@lists
 def settings(
     profile: Annotated[ProfileName, typer.Option(help="The profile that values are shown of.")] = ProfileName.FULL,
     model: Annotated[str | None, typer.Option(help="With what the engram.json of this model says.")] = None,
@@ -83,15 +92,16 @@ def settings(
 ) -> None:
     """List the settings that --set takes, with their values in a profile and their bounds."""
     quiet()
-    from flows.params import model_folder
+    from flows.params import defaults_for, model_folder
     from flows.settings import listed, settings_for
-    from tasks.diffusion.model import audit_defaults
 
-    own = audit_defaults(model_folder(model)) if model is not None else {}
-    printed(list(listed(settings_for(profile.value, own))), form, widest=160)
+    named: Any = profile.value
+    chosen = settings_for(named, {}) if model is None else defaults_for(named, model_folder(model))
+    described(list(listed(chosen)), form)
 
 
 @app.command()
+@lists
 def audits(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None:
     """List the audits in the store."""
     columns = (

@@ -15,6 +15,7 @@ from flows.cli.shared import (
     StoreOption,
     app,
     asks_what,
+    lists,
     printed,
     quiet,
 )
@@ -48,6 +49,7 @@ def remove_model(
 
 
 @models.command(name="list")
+@lists
 def list_models(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None:
     """List the models that are audited every night."""
     printed(query(Store.open(store, create=False), "registered"), form)

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.shared import Format, FormatOption, ModelOption, StoreOption, app, printed, quiet, settings_of
+from flows.cli.shared import Format, FormatOption, ModelOption, StoreOption, app, lists, printed, quiet, settings_of
 from flows.lifetime import prefect_server
-from storage import Store, query
-from tasks.errors import InputError
+from flows.typed import validated
+from storage import Store, StoreError, address_of, query
+from tasks.errors import noting, refuse
 
 SHOWN = 100
 """Rows that a person is shown; programs get all."""
@@ -24,6 +25,7 @@ class DetectorName(StrEnum):
 
 
 @app.command()
+@lists
 def scan(
     prompts: Annotated[
         Path | None,
@@ -54,25 +56,36 @@ def scan(
 ) -> None:
     """Find memorized prompts of a model whose memorized set is unknown, most suspicious first."""
     quiet()
-    from flows.scan import ScanRun, told
+    from flows.scan import ScanRun, check_scan, told
     from flows.scan import scan as run
     from tasks.scan.detectors import ScanParams
     from tasks.scan.task import write_flagged
 
+    problems: list[str] = []
+    chosen, address = ScanParams(), str(store)
     if out is not None and not out.parent.is_dir():
-        raise InputError(f"there is no folder {out.parent} for {out.name}: make it first")
-    asked = settings_of(settings or [])
-    asked |= {"detectors": [each.value for each in detectors]} if detectors else {}
-    asked |= {"alpha": alpha} if alpha is not None else {}
+        problems.append(f"there is no folder {out.parent} for {out.name}: make it first")
+    with noting(problems):
+        asked = settings_of(settings or [], ScanParams, problems)
+        named = [each.value for each in detectors] if detectors else None
+        for name, value in (("detectors", named), ("alpha", alpha)):
+            if value is not None:
+                if name in asked and asked[name] != value:
+                    problems.append(f"{name} is set twice, by its own option and by --set: leave one")
+                asked[name] = value
+        chosen = validated(ScanParams, asked)
     try:
-        chosen = ScanParams.model_validate(asked)
-    except ValueError as error:
-        raise InputError(f"no such scan: {'; '.join(str(error).splitlines()[1:3])}") from error
+        address = address_of(store)
+    except StoreError as error:
+        problems.append(str(error))
     files = {"prompts": prompts, "nulls": nulls}
     paths = {name: str(path) for name, path in files.items() if path is not None}
-    opened = Store.open(store)
-    params = ScanRun(model=model, store=opened.url, device=device, scan=chosen, **paths)
-    scanned, _ = told(params)  # what cannot be used is refused before a flow begins
+    params = ScanRun(model=model, store=address, device=device, scan=chosen, **paths)
+    with noting(problems):
+        check_scan(params, settled=not problems)  # what cannot be used is refused before a flow begins
+    refuse(problems)
+    scanned, _ = told(params)
+    opened = Store.open(address)
     with prefect_server():
         found = run(params)
     if out is not None:  # first: whoever reads the rows may not read them to the end

@@ -1,29 +1,51 @@
 """What commands share: the options they take alike, how settings are read, and how rows are printed."""
 
-import json
 import logging
 import os
+import platform
+import shutil
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import wraps
+from importlib.metadata import version
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from storage import Store, StoreError, mark_lost, render
+from flows.typed import settings_of as settings_of
+from storage import Store, StoreError, address_of, mark_lost, render
 from storage.render import WIDEST
-from tasks.errors import InputError
+from tasks.errors import InputError, gathered, noting, refuse
 
 app = typer.Typer(
-    help="Audits text-to-image diffusion models for memorized training images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    """Says what is installed, a line each, and ends; nothing heavy is imported for it."""
+    if asked:
+        print(f"engram {version('engram-audit')}")
+        print(*(f"{name} {version(name)}" for name in ("torch", "diffusers", "prefect")), sep="\n")
+        print(f"python {platform.python_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which versions are installed.")
+    ] = False,
+) -> None:
+    """Audits text-to-image diffusion models for memorized training images."""
+
 
 NEEDS_A_PLATFORM = (
     "CANCELLATION_CLEANUP",
@@ -57,7 +79,7 @@ class ProfileName(StrEnum):
 
 
 ModelOption = Annotated[
-    str, typer.Option(help="Folder of a diffusers pipeline, OWNER/NAME[@REVISION] on the Hub, or 'reference'.")
+    str, typer.Option(help="Folder of a diffusers pipeline, OWNER/NAME\\[@REVISION] on the Hub, or 'reference'.")
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and figures as JSON.")]
@@ -76,23 +98,41 @@ def params_of(
     nulls: Annotated[Path | None, typer.Option(help="Prompts that are not memorized.")] = None,
     ordinary: Annotated[Path | None, typer.Option(help="Prompts that quality is measured on.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the prompts' training images.")] = None,
-    clip: Annotated[str | None, typer.Option(help="open_clip model for the CLIP score: local-dir:FOLDER.")] = None,
+    clip: Annotated[str | None, typer.Option(help="open_clip model for the CLIP score: FOLDER, or NAME=FILE.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=4 or --set wanda.sparsity=0.05.")
     ] = None,
     store: StoreOption = None,
 ) -> Any:
-    """What a person asked for, as the flows take it. Its arguments are the options of every command that audits."""
-    from flows.params import AuditParams, model_folder  # torch and Prefect take seconds to import
-    from flows.settings import settings_for
-    from tasks.diffusion.model import audit_defaults
+    """What a person asked for, as the flows take it. Its arguments are the options of every command that audits.
 
-    chosen = settings_for(profile.value, audit_defaults(model_folder(model)), **settings_of(settings or []))
+    Raises:
+        InputError: something cannot be used; all of it at once.
+    """
+    from flows.check import check
+    from flows.params import AuditParams, defaults_for, model_folder  # torch and Prefect take seconds to import
+    from flows.settings import Settings, settings_for
+
+    problems: list[str] = []
+    chosen, address = None, str(store)
+    given = settings_of(settings or [], Settings, problems)
+    with noting(problems):
+        chosen = defaults_for(profile.value, model_folder(model), **given)
+    if chosen is None:  # there is no such model, but what is wrong with the settings is known all the same
+        problems += gathered(lambda: settings_for(profile.value, {}, **given))
+    try:
+        address = address_of(store)
+    except StoreError as error:
+        problems.append(str(error))
     files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
     paths = {name: str(path) for name, path in files.items() if path is not None}
-    place = {"model": model, "store": Store.open(store).url, "clip": clip, "device": device}
-    return AuditParams(profile=profile.value, settings=chosen, **place, **paths)
+    place = {"model": model, "store": address, "clip": clip, "device": device}
+    params = AuditParams(profile=profile.value, settings=chosen, **place, **paths)
+    with noting(problems):
+        check(params, settled=not problems)
+    refuse(problems)
+    return params
 
 
 def asks_what(profile: ProfileName = ProfileName.QUICK) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -121,25 +161,44 @@ def asks_what(profile: ProfileName = ProfileName.QUICK) -> Callable[[Callable[..
     return with_options
 
 
-def settings_of(pairs: list[str]) -> dict[str, Any]:
-    """Nested settings from `name=value` and `group.name=value`."""
-    out: dict[str, Any] = {}
-    for pair in pairs:
-        path, equals, text = pair.partition("=")
-        if not equals or not path:
-            raise InputError(f"--set {pair!r} is not NAME=VALUE")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        *groups, name = path.split(".")
-        inner = out
-        for group in groups:
-            inner = inner.setdefault(group, {})
-            if not isinstance(inner, dict):
-                raise InputError(f"--set {pair!r} and another --set of {group!r} exclude each other")
-        inner[name] = value
-    return out
+def lists(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command that prints rows in a `form` the option `--json` beside `--format`, as every command has it."""
+    own = list(signature(command).parameters.values())
+    option = typer.Option("--json", help="Print rows as JSON, as --format json does.")
+    extra = Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
+
+    @wraps(command)
+    def run(as_json: bool, form: Format, **told: Any) -> None:
+        if as_json and form not in (Format.TABLE, Format.JSON):
+            raise InputError(f"--json and --format {form.value} exclude each other: leave one out")
+        command(form=Format.JSON if as_json else form, **told)
+
+    every = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in (*own, extra)]
+    run.__signature__ = Signature(every)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in every}
+    return run
+
+
+def described(rows: Sequence[Mapping[str, str]], form: Format) -> None:
+    """Prints things with their descriptions: a table where the terminal is wide enough, else one below the other.
+
+    Args:
+        rows: what a thing is called first, what it is last; the same names in all.
+    """
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ  # in a pipe, a line each is what other tools want
+    width = shutil.get_terminal_size().columns
+    table = render([dict(row) for row in rows], "table", widest=1_000).decode()
+    if form is not Format.TABLE or not narrow or max(map(len, table.splitlines()), default=0) <= width:
+        printed([dict(row) for row in rows], form, widest=1_000)
+        return
+    for row in rows:
+        (_, name), *facts, (_, words) = row.items()
+        known = [f"{what}: {value}" for what, value in facts if value]
+        for line in [name, *known, words]:
+            indent = "" if line is name else "    "
+            # Names and values may be longer than a line; they are not broken at hyphens, which belong to them.
+            told = textwrap.wrap(line, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+            print(*told, sep="\n")
 
 
 def looked_at(store: str | None) -> Store:

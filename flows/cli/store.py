@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from flows.cli.shared import Format, FormatOption, StoreOption, app, looked_at, printed, quiet, settings_of
+from flows.cli.shared import Format, FormatOption, StoreOption, app, described, lists, looked_at, printed, quiet
+from flows.typed import values_of
 from storage import Store, iou, queries, run_sql, verify, write_catalog
 from storage import query as run_query
 
 
 @app.command()
+@lists
 def sql(
     statement: Annotated[str, typer.Argument(help="A query over the store's tables and views; see docs/store.md.")],
     store: StoreOption = None,
@@ -23,6 +25,7 @@ def sql(
 
 
 @app.command()
+@lists
 def query(
     name: Annotated[str | None, typer.Argument(help="The query; what there is is listed if left out.")] = None,
     settings: Annotated[
@@ -34,14 +37,15 @@ def query(
     """Ask a question that has a name; what its parameters are stands at the head of storage/sql/NAME.sql."""
     if name is None:
         known = [{"query": one, "answers": header} for one, header in queries().items()]
-        printed(known, form, widest=160)
+        described(known, form)
     else:
         # What is not given is NULL already; null is a kind of prompts.
-        asked = {key: "null" if value is None else value for key, value in settings_of(settings or []).items()}
+        asked = {key: "null" if value is None else value for key, value in values_of(settings or []).items()}
         printed(run_query(looked_at(store), name, **asked), form)
 
 
 @app.command(name="iou")
+@lists
 def overlap(
     method: Annotated[str | None, typer.Option(help="Only sets found by this method.")] = None,
     layer: Annotated[str | None, typer.Option(help="Only this layer.")] = None,

@@ -10,8 +10,9 @@ import typer
 
 from flows.cli.shared import StoreOption, app, quiet, settings_of
 from flows.lifetime import prefect_server
-from storage import Store
-from tasks.errors import InputError
+from flows.typed import validated
+from storage import address_of
+from tasks.errors import noting, refuse
 
 reference = typer.Typer(
     help="The reference world: a small model that has memorized known images.", no_args_is_help=True
@@ -30,17 +31,21 @@ def build(
 ) -> None:
     """Build the reference world from emoji packages: hours on two cores, resumable at any moment."""
     quiet()
-    from flows.reference import BuildRun
+    from flows.reference import BuildRun, check_build
     from flows.reference import build as run
     from tasks.reference.build import BuildParams
 
-    try:
-        recipe = BuildParams(**settings_of(settings or []))
-    except ValueError as error:
-        raise InputError(f"no such recipe: {'; '.join(str(error).splitlines()[1:3])}") from error
+    problems: list[str] = []
+    recipe = BuildParams()
+    with noting(problems):
+        recipe = validated(BuildParams, settings_of(settings or [], BuildParams, problems))
     paths = {"pictures": pictures, "names": names, "folder": folder, "out": out, "start": start}
+    params = BuildRun(recipe=recipe, **{name: str(path) for name, path in paths.items() if path is not None})
+    with noting(problems):
+        check_build(params)  # what cannot be used is refused before a flow begins
+    refuse(problems)
     with prefect_server():
-        run(BuildRun(recipe=recipe, **{name: str(path) for name, path in paths.items() if path is not None}))
+        run(params)
 
 
 @reference.command(name="check")
@@ -53,9 +58,12 @@ def gates(
     """Measure every gate that the reference world has to pass, on a full audit of it."""
     quiet()
     from flows.reference import check as run
+    from flows.reference import check_gates
 
+    address = address_of(store)
+    check_gates(model, only, address, device)  # what cannot be used is refused before a flow begins
     with prefect_server():
-        holds = run(model, only or [], Store.open(store).url, device)
+        holds = run(model, only or [], address, device)
     if not holds:
         raise typer.Exit(1)
 

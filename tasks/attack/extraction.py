@@ -76,10 +76,7 @@ def tile_distances(pictures: np.ndarray, tiles: int = 4) -> np.ndarray:
         InputError: the pictures cannot be cut into so many equal tiles.
     """
     n, height, width, channels = pictures.shape
-    if height % tiles or width % tiles:
-        raise InputError(
-            f"pictures of {height} x {width} cannot be cut into {tiles} x {tiles} equal tiles: choose a divisor"
-        )
+    check_tiles(height, width, tiles)
     cut = pictures.reshape(n, tiles, height // tiles, tiles, width // tiles, channels).transpose(1, 3, 0, 2, 4, 5)
     out = np.zeros((n, n))
     for whole in cut.reshape(tiles * tiles, n, -1):
@@ -89,6 +86,24 @@ def tile_distances(pictures: np.ndarray, tiles: int = 4) -> np.ndarray:
         np.maximum(out, np.sqrt(between.clip(0) / tile.shape[1]), out=out)
     np.fill_diagonal(out, 0)
     return out
+
+
+def check_tiles(height: int, width: int, tiles: int) -> None:
+    """Raises InputError where pictures cannot be cut into so many equal tiles."""
+    if height % tiles or width % tiles:
+        raise InputError(
+            f"pictures of {height} x {width} cannot be cut into {tiles} x {tiles} equal tiles: choose a divisor with "
+            "--set extraction.tiles=N"
+        )
+
+
+def check_clique(params: ExtractionParams) -> None:
+    """Raises InputError where no clique could ever be large enough, so that nothing would be found."""
+    if params.clique > params.generations:
+        raise InputError(
+            f"{params.generations} pictures hold no clique of {params.clique}: --set extraction.generations=N higher, "
+            "or extraction.clique lower"
+        )
 
 
 def extract(distances: np.ndarray, params: ExtractionParams) -> Extraction:

@@ -63,6 +63,17 @@ def import_prompts(
     Raises:
         InputError: a file cannot be used, files contradict each other, or there are no null prompts.
     """
+    return _keep(store, prompts.stem, *read_set(prompts, nulls, ordinary, images))
+
+
+def read_set(
+    prompts: Path, nulls: Path | None = None, ordinary: Path | None = None, images: Path | None = None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of `prompts` and `images` that `import_prompts` writes, the latter without bytes where they lie in
+    files.
+
+    Args, Raises: see `import_prompts`.
+    """
     pictures = _image_rows(images) if images is not None and images.suffix == ".parquet" else []
     if prompts.suffix == ".parquet":
         if nulls is not None or ordinary is not None:
@@ -99,7 +110,8 @@ def import_prompts(
         free = [row for row in rows if row["kind"] == "null"]
         for row in free[len(free) // 2 :]:
             row["kind"] = "ordinary"
-    return _keep(store, prompts.stem, rows, pictures)
+    _all_given(rows, pictures)
+    return rows, pictures
 
 
 def told_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
@@ -124,10 +136,16 @@ def import_set(store: Store, prompts: Path, images: Path) -> str:
     return _keep(store, prompts.stem, _prompt_rows(prompts), _image_rows(images))
 
 
-def _keep(store: Store, stem: str, rows: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> str:
+def _all_given(rows: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> set[str]:
+    """The ids of these pictures, among which must be all that prompts name."""
     known = {picture["image_id"] for picture in pictures}
     if lost := [row["text"] for row in rows if set(row["image_ids"] or ()) - known]:
         raise InputError(f"{len(lost)} prompts name images that are not given, such as {lost[0][:60]!r}: give --images")
+    return known
+
+
+def _keep(store: Store, stem: str, rows: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> str:
+    known = _all_given(rows, pictures)
     name = f"{stem}-{content_key(rows, sorted(known))[:8]}"
     if pictures:
         stored = set(store.read("images", columns=["image_id"])["image_id"].to_pylist())

@@ -95,8 +95,7 @@ class Moments:
         Raises:
             InputError: fewer than two prompts.
         """
-        if self.count < 2:
-            raise InputError(f"statistics need at least two prompts, there are {self.count}")
+        enough_prompts(self.count)
         means, stds = [], []
         for total, squares in zip(self.sums, self.squares, strict=True):
             mean = total / self.count
@@ -107,6 +106,12 @@ class Moments:
         return Statistics(tuple(means), tuple(stds))
 
 
+def enough_prompts(count: int) -> None:
+    """Raises InputError where statistics cannot be taken over so few prompts."""
+    if count < 2:
+        raise InputError(f"statistics need at least two prompts, there are {count}: give more with --nulls")
+
+
 def load_statistics(path: str | Path, layers: tuple[Layer, ...]) -> Statistics:
     """Published statistics: a torch file that holds `(means, stds)`, each a list of one vector a layer.
 
@@ -115,8 +120,11 @@ def load_statistics(path: str | Path, layers: tuple[Layer, ...]) -> Statistics:
     """
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise InputError(f"cannot read statistics from {path}: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise InputError(f"cannot read statistics from {path}: {error.strerror}") from error
+    except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
+        # Not what torch says, which is to load whatever code such a file may hold.
+        raise InputError(f"{path} is no torch file of tensors alone: give one that holds (means, stds)") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2:
         raise InputError(f"{path} does not hold (means, stds)")
     widths = [layer.outputs for layer in layers]

@@ -150,11 +150,7 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
         raise InputError(
             f"no diffusers pipeline at {folder} (no model_index.json): give the folder of a saved pipeline"
         )
-    try:
-        place = device_of(device)
-        torch.zeros(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no device {device!r} here ({str(error).splitlines()[0]}): try cpu") from error
+    place = usable_device(device)
     # Convolutions on a GPU would else compute in TensorFloat-32, three digits, whatever the weights are.
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -198,6 +194,20 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
 def device_of(named: str | None) -> torch.device:
     """The device of this name; the GPU where there is one without a name."""
     return torch.device(named or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def usable_device(named: str | None) -> torch.device:
+    """The same, after something was put there.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    try:
+        place = device_of(named)
+        torch.zeros(1, device=place).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"no device {named!r} here ({str(error).splitlines()[0]}): try cpu") from error
+    return place
 
 
 def identity(folder: Path, precision: Precision) -> str:
@@ -251,9 +261,12 @@ def audit_defaults(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
+        told = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(told, dict):
+        raise InputError(f"{path} holds no names with their values: it begins with a brace, {{")
+    return told
 
 
 def _settle(module: Any, device: torch.device, mixed: bool = False) -> Any:

@@ -5,18 +5,38 @@ leaves it where it was on ordinary prompts.
 """
 
 import hashlib
+import json
 import logging
+import re
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
 
 from tasks.errors import InputError
+
+LOCAL = "local-dir:"
+"""What open_clip has before the name of a folder."""
+
+_CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 class ClipParams(BaseModel):
@@ -99,38 +119,169 @@ def _joined(blocks: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float32)
 
 
+def clip_named(named: str) -> ClipParams:
+    """The CLIP model that a person means.
+
+    Args:
+        named: `local-dir:FOLDER` or FOLDER, of an open_clip model; NAME=FILE, a name of open_clip with a file of its
+            weights; or OWNER/NAME of a model that lies in the cache of `huggingface_hub` already.
+
+    Raises:
+        InputError: it is none of these, with what to write instead.
+    """
+    if named.startswith(LOCAL):
+        return ClipParams(model=f"{LOCAL}{Path(named.removeprefix(LOCAL)).expanduser()}")
+    if _is_folder(named):
+        return ClipParams(model=f"{LOCAL}{Path(named).expanduser()}")
+    name, _, weights = named.partition("=")
+    known = {one.lower(): one for one in open_clip.list_models()}
+    # OpenAI writes ViT-B/32, open_clip ViT-B-32.
+    if (found := known.get(name.strip().lower().replace("/", "-"))) is not None:
+        if not weights.strip():
+            raise InputError(
+                f"the CLIP model {found} needs its weights: --clip {found}=FILE.safetensors, or --clip FOLDER of a "
+                "downloaded one with its configuration"
+            )
+        return ClipParams(model=found, weights=str(Path(weights.strip()).expanduser()))
+    hub = named.removeprefix("hf-hub:")
+    if _ON_HUB.fullmatch(hub) and not Path(hub).exists():
+        return ClipParams(model=f"{LOCAL}{_cached(hub)}")
+    if Path(named).expanduser().exists() or named.startswith(("/", "~", ".")):
+        what = "is a file" if Path(named).expanduser().is_file() else "is not there"
+        raise InputError(
+            f"{named} {what}: --clip takes the folder of an open_clip model, or NAME=FILE.safetensors, such as "
+            "ViT-B-32=weights.safetensors"
+        )
+    near = [known[one] for one in get_close_matches(name.lower(), known, 3, 0.6)]
+    hint = f", such as {', '.join(near)}" if near else ""
+    raise InputError(
+        f"there is no folder and no CLIP model {name!r}: give the folder of one with --clip FOLDER, or "
+        f"--clip NAME=FILE.safetensors with a name of open_clip{hint}"
+    )
+
+
+def check_clip(params: ClipParams) -> None:
+    """Loads the model and asks it about one picture and one prompt, so that what is wrong with it is known now.
+
+    Raises:
+        InputError: see `ClipScore`.
+    """
+    path = _weights(params)
+    folder = Path(params.model.removeprefix(LOCAL))
+    files = [path, *(sorted(folder.glob("*.json")) if params.model.startswith(LOCAL) else ())]
+    _checked(params, tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=4)
+def _checked(params: ClipParams, files: tuple[tuple[str, int, int], ...]) -> None:
+    scorer = ClipScore(params)
+    try:
+        image, text = scorer.images(np.zeros((1, 8, 8, 3), np.uint8)), scorer.texts(["a cat"])
+        score = float(aligned(image, text)[0])
+    except Exception as error:  # whatever a model of other parts than it says it has may raise
+        raise InputError(f"the CLIP model {_called(params)} cannot be used: {_first(error)}") from error
+    if not np.isfinite(score):
+        raise InputError(
+            f"the CLIP model {_called(params)} gives numbers that are not finite: its weights are broken, get them anew"
+        )
+
+
+def _is_folder(named: str) -> bool:
+    try:
+        return Path(named).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long a name, a NUL, no such user
+        return False
+
+
+def _cached(name: str) -> Path:
+    """The folder of a model of the Hub in its cache, if its parts lie there."""
+    files = [try_to_load_from_cache(name, file) for file in (_CONFIG, _WEIGHTS)]
+    if not all(isinstance(file, str) for file in files):
+        raise InputError(
+            f"{name} does not lie on this machine: `hf download {name} --local-dir clip`, then --clip clip"
+        )
+    return Path(str(files[0])).parent
+
+
+def _called(params: ClipParams) -> str:
+    weights = f" with {params.weights}" if params.weights else ""
+    return f"{params.model.removeprefix(LOCAL)}{weights}"
+
+
+def _first(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def _weights(params: ClipParams) -> Path:
     """The file of the weights; never one of another format than safetensors."""
-    if params.model.startswith("local-dir:"):
-        folder = Path(params.model.removeprefix("local-dir:"))
-        if not (folder / "open_clip_config.json").is_file():
-            raise InputError(
-                f"no open_clip model at {folder} (no open_clip_config.json): give the folder of a saved one"
-            )
-        if not (folder / "open_clip_model.safetensors").is_file():
-            raise InputError(f"{folder} has no open_clip_model.safetensors: other formats of weights are not loaded")
-        return folder / "open_clip_model.safetensors"
+    if params.model.startswith(LOCAL):
+        folder = Path(params.model.removeprefix(LOCAL))
+        if not folder.is_dir():
+            what = "is no folder" if folder.exists() else "is not there"
+            raise InputError(f"no open_clip model at {folder}, which {what}: give the folder of one with --clip")
+        if not (folder / _CONFIG).is_file():
+            raise InputError(f"no open_clip model at {folder} (no {_CONFIG}): give the folder of a saved one")
+        if not (folder / _WEIGHTS).is_file():
+            raise InputError(f"{folder} has no {_WEIGHTS}: other formats of weights are not loaded")
+        return folder / _WEIGHTS
     if params.model not in open_clip.list_models():
         raise InputError(
             f"no CLIP model {params.model!r}: give 'local-dir:FOLDER' or a name of open_clip.list_models()"
         )
     weights = Path(params.weights or "")
     if weights.suffix != ".safetensors" or not weights.is_file():
-        raise InputError(f"CLIP model {params.model} needs its weights: give the path of a local .safetensors file")
+        what = "is not there" if weights.suffix == ".safetensors" else "is no .safetensors file"
+        where = f"{params.weights} {what}: " if params.weights else ""
+        raise InputError(
+            f"{where}the CLIP model {params.model} needs its weights: --clip {params.model}=FILE.safetensors"
+        )
     return weights
+
+
+def _readable(params: ClipParams, weights: Path) -> None:
+    """Refuses files that are damaged, by their names: what a library says of them names none."""
+    try:
+        with safe_open(weights, framework="pt") as opened:
+            names = set(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{weights} is damaged or not whole ({_first(error)}): download it again") from error
+    if not names:
+        raise InputError(f"{weights} holds no weights: download it again")
+    if params.model.startswith(LOCAL):
+        config = weights.with_name(_CONFIG)
+        try:
+            told = json.loads(config.read_text())
+        except (ValueError, OSError, RecursionError) as error:
+            raise InputError(f"{config} is not JSON ({_first(error)}): download it again") from error
+        if not isinstance(told, dict) or not isinstance(told.get("model_cfg"), dict):
+            raise InputError(f"{config} describes no open_clip model (no model_cfg): download it again")
+        own = told["model_cfg"].get("text_cfg")
+        named = own.get("hf_tokenizer_name") if isinstance(own, dict) else None
+        if named and not any(weights.with_name(file).is_file() for file in _TOKENIZERS):
+            raise InputError(
+                f"{weights.parent} has no tokenizer ({', '.join(_TOKENIZERS)}): download it with the model"
+            )
 
 
 def _load(params: ClipParams, device: torch.device) -> tuple[Any, Any, Any]:
     name, weights = params.model, _weights(params)
+    _readable(params, weights)
     # open_clip tells every step of loading on the root logger, which is not its to use.
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
-        pretrained = None if name.startswith("local-dir:") else str(weights)
+        pretrained = None if name.startswith(LOCAL) else str(weights)
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
         tokenize = open_clip.get_tokenizer(name)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise InputError(f"cannot load the CLIP model {name}: {str(error).splitlines()[0]}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever several libraries make of what a file says
+        words = _first(error)
+        if "loading state_dict" in words:
+            words = f"{weights.name} holds the weights of another architecture than is named"
+        raise InputError(f"cannot load the CLIP model {_called(params)}: {words}") from error
     finally:
         logging.root.setLevel(level)
     return model.eval().requires_grad_(False), preprocess, tokenize

@@ -121,9 +121,22 @@ def estimate_threshold(scores: Sequence[torch.Tensor], params: DetectionParams) 
         InputError: fewer than two scores in all.
     """
     found = torch.cat([prompt.double().flatten().cpu() for prompt in scores]) if scores else torch.empty(0)
-    if len(found) < 2:
-        raise InputError("a threshold needs at least two pairwise scores of null prompts: give more prompts or seeds")
+    enough_scores(len(found))
     return float(found.mean() + params.deviations * found.std())
+
+
+def pairs(seeds: int) -> int:
+    """Scores of one prompt: pairs of seeds."""
+    return seeds * (seeds - 1) // 2
+
+
+def enough_scores(count: int) -> None:
+    """Raises InputError where no threshold can be estimated from so few pairwise scores of null prompts."""
+    if count < 2:
+        raise InputError(
+            f"a threshold needs at least two pairwise scores of null prompts, there are {count}: give more prompts "
+            "with --nulls, or seeds with --set nemo.seeds=3"
+        )
 
 
 def _pairs(seeds: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,6 +33,18 @@ class WandaParams(BaseModel):
     ] = 0.0
 
 
+def candidates_of(columns: int, sparsity: float) -> int:
+    """How many weights of a row can be memorized ones.
+
+    Raises:
+        InputError: none.
+    """
+    count = int(sparsity * columns)
+    if count < 1:
+        raise InputError(f"a sparsity of {sparsity} selects no weight in rows of {columns}: at least {1 / columns:.4f}")
+    return count
+
+
 @torch.no_grad()
 def memorized_weights(
     weight: torch.Tensor, memorized: torch.Tensor, null: torch.Tensor, sparsity: float
@@ -55,9 +67,7 @@ def memorized_weights(
             not finite.
     """
     rows, columns = weight.shape
-    count = int(sparsity * columns)
-    if count < 1:
-        raise InputError(f"a sparsity of {sparsity} selects no weight in rows of {columns}: at least {1 / columns:.4f}")
+    count = candidates_of(columns, sparsity)
     if memorized.shape != (columns,) or null.shape != (columns,):
         raise InputError(f"sums of {tuple(memorized.shape)} and {tuple(null.shape)} do not fit rows of {columns}")
     if not (memorized.isfinite().all() and null.isfinite().all() and weight.isfinite().all()):

@@ -70,14 +70,19 @@ class Start:
         Raises:
             InputError: there is none.
         """
-        if not (world / "model" / "model_index.json").is_file():
-            raise InputError(f"no world at {world}: give the folder that holds its model/ and clip/ with --start")
+        check_world(world)
         return cls(
             load_clip(world / "clip"),
             CLIPTokenizer.from_pretrained(world / "model" / "tokenizer"),
             AutoencoderTiny.from_pretrained(world / "model" / "vae", torch_dtype=torch.float32),
             UNet2DConditionModel.from_pretrained(world / "model" / "unet", torch_dtype=torch.float32),
         )
+
+
+def check_world(world: Path) -> None:
+    """Raises InputError where there is no world to go on from."""
+    if not (world / "model" / "model_index.json").is_file():
+        raise InputError(f"no world at {world}: give the folder that holds its model/ and clip/ with --start")
 
 
 def world(folder: Path, archives: tuple[Path, Path], params: BuildParams) -> World:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from tasks.errors import InputError
+from tasks.errors import refuse
 
 SIDE = 64
 GRAIN = 1.0
@@ -72,6 +72,17 @@ class Scene:
     """Another seed for the grain alone, so that near-identical pictures can share a pattern."""
 
 
+def check_archives(*archives: Path) -> None:
+    """Raises InputError, of all of them, where archives of npm packages are not there, or are none."""
+    problems = []
+    for path in archives:
+        if not path.is_file():
+            problems.append(f"no archive at {path}: get it with `npm pack`, it is a package of npm")
+        elif not tarfile.is_tarfile(path):
+            problems.append(f"{path} is no archive, or not whole: get it with `npm pack`, it is a package of npm")
+    refuse(problems)
+
+
 class EmojiPictures:
     """Emoji pictures and names from the two npm archives, read without unpacking them.
 
@@ -81,8 +92,7 @@ class EmojiPictures:
     """
 
     def __init__(self, pictures: Path, names: Path) -> None:
-        if lost := [path for path in (pictures, names) if not path.is_file()]:
-            raise InputError(f"no archive at {lost[0]}: get it with `npm pack`, it is a package of npm")
+        check_archives(pictures, names)
         with tarfile.open(names) as archive:
             entries = json.load(archive.extractfile("package/en/data.json"))  # type: ignore[arg-type]
         with tarfile.open(pictures) as archive:

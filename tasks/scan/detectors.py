@@ -98,7 +98,7 @@ def entropy_scores(
     Raises:
         InputError: as `scores`; the UNet has fewer cross-attention layers.
     """
-    first, layer = _timestep(model, params, 0), _attention_layer(model)
+    first, layer = _timestep(model, params, 0), attention_layer(layers_of(model.unet, Site.VALUE_ALL))
 
     def entropies(text: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         seen: list[torch.Tensor] = []
@@ -203,9 +203,12 @@ def _predicted(model: Model, text: torch.Tensor, noise: torch.Tensor, timestep: 
     return predicted
 
 
-def _attention_layer(model: Model) -> Layer:
-    """The fourth cross-attention layer in order of execution: in SD 1.x the second of the second down block."""
-    layers = layers_of(model.unet, Site.VALUE_ALL)
+def attention_layer(layers: Sequence[Layer]) -> Layer:
+    """The fourth cross-attention layer in order of execution: in SD 1.x the second of the second down block.
+
+    Raises:
+        InputError: there are fewer.
+    """
     if len(layers) < 4:
         raise InputError(f"entropy needs a fourth cross-attention layer, this UNet has {len(layers)}: scan with norm")
     return layers[3]

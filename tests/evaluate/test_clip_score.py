@@ -1,6 +1,8 @@
 """CLIP scores: cosines of picture and own prompt, from a local folder of safetensors, whatever the batch."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -15,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from tasks.errors import InputError
-from tasks.evaluate.clip_score import ClipParams, ClipScore
+from tasks.evaluate import clip_score
+from tasks.evaluate.clip_score import ClipParams, ClipScore, check_clip, clip_named
 
 CAPTIONS = ["a red cat", "a blue dog", "two green birds", "nothing at all", "the sun"]
 MODEL: dict[str, Any] = {
@@ -90,9 +93,102 @@ def test_refuses_what_it_cannot_load(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="open_clip_model"):
         ClipScore(ClipParams(model=f"local-dir:{tmp_path}"))
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="cannot load"):
+    with pytest.raises(InputError, match="damaged or not whole"):
         ClipScore(ClipParams(model=f"local-dir:{tmp_path}"))
-    with pytest.raises(InputError, match="path of a local"):
+    with pytest.raises(InputError, match=r"weights\.pt is no \.safetensors file"):
         ClipScore(ClipParams(model="ViT-B-32", weights="weights.pt"))
     with pytest.raises(InputError, match="list_models"):
         ClipScore(ClipParams(model="hf-hub:someone/else"))
+
+
+def test_what_people_type_for_a_model_is_taken(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    whole = f"local-dir:{folder}"
+    for typed in (whole, str(folder), f"~/{folder.name}", f"local-dir:~/{folder.name}"):
+        assert clip_named(typed).model == whole
+    weights = tmp_path / "some.safetensors"
+    shutil.copy(folder / "open_clip_model.safetensors", weights)
+    for name in ("ViT-B-32", "vit-b-32", "ViT-B/32", " ViT-B-32 "):
+        assert clip_named(f"{name}={weights}") == ClipParams(model="ViT-B-32", weights=str(weights))
+    assert clip_named("ViT-B-32=~/x.safetensors").weights == f"{folder.parent}/x.safetensors"
+    monkeypatch.setattr(clip_score, "try_to_load_from_cache", lambda name, file: str(folder / file))
+    for typed in ("laion/some", "hf-hub:laion/some"):
+        assert clip_named(typed).model == whole
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("ViT-B-32", "needs its weights: --clip ViT-B-32=FILE.safetensors"),
+        ("ViT-B-33", "there is no folder and no CLIP model 'ViT-B-33'.* such as ViT-B-32"),
+        ("laion/none", "`hf download laion/none --local-dir clip`, then --clip clip"),
+        ("hf-hub:laion/none", "`hf download laion/none --local-dir clip`, then --clip clip"),
+        ("./nowhere", "nowhere is not there: --clip takes the folder"),
+        ("", "there is no folder and no CLIP model"),
+        ("\x1b[31mred", r"\\x1b\[31mred"),
+    ],
+)
+def test_what_is_no_model_is_refused_with_what_to_type(
+    typed: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clip_score, "try_to_load_from_cache", lambda name, file: None)
+    with pytest.raises(InputError, match=told) as refusal:
+        clip_named(typed)
+    assert "\n" not in str(refusal.value) and "\x1b" not in str(refusal.value)
+
+
+def truncated(place: Path) -> None:
+    file = place / "open_clip_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def other_architecture(place: Path) -> None:
+    config = json.loads((place / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["width"] = 32
+    (place / "open_clip_config.json").write_text(json.dumps(config))
+
+
+def no_tokenizer(place: Path) -> None:
+    for file in place.glob("*token*"):
+        file.unlink()
+
+
+def other_tokenizer(place: Path) -> None:
+    """Of more words than the text tower has."""
+    tokens = [f"{letter}{n}" for letter in ascii_lowercase for n in range(9)] + [*ascii_lowercase]
+    tokens += [f"{letter}</w>" for letter in ascii_lowercase] + ["<|startoftext|>", "<|endoftext|>"]
+    no_tokenizer(place)
+    CLIPTokenizer(vocab={token: n for n, token in enumerate(tokens)}, merges=[]).save_pretrained(place)
+
+
+def broken_weights(place: Path) -> None:
+    file = place / "open_clip_model.safetensors"
+    save_file({name: torch.full_like(one, torch.nan) for name, one in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (truncated, "open_clip_model.safetensors is damaged or not whole"),
+        (lambda place: (place / "open_clip_model.safetensors").write_text("<html>"), "is damaged or not whole"),
+        (lambda place: save_file({}, place / "open_clip_model.safetensors"), "holds no weights"),
+        (lambda place: (place / "open_clip_config.json").write_text("{"), "open_clip_config.json is not JSON"),
+        (lambda place: (place / "open_clip_config.json").write_text("[]"), "describes no open_clip model"),
+        (lambda place: (place / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 3}}'), "cannot load"),
+        (other_architecture, "of another architecture"),
+        (no_tokenizer, "has no tokenizer"),
+        (lambda place: (place / "tokenizer.json").write_text("{"), "cannot load the CLIP model"),
+        (other_tokenizer, "cannot be used"),
+        (broken_weights, "its weights are broken"),
+    ],
+)
+def test_a_damaged_model_is_found_by_the_check(
+    folder: Path, tmp_path: Path, damage: Callable[[Path], object], told: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "clip")
+    check_clip(clip_named(str(tmp_path / "clip")))
+    damage(tmp_path / "clip")
+    with pytest.raises(InputError, match=told) as refusal:
+        check_clip(clip_named(str(tmp_path / "clip")))
+    assert "\n" not in str(refusal.value)

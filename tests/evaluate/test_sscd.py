@@ -1,6 +1,7 @@
 """SSCD knows a copy, whatever else is in the batch, and opens no file that was not pinned."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from tasks.errors import InputError
 from tasks.evaluate import sscd
-from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, similarity
+from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, check_sscd, similarity
 
 
 def pictures(n: int, side: int = 64) -> np.ndarray:
@@ -92,3 +93,59 @@ def test_torchscript_only_under_its_pin(tmp_path: Path, monkeypatch: pytest.Monk
         Sscd(SscdParams(weights=str(file)))
     with pytest.raises(InputError, match="no SSCD model at"):
         Sscd(SscdParams(weights=str(tmp_path / "absent"), sha256=pin))
+    with pytest.raises(InputError, match="that is a folder"):
+        Sscd(SscdParams(weights=str(tmp_path), sha256=pin))
+    with pytest.raises(ValueError, match="weights names none"):
+        SscdParams(sha256=pin)
+
+
+def saved(module: torch.nn.Module, file: Path, side: int = 32) -> SscdParams:
+    torch.jit.trace(module, torch.zeros(1, 3, side, side)).save(str(file))
+    return SscdParams(weights=str(file), sha256=hashlib.sha256(file.read_bytes()).hexdigest().upper(), side=side)
+
+
+class Broken(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean((2, 3)).repeat(1, 171)[:, :512] / 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_torchscript_file_is_tried_by_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = saved(Means(), tmp_path / "model.pt")  # its pin is in capital letters
+    check_sscd(params)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_sscd(params.model_copy(update={"weights": "~/model.pt"}))
+    with pytest.raises(InputError, match="of shape .3,., not 512"):
+        check_sscd(saved(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), tmp_path / "small.pt"))
+    with pytest.raises(InputError, match="not finite"):
+        check_sscd(saved(Broken(), tmp_path / "broken.pt"))
+
+
+def state_dict(file: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2).state_dict(), file)
+
+
+def cut_short(file: Path) -> None:
+    torch.jit.trace(Means(), torch.zeros(1, 3, 8, 8)).save(str(file))
+    file.write_bytes(file.read_bytes()[:-300])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("write", [state_dict, cut_short, lambda file: file.write_text("<html>")])
+def test_what_is_no_torchscript_is_refused_whether_pinned_or_not(
+    tmp_path: Path, write: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "sscd.pt"
+    write(file)
+    for pin in (None, hashlib.sha256(file.read_bytes()).hexdigest()):
+        with pytest.raises(InputError, match="is no TorchScript file, or not whole") as refusal:
+            check_sscd(SscdParams(weights=str(file), sha256=pin))
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_installed_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sscd.onnx").write_bytes(b"not an onnx")
+    monkeypatch.setattr(sscd, "_installed", lambda: tmp_path / "sscd.onnx")
+    with pytest.raises(InputError, match=r"sscd\.onnx is damaged .* --force-reinstall") as refusal:
+        check_sscd(SscdParams())
+    assert "\n" not in str(refusal.value)

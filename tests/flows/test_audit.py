@@ -474,7 +474,7 @@ def test_results_for_those_without_the_store(params: AuditParams, audited: Audit
     command = shlex.split(page.split("Made by `")[1].split("`")[0])
     assert command[:4] == ["engram", "audit", "--model", params.model]
     told = command[command.index("--set") + 1 :: 2]
-    settings = settings_for("quick", {}, **settings_of(told))
+    settings = settings_for("quick", {}, **settings_of(told, Settings))
     assert resolved(params.model_copy(update={"settings": settings})) == resolved(params)
     assert "| 3 | 0 % (0" in page or "| 3 | 100 % (" in page
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from diffusers import AutoencoderTiny
 from prefect import runtime
 from prefect.artifacts import Artifact
@@ -87,6 +88,14 @@ def told(worker: EventsWorker) -> list[Event]:
     return [event for event in AssertingEventsClient.last.events if event.event.startswith("engram.")]
 
 
+class Copies(torch.nn.Module):
+    """What has the shape of SSCD."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean((2, 3)).repeat(1, 171)[:, :512]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_what_is_registered_may_lead_elsewhere_tomorrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_world(tmp_path / "world")
     (tmp_path / "current").symlink_to(model.parent)
@@ -97,11 +106,11 @@ def test_what_is_registered_may_lead_elsewhere_tomorrow(tmp_path: Path, monkeypa
     assert AuditParams.model_validate_json(registered(store)["tiny"]).model == str(tmp_path / "current" / "model")
     (tmp_path / "elsewhere").mkdir()
     assert full_name(f"{tmp_path}/elsewhere/../current/model/") == str(tmp_path / "current" / "model")
-    (tmp_path / "sscd.pt").write_bytes(b"not the pinned one")
+    torch.jit.trace(Copies(), torch.zeros(1, 3, 8, 8)).save(str(tmp_path / "sscd.pt"))
     own = settings.model_copy(update={"sscd": SscdParams(weights="sscd.pt", sha256="0" * 64)})
     with pytest.raises(InputError, match=r"sscd\.pt"):
         register(store, "other", AuditParams(model="current/model", device="cpu", settings=own))
-    pinned = SscdParams(weights="sscd.pt", sha256=hashlib.sha256(b"not the pinned one").hexdigest())
+    pinned = SscdParams(weights="sscd.pt", sha256=hashlib.sha256((tmp_path / "sscd.pt").read_bytes()).hexdigest())
     own = settings.model_copy(update={"sscd": pinned})
     register(store, "other", AuditParams(model="current/model", device="cpu", settings=own))
     told = AuditParams.model_validate_json(registered(store)["other"]).settings

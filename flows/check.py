@@ -1,0 +1,129 @@
+"""The first minute: everything that can be refused is, at once, before any work, server or write to the store.
+
+Commands ask before they bring up a Prefect server, flows before their first task; a process that asked does not ask
+again of the same files.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+from flows import rules
+from flows.contract import inputs_of, problems_of_model
+from flows.params import AuditParams, model_folder, resolved
+from flows.plan import clip_of, files_of
+from flows.selection import Selection
+from flows.settings import Settings
+from storage import StoreError, address_of
+from tasks.diffusion.model import usable_device
+from tasks.diffusion.outline import Outline, outline_of
+from tasks.diffusion.sampling import SamplingParams
+from tasks.errors import gathered, noting, refuse
+from tasks.evaluate.clip_score import check_clip
+from tasks.evaluate.sscd import check_sscd
+
+
+def check(params: AuditParams, settled: bool = True) -> None:
+    """Looks at all that an audit is given: model, device, store, prompts, pictures, scorers and settings.
+
+    Lines on standard error say what will be left out though settings ask for it.
+
+    Args:
+        settled: whether the settings are those that are meant; else nothing is said of what follows from them.
+
+    Raises:
+        InputError: something cannot be used; all of it at once, a sentence each.
+    """
+    paths = [params.prompts, params.nulls, params.ordinary, params.images, params.clip, params.model]
+    if (settings := params.settings) is not None:
+        paths += [settings.sscd.weights, str(settings.nemo.statistics) if settings.nemo.statistics else None]
+    _checked(params.model_dump_json(), settled, tuple(_stamp(path) for path in paths if path is not None))
+
+
+@lru_cache(maxsize=8)
+def _checked(told: str, settled: bool, stamps: tuple[object, ...]) -> None:
+    params = AuditParams.model_validate_json(told)
+    problems = [*gathered(partial(usable_device, params.device)), *of_store(params.store)]
+    folder, settings, chosen = None, params.settings, None
+    notes: list[str] = []
+    with noting(problems):
+        folder = model_folder(params.model)
+        settings = resolved(params).settings
+    problems += of_scorers(params, settings, folder)
+    if folder is not None and settings is not None:
+        outline = of_model(folder, problems, settings.sampling)
+        chosen, notes = of_prompts(params, folder, settings, problems)
+        if settled:
+            problems += rules.together(settings)
+            problems += rules.with_model(settings, outline) if outline is not None else []
+            problems += rules.with_prompts(settings, chosen) if chosen is not None else []
+            notes += rules.notices(settings, chosen) if chosen is not None else []
+    refuse(problems)
+    say(notes)
+
+
+def say(notes: Sequence[str]) -> None:
+    """Says what a person should know, on standard error."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def of_model(folder: Path, problems: list[str], sampling: SamplingParams) -> Outline | None:
+    """The outline of a model; None, and problems more, where it cannot be used."""
+    found = problems_of_model(folder, sampling.scheduler, sampling.steps)
+    problems += found
+    with noting(problems):
+        return outline_of(folder) if not found else None
+    return None
+
+
+def of_store(address: str) -> list[str]:
+    """What is wrong with the place of a store."""
+    try:
+        address_of(address)
+    except StoreError as error:
+        return [str(error)]
+    return []
+
+
+def of_scorers(params: AuditParams, settings: Settings | None, folder: Path | None) -> list[str]:
+    """What is wrong with the models that score pictures, which are loaded and asked about one."""
+
+    def clip() -> None:
+        if folder is not None:
+            check_clip(clip_of(params, folder))
+        elif params.clip is not None:
+            check_clip(clip_of(params, Path()))
+
+    return gathered(partial(check_sscd, settings.sscd) if settings is not None else None, clip)
+
+
+def of_prompts(
+    params: AuditParams, folder: Path, settings: Settings, problems: list[str]
+) -> tuple[Selection | None, list[str]]:
+    """The choice among the prompts of the files, and what is worth a line; no choice where they cannot be used."""
+    files = None
+    with noting(problems):
+        files = files_of(params, folder)
+    if files is None:
+        return None, []
+    found = inputs_of(*files, folder)
+    problems += found.problems
+    if found.problems:
+        return None, found.notices
+    if empty := [kind for kind, prompts in found.prompts.items() if not prompts]:
+        where = files[1] or files[0]
+        problems.append(f"there are no {empty[0]} prompts in {where}: give more, at least two null prompts")
+        return None, found.notices
+    return Selection(settings, found.prompts), list(found.notices)
+
+
+def _stamp(path: str) -> tuple[object, ...]:
+    """What changes when a file does, or what lies in a folder of files."""
+    place = Path(path.removeprefix("local-dir:")).expanduser()
+    try:
+        files = [place, *sorted(place.iterdir())] if place.is_dir() else [place]
+        return (path, *((str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)))
+    except OSError:
+        return (path,)

@@ -1,0 +1,76 @@
+"""What a pipeline's configuration says of its shapes, without a single weight loaded."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from tasks.errors import InputError
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The shapes of a model."""
+
+    unet: UNet2DConditionModel
+    """On the meta device: layers with their shapes, and no numbers."""
+    latent: tuple[int, int] | None
+    """Height and width of a latent, where the configuration says so."""
+    picture: tuple[int, int] | None
+    """Height and width of a picture."""
+    trained: int | None
+    """Timesteps that the model was trained with."""
+
+
+def outline_of(folder: Path) -> Outline:
+    """The outline of a pipeline's folder.
+
+    Raises:
+        InputError: its UNet's configuration cannot be read, or describes none.
+    """
+    file = folder / "unet" / "config.json"
+    config = _read(file)
+    try:
+        with torch.device("meta"):
+            unet: Any = UNet2DConditionModel.from_config(config)
+    except Exception as error:  # whatever a layer makes of a number that does not fit
+        raise InputError(
+            f"{file} describes no UNet: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+    size = config.get("sample_size")
+    latent = (
+        (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) and len(size) == 2 else None
+    )
+    blocks = _read(folder / "vae" / "config.json").get("block_out_channels")
+    scale = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else None
+    trained = _read(folder / "scheduler" / "scheduler_config.json").get("num_train_timesteps")
+    return Outline(
+        unet=unet,
+        latent=latent,
+        picture=(latent[0] * scale, latent[1] * scale) if latent and scale else None,
+        trained=trained if isinstance(trained, int) else None,
+    )
+
+
+def enough_timesteps(steps: int, trained: int | None, setting: str) -> None:
+    """Raises InputError where a schedule has more steps than timesteps that the model was trained with.
+
+    Args:
+        setting: what the number of steps is called by.
+    """
+    if trained is not None and steps > trained:
+        raise InputError(f"{setting} is {steps}, and the model was trained with {trained} timesteps: set it lower")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        raise InputError(f"cannot read {file}: {why}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is no configuration: save the pipeline anew")
+    return found
