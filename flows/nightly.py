@@ -194,6 +194,12 @@ def registered(store: Store) -> Mapping[str, str]:
     return {row["name"]: row["params"] for row in query(store, "registered").to_pylist()}
 
 
+def check_name(name: str) -> None:
+    """Raises InputError where no model can be called so."""
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no name: use up to 64 letters, digits, '.', '_' and '-'")
+
+
 def register(store: Store, name: str, params: AuditParams) -> None:
     """Adds a model to the nights, or changes what its audits are told.
 
@@ -203,8 +209,7 @@ def register(store: Store, name: str, params: AuditParams) -> None:
     Raises:
         InputError: the name cannot be used, or there is no such model or file.
     """
-    if not _NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no name: use up to 64 letters, digits, '.', '_' and '-'")
+    check_name(name)
     full: dict[str, str] = {}
     for kind in ("prompts", "nulls", "ordinary", "images"):
         if (told := getattr(params, kind)) is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -135,10 +135,11 @@ def unknown(name: str, kind: Kind) -> str:
     """What is said of a setting that there is not: which names are near."""
     names = [*(leaf for leaf, _ in leaves(kind)), *sorted(groups_of(kind))]
     last = name.rpartition(".")[2]
+    alike = [one for one in names if one == name.strip().lower().replace("-", "_")]
     same = [one for one in names if one.rpartition(".")[2] == last]
     ends = {one.rpartition(".")[2]: one for one in reversed(names)}
     near = [*get_close_matches(name, names, 3, 0.7), *(ends[one] for one in get_close_matches(last, ends, 3, 0.75))]
-    found = list(dict.fromkeys([*same, *near]))[:4]
+    found = alike or list(dict.fromkeys([*same, *near]))[:4]
     what = f"there is no setting '{printable(name)}'"
     if found:
         return f"{what}: did you mean {' or '.join(found)}?"
@@ -229,9 +230,10 @@ def _schema(name: str, kind: Kind) -> Mapping[str, Any]:
 
 
 def _kinds(field: FieldInfo) -> tuple[Any, ...]:
-    """The alternatives of a field's type."""
+    """The alternatives of a field's type, without their bounds."""
     kind = field.annotation
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    every = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return tuple(get_args(one)[0] if get_origin(one) is Annotated else one for one in every)
 
 
 def _model_in(field: FieldInfo) -> Kind | None:

@@ -30,8 +30,9 @@ app.add_typer(models, name="models")
 @asks_what(ProfileName.FULL)
 def add_model(params: Any, name: Annotated[str, typer.Argument(help="What the model is called.")]) -> None:
     """Audit a model every night, or change how a registered one is audited."""
-    from flows.nightly import register
+    from flows.nightly import check_name, register
 
+    check_name(name)  # before there is a store
     register(Store.open(params.store), name, params)
     print(f"{name} is audited every night")
 

@@ -36,7 +36,7 @@ _TOKENIZERS = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 class ClipParams(BaseModel):
@@ -146,7 +146,7 @@ def clip_named(named: str) -> ClipParams:
     hub = named.removeprefix("hf-hub:")
     if _ON_HUB.fullmatch(hub) and not Path(hub).exists():
         return ClipParams(model=f"{LOCAL}{_cached(hub)}")
-    if Path(named).expanduser().exists() or named.startswith(("/", "~", ".")):
+    if (named.strip() and Path(named).expanduser().exists()) or named.startswith(("/", "~", ".")):
         what = "is a file" if Path(named).expanduser().is_file() else "is not there"
         raise InputError(
             f"{named} {what}: --clip takes the folder of an open_clip model, or NAME=FILE.safetensors, such as "
@@ -188,7 +188,7 @@ def _checked(params: ClipParams, files: tuple[tuple[str, int, int], ...]) -> Non
 
 def _is_folder(named: str) -> bool:
     try:
-        return Path(named).expanduser().is_dir()
+        return bool(named.strip()) and Path(named).expanduser().is_dir()
     except (OSError, ValueError, RuntimeError):  # too long a name, a NUL, no such user
         return False
 
@@ -278,10 +278,11 @@ def _load(params: ClipParams, device: torch.device) -> tuple[Any, Any, Any]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever several libraries make of what a file says
-        words = _first(error)
-        if "loading state_dict" in words:
-            words = f"{weights.name} holds the weights of another architecture than is named"
-        raise InputError(f"cannot load the CLIP model {_called(params)}: {words}") from error
+        words = "" if "loading state_dict" in str(error) else f" ({_first(error)})"
+        raise InputError(
+            f"cannot load the CLIP model {_called(params)}{words}: are {weights.name} and the architecture of the same "
+            "model?"
+        ) from error
     finally:
         logging.root.setLevel(level)
     return model.eval().requires_grad_(False), preprocess, tokenize

@@ -176,7 +176,7 @@ def broken_weights(place: Path) -> None:
         (lambda place: (place / "open_clip_config.json").write_text("{"), "open_clip_config.json is not JSON"),
         (lambda place: (place / "open_clip_config.json").write_text("[]"), "describes no open_clip model"),
         (lambda place: (place / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 3}}'), "cannot load"),
-        (other_architecture, "of another architecture"),
+        (other_architecture, "of the same model"),
         (no_tokenizer, "has no tokenizer"),
         (lambda place: (place / "tokenizer.json").write_text("{"), "cannot load the CLIP model"),
         (other_tokenizer, "cannot be used"),

@@ -115,7 +115,7 @@ def test_a_torchscript_file_is_tried_by_the_check(tmp_path: Path, monkeypatch: p
     check_sscd(params)
     monkeypatch.setenv("HOME", str(tmp_path))
     check_sscd(params.model_copy(update={"weights": "~/model.pt"}))
-    with pytest.raises(InputError, match="of shape .3,., not 512"):
+    with pytest.raises(InputError, match=r"of shape \(3,\), not 512"):
         check_sscd(saved(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), tmp_path / "small.pt"))
     with pytest.raises(InputError, match="not finite"):
         check_sscd(saved(Broken(), tmp_path / "broken.pt"))
