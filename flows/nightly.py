@@ -20,7 +20,7 @@ from flows.params import clip_in_full, full_name, in_full
 from flows.plan import CLAIMS, Plan
 from flows.settings import Settings
 from flows.show import show
-from flows.typed import problems_in
+from flows.typed import Plain, problems_in
 from storage import Store, query
 from storage.errors import one_line
 from tasks.errors import InputError
@@ -30,7 +30,7 @@ from tasks.report import task as reporting
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
 
-class NightlyParams(BaseModel):
+class NightlyParams(Plain):
     """Which models are audited again, and what counts as worse."""
 
     model_config = ConfigDict(title="Nightly", frozen=True, extra="forbid")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from urllib.request import proxy_bypass
 
@@ -177,3 +179,60 @@ def test_damages_are_told_to_people_and_programs(tmp_path: Path) -> None:
     (damage,) = json.loads(found.output)
     assert part.name in damage["address"]
     assert CliRunner().invoke(app, command).output == f"{damage['address']}: {damage['reason']}\n"
+
+
+def test_the_versions_are_told_without_loading_anything() -> None:
+    command = [sys.executable, "-X", "importtime", "-c", "from flows.cli import main; main()", "--version"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in found.stdout.splitlines()] == [
+        "engram",
+        "torch",
+        "diffusers",
+        "prefect",
+        "python",
+    ]
+    assert found.stdout.splitlines()[1] == f"torch {version('torch')}"
+    imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
+    assert "typer" in imported and not {"torch", "prefect", "diffusers"} & imported
+
+
+@pytest.mark.parametrize("command", [["settings"], ["query"], ["audits"], ["models", "list"], ["sql", "SELECT 1 AS a"]])
+def test_every_list_is_json_for_programs(tmp_path: Path, command: list[str]) -> None:
+    Store.open(tmp_path / "store")
+    place = [] if command[0] in ("settings", "query") else ["--store", str(tmp_path / "store")]
+    answers = [CliRunner().invoke(app, [*command, *place, *form]) for form in (["--json"], ["--format", "json"])]
+    assert all(answer.exit_code == 0 for answer in answers)
+    assert isinstance(json.loads(answers[0].stdout), list) and answers[0].stdout == answers[1].stdout
+
+
+def test_two_forms_at_once_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(monkeypatch, capsys, "settings", "--json", "--format", "csv")
+    assert told == "engram: --json and --format csv exclude each other: leave one out"
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160, 400])
+def test_settings_can_be_read_on_a_terminal_of_any_width(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = CliRunner().invoke(app, ["settings"]).stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    rows = json.loads(CliRunner().invoke(app, ["settings", "--json"]).stdout)
+    words = " ".join(" ".join(lines).split())
+    for row in rows:  # nothing is shortened
+        assert all(" ".join(text.split()) in words for text in row.values())
+    assert (len(lines) == len(rows) + 2) == (columns == 400)
+
+
+def test_in_a_pipe_each_setting_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = CliRunner().invoke(app, ["settings"]).stdout.splitlines()
+    (seeds,) = (line for line in lines if line.startswith("seeds "))
+    assert "integer, >= 1, <= 100" in seeds and "pictures for each prompt" in seeds
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_help_can_be_read_on_a_terminal_of_any_width(columns: int) -> None:
+    for command in (["--help"], ["audit", "--help"], ["scan", "--help"], ["models", "add", "--help"]):
+        told = CliRunner().invoke(app, command, env={"COLUMNS": str(columns)}, terminal_width=columns).output
+        assert max(map(len, told.splitlines())) <= columns
+    told = CliRunner().invoke(app, ["audit", "--help"], env={"COLUMNS": "160"}).output
+    assert "OWNER/NAME[@REVISION]" in told  # brackets are no markup
