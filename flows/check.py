@@ -16,6 +16,7 @@ from flows.plan import clip_of, files_of
 from flows.selection import Selection
 from flows.settings import Settings
 from storage import StoreError, address_of
+from tasks.diffusion.hub import named_on_hub
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.outline import Outline, outline_of
 from tasks.diffusion.sampling import SamplingParams
@@ -47,6 +48,9 @@ def _checked(told: str, settled: bool, stamps: tuple[object, ...]) -> None:
     problems = [*gathered(partial(usable_device, params.device)), *of_store(params.store)]
     folder, settings, chosen = None, params.settings, None
     notes: list[str] = []
+    if named_on_hub(params.model):  # gigabytes may have to be fetched: first what is wrong without them
+        problems += [*of_files(params), *of_scorers(params, settings, None)]
+        refuse(problems)
     with noting(problems):
         folder = model_folder(params.model)
         settings = resolved(params).settings
@@ -85,6 +89,16 @@ def of_store(address: str) -> list[str]:
     except StoreError as error:
         return [str(error)]
     return []
+
+
+def of_files(params: AuditParams) -> list[str]:
+    """Which of the files that are named are not there."""
+    named = {kind: getattr(params, kind) for kind in ("prompts", "nulls", "ordinary", "images")}
+    return [
+        f"there is no {path}, which was given with --{kind}"
+        for kind, path in named.items()
+        if path is not None and not Path(path).expanduser().exists()
+    ]
 
 
 def of_scorers(params: AuditParams, settings: Settings | None, folder: Path | None) -> list[str]:

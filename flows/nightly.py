@@ -99,6 +99,7 @@ def _night(store: Store, name: str, told: str, due: datetime, params: NightlyPar
         words = f"its registration does not fit this version, register it again ({why})"
         return Night(name=name, outcome="failed", words=words)
     try:
+        check(asked)
         plan = Plan(asked)
         done = _audited_since(plan, due)
         if done is None:

@@ -13,6 +13,7 @@ from flows.facts import facts_of
 from flows.lineage import task
 from flows.params import AuditParams
 from flows.plan import EXTRACTION, LOCALITY, Plan, Probe, pruned_of
+from flows.ready import check_ready
 from flows.show import show, show_audit, show_chart, shown_progress, uri
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
@@ -84,6 +85,7 @@ def localize(params: AuditParams) -> None:
     """
     check(params)
     plan = Plan(params)
+    check_ready("localize", plan)
     subject, settings, memorized = plan.subject, plan.settings, plan.memorized
     with shown_progress("localize"):
         detect(subject, [*memorized, *plan.threshold_nulls, *plan.ordinary], settings.nemo)
@@ -114,6 +116,7 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
     """
     check(params)
     plan = Plan(params)
+    check_ready("mitigate", plan)
     audit_id = "none" if audit_id is None else audit_of(plan, audit_id)
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
     with shown_progress("mitigate"):
@@ -156,6 +159,7 @@ def attack(params: AuditParams) -> None:
     """
     check(params)
     plan = Plan(params)
+    check_ready("attack", plan)
     with shown_progress("attack"):
         for probe in plan.probes(plan.variants()):
             if probe.start is not None:
@@ -175,6 +179,7 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
     """
     check(params)
     plan = Plan(params)
+    check_ready("diagnose", plan)
     audit_id = audit_of(plan, audit_id)
     subject, settings = plan.subject, plan.settings
     if not plan.diagnosed:
@@ -240,6 +245,7 @@ def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
     """
     check(params)
     plan = Plan(params)
+    check_ready("evaluate", plan)
     audit_id = audit_of(plan, audit_id)
     with shown_progress("evaluate"):
         for probe in plan.probes(plan.variants()):
@@ -258,6 +264,7 @@ def report(params: AuditParams, audit_id: str | None = None) -> Audited:
     """
     check(params)
     plan = Plan(params)
+    check_ready("report", plan)
     audit_id = audit_of(plan, audit_id)
     subject, settings = plan.subject, plan.settings
     record = reporting.record_of(subject.open(), audit_id)

@@ -44,19 +44,26 @@ def _stage(name: str, words: str) -> None:
 
     def alone(params: Any) -> None:
         from flows import stages
+        from flows.plan import Plan
+        from flows.ready import check_ready
 
+        if name != "collect":
+            check_ready(name, Plan(params))
         with prefect_server():
             getattr(stages, name)(params)
 
     def of_an_audit(params: Any, audit_id: AuditOption = None) -> None:
         from flows import stages
         from flows.plan import Plan
+        from flows.ready import check_ready
         from tasks.report.task import record_of
 
         if audit_id is not None:  # before prompts are brought into the store
             record_of(Store.open(params.store, create=False), audit_id)
+        plan = Plan(params)
         if audit_id is not None or name != "mitigate":
-            audit_id = stages.audit_of(Plan(params), audit_id)
+            audit_id = stages.audit_of(plan, audit_id)
+        check_ready(name, plan)
         with prefect_server():
             found = getattr(stages, name)(params, audit_id)
         if name == "report":

@@ -113,18 +113,22 @@ def params_of(
     from flows.check import check
     from flows.params import AuditParams, defaults_for, model_folder  # torch and Prefect take seconds to import
     from flows.settings import Settings, settings_for
+    from tasks.diffusion.hub import named_on_hub
 
     problems: list[str] = []
     chosen, address = None, str(store)
     given = settings_of(settings or [], Settings, problems)
-    with noting(problems):
-        chosen = defaults_for(profile.value, model_folder(model), **given)
-    if chosen is None:  # there is no such model, but what is wrong with the settings is known all the same
-        problems += gathered(lambda: settings_for(profile.value, {}, **given))
     try:
         address = address_of(store)
     except StoreError as error:
         problems.append(str(error))
+    if named_on_hub(model):  # gigabytes may have to be fetched: first what is wrong without them
+        problems += gathered(lambda: settings_for(profile.value, {}, **given))
+        refuse(problems)
+    with noting(problems):
+        chosen = defaults_for(profile.value, model_folder(model), **given)
+    if chosen is None:  # there is no such model, but what is wrong with the settings is known all the same
+        problems += gathered(lambda: settings_for(profile.value, {}, **given))
     files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
     paths = {name: str(path) for name, path in files.items() if path is not None}
     place = {"model": model, "store": address, "clip": clip, "device": device}

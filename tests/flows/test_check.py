@@ -317,9 +317,34 @@ def test_what_can_be_refused_starts_nothing(
         main()
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("engram: ") and told in said and "Traceback" not in said and "\x1b" not in said
+    assert "engram: " in said and told in said and "Traceback" not in said and "\x1b" not in said
     assert psutil.Process().children(recursive=True) == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--set", "seeds=0"), "seeds cannot be 0"),
+        (("--prompts", "none.csv", "--images", "none"), "there is no none.csv, which was given with --prompts"),
+        (("--clip", "ViT-B-32"), "ViT-B-32=FILE"),
+        (("--device", "cuda:99"), "cuda:99"),
+        (("--store", "/dev/null/store"), "/dev/null is no folder"),
+    ],
+)
+def test_nothing_is_fetched_for_what_is_refused(
+    words: tuple[str, ...],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flows.params.hub_folder", no_child)
+    monkeypatch.setattr(sys, "argv", ["engram", "audit", "--model", "owner/name", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["mitigate", "diagnose", "evaluate", "report"])
@@ -336,6 +361,34 @@ def test_an_audit_that_there_is_not_starts_nothing(
     assert end.value.code == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("engram: the store has no audit 'mistyped'")
     assert store.parts("prompts") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("localize", "prompts have no activations at 'value': run the collection first"),
+        ("mitigate", "first"),
+        ("attack", "first"),
+        ("evaluate", "with this model, these prompts and these settings: run `engram audit`"),
+    ],
+)
+def test_a_stage_that_misses_what_comes_first_starts_nothing(
+    model: Path,
+    tmp_path: Path,
+    name: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("prefect.flows.Flow.__call__", no_child)
+    monkeypatch.setattr("tasks.subject.load_model", no_child)
+    settings = [word for key, value in FITS.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    options = ["--model", str(model), "--store", str(tmp_path / "store"), "--device", "cpu", *settings]
+    monkeypatch.setattr(sys, "argv", ["engram", name, *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert told in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def damaged_index(model: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_second_scan_computes_nothing(world: Path, monkeypatch: pytest.MonkeyP
     assert json.loads(again.stdout) == json.loads(first.stdout)
     assert (store.parts("detections"), store.parts("findings")) == before
     assert verify(store) == []
-    engram_scan(world, "--set", "alpha=0.9", "--detector", "ssim")  # another decision, by the same scores
+    engram_scan(world, "--alpha", "0.9", "--detector", "ssim")  # another decision, by the same scores
     assert len(store.parts("findings")) == len(before[1]) + 1
     names = "SELECT DISTINCT detector, count(DISTINCT prompt_id) AS n FROM detections GROUP BY ALL ORDER BY ALL"
     assert [tuple(row.values()) for row in run_sql(store, names).to_pylist()] == [("norm", 7), ("ssim", 7)]
@@ -155,7 +155,8 @@ def test_no_prompt_is_held_against_itself(world: Path, tmp_path: Path) -> None:
         (["--set", "seeds=1"], "seeds cannot be 1: it may be: integer, >= 2, <= 100"),
         (["--set", "batch=2", "--set", "batch=3"], "batch is set twice, by --set 'batch=2' and by --set 'batch=3'"),
         (["--set", "steps=1001"], "steps cannot be 1001"),
-        (["--device", "cuda:99"], "no device 'cuda:99' here"),
+        (["--alpha", "0.5", "--set", "alpha=0.4"], "alpha is set twice, by its own option and by --set: leave one"),
+        (["--device", "cuda:99", "--alpha", ALPHA], "no device 'cuda:99' here"),
         (["--store", "/dev/null/store"], "cannot open the store /dev/null/store: /dev/null is no folder"),
         (["--set", "seeds"], "--set 'seeds' is not NAME=VALUE"),
     ],
