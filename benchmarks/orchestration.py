@@ -21,7 +21,7 @@ from prefect import Flow, Task
 
 from flows import audit as audits
 from flows import show, stages
-from flows.cli import quiet, settings_of
+from flows.cli.commands import quiet, settings_of
 from flows.lifetime import prefect_server
 from flows.params import AuditParams, model_folder
 from flows.settings import Settings, settings_for

@@ -20,7 +20,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from storage.errors import one_line
 from tasks.errors import InputError
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -229,5 +228,5 @@ def _how(code: int) -> str:
         return f"exit code {code}"
     try:
         return signal.Signals(-code).name
-    except ValueError as error:
-        return one_line(error)
+    except ValueError:
+        return f"signal {-code}"

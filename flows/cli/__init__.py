@@ -1,52 +1,14 @@
-"""The command line."""
+"""The command line.
 
-import os
-import sys
+What commands stand on takes seconds to import; it is imported where Ctrl-C is heard already.
+"""
 
-# Each brings its commands; help lists them in this order.
-from flows.cli import audits, platform, scans, store, world  # noqa: F401
-from flows.cli.shared import app, quiet, settings_of
-from flows.lifetime import INTERRUPTED, say_interrupted, stoppable
-from storage import StoreError
-from tasks.errors import InputError
-
-OUT_OF_MEMORY = "not one picture fits into the device's memory: free it, or take --set precision=bfloat16"
+from flows.lifetime import stoppable
 
 
 def main() -> None:
     """Runs the command line; a person's error is one line on stderr and exit code 2."""
-    reach_this_machine()
-    try:
-        with stoppable():
-            app()
-    except (InputError, StoreError) as error:
-        print(f"engram: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a full disk, missing rights
-        print(f"engram: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        full = type(error).__name__ == "OutOfMemoryError"  # torch's, which takes seconds to import
-        if not full:
-            raise
-        print(f"engram: {OUT_OF_MEMORY}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        say_interrupted()
-        sys.exit(INTERRUPTED)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            say_interrupted()
-        raise
+    with stoppable():
+        from flows.cli.commands import run
 
-
-def reach_this_machine() -> None:
-    """Keeps requests to this machine away from an HTTP proxy, which would look for Prefect's server on its own."""
-    named = {name.lower() for name in os.environ}
-    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    if named & {"http_proxy", "https_proxy", "all_proxy"} and known != "*":
-        told = ",".join(filter(None, (known, "127.0.0.1", "localhost", "::1")))
-        os.environ |= {"no_proxy": told, "NO_PROXY": told}
-
-
-__all__ = ["app", "main", "quiet", "reach_this_machine", "settings_of"]
+        run()

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from flows import stages
 from flows.audit import Audited, AuditParams, audit, recorded
-from flows.cli import app
+from flows.cli.commands import app
 from flows.cli.shared import settings_of
 from flows.params import resolved
 from flows.plan import Plan

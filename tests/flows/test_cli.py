@@ -14,7 +14,8 @@ import torch
 from prefect.settings import Settings as PrefectSettings
 from typer.testing import CliRunner
 
-from flows.cli import app, main, quiet, reach_this_machine, settings_of
+from flows.cli import main
+from flows.cli.commands import app, quiet, reach_this_machine, settings_of
 from flows.cli.shared import NEEDS_A_PLATFORM
 from flows.serve import environment
 from flows.settings import Settings, settings_for
@@ -59,10 +60,10 @@ def test_what_a_person_can_mend_is_one_line(
 
         return raises
 
-    monkeypatch.setattr("flows.cli.app", raising(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr("flows.cli.commands.app", raising(torch.OutOfMemoryError("CUDA out of memory")))
     told = refused(monkeypatch, capsys)
     assert told.startswith("engram: not one picture fits into the device's memory") and "\n" not in told
-    monkeypatch.setattr("flows.cli.app", lambda: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr("flows.cli.commands.app", lambda: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main()
 

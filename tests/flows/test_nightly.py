@@ -22,7 +22,7 @@ from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
 from flows.audit import AuditParams
-from flows.cli import app
+from flows.cli.commands import app
 from flows.nightly import NightFailed, NightlyParams, nightly, register, registered, remove
 from flows.params import full_name
 from flows.settings import Settings

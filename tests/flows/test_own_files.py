@@ -13,7 +13,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.commands import app
 from tests.flows.world import tiny_world
 
 SETTINGS = {

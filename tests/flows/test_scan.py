@@ -18,7 +18,8 @@ from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner, Result
 
 from flows.audit import AuditParams
-from flows.cli import app, main
+from flows.cli import main
+from flows.cli.commands import app
 from flows.cli.scans import DetectorName
 from flows.plan import Plan
 from flows.scan import ScanRun, scan, told

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.commands import app
 from storage import Store, content_key, verify
 from tasks.errors import InputError
 from tasks.evaluate.intervals import clopper_pearson
