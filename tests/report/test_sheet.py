@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,16 @@ def test_copies_are_framed_and_others_are_not() -> None:
     pixels = np.asarray(Image.open(io.BytesIO(sheet([strip]))))
     corner = [tuple(pixels[HEAD + 1, GAP + column * (CELL + GAP) + 1].tolist()) for column in range(3)]
     assert corner == [(0, 0, 0), COPY, (200, 200, 200)]
+
+
+def test_below_a_picture_of_several_prompts_stands_how_many() -> None:
+    strip = Strip("rug", Picture("training", picture(0)), [])
+    lone, shared = (
+        np.asarray(Image.open(io.BytesIO(sheet([replace(strip, prompts=prompts)])))).astype(int) for prompts in (1, 5)
+    )
+    below = slice(HEAD + CELL, None)
+    assert (lone[below] == 255).all() and (shared[below] < 255).any()
+    assert (lone[: HEAD + CELL] == shared[: HEAD + CELL]).all()
 
 
 def test_large_pictures_are_shown_small_and_small_ones_as_they_are() -> None:
