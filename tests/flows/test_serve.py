@@ -328,8 +328,8 @@ def test_sockets_open_to_programs_and_its_own_page_alone(served: Served, path: s
 
     def answer(told: str | None, url: str = address) -> int:
         try:
-            here = {"host": "127.0.0.1", "port": port}
-            with connect(url, origin=told, subprotocols=["prefect"], proxy=None, **here):  # type: ignore[arg-type]
+            here = socket.create_connection(("127.0.0.1", int(str(port))), timeout=30)
+            with connect(url, sock=here, origin=told, subprotocols=["prefect"]):  # type: ignore[arg-type, list-item]
                 return 101
         except InvalidStatus as refused:
             return refused.response.status_code
