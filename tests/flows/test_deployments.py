@@ -60,6 +60,7 @@ def test_prefect_yaml_names_the_same_deployments() -> None:
     assert lines == [tuple(line) for line in DEPLOYMENTS]
 
 
+@pytest.mark.slow
 def test_every_deployment_is_there_with_its_pool_and_schedule(served: Served) -> None:
     with served.client() as client:
         found = {each.name: each for each in client.read_deployments()}
@@ -75,6 +76,7 @@ def test_every_deployment_is_there_with_its_pool_and_schedule(served: Served) ->
         assert found[line.name].description
 
 
+@pytest.mark.slow
 def test_the_form_explains_itself(served: Served) -> None:
     with served.client() as client:
         audit = client.read_deployment_by_name("audit/audit")
@@ -91,6 +93,7 @@ def test_the_form_explains_itself(served: Served) -> None:
     assert settings["contrast"]["enum"] == ["prompts", "empty"]
 
 
+@pytest.mark.slow
 def test_every_field_of_every_form_is_described(served: Served) -> None:
     with served.client() as client:
         found = client.read_deployments()
@@ -103,6 +106,7 @@ def test_every_field_of_every_form_is_described(served: Served) -> None:
         assert [key for key, field in others if key != "params" and not field.get("description")] == []
 
 
+@pytest.mark.slow
 def test_the_form_is_filled_in_with_the_store(served: Served) -> None:
     with served.client() as client:
         given = {name: client.read_deployment_by_name(name).parameters for name in ("audit/audit", "nightly/nightly")}
@@ -110,6 +114,7 @@ def test_the_form_is_filled_in_with_the_store(served: Served) -> None:
     assert all(params == {"params": {"store": store}} for params in given.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "params", "words"),
     [
@@ -137,6 +142,7 @@ def test_the_server_refuses_nonsense_before_anything_starts(
         assert asked_for(client) == before
 
 
+@pytest.mark.slow
 def test_a_worker_takes_a_run_and_its_artifacts_are_there(served: Served) -> None:
     """The night of a store in which no model is registered: everything but the audits."""
     with served.client() as client:
@@ -153,6 +159,7 @@ def test_a_worker_takes_a_run_and_its_artifacts_are_there(served: Served) -> Non
     assert [each["key"] for each in found if each["flow_run_id"] == str(run.id)] == ["nightly"]
 
 
+@pytest.mark.slow
 def test_what_a_person_set_stays_when_it_is_deployed_again(served: Served) -> None:
     with served.client() as client:
         nightly = client.read_deployment_by_name("nightly/nightly")
@@ -170,6 +177,7 @@ def test_what_a_person_set_stays_when_it_is_deployed_again(served: Served) -> No
         deploy((served.folder / ".engram" / "store").as_uri(), served.folder)
 
 
+@pytest.mark.slow
 def test_prefect_deploy_makes_of_the_yaml_what_the_code_makes(served: Served) -> None:
     with served.client() as client:
         before = {each.name: facts(each) for each in client.read_deployments()}

@@ -121,6 +121,7 @@ def broken_store(*args: Any, **more: Any) -> None:
     raise StoreError("a part is damaged")
 
 
+@pytest.mark.slow
 def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_events_worker: EventsWorker) -> None:
     monkeypatch.setattr("flows.alerts.kept", lambda event: True)  # events do not reach the server here
     model = tiny_world(tmp_path / "world")

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.alerts import announce
 from flows.notices import GIVE_UP, LONGEST, Notice, Notices, Receiver, _failed, _overdue, _post, _regression
 from flows.receiver import read_address
 from tasks.errors import InputError
@@ -247,3 +248,22 @@ def test_the_address_comes_from_wherever_it_was_given(tmp_path: Path) -> None:
     for text in ("", "hooks.example.com", "https://", "https://[::1", "https://a:port"):
         with pytest.raises(InputError, match="no http"):
             read_address(text, None)
+
+
+def test_what_is_announced_is_kept_or_the_run_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    emitted: list[Any] = []
+    answers: list[bool] = []
+    monkeypatch.setattr("flows.alerts.emit_event", lambda event, resource, payload, id: emitted.append(id))
+    monkeypatch.setattr("flows.alerts.kept", lambda event: bool(answers) and answers.pop(0))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("flows.alerts.KEPT_WITHIN_S", 0.05)
+    resource = {"prefect.resource.id": "engram.model.m"}
+    answers[:] = [False, True]
+    announce("engram.audit.regression", resource, {}, "a")
+    assert len(emitted) == 1
+    with pytest.raises(RuntimeError, match=r"did not keep the event engram\.audit\.regression of engram\.model\.m"):
+        announce("engram.audit.regression", resource, {}, "a")
+    assert len(emitted) == 4 and len(set(emitted)) == 1  # one event, which the server takes once
+    answers[:] = [True]
+    announce("engram.audit.regression", resource, {}, "b")
+    assert len(set(emitted)) == 2
