@@ -56,7 +56,7 @@ def recorded(params: AuditParams) -> Iterator[str]:
     store = plan.subject.open()
     record = {
         "audit_id": audit_id,
-        "model_id": collecting.register_model(plan.subject),
+        "model_id": collecting.register_model(plan.subject, plan.settings.sampling),
         "prompt_set": plan.subject.prompt_set,
         "params": plan.params.model_dump_json(),
         "code_version": version("engram-audit"),

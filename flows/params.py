@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.settings import PROFILES, Profile, Settings, settings_for
 from flows.typed import Plain, validated
+from tasks.diffusion.folder import no_pipeline
 from tasks.diffusion.hub import hub_folder, named_on_hub
 from tasks.diffusion.model import audit_defaults
 from tasks.diffusion.precision import precision_for
@@ -139,8 +140,7 @@ def model_folder(model: str) -> Path:
                 f"the reference model comes with a checkout of the project, and there is none at {shipped}: "
                 "install with `make` or `pip install --editable .`, or give a pipeline with --model"
             )
-        what = "no model_index.json" if folder.is_dir() else "no such folder"
-        raise InputError(f"no model at {folder} ({what}): give the folder of a diffusers pipeline with --model")
+        raise InputError(no_pipeline(folder))
     return folder.resolve()
 
 

@@ -149,7 +149,7 @@ def check(
     precision = precision_for(settings.precision, device)
     subject = Subject(store=address, model=str(folder), prompt_set=name, device=device, precision=precision)
     if any(_wanted(part, only) for part in ("planted", "ordinary", "detection", "attack", "cut")):
-        collecting.register_model(subject)
+        collecting.register_model(subject, settings.sampling)
     if _wanted("planted", only):
         found += _planted(subject, settings)
     if _wanted("ordinary", only):

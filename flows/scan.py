@@ -76,7 +76,7 @@ def scan(params: ScanRun) -> Scanned:
     enough_nulls(nulls, params.scan.alpha)  # there may be fewer now, and all the work is still to come
     different = scanning.different(nulls)
     with shown_progress("scan"):
-        register_model(subject)
+        register_model(subject, SamplingParams(scheduler="ddim"))  # a scan samples nothing, so any will do
         for detector in dict.fromkeys(params.scan.detectors):
             score_prompts(subject, [*prompts, *different], detector, params.scan)
         scan_id = write_findings(subject, Path(_file(params, folder)).stem, prompts, different, params.scan)

@@ -66,7 +66,7 @@ def collect(params: AuditParams) -> None:
     check(params)
     plan = Plan(params)
     with shown_progress("collect"):
-        register_model(plan.subject)
+        register_model(plan.subject, plan.settings.sampling)
         collect_values(plan.subject, [*plan.memorized, *plan.nulls], plan.settings.nemo.site)
         collect_norms(
             plan.subject,

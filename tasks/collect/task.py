@@ -19,6 +19,7 @@ from storage import Store, content_key
 from tasks.collect.norms import norms_by_prompt
 from tasks.collect.prompt_files import Kind, Prompt, find_images, read_prompts
 from tasks.collect.values import value_activations
+from tasks.diffusion.check import check_sampling
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
@@ -29,9 +30,20 @@ from tasks.subject import ORIGINAL, Asked, Subject, shards
 SHARD = 64
 
 
-def register_model(subject: Subject) -> str:
-    """Writes the model's row and that of its original variant, and returns its fingerprint."""
-    model, store = subject.load(), subject.open()
+def register_model(subject: Subject, sampling: SamplingParams | None = None) -> str:
+    """Writes the model's row and that of its original variant, and returns its fingerprint.
+
+    Before that, once for each model and choice of scheduler, its sampling is compared with that of its own pipeline. A
+    part of `models` without rows says that this was done.
+
+    Raises:
+        InputError: the model cannot be loaded, or the two part, see `check_sampling`.
+    """
+    model, store, sampling = subject.load(), subject.open(), sampling or SamplingParams()
+    checked = content_key("sampled as by its pipeline", model.model_id, sampling.scheduler)
+    if not store.has("models", checked):
+        check_sampling(model, sampling)
+        store.write("models", checked, [])
     row = {
         "model_id": model.model_id,
         "source": subject.source,

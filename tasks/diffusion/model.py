@@ -5,19 +5,29 @@ import json
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors import safe_open
 from torch.nn.functional import pad
 
+from tasks.diffusion.folder import (
+    INDEX,
+    OPTIONAL,
+    PIPELINES,
+    class_in,
+    no_pipeline,
+    problems_of,
+    stem_of,
+    weight_files,
+)
 from tasks.diffusion.precision import Precision
-from tasks.errors import InputError
-
-OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components of a pipeline that nothing here uses."""
+from tasks.diffusion.schedulers import line_of, read_json, read_scheduler
+from tasks.errors import InputError, refuse
 
 _OTHER_WEIGHTS = re.compile(r"\.(?!safetensors|index|json)\w+(-\d+-of-\d+)?\.(safetensors|json)$")
 """Weights, or their index, that diffusers loads only where a variant is asked for, such as `model.fp16.safetensors`."""
@@ -48,6 +58,10 @@ class Model:
     """Whether the half of guidance without text reads zeros, as SDXL was trained, and not the empty prompt."""
     mixed: bool = False
     """Whether the UNet computes in bfloat16 where that is safe."""
+    unsampled: str | None = None
+    """Why the model's own scheduler cannot sample, see `schedulers.read_scheduler`; None where it can."""
+    latent_statistics: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Mean and spread of each channel of the autoencoder's latents, where its config states them, as some of XL do."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -132,10 +146,6 @@ class Model:
         return cast(torch.Tensor, ids.to(self.device))
 
 
-_LEAST_SIGNAL = 1e-6
-"""Of alphas_cumprod at the last step; 5e-3 in Stable Diffusion, 4e-5 in the first diffusion models."""
-
-
 def load_model(source: str | Path, device: str | None = None, precision: Precision = "float32") -> Model:
     """Loads a diffusers pipeline folder; safetensors only, no remote code.
 
@@ -143,52 +153,113 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
         device: "cpu", "cuda", ...; the GPU where there is one by default.
 
     Raises:
-        InputError: no such folder or device, or it is not a pipeline of Stable Diffusion 1.x, 2.x or XL.
+        InputError: no such folder or device, it is not a pipeline of Stable Diffusion 1.x, 2.x or XL, or something of
+            it is broken or would not count, see `problems_of`.
     """
     folder, mixed = Path(source), precision == "mixed"
-    if not (folder / "model_index.json").is_file():
-        raise InputError(
-            f"no diffusers pipeline at {folder} (no model_index.json): give the folder of a saved pipeline"
-        )
+    if not (folder / INDEX).is_file():
+        raise InputError(no_pipeline(folder))
     place = usable_device(device)
+    # Whether the model's own scheduler samples counts only where it is asked for.
+    refuse(problems_of(folder, "ddim"))
     # Convolutions on a GPU would else compute in TensorFloat-32, three digits, whatever the weights are.
     torch.backends.cudnn.allow_tf32 = False
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder,
-            torch_dtype=torch.float32 if mixed else getattr(torch, precision),
-            use_safetensors=True,
-            local_files_only=True,
-            safety_checker=None,
-            low_cpu_mem_usage=False,  # what diffusers does without accelerate, after a warning for each component
+    index = read_json(folder / INDEX)
+    dtype = torch.float32 if mixed else getattr(torch, precision)
+    scheduler, unsampled = read_scheduler(folder / "scheduler", str(class_in(index, "scheduler")))
+    parts = {
+        part: _part(folder / part, getattr(import_module(index[part][0]), index[part][1]), dtype)
+        for part in PIPELINES[index["_class_name"]]
+        if part != "scheduler"
+    }
+    xl = "text_encoder_2" in parts
+    # The pipeline mends what old configs say; it is not asked for more.
+    if xl:
+        zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+        pipeline = StableDiffusionXLPipeline(
+            **parts, scheduler=scheduler, force_zeros_for_empty_prompt=zeros, add_watermarker=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"cannot load the pipeline at {folder}: {str(error).splitlines()[0]}") from error
-    if not isinstance(pipeline, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
-        raise InputError(f"{folder} holds a {type(pipeline).__name__}; audits need a StableDiffusion(XL)Pipeline")
-    if float(pipeline.scheduler.alphas_cumprod.min()) < _LEAST_SIGNAL:
-        raise InputError(
-            f"the noise schedule of {folder} ends without any signal (zero terminal SNR), where no picture follows from"
-            " predicted noise: audits need a schedule without rescale_betas_zero_snr"
+    else:
+        pipeline = StableDiffusionPipeline(
+            **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
-    # Any of a pipeline's components may be missing on disk; SDXL's refiner has no first text encoder, for one.
-    if lost := [name for name, part in pipeline.components.items() if part is None and name not in OPTIONAL]:
-        raise InputError(f"the pipeline at {folder} has no {lost[0]}: audits need all of a base model")
-    second = getattr(pipeline, "text_encoder_2", None)
+    vae = pipeline.vae
+    if xl and precision == "float16" and vae.config.force_upcast:  # as its pipeline does: it overflows in float16
+        vae = _part(folder / "vae", type(vae), torch.float32)
+    second = parts.get("text_encoder_2")
+    mean, spread = vae.config.get("latents_mean"), vae.config.get("latents_std")
     return Model(
         source=str(folder),
         model_id=identity(folder, precision),
         unet=_settle(pipeline.unet, place, mixed),
-        vae=_settle(pipeline.vae, place),
+        vae=_settle(vae, place),
         text_encoder=_settle(pipeline.text_encoder, place),
         tokenizer=pipeline.tokenizer,
         scheduler=pipeline.scheduler,
         device=place,
         text_encoder_2=None if second is None else _settle(second, place),
-        tokenizer_2=getattr(pipeline, "tokenizer_2", None),
-        zeros_for_empty=second is not None and bool(pipeline.config.force_zeros_for_empty_prompt),
+        tokenizer_2=parts.get("tokenizer_2"),
+        zeros_for_empty=xl and zeros,
         mixed=mixed,
+        unsampled=unsampled,
+        latent_statistics=None if mean is None or spread is None else (torch.tensor(mean), torch.tensor(spread)),
     )
+
+
+def _part(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
+    """A component of a pipeline, all of whose weights are in its files, and finite.
+
+    Raises:
+        InputError: it cannot be loaded, its weights are not those that its config asks for, or not finite.
+    """
+    if folder.name.startswith("tokenizer"):
+        try:
+            return kind.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # a tokenizer's files fail in many ways
+            raise InputError(f"cannot load {folder} ({line_of(error)}): download the model again") from error
+    options: dict[str, Any] = {"dtype": dtype} if folder.name.startswith("text_encoder") else {"torch_dtype": dtype}
+    if not folder.name.startswith("text_encoder"):
+        options["low_cpu_mem_usage"] = False  # what diffusers does without accelerate, after a warning
+    try:
+        module, loaded = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    except Exception as error:  # whatever a config or its weights may be
+        raise InputError(f"cannot load {folder} ({line_of(error)}): download the model again") from error
+    # What a file lacks is filled up with random numbers, and what it has beyond is left out.
+    for what, names in (("lack", "missing_keys"), ("have beyond its config", "unexpected_keys")):
+        found = sorted(name for name in loaded[names] if not name.endswith("position_ids"))
+        if found:
+            raise InputError(
+                f"the weights in {folder} {what} {found[0]}"
+                + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+                + ": they are not those of config.json; download the model again"
+            )
+    _refuse_infinite(module, folder, dtype)
+    return module
+
+
+def _refuse_infinite(module: torch.nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """Refuses weights that are not finite, by the name of the tensor and its file."""
+    for name, tensor in module.named_parameters():
+        # A sum tells of any that is not finite, cheaply; but it may overflow by itself.
+        if tensor.sum(dtype=torch.float32).isfinite() or tensor.isfinite().all():
+            continue
+        path, stored = _stored(folder, name)
+        if stored is None or not stored.isfinite().all():
+            raise InputError(f"the weights of {path} are broken ({name} is not finite): download the model again")
+        raise InputError(f"{name} of {path} is too large for {str(dtype)[6:]}: --set precision=float32 or bfloat16")
+
+
+def _stored(folder: Path, name: str) -> tuple[Path, torch.Tensor | None]:
+    """The file that holds a tensor of a component, and the tensor as it stands there."""
+    files = weight_files(folder, stem_of(folder.name))
+    for path in files:
+        with safe_open(path, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                if key == name or key.endswith(f".{name}"):
+                    return path, opened.get_tensor(key)
+    return files[0], None
 
 
 def device_of(named: str | None) -> torch.device:

@@ -28,10 +28,10 @@ def initial_noise(model: Model, keys: Sequence[Key]) -> torch.Tensor:
     return torch.stack(latents).to(model.device, model.dtype)
 
 
-def predict_noise(
+def predict(
     model: Model, latents: torch.Tensor, timestep: torch.Tensor | int, embeddings: torch.Tensor
 ) -> torch.Tensor:
-    """eps(z_t, t, y), whatever the model was trained to predict.
+    """What the UNet says of latents: noise, or velocity where it was trained to predict that.
 
     Args:
         latents: (n, channels, height, width).
@@ -40,20 +40,31 @@ def predict_noise(
 
     Returns:
         (n, channels, height, width).
-
-    Raises:
-        InputError: the model predicts neither noise nor velocity.
     """
     steps = torch.as_tensor(timestep, device=model.device).expand(len(latents))
     text, added = model.conditions(embeddings)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=model.mixed):
         output: torch.Tensor = model.unet(latents, steps, text, added_cond_kwargs=added, return_dict=False)[0]
-    output = output.to(latents.dtype)
+    return output.to(latents.dtype)
+
+
+def predict_noise(
+    model: Model, latents: torch.Tensor, timestep: torch.Tensor | int, embeddings: torch.Tensor
+) -> torch.Tensor:
+    """eps(z_t, t, y), whatever the model was trained to predict.
+
+    Args, returns: as `predict`.
+
+    Raises:
+        InputError: the model predicts neither noise nor velocity.
+    """
+    output = predict(model, latents, timestep, embeddings)
     kind = model.scheduler.config.prediction_type
     if kind == "epsilon":
         return output
     if kind == "v_prediction":
         # In float32: 1 - a would be nothing in half precision where there is little noise.
+        steps = torch.as_tensor(timestep, device=model.device).expand(len(latents))
         a = model.scheduler.alphas_cumprod.to(model.device, torch.float32)[steps.long()].view(-1, 1, 1, 1)
         return (a.sqrt() * output + (1 - a).sqrt() * latents).to(output.dtype)
     raise InputError(f"the model predicts {kind!r}; audits need one that predicts 'epsilon' or 'v_prediction'")

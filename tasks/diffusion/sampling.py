@@ -1,21 +1,19 @@
 """Generating pictures from embeddings, each sample with its own noise."""
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.model import Model
-from tasks.diffusion.noise import Key, initial_noise, predict_noise
+from tasks.diffusion.noise import Key, initial_noise, predict
+from tasks.diffusion.schedulers import Choice, sampler, stepped
 from tasks.errors import InputError
 
 
@@ -26,9 +24,7 @@ class SamplingParams(BaseModel):
 
     steps: Annotated[int, Field(ge=1, le=1000, description="denoising steps")] = 50
     guidance: Annotated[float, Field(ge=0, le=30, description="classifier-free guidance; 1 or less runs without")] = 7.5
-    scheduler: Annotated[
-        Literal["model", "ddim", "dpm"], Field(description="the model's own scheduler, DDIM, or DPM-Solver++")
-    ] = "model"
+    scheduler: Annotated[Choice, Field(description="the model's own scheduler, DDIM, or DPM-Solver++")] = "model"
     batch: Annotated[int, Field(ge=1, le=1024, description="pictures at a time; does not change the result")] = 32
 
 
@@ -81,7 +77,7 @@ def denoise(
         steps: stops after so many of the schedule's steps; all of them without it.
 
     Raises:
-        InputError: the scheduler draws noise of its own.
+        InputError: the scheduler cannot sample in so many steps, or draws noise of its own, see `sampler`.
     """
     scheduler = _scheduler(model, params)
     latents = latents * scheduler.init_noise_sigma
@@ -90,11 +86,12 @@ def denoise(
         scaled = scheduler.scale_model_input(latents, step)
         if guided:
             both = torch.cat([empty.expand_as(text), text])
-            without, with_text = predict_noise(model, torch.cat([scaled, scaled]), step, both).chunk(2)
-            noise = without + params.guidance * (with_text - without)
+            without, with_text = predict(model, torch.cat([scaled, scaled]), step, both).chunk(2)
+            output = without + params.guidance * (with_text - without)
         else:
-            noise = predict_noise(model, scaled, step, text)
-        latents = scheduler.step(noise, step, latents, return_dict=False)[0]
+            output = predict(model, scaled, step, text)
+        # Noise or velocity, as the scheduler expects it: told another of the two, those of many steps go other ways.
+        latents = stepped(scheduler, output, step, latents)
     return latents
 
 
@@ -112,9 +109,12 @@ def decode(model: Model, latents: torch.Tensor, batch: int = 8) -> np.ndarray:
     """
 
     def some(rows: slice) -> np.ndarray:
-        pixels = model.vae.decode(latents[rows] / model.vae.config.scaling_factor, return_dict=False)[0].float()
+        pixels = model.vae.decode(_as_autoencoded(model, latents[rows]), return_dict=False)[0].float()
         if not pixels.isfinite().all():
-            raise InputError(f"pictures are not finite in {model.dtype}: load the model with --set precision=float32")
+            what = f"pictures are not finite in {model.vae.dtype}"
+            if model.vae.dtype == torch.float32:
+                raise InputError(f"{what}: the weights of {model.source} are broken, or were trained to nothing")
+            raise InputError(f"{what}: load the model with --set precision=float32")
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     return np.concatenate(list(in_batches(len(latents), batch, some)))
@@ -126,10 +126,28 @@ def encode(model: Model, pictures: np.ndarray, batch: int = 8) -> torch.Tensor:
 
     def some(rows: slice) -> torch.Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(pictures[rows])).permute(0, 3, 1, 2)
-        output = model.vae.encode(pixels.to(model.device, model.dtype) / 127.5 - 1)
+        output = model.vae.encode(pixels.to(model.device, model.vae.dtype) / 127.5 - 1)
         return output.latents if hasattr(output, "latents") else output.latent_dist.mean
 
-    return torch.cat(list(in_batches(len(pictures), batch, some))) * model.vae.config.scaling_factor
+    return _as_denoised(model, torch.cat(list(in_batches(len(pictures), batch, some))))
+
+
+def _as_autoencoded(model: Model, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the autoencoder has them, of latents (n, c, h, w) as the UNet has them."""
+    config, latents = model.vae.config, latents.to(model.vae.dtype)
+    if model.latent_statistics is None:
+        return latents / config.scaling_factor
+    mean, spread = (each.to(latents).view(1, -1, 1, 1) for each in model.latent_statistics)
+    return latents * spread / config.scaling_factor + mean
+
+
+def _as_denoised(model: Model, latents: torch.Tensor) -> torch.Tensor:
+    """The other way."""
+    config = model.vae.config
+    if model.latent_statistics is not None:
+        mean, spread = (each.to(latents).view(1, -1, 1, 1) for each in model.latent_statistics)
+        latents = (latents - mean) / spread
+    return (latents * config.scaling_factor).to(model.dtype)
 
 
 def picture_size(model: Model) -> tuple[int, int]:
@@ -160,36 +178,9 @@ def from_bytes(data: bytes) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
-def _scheduler(model: Model, params: SamplingParams):  # type: ignore[no-untyped-def]
-    # `predict_noise` gives noise whatever the model predicts, so every scheduler is told to expect noise.
-    kind = {
-        # Values of latents are not bounded by 1, so nothing is clipped.
-        "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
-        "dpm": (DPMSolverMultistepScheduler, {}),
-        "model": (type(model.scheduler), {}),
-    }
-    chosen, options = kind[params.scheduler]
-    scheduler = chosen.from_config(model.scheduler.config, prediction_type="epsilon", **options)
-    if _draws_noise(chosen, scheduler.to_json_string(), params.steps):
-        raise InputError(
-            f"{chosen.__name__} draws noise at every step, so pictures would depend on their batch: "
-            "sample with --set sampling.scheduler=ddim or dpm"
-        )
+def _scheduler(model: Model, params: SamplingParams) -> Any:
+    scheduler = sampler(model.scheduler, params.scheduler, params.steps, model.unsampled)
     scheduler.set_timesteps(params.steps, device=model.device)
+    if model.text_encoder_2 is not None and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # as SDXL's pipeline does, where a schedule names a timestep twice
     return scheduler
-
-
-@lru_cache(maxsize=16)
-def _draws_noise(kind: Any, config: str, steps: int) -> bool:
-    """Whether two walks of such a scheduler through its first steps from the same latents part ways."""
-    scheduler, ends = kind.from_config(json.loads(config)), []
-    with torch.random.fork_rng(devices=[]):
-        for seed in range(2):
-            torch.manual_seed(seed)
-            scheduler.set_timesteps(steps)
-            latents = torch.ones(1, 1, 2, 2)
-            for step in scheduler.timesteps[:2]:
-                scaled = scheduler.scale_model_input(latents, step)
-                latents = scheduler.step(torch.zeros_like(scaled), step, latents, return_dict=False)[0]
-            ends.append(latents)
-    return not torch.equal(*ends)

@@ -4,7 +4,6 @@ For a memorized prompt the first prediction points at the memorized image whatev
 predicted and initial noise look alike over seeds. Nothing is denoised: one UNet call a seed.
 """
 
-import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import initial_noise, predict_noise
+from tasks.diffusion.schedulers import timestep_of
 from tasks.errors import InputError
 from tasks.localize.ssim import similarity, to_unit_range
 
@@ -36,9 +36,7 @@ class DetectionParams(BaseModel):
 
 def detection_timestep(model: Model, steps: int) -> int:
     """The second timestep of the model's schedule of so many steps, at which published differences are taken."""
-    scheduler = copy.deepcopy(model.scheduler)
-    scheduler.set_timesteps(steps)
-    return int(scheduler.timesteps[1])
+    return timestep_of(model.scheduler, steps, 1)
 
 
 @torch.no_grad()

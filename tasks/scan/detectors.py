@@ -5,7 +5,6 @@ over seeds, and every seed's noise is its own (see `tasks.diffusion.noise`), so 
 scanned changes it. How high is high differs from model to model: null prompts say, see `conformal`.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
@@ -16,6 +15,7 @@ from tasks.diffusion.batches import in_batches
 from tasks.diffusion.hooks import attended
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import initial_noise, predict_noise
+from tasks.diffusion.schedulers import timestep_of
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
 from tasks.localize.detection import detection_timestep, noise_differences, pairwise_scores
@@ -183,9 +183,7 @@ def _by_seed(
 
 def _timestep(model: Model, params: ScanParams, number: int) -> int:
     """A timestep of the model's schedule by its number; negative ones count from the end."""
-    scheduler = copy.deepcopy(model.scheduler)
-    scheduler.set_timesteps(params.steps)
-    return int(scheduler.timesteps[number])
+    return timestep_of(model.scheduler, params.steps, number)
 
 
 def _guidance(

@@ -1,0 +1,225 @@
+"""A model's training noise, and the scheduler that samples it: its own, DDIM or DPM-Solver++.
+
+A scheduler's config says two things: by which noise the model was trained (betas, and what it predicts), and how it is
+sampled. Every audit needs the first. The second counts only where the model's own scheduler is asked for.
+"""
+
+import copy
+import inspect
+import json
+from collections.abc import Hashable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+
+from tasks.errors import InputError
+
+Choice = Literal["model", "ddim", "dpm"]
+"""What samples: the model's own scheduler, DDIM, or DPM-Solver++."""
+
+PREDICTS = ("epsilon", "v_prediction")
+"""What a model may predict."""
+
+ELSE = "--set sampling.scheduler=ddim"
+
+_DDIM = {"clip_sample": False, "set_alpha_to_one": False}
+"""Values of latents are not bounded by 1, so nothing is clipped."""
+
+_TRAINED_BY = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "prediction_type")
+"""What a scheduler's config says of the model's training."""
+
+_LEAST_SIGNAL = 1e-6
+"""Of alphas_cumprod at the last step; 5e-3 in Stable Diffusion, 4e-5 in the first diffusion models."""
+
+_NOISE = "draws noise at every step, so pictures would depend on their batch: sample with " + ELSE + " or dpm"
+
+
+def read_scheduler(folder: Path, name: str) -> tuple[Any, str | None]:
+    """The scheduler of a pipeline, as a source of its training noise.
+
+    Args:
+        folder: of the scheduler, with `scheduler_config.json`.
+        name: its class, as model_index.json has it.
+
+    Returns:
+        A scheduler with `alphas_cumprod` and a `prediction_type`; and why the model's own cannot sample, None where it
+        can. Where it cannot, this is DDIM with the betas that its config states.
+
+    Raises:
+        InputError: the config is none, states no training noise, or one that audits cannot follow.
+    """
+    path = folder / "scheduler_config.json"
+    config = read_json(path)
+    own, why = _own(folder, name)
+    if why is not None:
+        if lacking := _unstated(config, name):
+            raise InputError(
+                f"{why}, and {path} does not say by which noise the model was trained (no {', '.join(lacking)}): put "
+                "the scheduler_config.json of its base model there; models trained by flow matching, EDM or "
+                "consistency cannot be audited"
+            )
+        own = _made(DDIMScheduler, config, _DDIM, path)
+        why = f"{why}: sample with {ELSE} or dpm"
+    kind = own.config.prediction_type
+    if kind not in PREDICTS:
+        raise InputError(f"the model predicts {kind!r} ({path}); audits need one that predicts {' or '.join(PREDICTS)}")
+    if own.config.get("timestep_type") == "continuous" or own.config.get("use_flow_sigmas"):
+        raise InputError(
+            f"{path} asks for continuous timesteps or flow sigmas: audits need a model of 1000 noise steps"
+        )
+    if float(own.alphas_cumprod.min()) < _LEAST_SIGNAL:
+        raise InputError(
+            f"the noise schedule of {path} ends without any signal (zero terminal SNR), where no picture follows from "
+            "predicted noise: audits need a schedule without rescale_betas_zero_snr"
+        )
+    return own, why
+
+
+def sampler(own: Any, choice: Choice, steps: int, why: str | None = None) -> Any:
+    """A scheduler that samples in so many steps; its timesteps are still to be set.
+
+    Args:
+        own: the model's, as `read_scheduler` gives it.
+        why: why the model's own cannot sample, from there.
+
+    Raises:
+        InputError: it cannot take so many steps, draws noise of its own, or does not follow the model's training noise.
+    """
+    if choice == "model" and why is not None:
+        raise InputError(why)
+    config = dict(own.config)
+    # Said in so many words: what a config leaves out would else be another scheduler's default.
+    noise = {name: config[name] for name in _TRAINED_BY if name in config}
+    if choice == "ddim":
+        made = _made(DDIMScheduler, config, _DDIM | noise)
+    elif choice == "dpm":
+        # Without the algorithms that draw noise, and those of other schedulers.
+        algorithm = config.get("algorithm_type") if config.get("algorithm_type") == "dpmsolver" else "dpmsolver++"
+        made = _made(DPMSolverMultistepScheduler, config, {"algorithm_type": algorithm} | noise)
+    else:
+        made = _made(type(own), config, {})
+    if not torch.allclose(made.alphas_cumprod.double().cpu(), own.alphas_cumprod.double().cpu(), atol=1e-6):
+        raise InputError(
+            f"{type(made).__name__} does not know the noise schedule of {type(own).__name__}, by which the model was "
+            "trained: --set sampling.scheduler=model"
+        )
+    kind: Hashable = type(made)
+    words = made.to_json_string()
+    if problem := _walk(kind, words, steps):
+        if problem != _NOISE:
+            fits = next((n for n in range(steps + 1, steps + 33) if _walk(kind, words, n) is None), None)
+            problem += f": --set sampling.steps={fits}, or {ELSE}" if fits else f": sample with {ELSE}"
+        raise InputError(f"{type(made).__name__} {problem}")
+    return made
+
+
+def stepped(scheduler: Any, output: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """The latents one step on, as pipelines take it: without noise where the scheduler leaves it to `eta`."""
+    options = {"eta": 0.0} if "eta" in _options(cast(Hashable, type(scheduler))) else {}
+    after: torch.Tensor = scheduler.step(output, timestep, latents, **options, return_dict=False)[0]
+    return after
+
+
+def timestep_of(own: Any, steps: int, number: int) -> int:
+    """A timestep of the model's own schedule of so many steps, by its number; negative ones count from the end.
+
+    Raises:
+        InputError: the scheduler cannot take so few steps, or so many.
+    """
+    scheduler = copy.deepcopy(own)
+    try:
+        scheduler.set_timesteps(steps)
+        return int(scheduler.timesteps[number])
+    except Exception as error:
+        raise InputError(f"{type(own).__name__} cannot take {steps} steps ({line_of(error)}): ask for more") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputError: there is no such file, or it holds none.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: download the model again") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not JSON ({line_of(error)}): download it again") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no JSON object: download it again")
+    return found
+
+
+def _unstated(config: Mapping[str, Any], name: str) -> list[str]:
+    """What a config lacks to say by which noise its model was trained."""
+    betas = () if config.get("trained_betas") else ("beta_start", "beta_end", "beta_schedule")
+    # IPNDM knows models that predict noise alone, so its config has no word for it.
+    needed = betas if name == "IPNDMScheduler" else (*betas, "prediction_type")
+    return [each for each in needed if config.get(each) is None]
+
+
+def _own(folder: Path, name: str) -> tuple[Any, str | None]:
+    """The scheduler of a folder, or why it is none that audits can sample with."""
+    kind = getattr(diffusers, name, None)
+    if kind is None:
+        return None, f"diffusers {diffusers.__version__} has no scheduler {name}"
+    try:
+        found = kind.from_pretrained(folder)
+    except ImportError:
+        lacking = ", ".join(getattr(kind, "_backends", ["torch"])[1:]) or "another package"
+        return None, f"the scheduler {name} needs {lacking}, which is not installed"
+    except Exception as error:
+        return None, f"the scheduler {name} cannot be made of its config ({line_of(error)})"
+    if "Inverse" in name or name.startswith("CogVideoX"):
+        return None, f"the scheduler {name} is none for text-to-image models"
+    if not hasattr(found, "alphas_cumprod") or "prediction_type" not in found.config:
+        return None, f"the scheduler {name} has no noise schedule of a model that predicts noise or velocity"
+    return found, None
+
+
+def _made(kind: Any, config: Mapping[str, Any], options: Mapping[str, Any], path: Path | None = None) -> Any:
+    try:
+        return kind.from_config(dict(config), **options)
+    except Exception as error:
+        place = f" of {path}" if path else ""
+        raise InputError(
+            f"no {kind.__name__} can be made of the scheduler's config{place}: {line_of(error)}"
+        ) from error
+
+
+@lru_cache
+def _options(kind: Any) -> frozenset[str]:
+    """The names of what a scheduler's step takes."""
+    return frozenset(inspect.signature(kind.step).parameters)
+
+
+@lru_cache(maxsize=64)
+def _walk(kind: Any, config: str, steps: int) -> str | None:
+    """What is wrong with such a scheduler's way through so many steps: it fails, or two walks from the same latents
+    part. None where nothing is."""
+    scheduler, ends = kind.from_config(json.loads(config)), []
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(2):
+            torch.manual_seed(seed)
+            latents = torch.ones(1, 1, 2, 2)
+            try:
+                scheduler.set_timesteps(steps)
+                for step in scheduler.timesteps:
+                    scaled = scheduler.scale_model_input(latents, step)
+                    latents = stepped(scheduler, torch.zeros_like(scaled), step, latents)
+            except Exception as error:
+                prk = kind is PNDMScheduler and not scheduler.config.skip_prk_steps
+                detail = "its config lacks skip_prk_steps" if prk else line_of(error)
+                return f"cannot take {steps} steps ({detail})"
+            ends.append(latents)
+    return None if torch.equal(*ends) else _NOISE
+
+
+def line_of(error: Exception) -> str:
+    """An error in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
