@@ -189,6 +189,12 @@ def class_in(index: dict[str, Any], part: str) -> str | None:
     return entry[1] if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) else None
 
 
+def scheduler_in(index: dict[str, Any]) -> str:
+    """The class of the scheduler; with its module where that is not diffusers, whose class it is not."""
+    name = str(class_in(index, "scheduler"))
+    return name if index["scheduler"][0] == "diffusers" else f"{index['scheduler'][0]}.{name}"
+
+
 def _no_such_pipeline(folder: Path, kind: Any) -> str:
     if isinstance(kind, list | tuple):
         return (
@@ -408,11 +414,11 @@ def _of_autoencoder(path: Path, vae: dict[str, Any], xl: bool, kind: str) -> Ite
 
 
 def _of_scheduler(folder: Path, index: dict[str, Any], choice: Choice, steps: int | None) -> Iterator[str]:
-    name, place = class_in(index, "scheduler"), folder / "scheduler"
-    if name is None or not place.is_dir():
+    place = folder / "scheduler"
+    if class_in(index, "scheduler") is None or not place.is_dir():
         return  # told with the components
     try:
-        own, why = read_scheduler(place, name)
+        own, why = read_scheduler(place, scheduler_in(index))
         if choice == "model" and why is not None:
             yield why
         elif steps is not None:

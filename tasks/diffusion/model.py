@@ -19,9 +19,9 @@ from tasks.diffusion.folder import (
     INDEX,
     OPTIONAL,
     PIPELINES,
-    class_in,
     no_pipeline,
     problems_of,
+    scheduler_in,
     stem_of,
     weight_files,
 )
@@ -166,7 +166,7 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
     torch.backends.cudnn.allow_tf32 = False
     index = read_json(folder / INDEX)
     dtype = torch.float32 if mixed else getattr(torch, precision)
-    scheduler, unsampled = read_scheduler(folder / "scheduler", str(class_in(index, "scheduler")))
+    scheduler, unsampled = read_scheduler(folder / "scheduler", scheduler_in(index))
     parts = {
         part: _part(folder / part, getattr(import_module(index[part][0]), index[part][1]), dtype)
         for part in PIPELINES[index["_class_name"]]

@@ -113,7 +113,7 @@ def decode(model: Model, latents: torch.Tensor, batch: int = 8) -> np.ndarray:
         if not pixels.isfinite().all():
             what = f"pictures are not finite in {model.vae.dtype}"
             if model.vae.dtype == torch.float32:
-                raise InputError(f"{what}: the weights of {model.source} are broken, or were trained to nothing")
+                raise InputError(f"{what}: what the UNet predicts is not, its weights or a variant's are broken")
             raise InputError(f"{what}: load the model with --set precision=float32")
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 

@@ -107,7 +107,7 @@ def sampler(own: Any, choice: Choice, steps: int, why: str | None = None) -> Any
             f"{type(made).__name__} does not know the noise schedule of {type(own).__name__}, by which the model was "
             "trained: --set sampling.scheduler=model"
         )
-    kind: Hashable = type(made)
+    kind = cast(Hashable, type(made))
     words = made.to_json_string()
     if problem := _walk(kind, words, steps):
         if problem != _NOISE:

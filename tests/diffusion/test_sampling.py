@@ -24,7 +24,7 @@ def test_pictures_leave_the_decoder_a_few_at_a_time() -> None:
             raise torch.OutOfMemoryError
         return (latents[:, :3, :1, :1] * 2 - 1,)
 
-    vae = SimpleNamespace(decode=one_pixel, config=SimpleNamespace(scaling_factor=1.0))
+    vae = SimpleNamespace(decode=one_pixel, config=SimpleNamespace(scaling_factor=1.0), dtype=torch.float32)
     greys = list(range(0, 251, 25))
     latents = (torch.tensor(greys) / 255).view(-1, 1, 1, 1).expand(11, 4, 8, 8)
     made = decode(replace(tiny_model(), vae=vae), latents)
@@ -35,7 +35,9 @@ def test_pictures_leave_the_decoder_a_few_at_a_time() -> None:
 
 def test_generation_halves_its_batches_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = SimpleNamespace(
-        decode=lambda latents, return_dict: (latents[:, :3],), config=SimpleNamespace(scaling_factor=1.0)
+        decode=lambda latents, return_dict: (latents[:, :3],),
+        config=SimpleNamespace(scaling_factor=1.0),
+        dtype=torch.float32,
     )
     model = replace(tiny_model(), vae=vae)
     text, keys = model.embed(["a", "b", "c", "d", "e"]), [(name, 0) for name in "abcde"]
@@ -56,9 +58,15 @@ def test_generation_halves_its_batches_when_memory_is_short(monkeypatch: pytest.
     assert np.abs(made.astype(int) - whole).max() <= 1
 
 
-def test_a_picture_that_is_not_a_number_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "cause"),
+    [(torch.bfloat16, "load the model with --set precision=float32"), (torch.float32, "weights .* are broken")],
+)
+def test_a_picture_that_is_not_a_number_is_refused_with_its_cause(dtype: torch.dtype, cause: str) -> None:
     vae = SimpleNamespace(
-        decode=lambda latents, return_dict: (latents * float("nan"),), config=SimpleNamespace(scaling_factor=1.0)
+        decode=lambda latents, return_dict: (latents * float("nan"),),
+        config=SimpleNamespace(scaling_factor=1.0),
+        dtype=dtype,
     )
-    with pytest.raises(InputError, match=r"not finite in torch.float32.*precision=float32"):
+    with pytest.raises(InputError, match=f"not finite in {dtype}.*{cause}"):
         decode(replace(tiny_model(), vae=vae), torch.ones(1, 4, 8, 8))

@@ -1,0 +1,110 @@
+"""Pipelines of every family small enough to sample in a second; their weights are random."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from tasks.diffusion.model import Model
+from tasks.diffusion.noise import initial_noise
+from tests.flows.world import tokenizer
+
+PROMPTS = ["a cat", "two dogs"]
+KEYS = [(prompt, 0) for prompt in PROMPTS]
+WORDS = tokenizer()
+
+
+def text_config(width: int, pooled: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=WORDS.model_max_length,
+        projection_dim=pooled,
+        bos_token_id=len(WORDS) - 2,
+        eos_token_id=len(WORDS) - 1,
+        pad_token_id=len(WORDS) - 1,
+    )
+
+
+def parts(width: int, **config: Any) -> dict[str, Any]:
+    """What every family has: two blocks down, two up, pictures of 16 pixels."""
+    torch.manual_seed(0)
+    return {
+        "unet": UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            norm_num_groups=4,
+            cross_attention_dim=width,
+            attention_head_dim=[2, 4],
+            use_linear_projection=True,
+            **config,
+        ),
+        "vae": AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+        ),
+        "tokenizer": WORDS,
+    }
+
+
+def write_xl(folder: Path) -> Path:
+    """SDXL in little: two text encoders, pooled text and picture size beside the tokens, two blocks an attention."""
+    StableDiffusionXLPipeline(
+        **parts(
+            16 + 12,
+            transformer_layers_per_block=[1, 2],
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=10 + 6 * 4,
+        ),
+        text_encoder=CLIPTextModel(text_config(16, 16)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(12, 10)),
+        tokenizer_2=WORDS,
+        scheduler=EulerDiscreteScheduler(),
+        add_watermarker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def write_v(folder: Path) -> Path:
+    """SD 2.1 in little: it predicts velocity."""
+    StableDiffusionPipeline(
+        **parts(16),
+        text_encoder=CLIPTextModel(text_config(16, 16)),
+        scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def sampled_by_diffusers(kind: Any, folder: Path, model: Model, steps: int) -> torch.Tensor:
+    """Latents of the pipeline's own sampling."""
+    pipeline = kind.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    found: torch.Tensor = pipeline(
+        PROMPTS,
+        num_inference_steps=steps,
+        guidance_scale=7.5,
+        latents=initial_noise(model, KEYS),
+        output_type="latent",
+    ).images
+    return found
