@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.settings import PROFILES, Profile, Settings, settings_for
 from flows.typed import Plain, validated
 from tasks.diffusion.folder import no_pipeline
-from tasks.diffusion.hub import hub_folder, named_on_hub
+from tasks.diffusion.hub import hub_folder, name_in, named_on_hub
 from tasks.diffusion.model import audit_defaults
 from tasks.diffusion.precision import precision_for
 from tasks.errors import InputError, refuse
@@ -132,6 +132,8 @@ def model_folder(model: str) -> Path:
     """
     if named_on_hub(model):
         return hub_folder(model)
+    if name := name_in(model):
+        raise InputError(f"{model} is an address of the Hugging Face Hub: give the name alone, --model {name}")
     shipped = Path(__file__).resolve().parent.parent / "reference" / "model"
     folder = shipped if model == "reference" else Path(model).expanduser()
     if not (folder / "model_index.json").is_file():

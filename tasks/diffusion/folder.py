@@ -61,7 +61,7 @@ _ADAPTER = re.compile(
 )
 """Names of files that change what a model makes, where they are asked for."""
 
-_ADAPTER_TENSORS = re.compile(
+ADAPTER_TENSORS = re.compile(
     r"(^|\.)(lora_|hada_|lokr_|oft_|to_[qkvo]_lora|lora\.)|\.alpha$|^(ip_adapter|image_proj)\b|_lora\.|custom_diffusion"
 )
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -475,7 +475,7 @@ def _holds(path: Path) -> str:
         return ""
     if any(name.startswith(("ip_adapter.", "image_proj.")) for name in names):
         return "an IP-Adapter"
-    if any(_ADAPTER_TENSORS.search(name) for name in names):
+    if any(ADAPTER_TENSORS.search(name) for name in names):
         return "a LoRA"
     if any(name.startswith(("control_model.", "controlnet_", "input_hint_block.")) for name in names):
         return "a ControlNet"

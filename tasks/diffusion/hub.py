@@ -6,17 +6,32 @@ from pathlib import Path
 
 import httpx
 from diffusers import DiffusionPipeline
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from tasks.errors import InputError
 
 _NAME = re.compile(r"(?P<model>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+_ADDRESS = re.compile(
+    r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://|hf:)([\w.-]+/[\w.-]+)(?:/.*)?", re.ASCII
+)
 _CACHED = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)", re.ASCII)
 
 
 def named_on_hub(model: str) -> bool:
     """Whether this reads like OWNER/NAME or OWNER/NAME@REVISION on the Hub, and not like a folder of this machine."""
     return _NAME.fullmatch(model) is not None and not Path(model.partition("/")[0]).exists()
+
+
+def name_in(address: str) -> str | None:
+    """OWNER/NAME of an address of the Hub, such as a browser shows; None where it is none."""
+    found = _ADDRESS.fullmatch(address)
+    return found[1] if found else None
 
 
 @lru_cache(maxsize=16)
@@ -41,7 +56,7 @@ def hub_folder(model: str) -> Path:
             safety_checker=None,
             feature_extractor=None,
         )
-    except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError) as error:
+    except (OSError, ValueError, AttributeError, ImportError, HfHubHTTPError, httpx.HTTPError) as error:
         raise InputError(_refusal(model, error.__cause__ or error)) from error
     return Path(folder)
 
@@ -58,4 +73,6 @@ def _refusal(model: str, error: BaseException) -> str:
         return f"{model} is given to those only who accepted its terms: do so on the Hub, and set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
         return f"no folder {model} here, and the Hub has no model of that name or revision"
+    if isinstance(error, EntryNotFoundError):
+        return f"{model} holds no diffusers pipeline on the Hub (no model_index.json): name one that does"
     return f"no folder {model} here, and it cannot be had from the Hub: {str(error).splitlines()[0]}"

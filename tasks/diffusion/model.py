@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch.nn.functional import pad
 
 from tasks.diffusion.folder import (
+    ADAPTER_TENSORS,
     INDEX,
     OPTIONAL,
     PIPELINES,
@@ -172,6 +173,12 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
         for part in PIPELINES[index["_class_name"]]
         if part != "scheduler"
     }
+    for words, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        if words in parts and len(parts[words]) > (knows := int(parts[encoder].config.vocab_size)):
+            raise InputError(
+                f"{folder / words} has {len(parts[words])} tokens, {encoder} knows {knows}: they are not of one model, "
+                "or tokens were added to one of them alone; download the model again"
+            )
     xl = "text_encoder_2" in parts
     # The pipeline mends what old configs say; it is not asked for more.
     if xl:
@@ -229,6 +236,9 @@ def _part(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
     # What a file lacks is filled up with random numbers, and what it has beyond is left out.
     for what, names in (("lack", "missing_keys"), ("have beyond its config", "unexpected_keys")):
         found = sorted(name for name in loaded[names] if not name.endswith("position_ids"))
+        if what != "lack" and folder.name.startswith("text_encoder"):
+            # Published ones come with what their class does not read, such as a projection; an adapter is none of that.
+            found = [name for name in found if ADAPTER_TENSORS.search(name)]
         if found:
             raise InputError(
                 f"the weights in {folder} {what} {found[0]}"

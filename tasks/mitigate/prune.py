@@ -18,7 +18,9 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
+from tasks.diffusion.folder import INDEX, OPTIONAL
 from tasks.diffusion.noise import generator
+from tasks.diffusion.schedulers import read_json
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 
@@ -233,12 +235,26 @@ def save_pipeline(base: str | Path, unet: UNet2DConditionModel, folder: str | Pa
     with _aside(Path(folder)) as aside:
         try:
             pipeline = DiffusionPipeline.from_pretrained(
-                str(base), unet=_contiguous(unet), torch_dtype=unet.dtype, use_safetensors=True, local_files_only=True
+                str(base),
+                unet=_contiguous(unet),
+                torch_dtype=unet.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                **_left_out(Path(base)),
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise InputError(f"cannot load the pipeline at {base}: {str(error).splitlines()[0]}") from error
         pipeline.save_pretrained(aside, safe_serialization=True)
         _write_card(aside, card, whole=True)
+
+
+def _left_out(base: Path) -> dict[str, None]:
+    """Components that model_index.json lists, the folder lacks and nothing needs; a checker needs its extractor."""
+    index = read_json(base / INDEX) if (base / INDEX).is_file() else {}
+    lacking = {name for name in OPTIONAL if name in index and not (base / name).is_dir()}
+    if "feature_extractor" in lacking and "safety_checker" in index:
+        lacking.add("safety_checker")
+    return dict.fromkeys(lacking)
 
 
 def _write_card(folder: Path, card: Card, whole: bool) -> None:

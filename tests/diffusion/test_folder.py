@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
 from flows.params import model_folder
 from tasks.diffusion.folder import problems_of
 from tasks.diffusion.model import load_model
 from tasks.errors import InputError
+from tasks.mitigate.prune import Card, save_pipeline
 
 Change = Callable[[Path], object]
 
@@ -226,6 +228,17 @@ def test_what_is_not_needed_is_not_required(v_folder: Path, tmp_path: Path) -> N
     assert load_model(folder, "cpu").unet is not None
 
 
+def test_a_variant_is_exported_without_what_the_folder_lacks(v_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(v_folder, tmp_path / "copy")
+    index(
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+    )(folder)
+    card = Card("pruned", "base", "0123", "NeMo", "audit-7", "value", pruned=1, total=2)
+    save_pipeline(folder, load_model(folder, "cpu").unet, tmp_path / "whole", card)
+    assert problems_of(tmp_path / "whole") == []
+
+
 def rewritten(folder: Path, part: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     name = "model.safetensors" if part.startswith("text") else "diffusion_pytorch_model.safetensors"
     tensors = load_file(folder / part / name)
@@ -276,6 +289,41 @@ def test_weights_that_lack_or_have_too_much_are_no_random_numbers(v_folder: Path
         rewritten(folder, "unet", change)
         with pytest.raises(InputError, match=line):
             load_model(folder, "cpu")
+
+
+def test_weights_by_the_names_of_older_versions_are_taken(v_folder: Path, tmp_path: Path) -> None:
+    """As those of Stable Diffusion 1.x are published."""
+    folder = shutil.copytree(v_folder, tmp_path / "copy")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def of_autoencoder(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "attentions.0.to_" in name]:
+            new, value = name, tensors.pop(name)
+            for now, then in old.items():
+                new = new.replace(f".{now}.", f".{then}.")
+            tensors[new] = value
+
+    def of_encoder(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if not name.startswith("text_model.")]:
+            tensors[f"text_model.{name}"] = tensors.pop(name)
+        tensors["text_model.embeddings.position_ids"] = torch.arange(4)
+        tensors["text_projection.weight"] = torch.zeros(4, 4)
+
+    rewritten(folder, "vae", of_autoencoder)
+    rewritten(folder, "text_encoder", of_encoder)
+    new, known = load_model(folder, "cpu"), load_model(v_folder, "cpu")
+    assert torch.equal(new.embed(["a cat"]), known.embed(["a cat"]))
+    for name, value in known.vae.state_dict().items():
+        assert torch.equal(new.vae.state_dict()[name], value)
+
+
+def test_tokens_that_the_encoder_does_not_know_are_refused(v_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(v_folder, tmp_path / "copy")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_tokens(["<cat>"])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    with pytest.raises(InputError, match=r"tokenizer has \d+ tokens, text_encoder knows \d+"):
+        load_model(folder, "cpu")
 
 
 def zipped(path: Path, *names: str) -> Path:
@@ -373,6 +421,15 @@ def test_what_is_no_pipeline_is_told_by_what_it_is(case: str, tmp_path: Path) ->
     assert "\n" not in str(refused.value)
     (problem,) = problems_of(path)
     assert problem == str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://huggingface.co/some/model", "https://huggingface.co/some/model/tree/main", "hf://some/model"],
+)
+def test_an_address_of_the_hub_is_told_its_name(address: str) -> None:
+    with pytest.raises(InputError, match=r"give the name alone, --model some/model$"):
+        model_folder(address)
 
 
 def test_a_home_folder_is_written_out(v_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def test_no_prompt_is_held_against_itself(world: Path, tmp_path: Path) -> None:
         (["--alpha", "0.02"], "4 null prompts are too few for a false-alarm rate of 2 %, which needs 49"),
         (["--prompts", "nowhere.csv"], "cannot read nowhere.csv: No such file"),
         (["--nulls", "nowhere.csv"], "cannot read nowhere.csv: No such file"),
-        (["--model", "nowhere"], "no model at nowhere (no such folder)"),
+        (["--model", "nowhere"], "no model at nowhere: there is no such file or folder"),
         (["--out", "nowhere/flagged.csv"], "there is no folder nowhere for flagged.csv"),
         (["--set", "alphas=1"], "there is no setting 'alphas': did you mean alpha?"),
         (["--set", "seeds=1"], "seeds cannot be 1: it may be: integer, >= 2, <= 100"),
