@@ -429,14 +429,14 @@ def _of_scheduler(folder: Path, index: dict[str, Any], choice: Choice, steps: in
 
 def _of_strays(folder: Path, parts: dict[str, Any]) -> Iterator[str]:
     """Files that change what the model makes, and that nothing reads."""
-    places = [folder, *(folder / part for part in parts)]
-    places += [path for path in sorted(folder.iterdir()) if path.is_dir() and _ADAPTER.search(path.name)]
-    for place in places:
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
-            plain = place != folder and path.name.startswith((f"{stem_of(place.name)}.", f"{stem_of(place.name)}-"))
-            if path.is_dir() or (plain and place.name in parts):
-                continue
-            if path.name == "adapter_config.json" or (path.suffix in _WEIGHTS and _changes(path)):
+    known = [folder, *(folder / part for part in parts)]
+    others = [path for path in sorted(folder.iterdir()) if path.is_dir() and _ADAPTER.search(path.name)]
+    for place in filter(Path.is_dir, [*known, *others]):
+        for path in sorted(filter(Path.is_file, place.iterdir())):
+            weights = path.suffix in _WEIGHTS and (place in others or _changes(path))
+            if weights and path.name == f"{stem_of(place.name)}.safetensors" and place in known[1:]:
+                yield f"{path} has layers of {_kind_of_adapter(path)} that was not fused: fuse it and save the model"
+            elif weights or path.name == "adapter_config.json":
                 yield (
                     f"{path} is {_kind_of_adapter(path)}, which an audit of this folder would leave out: fuse it "
                     "into the model and save that (load_lora_weights, fuse_lora, save_pretrained), or move it away to "
@@ -452,14 +452,15 @@ def _changes(path: Path) -> bool:
 
 
 def _kind_of_adapter(path: Path) -> str:
-    name, holds = path.name.lower(), _holds(path) if path.suffix == ".safetensors" else ""
+    holds = _holds(path) if path.suffix == ".safetensors" else ""
+    name = (path if _ADAPTER.search(path.name) else path.parent).name.lower().replace("-", "_")
     if holds in ("a LoRA", "a textual inversion", "an IP-Adapter"):
         return holds
     for word, kind in (
         ("lora", "a LoRA"),
         ("embed", "a textual inversion"),
         ("textual", "a textual inversion"),
-        ("ip", "an IP-Adapter"),
+        ("ip_adapter", "an IP-Adapter"),
         ("control", "a ControlNet"),
     ):
         if word in name:

@@ -98,6 +98,18 @@ BAD: dict[str, tuple[Change, str]] = {
     "lora": (weights("pytorch_lora_weights.safetensors", "unet.a.lora_A.weight"), "is a LoRA, .* fuse it"),
     "lora by another name": (weights("style.safetensors", "unet.a.lora.down.weight"), "style.safetensors is a LoRA"),
     "lora beside the unet": (weights("unet/pytorch_lora_weights.safetensors", "a"), "unet/pytorch_lora_.* is a LoRA"),
+    "lora that was not fused": (
+        weights("unet/diffusion_pytorch_model.safetensors", "conv_in.weight", "a.lora_A.weight"),
+        "unet/diffusion_pytorch_model.safetensors has layers of a LoRA that was not fused: fuse it",
+    ),
+    "lora by a variant's name": (
+        weights("unet/diffusion_pytorch_model.style.safetensors", "a.lora_A.weight"),
+        "style.safetensors is a LoRA",
+    ),
+    "a folder of an adapter": (
+        lambda folder: single(folder / "controlnet" / "diffusion_pytorch_model.safetensors", "conv_in.weight"),
+        "controlnet/diffusion_pytorch_model.safetensors is a ControlNet",
+    ),
     "lora of kohya": (weights("x.safetensors", "lora_unet_a.lora_down.weight", "lora_unet_a.alpha"), "is a LoRA"),
     "peft": (lambda folder: (folder / "text_encoder" / "adapter_config.json").write_text("{}"), "is an adapter"),
     "pickled lora": (lambda folder: (folder / "pytorch_lora_weights.bin").write_bytes(b"x"), "is a LoRA"),
@@ -279,8 +291,8 @@ def test_weights_that_lack_or_have_too_much_are_no_random_numbers(v_folder: Path
         [
             (lambda tensors: tensors.pop("conv_in.weight"), "unet lack conv_in.weight"),
             (
-                lambda tensors: tensors.update({"a.lora_A.weight": torch.zeros(1)}),
-                "unet have beyond its config a.lora_A",
+                lambda tensors: tensors.update({"extra.weight": torch.zeros(1)}),
+                "unet have beyond its config extra.weight",
             ),
             (lambda tensors: tensors.update({"conv_in.weight": torch.zeros(1)}), "cannot load .*unet"),
         ]
