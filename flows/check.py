@@ -10,12 +10,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from flows import rules
-from flows.contract import inputs_of, problems_of_model
+from flows.contract import inputs_of
 from flows.params import AuditParams, model_folder, resolved
 from flows.plan import clip_of, files_of
 from flows.selection import Selection
 from flows.settings import Settings
 from storage import StoreError, address_of
+from tasks.diffusion.folder import problems_of
 from tasks.diffusion.hub import named_on_hub
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.outline import Outline, outline_of
@@ -75,7 +76,7 @@ def say(notes: Sequence[str]) -> None:
 
 def of_model(folder: Path, problems: list[str], sampling: SamplingParams) -> Outline | None:
     """The outline of a model; None, and problems more, where it cannot be used."""
-    found = problems_of_model(folder, sampling.scheduler, sampling.steps)
+    found = problems_of(folder, sampling.scheduler, sampling.steps)
     problems += found
     with noting(problems):
         return outline_of(folder) if not found else None

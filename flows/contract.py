@@ -1,8 +1,7 @@
 """What the check asks of those who know models and prompt files: one function each."""
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 from tasks.collect import task as collecting
 from tasks.errors import noting
@@ -20,22 +19,6 @@ class Inputs(NamedTuple):
     """What is wrong, a sentence each, with file and line."""
     notices: list[str]
     """What a person should know all the same."""
-
-
-def problems_of_model(folder: Path, scheduler: str, steps: int) -> list[str]:
-    """What is wrong with a model's folder, seen without loading weights.
-
-    Args:
-        scheduler, steps: `sampling.scheduler` and `sampling.steps`.
-    """
-    file = folder / "model_index.json"
-    try:
-        found: Any = json.loads(file.read_text()).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        return [f"{file} is no index of a pipeline ({error}): save the pipeline anew"]
-    if found not in PIPELINES:
-        return [f"{folder} holds a {found}; audits need a {' or '.join(PIPELINES)}"]
-    return []
 
 
 def inputs_of(prompts: Path, nulls: Path | None, ordinary: Path | None, images: Path | None, folder: Path) -> Inputs:
