@@ -33,6 +33,7 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
             f"{len(plan.memorized)} memorized, {len(plan.ordinary)} ordinary, of set {plan.subject.prompt_set}; with"
             f" training pictures {len(plan.pictured[0])} and {len(plan.pictured[1])}",
         ),
+        *([("long prompts", f"of the whole set, {plan.long_prompts}")] if plan.long_prompts else []),
         ("seeds", f"{settings.seeds} a prompt or trigger"),
         ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
         (

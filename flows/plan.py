@@ -17,7 +17,7 @@ from tasks.attack import task as attacking
 from tasks.attack.dori import DoriParams, Start
 from tasks.collect import task as collecting
 from tasks.diffusion.precision import Precision, precision_for
-from tasks.errors import InputError
+from tasks.errors import InputError, refuse
 from tasks.evaluate import clip_score, sscd
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.clip_score import ClipParams
@@ -78,7 +78,9 @@ class Plan:
         settings = self.settings = self.params.settings
         _computable(settings)
         self.folder = model_folder(params.model)
-        self.subject = _subject(params, self.folder, precision_for(settings.precision, params.device))
+        inputs = _inputs(params, self.folder, settings)
+        self.notices, self.long_prompts = inputs.notices, inputs.long
+        self.subject = _subject(params, self.folder, inputs, precision_for(settings.precision, params.device))
         self.memorized = prompts_of(self.subject, "memorized", settings.memorized)
         self.nulls = prompts_of(self.subject, "null", settings.nulls)
         every = prompts_of(self.subject, "ordinary")
@@ -403,8 +405,8 @@ def attack_pool(subject: Subject, settings: Settings) -> list[str]:
     return [prompt.text for kind, limit in limits for prompt in prompts_of(subject, kind, limit)]
 
 
-def _subject(params: AuditParams, folder: Path, precision: Precision) -> Subject:
-    """The model with its prompts in the store."""
+def _inputs(params: AuditParams, folder: Path, settings: Settings) -> collecting.Inputs:
+    """The files of prompts and images, and what is wrong with them."""
     prompts = params.prompts or beside(folder, "prompts")
     if prompts is None:
         raise InputError(
@@ -412,6 +414,13 @@ def _subject(params: AuditParams, folder: Path, precision: Precision) -> Subject
         )
     images = params.images or (beside(folder, "images") if params.prompts is None else None)
     others = [Path(path) if path else None for path in (params.nulls, params.ordinary, images)]
+    nulls, ordinary, images_at = others
+    return collecting.read_inputs(Path(prompts), nulls, ordinary, images_at, folder, settings.long_prompts)
+
+
+def _subject(params: AuditParams, folder: Path, inputs: collecting.Inputs, precision: Precision) -> Subject:
+    """The model with its prompts in the store."""
+    refuse(inputs.problems)  # before there is a store
     store = Store.open(params.store)
-    name = collecting.import_prompts(store, Path(prompts), *others)
+    name = collecting.import_inputs(store, inputs)
     return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device, precision=precision)

@@ -1,8 +1,9 @@
 """The scan: which prompts of a file a model has memorized, when nobody knows what it has memorized."""
 
 from pathlib import Path
+from typing import NamedTuple
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.lineage import task
@@ -12,14 +13,19 @@ from flows.show import show_scan, shown_progress
 from flows.stages import register_model
 from storage import Store, query
 from tasks.collect import task as collecting
-from tasks.collect.prompt_files import Prompt
+from tasks.collect.prompt_files import Kind, Prompt, expanded, say
+from tasks.collect.token_check import tokenized
 from tasks.diffusion.model import audit_defaults
 from tasks.diffusion.precision import precision_for
-from tasks.errors import InputError
+from tasks.diffusion.tokens import tokenizers_of
+from tasks.errors import InputError, refuse
 from tasks.scan import task as scanning
 from tasks.scan.conformal import false_alarms
 from tasks.scan.detectors import ScanParams
 from tasks.subject import Subject
+
+KINDS: dict[Kind, str] = {"memorized": "scanned", "ordinary": "scanned", "null": "null"}
+"""What prompts of a scan are called."""
 
 
 class ScanRun(BaseModel):
@@ -62,48 +68,79 @@ def scan(params: ScanRun) -> Scanned:
     # What is scanned is no set in the store: nobody knows yet what these prompts are.
     place = {"store": Store.open(params.store).url, "model": str(folder), "prompt_set": "", "device": params.device}
     subject = Subject.model_validate(place | {"precision": precision})
-    asked = told(params)
-    prompts, nulls = (scanning.readable(subject, group) for group in asked)
-    if not prompts:
-        raise InputError(f"no prompt can be scanned: the model reads {subject.load().tokens} tokens, all have more")
-    false_alarms(len(nulls), params.scan.alpha)  # there may be fewer now, and all the work is still to come
+    asked = to_scan(params)
+    prompts, nulls = asked.prompts, asked.nulls
+    for notice in asked.notices:
+        get_run_logger().warning(notice)
     with shown_progress():
         register_model(subject)
         for detector in dict.fromkeys(params.scan.detectors):
             score_prompts(subject, [*prompts, *nulls], detector, params.scan)
-        scan_id = write_findings(subject, Path(_file(params, folder)).stem, prompts, nulls, params.scan)
+        scan_id = write_findings(subject, _file(params, folder).stem, prompts, nulls, params.scan)
     words = scanning.verdict(subject.open(), scan_id)
-    if any(lost := [len(group) - len(kept) for group, kept in zip(asked, (prompts, nulls), strict=True)]):
-        words += f"\nleft out {lost[0]} prompts and {lost[1]} null prompts: longer than the model reads"
+    if asked.long:
+        words += f"\n{asked.long}"
     show_scan(scan_id, words, query(subject.open(), "suspects", scan_id=scan_id).to_pylist())
     return Scanned(scan_id=scan_id, words=words)
 
 
+class ToScan(NamedTuple):
+    """What is scanned, and what it is compared with; no prompt is in both."""
+
+    prompts: list[Prompt]
+    nulls: list[Prompt]
+    notices: list[str]
+    """What a person should know of the files."""
+    long: str
+    """How many prompts are longer than the model reads, and what becomes of them; empty where none is."""
+
+
 def told(params: ScanRun) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts that are scanned, and the null prompts that they are held against; none is in both.
+    """The prompts that are scanned, and the null prompts that they are compared with; see `to_scan`.
+
+    What a person should know of them is said on standard error, once a process.
+    """
+    found = to_scan(params)
+    for notice in found.notices:
+        say(notice)
+    return found.prompts, found.nulls
+
+
+def to_scan(params: ScanRun) -> ToScan:
+    """Reads the files of a scan, and has the model's tokenizers look at them.
 
     Null prompts are those of their own file, or else what the scanned file and the model's own say is null.
 
     Raises:
-        InputError: a file cannot be used, there is none, it holds nothing to scan, or there are too few null prompts.
+        InputError: files cannot be used, all that is wrong with them at once; there is none; nothing in it can be
+            scanned; or there are too few null prompts.
     """
     folder = model_folder(params.model)
     path, own = _file(params, folder), beside(folder, "prompts")
-    given = collecting.told_prompts(Path(path))
-    scanned = {prompt.text: prompt for prompt in given if prompt.kind != "null"}
+    files: list[tuple[Path, Kind]] = [(path, "memorized")]
+    if params.nulls is not None:
+        files.append((expanded(Path(params.nulls)), "null"))
+    elif own is not None and Path(own) != path:
+        files.append((Path(own), "memorized"))
+    reads = [collecting.read_prompt_file(file, kind) for file, kind in files]
+    refuse([problem for read in reads for problem in read.problems])
+    scanned = {prompt.text: prompt for prompt in reads[0].prompts if prompt.kind != "null"}
     if not scanned:
         raise InputError(f"{path} has nothing to scan: it says of all its prompts that they are not memorized")
-    if params.nulls is not None:
-        known = collecting.told_prompts(Path(params.nulls), "null")
-    else:
-        known = given if own in (None, path) else [*given, *collecting.told_prompts(Path(own))]
+    known = [prompt for read in (reads[1:] if params.nulls is not None else reads) for prompt in read.prompts]
     nulls = {prompt.text: prompt for prompt in known if prompt.kind == "null" and prompt.text not in scanned}
-    false_alarms(len(nulls), params.scan.alpha)
-    return list(scanned.values()), list(nulls.values())
+    every = [*scanned.values(), *nulls.values()]
+    found = tokenized(every, tokenizers_of(folder), params.scan.long_prompts, KINDS)
+    refuse(found.problems)
+    prompts, held = ([one for one in found.prompts if one.text in some] for some in (scanned, nulls))
+    if not prompts:
+        raise InputError(f"{path} has nothing to scan: {found.long}; take --long-prompts truncate")
+    false_alarms(len(held), params.scan.alpha)
+    return ToScan(prompts, held, [*(notice for read in reads for notice in read.notices), *found.notices], found.long)
 
 
-def _file(params: ScanRun, folder: Path) -> str:
+def _file(params: ScanRun, folder: Path) -> Path:
     path = params.prompts or beside(folder, "prompts")
     if path is None:
         raise InputError(f"which prompts? {folder} names none of its own: give a file of them with --prompts")
-    return path
+    return expanded(Path(path))

@@ -62,6 +62,8 @@ def collect(params: AuditParams) -> None:
         InputError: the model, the prompts or the images cannot be used.
     """
     plan = Plan(params)
+    for notice in plan.notices:
+        get_run_logger().warning(notice)
     with shown_progress():
         register_model(plan.subject)
         collect_values(plan.subject, [*plan.memorized, *plan.nulls], plan.settings.nemo.site)

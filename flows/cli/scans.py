@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.shared import Format, FormatOption, ModelOption, StoreOption, app, printed, quiet, settings_of
+from flows.cli.shared import (
+    Format,
+    FormatOption,
+    LongPromptsOption,
+    ModelOption,
+    StoreOption,
+    app,
+    printed,
+    quiet,
+    with_long_prompts,
+)
 from storage import Store, query
 from tasks.errors import InputError
 
@@ -45,6 +55,7 @@ def scan(
         typer.Option(dir_okay=False, help="CSV file for the flagged prompts, as `engram audit --prompts` reads it."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
+    long_prompts: LongPromptsOption = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=10 or --set cosine=1.")
     ] = None,
@@ -60,7 +71,7 @@ def scan(
 
     if out is not None and not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} for {out.name}: make it first")
-    asked = settings_of(settings or [])
+    asked = with_long_prompts(settings, long_prompts)
     asked |= {"detectors": [each.value for each in detectors]} if detectors else {}
     asked |= {"alpha": alpha} if alpha is not None else {}
     try:

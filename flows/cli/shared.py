@@ -56,6 +56,12 @@ class ProfileName(StrEnum):
     FULL = "full"
 
 
+class LongPromptsName(StrEnum):
+    TRUNCATE = "truncate"
+    REFUSE = "refuse"
+    SKIP = "skip"
+
+
 ModelOption = Annotated[
     str, typer.Option(help="Folder of a diffusers pipeline, OWNER/NAME[@REVISION] on the Hub, or 'reference'.")
 ]
@@ -63,6 +69,14 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How rows are pri
 NotifyOption = Annotated[
     str | None,
     typer.Option("--notify", envvar="ENGRAM_NOTIFY", help="Address that gets a POST when a model got worse."),
+]
+LongPromptsOption = Annotated[
+    LongPromptsName | None,
+    typer.Option(
+        "--long-prompts",
+        help="What is done with prompts of more tokens than the model reads; they are truncated, as in training, if "
+        "left out.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and figures as JSON.")]
 AuditOption = Annotated[
@@ -82,6 +96,7 @@ def params_of(
     images: Annotated[Path | None, typer.Option(help="Folder of the prompts' training images.")] = None,
     clip: Annotated[str | None, typer.Option(help="open_clip model for the CLIP score: local-dir:FOLDER.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
+    long_prompts: LongPromptsOption = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=4 or --set wanda.sparsity=0.05.")
     ] = None,
@@ -92,7 +107,8 @@ def params_of(
     from flows.settings import settings_for
     from tasks.diffusion.model import audit_defaults
 
-    chosen = settings_for(profile.value, audit_defaults(model_folder(model)), **settings_of(settings or []))
+    asked = with_long_prompts(settings, long_prompts)
+    chosen = settings_for(profile.value, audit_defaults(model_folder(model)), **asked)
     files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
     paths = {name: str(path) for name, path in files.items() if path is not None}
     place = {"model": model, "store": Store.open(store).url, "clip": clip, "device": device}
@@ -144,6 +160,16 @@ def settings_of(pairs: list[str]) -> dict[str, Any]:
                 raise InputError(f"--set {pair!r} and another --set of {group!r} exclude each other")
         inner[name] = value
     return out
+
+
+def with_long_prompts(pairs: list[str] | None, chosen: LongPromptsName | None) -> dict[str, Any]:
+    """The settings of `--set`, with what `--long-prompts` says."""
+    asked = settings_of(pairs or [])
+    if chosen is not None:
+        other = asked.setdefault("long_prompts", chosen.value)
+        if other != chosen.value:
+            raise InputError(f"--long-prompts {chosen.value} and --set long_prompts={other} exclude each other")
+    return asked
 
 
 def printed(rows: Any, form: Format, widest: int = WIDEST) -> None:

@@ -25,18 +25,11 @@ from tasks.subject import ORIGINAL, Subject, shards
 SHARD = 64
 
 
-def readable(subject: Subject, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Those of the prompts that have no more tokens than the model reads."""
-    model, texts = subject.load(), [prompt.text for prompt in prompts]
-    ids = model.tokenizer(texts, verbose=False).input_ids if texts else []
-    return [prompt for prompt, tokens in zip(prompts, ids, strict=True) if len(tokens) <= model.tokens]
-
-
 def score_prompts(subject: Subject, prompts: Sequence[Prompt], detector: Detector, params: ScanParams) -> None:
     """One detector's scores of prompts that the store has none of yet, a row of `detections` each.
 
     Raises:
-        InputError: a prompt is too long, or a prediction is not finite.
+        InputError: a prediction is not finite.
     """
     model, store, params_id = subject.load(), subject.open(), score_id(detector, params)
     known = _scores(subject, detector, params)

@@ -173,9 +173,12 @@ def test_what_is_missing_is_said(subject: Subject, tmp_path: Path) -> None:
         door.write_flagged(subject.open(), "mine", [], tmp_path / "nowhere" / "flagged.csv")
 
 
-def test_what_is_too_long_is_left_out(subject: Subject) -> None:
-    assert door.readable(subject, [PROMPTS[0], LONG, NULLS[0]]) == [PROMPTS[0], NULLS[0]]
-    assert door.readable(subject, []) == []
-    with pytest.raises(InputError, match="the model reads 32"):
-        door.score_prompts(subject, [LONG], "norm", PARAMS)
-    assert kept(subject) == {}
+def test_of_a_long_prompt_the_beginning_is_scored(subject: Subject) -> None:
+    """By the same noise, which follows from the whole text, it scores as what the model reads of it."""
+    short = Prompt(LONG.text[: subject.load().tokens], "memorized")
+    kept_of = subject.load().tokenizers.kept
+    assert kept_of([LONG.text]) == kept_of([short.text]) and prompt_id(LONG.text) != prompt_id(short.text)
+    door.score_prompts(subject, [LONG], "norm", PARAMS)
+    model = subject.load()
+    expected = scores(model, "norm", model.embed([short.text]), [prompt_id(LONG.text)], PARAMS)
+    assert kept(subject) == pytest.approx({prompt_id(LONG.text): float(expected[0])}, rel=1e-5)
