@@ -66,9 +66,11 @@ def scan(
     quiet()
     from flows.scan import ScanRun, told
     from flows.scan import scan as run
+    from tasks.collect.prompt_files import expanded
     from tasks.scan.detectors import ScanParams
     from tasks.scan.task import write_flagged
 
+    out = None if out is None else expanded(out)
     if out is not None and not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} for {out.name}: make it first")
     asked = with_long_prompts(settings, long_prompts)

@@ -242,6 +242,7 @@ _MAGIC = {
     b"Rar!": "a RAR archive: unpack it first",
     b"%PDF": "a PDF file: copy the prompts into a text file",
     b"SQLite format 3": "an SQLite database: export its table as CSV",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
 }
 """What files are that begin so, whatever they are called, and what to do."""
 
@@ -264,6 +265,10 @@ def _content(path: Path, known: bool, problems: list[str]) -> str | None:
     other = next((what for magic, what in _MAGIC.items() if data.startswith(magic)), None)
     if data.startswith(b"PK\x03\x04"):
         other = _zipped(data)
+    if other is None and data[:64].lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(
+        (b"<!doctype", b"<html", b"<?xml")
+    ):
+        other = "a web page or XML, as a failed download leaves: download it again"
     if other is None and not known:
         other = f"no file of prompts that is read here: prompts are read from {FILES}"
     if other is not None:
@@ -365,7 +370,9 @@ def _rows(
     if twice := [name for name in (*TEXT, *IMAGE, "index", "kind") if names.count(name) > 1]:
         problems.append(f"{path} has two columns called {twice[0]}: rename one")
         return
-    short, begun = [], reader.line_num
+    short: list[str] = []
+    spanning: list[str] = []
+    begun = reader.line_num
     for row in reader:
         begun, before = reader.line_num, begun
         if not row:
@@ -376,10 +383,17 @@ def _rows(
             continue
         if len(row) < len(names):
             short.append(source)
+        if begun - before > 1:
+            spanning.append(source)
         if begun == len(lines) - above and _open("".join(lines[above + before :]), separator):
             problems.append(f"{source}: a quote is opened here and never closed: close it, or double it if it is meant")
             continue
         yield source, dict(zip(names, row + [""] * (len(names) - len(row)), strict=False))
+    if spanning:
+        notices.append(
+            f"{len(spanning)} rows span several lines within quotes, as where a quote is meant as such and not "
+            f"doubled: {shortened(spanning)}"
+        )
     if short:
         notices.append(
             f"{len(short)} rows have fewer cells than the header, as where a line break is not quoted: "

@@ -13,6 +13,7 @@ from PIL import Image
 
 from storage import Store
 from tasks.collect.task import import_prompts, problems_of_inputs, read_inputs
+from tasks.collect.task.importing import PROMPT_COLUMNS
 from tasks.diffusion.sampling import from_bytes
 from tasks.errors import InputError
 from tasks.keys import prompt_id
@@ -293,6 +294,10 @@ def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path: Path) -> None:
         "twice.parquet": pa.table({"text": ["x"], "TEXT": ["x"]}),
         "empty.parquet": pa.table({"TEXT": ["x", None, ""]}),
         "ids.parquet": pa.table({"prompt_id": ["x"], "text": ["x"]}),
+        "same.parquet": pa.table([["x"], ["y"]], names=["text", "text"]),
+        "kind.parquet": pa.table(
+            {name: [value] for name, value in zip(PROMPT_COLUMNS, ("x", "x", "odd", None, None, None), strict=True)}
+        ),
     }
     found = {}
     for name, table in bad.items():
@@ -303,9 +308,11 @@ def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path: Path) -> None:
     words = {
         "no.parquet": "has no column called caption, prompt or text; it has: url",
         "nested.parquet": "in column image, which is not read: write its images as files",
-        "twice.parquet": "has columns text and TEXT, told apart by capitals only",
+        "twice.parquet": "has columns text and TEXT, told apart by capitals at most",
         "empty.parquet": "empty.parquet:row 2: no caption, prompt or text",
         "ids.parquet": "has no column image_ids, kind, memorization, subset",
+        "same.parquet": "has columns text and text",
+        "kind.parquet": "kind.parquet:row 1: kind 'odd' is none of",
         "text.parquet": "cannot read",
     }
     assert [name for name in words if words[name] not in found[name][0]] == []

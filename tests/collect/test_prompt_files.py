@@ -80,6 +80,8 @@ def test_plain_text(tmp_path: Path) -> None:
         ("a.csv", b"caption\ncaf\xe9\n", r"a.csv:2: byte 0xE9 in column 4 \('é' in Windows-1252\) is not UTF-8"),
         ("a.csv", b"c\0a\0p\0", "zero bytes, as UTF-16 without a byte order mark"),
         ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook of old .*save it as CSV"),
+        ("a.csv", b"\n<!DOCTYPE html>\n<p>not found", "a web page or XML, as a failed download leaves"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
         ("a.csv", b"PAR1....PAR1", "a Parquet file: call it .parquet"),
         ("a.csv.gz", gzip.compress(b"caption\none\n")[:-9], "compressed with gzip, but damaged"),
         ("a.jsonl", b'{"caption": "x"}\n{oops\n', "a.jsonl:2: not JSON"),
@@ -209,6 +211,9 @@ def test_what_may_not_be_meant_is_said(tmp_path: Path) -> None:
     assert [notice.split(" rows")[0].split(" prompts")[0] for notice in found.notices] == ["1", "1"]
     assert f"{path}:2" in found.notices[0] and "fewer cells" in found.notices[0]
     assert f"{path}:4" in found.notices[1] and "another type or subset" in found.notices[1]
+    (tmp_path / "a.tsv").write_text('TEXT\tURL\n"Untitled\tx\na bed\tx\nthe "sea"\tx\n')
+    found = read_file(tmp_path / "a.tsv")
+    assert any("1 rows span several lines within quotes" in n and "a.tsv:2" in n for n in found.notices)
 
 
 def test_a_bomb_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

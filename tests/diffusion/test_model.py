@@ -252,9 +252,9 @@ def test_noise_to_start_from_is_matched_to_tokens_and_to_pooled_vectors_apart(xl
 @pytest.mark.parametrize("family", ["v_folder", "xl_folder"])
 def test_a_long_prompt_is_truncated_as_in_training(family: str, request: pytest.FixtureRequest) -> None:
     model = load_model(request.getfixturevalue(family), "cpu")
-    full = "x" * (model.tokens - 2)
+    full = "x " * (model.tokens - 2)
     assert model.tokenizers.counts([full, full + "y"]) == [model.tokens, model.tokens + 1]
-    short, exact, long, longer = model.embed([full[1:], full, full + "y", full + "z" * 500])
+    short, exact, long, longer = model.embed([full[2:], full, full + "y", full + "z " * 500])
     torch.testing.assert_close(long, exact)
     torch.testing.assert_close(longer, exact)
     assert not torch.allclose(short, exact)

@@ -1,5 +1,6 @@
 """Collecting: prompts and images into the store, then what the network does under each prompt."""
 
+from tasks.collect.prompt_files import say
 from tasks.collect.task.collecting import collect_norms, collect_values, empty_prompts, register_model
 from tasks.collect.task.importing import (
     Inputs,
@@ -25,4 +26,5 @@ __all__ = [
     "read_prompt_file",
     "register_model",
     "rows_of",
+    "say",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +23,7 @@ from tasks.collect.prompt_files import (
     Record,
     expanded,
     few,
+    has_words,
     prompts_of,
     read_file,
     say,
@@ -379,19 +380,27 @@ def _is_table(path: Path) -> bool:
 
 
 def _not_parquet(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return f"cannot read {path}: No such file or directory"
     return f"cannot read {path}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}"
 
 
 def _table_prompts(path: Path) -> Read:
     """Each prompt once: rows of one text, as where a file has one for each image, are one prompt of all images."""
     rows, problems = _parquet(path, PROMPT_COLUMNS)
-    empty = [number for number, row in enumerate(rows, 1) if not isinstance(row["text"], str) or not row["text"]]
-    if empty:
-        return Read([], [f"{path}:row {number}: no text" for number in empty[:20]], [])
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row["text"], str) or not has_words(row["text"]):
+            problems.append(f"{path}:row {number}: no text")
+        elif row["kind"] not in get_args(Kind):
+            problems.append(f"{path}:row {number}: kind {row['kind']!r} is none of {', '.join(get_args(Kind))}")
+        elif not isinstance(row["image_ids"], (list, type(None))):
+            problems.append(f"{path}:row {number}: image_ids is no list")
+    if problems:
+        return Read([], few(problems, f"in {path}"), [])
     problems += _checked(path, rows, "prompt_id", lambda row: prompt_id(row["text"]))
     found: dict[tuple[str, str], Prompt] = {}
     for number, row in enumerate(rows, 1):
-        kind, source = cast(Kind, row["kind"]), f"{path}:row {number}"
+        kind, source = row["kind"], f"{path}:row {number}"
         known = found.get((row["text"], kind)) or Prompt(
             row["text"], kind, row["memorization"], row["subset"], (), (), source
         )
@@ -404,17 +413,19 @@ def _parquet_prompts(path: Path, kind: Kind) -> Read:
     """Prompts of any table that has a column of texts."""
     data = pq.ParquetDataset(path)
     wanted = {*TEXT, *IMAGE, *URL, "index", "kind", "type", "memorization", "subset"}
-    columns = {name: name.lower() for name in data.schema.names if name.lower() in wanted}
+    fields = [one for one in data.schema if one.name.lower() in wanted]
+    columns = {one.name: one.name.lower() for one in fields}
     problems = []
     if not set(columns.values()) & set(TEXT):
         problems.append(
             f"{path} has no column called {', '.join(TEXT[:-1])} or {TEXT[-1]}; it has: "
             f"{', '.join(data.schema.names)[:200]}"
         )
-    if twice := [name for name in columns if list(columns.values()).count(columns[name]) > 1]:
-        problems.append(f"{path} has columns {' and '.join(twice)}, told apart by capitals only: rename one")
-    for name, lower in columns.items():
-        held = data.schema.field(name).type
+    lowered = [one.name.lower() for one in fields]
+    if twice := [one.name for one in fields if lowered.count(one.name.lower()) > 1]:
+        problems.append(f"{path} has columns {' and '.join(twice)}, told apart by capitals at most: rename one")
+    for one in fields:
+        name, lower, held = one.name, one.name.lower(), one.type
         if pa.types.is_nested(held) or pa.types.is_binary(held) or pa.types.is_large_binary(held):
             what = "write its images as files, and give their folder with --images" if lower in IMAGE else "give texts"
             problems.append(f"{path} has {held} in column {name}, which is not read: {what}")
