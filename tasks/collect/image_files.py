@@ -178,7 +178,7 @@ def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt
     problems += few(unusable, where)
     if found:
         problems += few(missing, where)
-    elif not problems:
+    elif prompts and not problems:  # else whatever is wrong is wrong with the prompts
         asked_for = next((f", such as {p.images[0]!r} of {p.place}" for p in prompts if p.images), "")
         problems.append(
             f"no image in {folder} belongs to a prompt{asked_for}: name files as the prompt file's image or index "

@@ -242,7 +242,16 @@ def test_a_long_prompt_keeps_its_text_and_id_and_can_be_left_out(tmp_path: Path,
 def test_where_all_are_left_out_that_is_the_reason(tmp_path: Path, model: Path) -> None:
     files = given(tmp_path, memorized=f"caption\n{'x' * 40}\n", nulls=f"text\n{'y' * 40}\n")
     problems, _ = problems_of_inputs(files["memorized"], files["nulls"], None, None, model, "skip")
-    assert ["left out are 2 prompts" in problem for problem in problems] == [True, True]
+    words = "; 2 prompts (1 memorized, 1 null) have more than the 32 tokens that the model reads: left out"
+    assert [problem.endswith(words) for problem in problems] == [True, True]
+
+
+def test_a_file_that_cannot_be_read_is_no_reason_to_complain_of_images(tmp_path: Path, model: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    files = given(tmp_path, memorized="url\nx\n", nulls="text\none\ntwo\n")
+    for nulls in (files["nulls"], None):
+        problems, _ = problems_of_inputs(files["memorized"], nulls, None, tmp_path, model)
+        assert len(problems) == 1 and "has no column called" in problems[0]
 
 
 def test_prompts_that_are_the_same_to_the_model_are_named(tmp_path: Path, model: Path) -> None:

@@ -139,7 +139,7 @@ def read_inputs(
             own, others_own = ([one for one in some if id(one) in stay] for some in (own, others_own))
     problems += few(list(_contradictions(every)), "of such prompts")
     kinds = {prompt.kind for prompt in every}
-    left_out = f"; left out are {long}" if long and long_prompts == "skip" else ""
+    left_out = f"; {long}" if long and long_prompts == "skip" else ""
     if not unread and "memorized" not in kinds:
         problems.append(f"{path} has no memorized prompts: an audit needs at least one{left_out}")
     if not unread and "null" not in kinds:
@@ -152,7 +152,7 @@ def read_inputs(
     elif _is_parquet(image_path):
         found = _with_table(found, image_path, table)
     elif table:
-        problems.append(f"{path} names images by their sha256: give a Parquet file of the table images, too")
+        found.problems.append(f"{path} names images by their sha256: give a Parquet file of the table images, too")
     else:
         found = _with_folder(found, image_path, own, others_own, first)
     return replace(found, prompts=_with_ordinary(found.prompts), notices=list(dict.fromkeys(found.notices)))
