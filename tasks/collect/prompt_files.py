@@ -23,6 +23,10 @@ from tasks.errors import InputError, refuse
 Kind = Literal["memorized", "null", "ordinary"]
 TEXT = ("caption", "prompt", "text")
 IMAGE = ("image", "file_name")
+_SCANNED = ("detectors", "p_value")
+"""Columns of the files that `engram scan --out` writes."""
+_QUOTED = re.compile(r"''*[=+\-@\t\r＝＋－＠]")
+"""A cell of such a file that has a quote before its text, so that no spreadsheet takes it for a formula."""
 URL = ("url", "image_url", "img_url")
 """Columns with addresses of images, which nothing here fetches."""
 FILES = ".csv, .tsv, .json, .jsonl, .txt (each also .gz) or .parquet"
@@ -178,7 +182,8 @@ def shortened(places: Sequence[str], most: int = 5) -> str:
 @cache
 def say(line: str) -> None:
     """A line on standard error, once a process: every stage of an audit reads the files anew."""
-    print(line, file=sys.stderr, flush=True)
+    # Names of files may hold what steers a terminal.
+    print("".join(one if one.isprintable() else repr(one)[1:-1] for one in line), file=sys.stderr, flush=True)
 
 
 def has_words(text: str) -> bool:
@@ -388,7 +393,10 @@ def _rows(
         if begun == len(lines) - above and _open("".join(lines[above + before :]), separator):
             problems.append(f"{source}: a quote is opened here and never closed: close it, or double it if it is meant")
             continue
-        yield source, dict(zip(names, row + [""] * (len(names) - len(row)), strict=False))
+        cells = dict(zip(names, row + [""] * (len(names) - len(row)), strict=False))
+        if set(_SCANNED) <= set(names):
+            cells = {name: cell[1:] if _QUOTED.match(cell) else cell for name, cell in cells.items()}
+        yield source, cells
     if spanning:
         notices.append(
             f"{len(spanning)} rows span several lines within quotes, as where a quote is meant as such and not "

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.collect.prompt_files import Prompt, expanded, few, has_words, read_file, read_prompts
+from tasks.collect.prompt_files import Prompt, expanded, few, has_words, read_file, read_prompts, say
 from tasks.errors import InputError
 
 TEXTS = st.lists(
@@ -228,3 +228,16 @@ def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert expanded(Path("~/a.csv")) == tmp_path / "a.csv"
     with pytest.raises(InputError, match="there is no home folder of that name"):
         expanded(Path("~nobody-of-this-name/a.csv"))
+
+
+def test_the_quote_before_a_formula_is_taken_away_where_a_scan_put_it(tmp_path: Path) -> None:
+    rows = "'=x,norm,0.1\n''-y,norm,0.1\n'plain' text,norm,0.1\n"
+    (tmp_path / "flagged.csv").write_text(f"caption,detectors,p_value\n{rows}")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "flagged.csv")] == ["=x", "'-y", "'plain' text"]
+    (tmp_path / "own.csv").write_text("caption\n'=x\n")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "own.csv")] == ["'=x"]
+
+
+def test_what_steers_a_terminal_is_not_sent_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    say("\x1b[2Jx.png\r is left out")
+    assert capsys.readouterr().err == "\\x1b[2Jx.png\\r is left out\n"
