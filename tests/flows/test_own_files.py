@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from tests.flows.world import tiny_world
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "seeds": 2,
     "memorized": 4,
