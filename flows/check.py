@@ -4,18 +4,17 @@ Commands ask before they bring up a Prefect server, flows before their first tas
 again of the same files.
 """
 
-import sys
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import get_args
 
 from flows import rules
-from flows.contract import inputs_of
 from flows.params import AuditParams, model_folder, resolved
-from flows.plan import clip_of, files_of
+from flows.plan import clip_of, inputs_of
 from flows.selection import Selection
 from flows.settings import Settings
 from storage import StoreError, address_of
+from tasks.collect import task as collecting
 from tasks.diffusion.folder import problems_of
 from tasks.diffusion.hub import named_on_hub
 from tasks.diffusion.model import usable_device
@@ -24,6 +23,7 @@ from tasks.diffusion.sampling import SamplingParams
 from tasks.errors import gathered, noting, refuse
 from tasks.evaluate.clip_score import check_clip
 from tasks.evaluate.sscd import check_sscd
+from tasks.subject import Asked, Kind, in_turns
 
 
 def check(params: AuditParams, settled: bool = True) -> None:
@@ -65,13 +65,8 @@ def _checked(told: str, settled: bool, stamps: tuple[object, ...]) -> None:
             problems += rules.with_prompts(settings, chosen) if chosen is not None else []
             notes += rules.notices(settings, chosen) if chosen is not None else []
     refuse(problems)
-    say(notes)
-
-
-def say(notes: Sequence[str]) -> None:
-    """Says what a person should know, on standard error."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        collecting.say(note)
 
 
 def of_model(folder: Path, problems: list[str], sampling: SamplingParams) -> Outline | None:
@@ -118,20 +113,26 @@ def of_prompts(
     params: AuditParams, folder: Path, settings: Settings, problems: list[str]
 ) -> tuple[Selection | None, list[str]]:
     """The choice among the prompts of the files, and what is worth a line; no choice where they cannot be used."""
-    files = None
+    found, rows = None, None
     with noting(problems):
-        files = files_of(params, folder)
-    if files is None:
+        found = inputs_of(params, folder, settings.long_prompts)
+    if found is None:
         return None, []
-    found = inputs_of(*files, folder)
     problems += found.problems
     if found.problems:
         return None, found.notices
-    if empty := [kind for kind, prompts in found.prompts.items() if not prompts]:
-        where = files[1] or files[0]
+    with noting(problems):
+        rows, _ = collecting.rows_of(found)
+    if rows is None:
+        return None, found.notices
+    prompts: dict[Kind, list[Asked]] = {
+        kind: in_turns([row for row in rows if row["kind"] == kind]) for kind in get_args(Kind)
+    }
+    if empty := [kind for kind, some in prompts.items() if not some]:
+        where = params.nulls or params.prompts or folder
         problems.append(f"there are no {empty[0]} prompts in {where}: give more, at least two null prompts")
         return None, found.notices
-    return Selection(settings, found.prompts), list(found.notices)
+    return Selection(settings, prompts), list(found.notices)
 
 
 def _stamp(path: str) -> tuple[object, ...]:

@@ -36,6 +36,7 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
             f"{_counted(plan, plan.memorized, 'memorized')}, {_counted(plan, plan.ordinary, 'ordinary')}, of set"
             f" {plan.subject.prompt_set}; with training pictures {len(plan.pictured[0])} and {len(plan.pictured[1])}",
         ),
+        *([("long prompts", f"of the whole set, {plan.long_prompts}")] if plan.long_prompts else []),
         ("seeds", f"{settings.seeds} a prompt or trigger"),
         ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
         (

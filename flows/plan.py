@@ -19,6 +19,7 @@ from tasks.attack import task as attacking
 from tasks.attack.dori import DoriParams, Start
 from tasks.collect import task as collecting
 from tasks.diffusion.precision import Precision, precision_for
+from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError, refuse
 from tasks.evaluate import clip_score
 from tasks.evaluate import task as evaluating
@@ -80,7 +81,9 @@ class Plan:
         settings = self.settings = self.params.settings
         refuse(together(settings))
         self.folder = model_folder(params.model)
-        self.subject = _subject(params, self.folder, precision_for(settings.precision, params.device))
+        inputs = inputs_of(params, self.folder, settings.long_prompts)
+        self.notices, self.long_prompts = inputs.notices, inputs.long
+        self.subject = _subject(params, self.folder, inputs, precision_for(settings.precision, params.device))
         chosen = selection_of(self.subject, settings)
         chosen.check_unseen()
         self.chosen, self.units = chosen, chosen.units
@@ -344,16 +347,11 @@ def attack_pool(subject: Subject, settings: Settings) -> list[str]:
     return selection_of(subject, settings).pool
 
 
-def _subject(params: AuditParams, folder: Path, precision: Precision) -> Subject:
-    """The model with its prompts in the store."""
-    prompts, *others = files_of(params, folder)
-    store = Store.open(params.store)
-    name = collecting.import_prompts(store, prompts, *others)
-    return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device, precision=precision)
+def inputs_of(params: AuditParams, folder: Path, long_prompts: LongPrompts) -> collecting.Inputs:
+    """The prompts and images of an audit's files, with what is wrong with them; nothing is in a store yet.
 
-
-def files_of(params: AuditParams, folder: Path) -> tuple[Path, Path | None, Path | None, Path | None]:
-    """The files of memorized, null and ordinary prompts, and the folder of images, as `import_prompts` takes them.
+    Args:
+        folder: the model's.
 
     Raises:
         InputError: no prompts are named, and the model has none of its own.
@@ -364,8 +362,16 @@ def files_of(params: AuditParams, folder: Path) -> tuple[Path, Path | None, Path
             f"which prompts? {folder} names none of its own: give a file of memorized prompts with --prompts"
         )
     images = params.images or (beside(folder, "images") if params.prompts is None else None)
-    nulls, ordinary, pictures = (Path(path) if path else None for path in (params.nulls, params.ordinary, images))
-    return Path(prompts), nulls, ordinary, pictures
+    nulls, ordinary, images_at = (Path(path) if path else None for path in (params.nulls, params.ordinary, images))
+    return collecting.read_inputs(Path(prompts), nulls, ordinary, images_at, folder, long_prompts)
+
+
+def _subject(params: AuditParams, folder: Path, inputs: collecting.Inputs, precision: Precision) -> Subject:
+    """The model with its prompts in the store."""
+    refuse(inputs.problems)  # before there is a store
+    store = Store.open(params.store)
+    name = collecting.import_inputs(store, inputs)
+    return Subject(store=store.url, model=str(folder), prompt_set=name, device=params.device, precision=precision)
 
 
 def clip_of(params: AuditParams, folder: Path) -> ClipParams:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import rules
@@ -16,16 +17,21 @@ from flows.stages import register_model
 from flows.typed import Plain
 from storage import Store, query
 from tasks.collect import task as collecting
-from tasks.collect.prompt_files import Prompt
+from tasks.collect.prompt_files import Kind, Prompt, expanded, say
+from tasks.collect.token_check import tokenized
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import SamplingParams
+from tasks.diffusion.tokens import tokenizers_of
 from tasks.errors import InputError, gathered, noting, refuse
 from tasks.scan import task as scanning
 from tasks.scan.conformal import false_alarms
 from tasks.scan.detectors import ScanParams
 from tasks.subject import Subject
 from tasks.units import spelling
+
+KINDS: dict[Kind, str] = {"memorized": "scanned", "ordinary": "scanned", "null": "null"}
+"""What prompts of a scan are called."""
 
 
 class ScanRun(Plain):
@@ -69,20 +75,20 @@ def scan(params: ScanRun) -> Scanned:
     # What is scanned is no set in the store: nobody knows yet what these prompts are.
     place = {"store": Store.open(params.store).url, "model": str(folder), "prompt_set": "", "device": params.device}
     subject = Subject.model_validate(place | {"precision": precision})
-    asked = told(params)
-    prompts, nulls = (scanning.readable(subject, group) for group in asked)
-    if not prompts:
-        raise InputError(f"no prompt can be scanned: the model reads {subject.load().tokens} tokens, all have more")
-    enough_nulls(nulls, params.scan.alpha)  # there may be fewer now, and all the work is still to come
+    asked = to_scan(params)
+    prompts, nulls = asked.prompts, asked.nulls
+    for notice in asked.notices:
+        get_run_logger().info(notice)
+    enough_nulls(nulls, params.scan.alpha)
     different = scanning.different(nulls)
     with shown_progress("scan"):
         register_model(subject, SamplingParams(scheduler="ddim"))  # a scan samples nothing, so any will do
         for detector in dict.fromkeys(params.scan.detectors):
             score_prompts(subject, [*prompts, *different], detector, params.scan)
-        scan_id = write_findings(subject, Path(_file(params, folder)).stem, prompts, different, params.scan)
+        scan_id = write_findings(subject, _file(params, folder).stem, prompts, different, params.scan)
     words = scanning.verdict(subject.open(), scan_id)
-    if any(lost := [len(group) - len(kept) for group, kept in zip(asked, (prompts, nulls), strict=True)]):
-        words += f"\nleft out {lost[0]} prompts and {lost[1]} null prompts: longer than the model reads"
+    if asked.long:
+        words += f"\n{asked.long}"
     if same := len(nulls) - len(different):
         words += (
             f"\nleft out {same} null prompts: they share an image or, but for case and spaces, the text with others"
@@ -91,33 +97,61 @@ def scan(params: ScanRun) -> Scanned:
     return Scanned(scan_id=scan_id, words=words)
 
 
+class ToScan(NamedTuple):
+    """What is scanned, and what it is compared with; no prompt is in both."""
+
+    prompts: list[Prompt]
+    nulls: list[Prompt]
+    notices: list[str]
+    """What a person should know of the files."""
+    long: str
+    """How many prompts are longer than the model reads, and what becomes of them; empty where none is."""
+
+
 def told(params: ScanRun) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts that are scanned, and the null prompts that they are compared with; none is in both, however spelt.
+    """The prompts that are scanned, and the null prompts that they are compared with; see `to_scan`.
+
+    What a person should know of them is said on standard error, once a process.
+    """
+    found = to_scan(params)
+    for notice in found.notices:
+        say(notice)
+    return found.prompts, found.nulls
+
+
+def to_scan(params: ScanRun) -> ToScan:
+    """Reads the files of a scan, and has the model's tokenizers look at them.
 
     Null prompts are those of their own file, or else what the scanned file and the model's own say is null.
 
     Raises:
-        InputError: a file cannot be used, there is none, or it holds nothing to scan.
+        InputError: files cannot be used, all that is wrong with them at once; there is none; or nothing in it can be
+            scanned.
     """
     folder = model_folder(params.model)
     path, own = _file(params, folder), beside(folder, "prompts")
-    given: list[Prompt] = []
-    known: list[Prompt] = []
-    problems: list[str] = []
-    with noting(problems):
-        given = collecting.told_prompts(Path(path))
-    with noting(problems):
-        if params.nulls is not None:
-            known = collecting.told_prompts(Path(params.nulls), "null")
-        else:
-            known = given if own in (None, path) else [*given, *collecting.told_prompts(Path(own))]
-    scanned = {prompt.text: prompt for prompt in given if prompt.kind != "null"}
-    if given and not scanned:
-        problems.append(f"{path} has nothing to scan: it says of all its prompts that they are not memorized")
+    files: list[tuple[Path, Kind]] = [(path, "memorized")]
+    if params.nulls is not None:
+        files.append((expanded(Path(params.nulls)), "null"))
+    elif own is not None and Path(own) != path:
+        files.append((Path(own), "memorized"))
+    reads = [collecting.read_prompt_file(file, kind) for file, kind in files]
+    refuse([problem for read in reads for problem in read.problems])
+    scanned = {prompt.text: prompt for prompt in reads[0].prompts if prompt.kind != "null"}
+    if not scanned:
+        raise InputError(f"{path} has nothing to scan: it says of all its prompts that they are not memorized")
+    known = [prompt for read in (reads[1:] if params.nulls is not None else reads) for prompt in read.prompts]
+    nulls = {prompt.text: prompt for prompt in known if prompt.kind == "null" and prompt.text not in scanned}
+    every = [*scanned.values(), *nulls.values()]
+    found = tokenized(every, tokenizers_of(folder), params.scan.long_prompts, KINDS)
+    refuse(found.problems)
+    prompts, held = ([one for one in found.prompts if one.text in some] for some in (scanned, nulls))
+    if not prompts:
+        raise InputError(f"{path} has nothing to scan: {found.long}; take --long-prompts truncate")
+    # What is scanned is no null prompt under another spelling.
     asked = {spelling(text) for text in scanned}
-    nulls = {prompt.text: prompt for prompt in known if prompt.kind == "null" and spelling(prompt.text) not in asked}
-    refuse(problems)
-    return list(scanned.values()), list(nulls.values())
+    held = [one for one in held if spelling(one.text) not in asked]
+    return ToScan(prompts, held, [*(notice for read in reads for notice in read.notices), *found.notices], found.long)
 
 
 def check_scan(params: ScanRun, settled: bool = True) -> None:
@@ -132,7 +166,7 @@ def check_scan(params: ScanRun, settled: bool = True) -> None:
     problems = [*gathered(partial(usable_device, params.device)), *of_store(params.store)]
     with noting(problems):
         folder = model_folder(params.model)
-        outline = of_model(folder, problems, SamplingParams(steps=params.scan.steps))
+        outline = of_model(folder, problems, SamplingParams(scheduler="ddim", steps=params.scan.steps))
         with noting(problems):
             defaults_for("quick", folder)
         with noting(problems):
@@ -154,8 +188,8 @@ def enough_nulls(nulls: Sequence[Prompt], alpha: float) -> None:
         raise InputError(f"{error}; {len(nulls)} are given, of which some share an image or their text") from error
 
 
-def _file(params: ScanRun, folder: Path) -> str:
+def _file(params: ScanRun, folder: Path) -> Path:
     path = params.prompts or beside(folder, "prompts")
     if path is None:
         raise InputError(f"which prompts? {folder} names none of its own: give a file of them with --prompts")
-    return path
+    return expanded(Path(path))

@@ -12,6 +12,7 @@ from tasks.attack.dori import DoriParams, Start
 from tasks.attack.extraction import ExtractionParams
 from tasks.diffusion.precision import AskedPrecision
 from tasks.diffusion.sampling import SamplingParams
+from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError, refuse
 from tasks.evaluate.sscd import SscdParams
 from tasks.localize.importance import Importance, ImportanceParams
@@ -33,6 +34,11 @@ class Settings(BaseModel):
     nulls: int = Field(500, ge=2, description="null prompts behind NeMo's statistics, at most")
     threshold_nulls: int = Field(50, ge=1, description="null prompts behind the memorization threshold, at most")
     ordinary: int = Field(50, ge=1, description="ordinary prompts that quality is measured on, at most")
+    long_prompts: LongPrompts = Field(
+        "truncate",
+        description="what is done with prompts of more tokens than the model reads: truncate reads their beginning, as "
+        "training does; refuse names them all and stops; skip leaves them out",
+    )
     seeds: int = Field(4, ge=1, le=100, description="pictures for each prompt or trigger")
     attacked: int = Field(16, ge=0, description="training pictures attacked in each variant; 0 attacks nothing")
     controls: int = Field(16, ge=0, description="pictures never memorized that are attacked under the same budget")

@@ -65,6 +65,8 @@ def collect(params: AuditParams) -> None:
     """
     check(params)
     plan = Plan(params)
+    for notice in plan.notices:
+        get_run_logger().info(notice)
     with shown_progress("collect"):
         register_model(plan.subject, plan.settings.sampling)
         collect_values(plan.subject, [*plan.memorized, *plan.nulls], plan.settings.nemo.site)

@@ -83,7 +83,7 @@ class Subject(BaseModel):
         """Embeddings (n, rows, width) of prompts, or of triggers of the original model, on its device.
 
         Raises:
-            InputError: a trigger is not in the store, or a prompt is too long.
+            InputError: a trigger is not in the store.
         """
         model = self.load()
         words = [one for one in asked if not one.trigger]

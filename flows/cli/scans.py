@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.shared import Format, FormatOption, ModelOption, StoreOption, app, lists, printed, quiet, settings_of
+from flows.cli.shared import (
+    Format,
+    FormatOption,
+    LongPromptsOption,
+    ModelOption,
+    StoreOption,
+    app,
+    lists,
+    printed,
+    quiet,
+    set_by_option,
+    settings_of,
+)
 from flows.lifetime import prefect_server
 from flows.typed import validated
 from storage import Store, StoreError, address_of, query
@@ -48,6 +60,7 @@ def scan(
         typer.Option(dir_okay=False, help="CSV file for the flagged prompts, as `engram audit --prompts` reads it."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
+    long_prompts: LongPromptsOption = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=10 or --set cosine=1.")
     ] = None,
@@ -58,21 +71,19 @@ def scan(
     quiet()
     from flows.scan import ScanRun, check_scan, told
     from flows.scan import scan as run
+    from tasks.collect.prompt_files import expanded
     from tasks.scan.detectors import ScanParams
     from tasks.scan.task import write_flagged
 
     problems: list[str] = []
     chosen, address = ScanParams(), str(store)
+    out = None if out is None else expanded(out)
     if out is not None and not out.parent.is_dir():
         problems.append(f"there is no folder {out.parent} for {out.name}: make it first")
     with noting(problems):
         asked = settings_of(settings or [], ScanParams, problems)
         named = [each.value for each in detectors] if detectors else None
-        for name, value in (("detectors", named), ("alpha", alpha)):
-            if value is not None:
-                if name in asked and asked[name] != value:
-                    problems.append(f"{name} is set twice, by its own option and by --set: leave one")
-                asked[name] = value
+        set_by_option(asked, problems, detectors=named, alpha=alpha, long_prompts=long_prompts and long_prompts.value)
         chosen = validated(ScanParams, asked)
     try:
         address = address_of(store)

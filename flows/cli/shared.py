@@ -78,10 +78,24 @@ class ProfileName(StrEnum):
     FULL = "full"
 
 
+class LongPromptsName(StrEnum):
+    TRUNCATE = "truncate"
+    REFUSE = "refuse"
+    SKIP = "skip"
+
+
 ModelOption = Annotated[
     str, typer.Option(help="Folder of a diffusers pipeline, OWNER/NAME\\[@REVISION] on the Hub, or 'reference'.")
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
+LongPromptsOption = Annotated[
+    LongPromptsName | None,
+    typer.Option(
+        "--long-prompts",
+        help="What is done with prompts of more tokens than the model reads; they are truncated, as in training, if "
+        "left out.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and figures as JSON.")]
 AuditOption = Annotated[
     str | None,
@@ -100,6 +114,7 @@ def params_of(
     images: Annotated[Path | None, typer.Option(help="Folder of the prompts' training images.")] = None,
     clip: Annotated[str | None, typer.Option(help="open_clip model for the CLIP score: FOLDER, or NAME=FILE.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
+    long_prompts: LongPromptsOption = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=4 or --set wanda.sparsity=0.05.")
     ] = None,
@@ -118,6 +133,7 @@ def params_of(
     problems: list[str] = []
     chosen, address = None, str(store)
     given = settings_of(settings or [], Settings, problems)
+    set_by_option(given, problems, long_prompts=long_prompts and long_prompts.value)
     try:
         address = address_of(store)
     except StoreError as error:
@@ -221,6 +237,15 @@ def looked_at(store: str | None) -> Store:
     except StoreError as error:  # as where others may only read
         print(f"engram: lost audits could not be marked: {error}", file=sys.stderr)
     return opened
+
+
+def set_by_option(asked: dict[str, Any], problems: list[str], **values: Any) -> None:
+    """Adds settings that have options of their own to those of `--set`; one that is set twice is a problem more."""
+    for name, value in values.items():
+        if value is not None:
+            if name in asked and asked[name] != value:
+                problems.append(f"{name} is set twice, by its own option and by --set: leave one")
+            asked[name] = value
 
 
 def printed(rows: Any, form: Format, widest: int = WIDEST) -> None:

@@ -143,7 +143,7 @@ def start_embeddings(
             worker, so that a start does not depend on which pictures share a shard.
 
     Raises:
-        InputError: the pool holds no other prompt, or a prompt is too long for the model.
+        InputError: the pool holds no other prompt.
     """
     known = sorted(set(pool or prompts))  # a start must not depend on the order in which prompts were read
     draws = [generator((f"{name}/start", seed)) for name, seed in keys]

@@ -28,6 +28,7 @@ from tasks.diffusion.folder import (
 )
 from tasks.diffusion.precision import Precision
 from tasks.diffusion.schedulers import line_of, read_json, read_scheduler
+from tasks.diffusion.tokens import Tokenizers
 from tasks.errors import InputError, refuse
 
 _OTHER_WEIGHTS = re.compile(r"\.(?!safetensors|index|json)\w+(-\d+-of-\d+)?\.(safetensors|json)$")
@@ -77,6 +78,12 @@ class Model:
         return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
 
     @property
+    def tokenizers(self) -> Tokenizers:
+        """What counts a prompt's tokens: SDXL has two tokenizers."""
+        each = (self.tokenizer,) if self.tokenizer_2 is None else (self.tokenizer, self.tokenizer_2)
+        return Tokenizers(each, self.tokens)
+
+    @property
     def rows(self) -> int:
         """Rows of an embedding: the tokens, and SDXL's pooled vector."""
         return self.tokens + (self.text_encoder_2 is not None)
@@ -100,8 +107,8 @@ class Model:
     def embed(self, prompts: list[str], batch: int = 256) -> torch.Tensor:
         """Text embeddings, float (n, rows, width).
 
-        Raises:
-            InputError: a prompt has more tokens than the model reads.
+        A prompt of more tokens than the model reads is truncated as training truncates captions: the start of the
+        text, its first tokens, the end of the text. Whoever asks says so beforehand, see `tasks.collect.token_check`.
         """
         out = []
         for start in range(0, len(prompts), batch):
@@ -138,12 +145,8 @@ class Model:
         }
 
     def _ids(self, tokenizer: Any, prompts: list[str]) -> torch.Tensor:
-        for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
-            if len(ids) > self.tokens:
-                raise InputError(
-                    f"a prompt has {len(ids)} tokens, the model reads {self.tokens}: shorten {prompt[:60]!r}"
-                )
-        ids = tokenizer(prompts, padding="max_length", max_length=self.tokens, return_tensors="pt").input_ids
+        how = {"padding": "max_length", "truncation": True, "max_length": self.tokens, "return_tensors": "pt"}
+        ids = tokenizer(prompts, **how).input_ids
         return cast(torch.Tensor, ids.to(self.device))
 
 

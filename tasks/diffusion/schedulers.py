@@ -109,9 +109,9 @@ def sampler(own: Any, choice: Choice, steps: int, why: str | None = None) -> Any
         )
     kind = cast(Hashable, type(made))
     words = made.to_json_string()
-    if problem := _walk(type(made), words, steps):
+    if problem := _walk(kind, words, steps):
         if problem != _NOISE:
-            fits = next((n for n in range(steps + 1, steps + 33) if _walk(type(made), words, n) is None), None)
+            fits = next((n for n in range(steps + 1, steps + 33) if _walk(kind, words, n) is None), None)
             problem += f": --set sampling.steps={fits}, or {ELSE}" if fits else f": sample with {ELSE}"
         raise InputError(f"{type(made).__name__} {problem}")
     return made

@@ -67,7 +67,7 @@ def defended(
         embeddings = with_lower_norm(model, embeddings, keys, params, first_timestep(model, sampling))
     if kind != "reweighted-attention":
         return embeddings, lambda rows: nullcontext()
-    lengths = torch.tensor([len(ids) for ids in model.tokenizer(words).input_ids], device=model.device)
+    lengths = torch.tensor(model.tokenizers.counts(words), device=model.device).clamp(max=model.tokens)
     # The last of a prompt's own tokens is the end of the text, which sums it up.
     return embeddings, lambda rows: reweighted_attention(model.unet, lengths[rows] - 1, params.rescale)
 
@@ -75,23 +75,34 @@ def defended(
 def with_random_words(model: Model, prompts: Sequence[str], keys: Sequence[Key], params: DefenceParams) -> list[str]:
     """Prompts with random words of the vocabulary at random places (Somepalli et al., NeurIPS 2023, section 6).
 
-    As many of `params.tokens` as the model still reads; a draw depends on the picture's key alone.
+    As many of `params.tokens` as the model still reads. A prompt that is full already, or longer, has room for none:
+    there they are put among the words that the model reads, and what they push beyond the end is truncated. A draw
+    depends on the picture's key alone.
     """
     # Whole words only: pieces of words would be read together with their neighbours.
     words = sorted(word.removesuffix("</w>") for word in model.tokenizer.get_vocab() if word.endswith("</w>"))
     words = [word for word in words if word.isascii() and word.isalpha()] or words
+    count = model.tokenizers.counts
     out = []
     for prompt, (name, seed) in zip(prompts, keys, strict=True):
         draw = generator((f"{name}/random words", seed))
         parts = prompt.split()
+        full = count([prompt])[0] >= model.tokens
+        places = max(1, _words_read(model, parts)) if full else 0
         for _ in range(params.tokens):
-            place = int(torch.randint(len(parts) + 1, (), generator=draw))
+            place = int(torch.randint(places or len(parts) + 1, (), generator=draw))
             longer = [*parts[:place], words[int(torch.randint(len(words), (), generator=draw))], *parts[place:]]
-            if len(model.tokenizer([" ".join(longer)]).input_ids[0]) > model.tokens:
+            if not full and count([" ".join(longer)])[0] > model.tokens:
                 break
             parts = longer
         out.append(" ".join(parts))
     return out
+
+
+def _words_read(model: Model, words: Sequence[str]) -> int:
+    """How many of a prompt's words the model reads to their end. Each has a token at least."""
+    starts = [" ".join(words[: n + 1]) for n in range(min(len(words), model.tokens))]
+    return sum(count <= model.tokens for count in model.tokenizers.counts(starts))
 
 
 def with_lower_norm(

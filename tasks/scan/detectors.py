@@ -17,6 +17,7 @@ from tasks.diffusion.model import Model
 from tasks.diffusion.noise import initial_noise, predict_noise
 from tasks.diffusion.schedulers import timestep_of
 from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError
 from tasks.localize.detection import detection_timestep, noise_differences, pairwise_scores
 
@@ -44,6 +45,13 @@ class ScanParams(BaseModel):
         Field(ge=0, le=1e6, description="anisotropy: weight of the cosine beside the norm, at 4 x 64 x 64 latents"),
     ] = 2.0
     batch: Annotated[int, Field(ge=1, le=4096, description="samples at a time; does not change the result")] = 32
+    long_prompts: Annotated[
+        LongPrompts,
+        Field(
+            description="what is done with prompts of more tokens than the model reads: truncate reads their beginning,"
+            " as training does; refuse names them all and stops; skip leaves them out"
+        ),
+    ] = "truncate"
 
 
 @torch.no_grad()

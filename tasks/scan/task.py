@@ -26,13 +26,6 @@ from tasks.units import units
 SHARD = 64
 
 
-def readable(subject: Subject, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Those of the prompts that have no more tokens than the model reads."""
-    model, texts = subject.load(), [prompt.text for prompt in prompts]
-    ids = model.tokenizer(texts, verbose=False).input_ids if texts else []
-    return [prompt for prompt, tokens in zip(prompts, ids, strict=True) if len(tokens) <= model.tokens]
-
-
 def different(nulls: Sequence[Prompt]) -> list[Prompt]:
     """The first of the null prompts that count as one: captions of one image, or one text in several spellings.
 
@@ -55,7 +48,7 @@ def score_prompts(subject: Subject, prompts: Sequence[Prompt], detector: Detecto
     """One detector's scores of prompts that the store has none of yet, a row of `detections` each.
 
     Raises:
-        InputError: a prompt is too long, or a prediction is not finite.
+        InputError: a prediction is not finite.
     """
     model, store, params_id = subject.load(), subject.open(), score_id(detector, params)
     known = _scores(subject, detector, params)

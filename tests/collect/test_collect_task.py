@@ -8,6 +8,7 @@ import pytest
 
 from storage import Store
 from tasks.collect import task as door
+from tasks.collect.task import collecting
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site
 from tasks.subject import Asked, Subject, prompts_of
@@ -61,5 +62,5 @@ def test_what_is_there_is_not_computed_again(
     asked = prompts_of(subject, "null")[:2]
     both(subject, asked, sampling)
     for name in ("norms_by_prompt", "value_activations"):
-        monkeypatch.setattr(door, name, None)
+        monkeypatch.setattr(collecting, name, None)
     both(subject, asked, sampling)

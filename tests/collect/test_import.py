@@ -1,6 +1,8 @@
 """Bringing prompts and their images into the store."""
 
 import hashlib
+import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 from PIL import Image
 
 from storage import Store
-from tasks.collect.task import import_prompts
+from tasks.collect.task import import_prompts, problems_of_inputs, read_inputs
+from tasks.collect.task.importing import PROMPT_COLUMNS
 from tasks.diffusion.sampling import from_bytes
 from tasks.errors import InputError
 from tasks.keys import prompt_id
+from tests.flows.world import tokenizer_alone
 
 
 def prompts_table(path: Path) -> Path:
@@ -50,7 +54,7 @@ def test_a_table_of_prompts_holds_all_kinds_and_nothing_is_given_beside_it(tmp_p
 def test_null_prompts_are_no_table(tmp_path: Path) -> None:
     (tmp_path / "memorized.txt").write_text("a cat\n")
     table = prompts_table(tmp_path / "nulls.parquet")
-    with pytest.raises(InputError, match=r"\.csv, \.tsv, \.jsonl or \.txt; a \.parquet file holds those of all kinds"):
+    with pytest.raises(InputError, match=r"nulls\.parquet holds prompts of all kinds: give it with --prompts"):
         import_prompts(Store.open(tmp_path / "store"), tmp_path / "memorized.txt", nulls=table)
 
 
@@ -59,8 +63,15 @@ def test_a_prompt_is_of_one_kind(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(texts)
     files = {name: tmp_path / f"{name}.txt" for name in ("nulls", "ordinary")}
     store = Store.open(tmp_path / "store")
-    with pytest.raises(InputError, match="2 prompts stand under two kinds, such as 'a cup' as memorized and as null"):
+    with pytest.raises(InputError) as told:
         import_prompts(store, tmp_path / "memorized.txt", **files)
+    first, *lines = str(told.value).split("\n  ")
+    assert first == "2 things cannot be used:"
+    memorized, nulls, ordinary = (tmp_path / f"{name}.txt" for name in ("memorized", "nulls", "ordinary"))
+    assert lines == [
+        f"'a cup' stands as memorized at {memorized}:2 and as null at {nulls}:2: leave it in one place",
+        f"'a dog' stands as null at {nulls}:1 and as ordinary at {ordinary}:1: leave it in one place",
+    ]
     assert store.read("prompts").num_rows == 0
 
 
@@ -139,10 +150,209 @@ def test_what_cannot_be_read_as_a_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
     (tmp_path / "1.png").mkdir()
     asked = Store.open(tmp_path / "store"), tmp_path / "prompts.csv", tmp_path / "nulls.txt"
-    with pytest.raises(InputError, match=r"1\.png cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"prompts\.csv:2: .*1\.png cannot be read as an image \(Is a directory\)"):
         import_prompts(*asked, images=tmp_path)
     (tmp_path / "1.png").rmdir()
     (tmp_path / "1.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"1\.png cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"prompts\.csv:2: .*1\.png cannot be read as an image"):
         import_prompts(*asked, images=tmp_path)
     assert asked[0].read("images").num_rows == asked[0].read("prompts").num_rows == 0
+
+
+def given(folder: Path, **files: str) -> dict[str, Path]:
+    """Files of prompts by what they hold."""
+    for name, text in files.items():
+        (folder / f"{name}.csv").write_text(text)
+    return {name: folder / f"{name}.csv" for name in files}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder of which nothing but the tokenizer is there: it reads 32 letters, start and end among them."""
+    return tokenizer_alone(tmp_path_factory.mktemp("model"))
+
+
+def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_written(tmp_path: Path, model: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, data in {"broken.png": b"no image", "empty.png": b"", "1.heic": b"x"}.items():
+        (images / name).write_bytes(data)
+    Image.new("RGB", (4, 4)).save(images / "fine.png")
+    Image.new("I;16", (4, 4)).save(images / "grey.png")
+    files = given(
+        tmp_path,
+        memorized="caption,image\na cat,fine.png\na cup,broken.png\n,fine.png\na bed,lost.png\na sea,grey.png\n"
+        "a sun,1.heic\na toy,empty.png\n",
+        nulls="text\na dog\na cup\n" + "far more letters than it reads x" * 2 + "\n",
+        ordinary="text,kind\na hat,odd\na hen,\n",
+    )
+    before = sorted(tmp_path.rglob("*"))
+    asked = files["memorized"], files["nulls"], files["ordinary"], images, model
+    problems, _ = problems_of_inputs(*asked, "refuse")
+    words = [
+        "memorized.csv:4: no caption, prompt or text",
+        "ordinary.csv:2: kind 'odd' is none of memorized, null, ordinary",
+        "nulls.csv:4: 54 tokens, and the model reads 32",
+        "'a cup' stands as memorized at",
+        "memorized.csv:7: ",
+        "memorized.csv:5: there is no image 'lost.png'",
+        "broken.png cannot be read as an image (it is of no kind that is read here)",
+        "empty.png cannot be read as an image (it is empty)",
+        "grey.png has pixels of kind I;16",
+    ]
+    assert len(problems) == len(words)
+    assert [word for word, problem in zip(words, problems, strict=True) if word not in problem] == []
+    with pytest.raises(InputError, match="9 things cannot be used:"):
+        import_prompts(Store.open(tmp_path / "store"), *asked, "refuse")
+    assert sorted(path for path in tmp_path.rglob("*") if "store" not in path.parts) == before
+    assert [path for path in (tmp_path / "store").rglob("*") if path.suffix == ".parquet"] == []
+
+
+def test_images_that_break_off_are_all_named(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(whole, "PNG")
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(whole.getvalue()[:-500])
+    files = given(tmp_path, memorized="caption,index\na cat,1\na cup,2\n", nulls="text\na dog\na cow\n")
+    store = Store.open(tmp_path / "store")
+    with pytest.raises(InputError, match=r"(?s)2 things cannot be used:.*1\.png .*truncated.*2\.png .*truncated"):
+        import_prompts(store, *files.values(), images=tmp_path)
+    assert store.read("images").num_rows == store.read("prompts").num_rows == 0
+
+
+def test_a_long_prompt_keeps_its_text_and_id_and_can_be_left_out(tmp_path: Path, model: Path) -> None:
+    text = "far more letters than the model reads, which ends long before"
+    files = given(tmp_path, memorized=f'caption\na cat\n"{text}"\n', nulls="text\none\ntwo\nthree\nfour\n")
+    texts: dict[str, list[str]] = {}
+    for how in ("truncate", "skip"):
+        store = Store.open(tmp_path / how)
+        name = import_prompts(store, *files.values(), folder=model, long_prompts=how)
+        rows = store.read("prompts", prompt_set=name).to_pylist()
+        texts[how] = [row["text"] for row in rows if row["kind"] == "memorized"]
+        assert all(row["prompt_id"] == prompt_id(row["text"]) for row in rows)
+    assert texts == {"truncate": ["a cat", text], "skip": ["a cat"]}
+    # A set is the same whether or not a model was asked of it, where nothing is left out.
+    names = {import_prompts(Store.open(tmp_path / "x"), *files.values(), folder=folder) for folder in (None, model)}
+    assert len(names) == 1
+    found = read_inputs(*files.values(), folder=model)
+    assert found.long.startswith("1 prompt (1 memorized) has more than the 32 tokens that the model reads: truncated")
+    assert any(f"({files['memorized']}:3)" in notice for notice in found.notices)
+
+
+def test_where_all_are_left_out_that_is_the_reason(tmp_path: Path, model: Path) -> None:
+    files = given(tmp_path, memorized=f"caption\n{'x' * 40}\n", nulls=f"text\n{'y' * 40}\n")
+    problems, _ = problems_of_inputs(files["memorized"], files["nulls"], None, None, model, "skip")
+    words = "; 2 prompts (1 memorized, 1 null) have more than the 32 tokens that the model reads: left out"
+    assert [problem.endswith(words) for problem in problems] == [True, True]
+
+
+def test_a_file_that_cannot_be_read_is_no_reason_to_complain_of_images(tmp_path: Path, model: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    files = given(tmp_path, memorized="url\nx\n", nulls="text\none\ntwo\n")
+    for nulls in (files["nulls"], None):
+        problems, _ = problems_of_inputs(files["memorized"], nulls, None, tmp_path, model)
+        assert len(problems) == 1 and "has no column called" in problems[0]
+
+
+def test_prompts_that_are_the_same_to_the_model_are_named(tmp_path: Path, model: Path) -> None:
+    files = given(
+        tmp_path,
+        memorized="caption\nA  Cat\nCafe\u0301\n\uff26\uff35\uff2c\uff2c\n" + 2 * ("x" * 40 + "{}\n"),
+        nulls="text\na cat\nfull\nCaf\u00e9\nother\n",
+    )
+    files["memorized"].write_text(files["memorized"].read_text().format("a", "b"))
+    problems, notices = problems_of_inputs(files["memorized"], files["nulls"], None, None, model)
+    assert problems == []
+    memorized, nulls = files.values()
+    words = [
+        "2 prompts (2 memorized) have more than the 32 tokens",
+        f"{memorized}:2 (memorized), {nulls}:2 (null) are the same to the model",
+        f"{memorized}:3 (memorized), {nulls}:4 (null) are the same to the model",
+        f"{memorized}:4 (memorized), {nulls}:3 (null) differ by case, spaces or Unicode form only",
+        f"{memorized}:5 (memorized), {memorized}:6 (memorized) are equal after truncation",
+    ]
+    assert [word for word, notice in zip(words, notices, strict=True) if word not in notice] == []
+
+
+def test_a_model_without_a_tokenizer_is_one_more_problem(tmp_path: Path, model: Path) -> None:
+    files = given(tmp_path, memorized="caption\na cat\n,\n", nulls="text\na dog\n")
+    shutil.copytree(model, tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "tokenizer")
+    problems, _ = problems_of_inputs(files["memorized"], files["nulls"], None, None, tmp_path / "model")
+    assert len(problems) == 2 and "cannot load the tokenizer of" in problems[1]
+    assert all("\n" not in problem for problem in problems)
+
+
+@pytest.mark.parametrize("column", ["TEXT", "caption", "Prompt"])
+def test_a_parquet_file_of_captions_is_read_as_a_csv_is(tmp_path: Path, column: str) -> None:
+    rows = [{"URL": f"http://x/{text}.png", column: text, "similarity": 0.3} for text in ("a cat", "a cup", "a cat")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "laion.parquet")
+    files = given(tmp_path, memorized=f"{column},URL\na cat,x\na cup,x\n", nulls="text\na dog\na cow\n")
+    of_csv, of_table = (read_inputs(path, files["nulls"]) for path in (files["memorized"], tmp_path / "laion.parquet"))
+    assert of_table.prompts == of_csv.prompts and of_table.problems == []
+    assert of_table.prompts[1].source == f"{tmp_path / 'laion.parquet'}:row 2"
+    assert any("addresses of images in column url are not fetched" in notice for notice in of_table.notices)
+    # Null prompts may be such a file, too.
+    assert read_inputs(files["nulls"], tmp_path / "laion.parquet").problems == []
+
+
+def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path: Path) -> None:
+    bad = {
+        "no.parquet": pa.table({"url": ["x"]}),
+        "nested.parquet": pa.table({"text": ["x"], "image": [{"bytes": b"x", "path": "x"}]}),
+        "twice.parquet": pa.table({"text": ["x"], "TEXT": ["x"]}),
+        "empty.parquet": pa.table({"TEXT": ["x", None, ""]}),
+        "ids.parquet": pa.table({"prompt_id": ["x"], "text": ["x"]}),
+        "same.parquet": pa.table([["x"], ["y"]], names=["text", "text"]),
+        "kind.parquet": pa.table(
+            {name: [value] for name, value in zip(PROMPT_COLUMNS, ("x", "x", "odd", None, None, None), strict=True)}
+        ),
+    }
+    found = {}
+    for name, table in bad.items():
+        pq.write_table(table, tmp_path / name)
+        found[name] = problems_of_inputs(tmp_path / name, None, None, None, tmp_path)[0]
+    (tmp_path / "text.parquet").write_text("caption\na cat\n")
+    found["text.parquet"] = problems_of_inputs(tmp_path / "text.parquet", None, None, None, tmp_path)[0]
+    words = {
+        "no.parquet": "has no column called caption, prompt or text; it has: url",
+        "nested.parquet": "in column image, which is not read: write its images as files",
+        "twice.parquet": "has columns text and TEXT, told apart by capitals at most",
+        "empty.parquet": "empty.parquet:row 2: no caption, prompt or text",
+        "ids.parquet": "has no column image_ids, kind, memorization, subset",
+        "same.parquet": "has columns text and text",
+        "kind.parquet": "kind.parquet:row 1: kind 'odd' is none of",
+        "text.parquet": "cannot read",
+    }
+    assert [name for name in words if words[name] not in found[name][0]] == []
+    assert "row 3" in found["empty.parquet"][1]
+
+
+def test_images_of_a_table_are_looked_at_too(tmp_path: Path) -> None:
+    rows = []
+    for data in (b"no image", b"GIF89a"):
+        name = hashlib.sha256(data).hexdigest()
+        rows.append({"image_id": name, "bytes": data, "width": 4, "height": 4, "caption": None})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "images.parquet")
+    files = given(
+        tmp_path, memorized=f"caption,image\na cat,{rows[0]['image_id']}\na cup,lost\n", nulls="text\na dog\n"
+    )
+    problems = read_inputs(*files.values(), images=tmp_path / "images.parquet").problems
+    assert len(problems) == 3
+    assert "images.parquet:row 1 cannot be read" in problems[0] and "images.parquet:row 2" in problems[1]
+    assert "memorized.csv:3: no image 'lost' in" in problems[2]
+
+
+def test_animated_images_and_home_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "1.GIF", save_all=True, append_images=frames[1:], format="GIF")
+    given(tmp_path, memorized="caption,index\na cat,1\n", nulls="text\na dog\na cow\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = Store.open(tmp_path / "store")
+    paths = [Path("~/memorized.csv"), Path("~/nulls.csv")]
+    import_prompts(store, *paths, images=Path("~"))
+    (row,) = store.read("images").to_pylist()
+    assert from_bytes(row["bytes"])[0, 0].tolist() == [255, 0, 0]
+    assert "1 images are animated or have several pages, of which the first is taken: 1.GIF" in capsys.readouterr().err

@@ -1,20 +1,23 @@
+"""Files of prompts as people have them: what is read, and what is said of those that cannot be."""
+
 import csv
+import gzip
 import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from tasks.collect.prompt_files import Prompt, find_images, read_prompts
+from tasks.collect.prompt_files import Prompt, expanded, few, has_words, read_file, read_prompts, say
 from tasks.errors import InputError
 
 TEXTS = st.lists(
     st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=40)
     .map(str.strip)
-    .filter(bool),
+    .filter(has_words),
     min_size=1,
     max_size=8,
     unique=True,
@@ -70,14 +73,33 @@ def test_plain_text(tmp_path: Path) -> None:
         ("a.csv", b"", "no column called"),
         ("a.csv", b"URL;type\nx;VM\n", "it has: url, type"),
         ("a.csv", b"caption\n", "holds no prompts"),
-        ("a.csv", b"caption,url\n,x\n", "line 2: no caption"),
-        ("a.csv", b"caption,url\na,b,c\n", "line 2: more cells"),
-        ("a.jsonl", b'{"caption": "x"}\n{oops\n', "line 2: not JSON"),
-        ("a.jsonl", b'["x"]\n', "line 1: not an object"),
+        ("a.csv", b"caption,url\n,x\n", "a.csv:2: no caption"),
+        ("a.csv", b"caption,url\na,b,c\n", "a.csv:2: more cells"),
+        ("a.csv", b"caption,Caption\na,b\n", "two columns called caption"),
+        ("a.csv", b'caption\none\n"two\nthree\n', "a.csv:3: a quote is opened here and never closed"),
+        ("a.csv", b"caption\ncaf\xe9\n", r"a.csv:2: byte 0xE9 in column 4 \('é' in Windows-1252\) is not UTF-8"),
+        ("a.csv", b"c\0a\0p\0", "zero bytes, as UTF-16 without a byte order mark"),
+        ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook of old .*save it as CSV"),
+        ("a.csv", b"\n<!DOCTYPE html>\n<p>not found", "a web page or XML, as a failed download leaves"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+        ("a.csv", b"PAR1....PAR1", "a Parquet file: call it .parquet"),
+        ("a.csv.gz", gzip.compress(b"caption\none\n")[:-9], "compressed with gzip, but damaged"),
+        ("a.jsonl", b'{"caption": "x"}\n{oops\n', "a.jsonl:2: not JSON"),
+        ("a.jsonl", b'["x"]\n', "a.jsonl:1: not an object"),
+        ("a.jsonl", b'[\n{"caption": "x"}\n]\n', "is a JSON array, not an object a line: call it .json"),
         ("a.jsonl", b'{"caption": "x", "kind": "odd"}\n', "kind 'odd'"),
-        ("a.jsonl", b'{"caption": "cat \\ud83d"}\n', "line 1: half a character"),
-        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.jsonl", b'{"caption": "cat \\ud83d"}\n', "a.jsonl:1: half a character"),
+        ("a.jsonl", b'{"caption": "cat \\u0000"}\n', "a.jsonl:1: a zero byte"),
+        ("a.jsonl", b'{"caption": ["x", "y"]}\n', "a.jsonl:1: caption is a list, no text"),
+        ("a.jsonl", b'{"caption": "\\u200b\\u2028"}\n', "a.jsonl:1: no caption"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: not JSON"),
+        ("a.json", b'["x", 3]', "a.json:item 2: neither a text nor an object"),
+        ("a.json", b'[\n"x",\noops]', "a.json:3: not JSON"),
+        ("a.json", b'{\n"annotations": [{"caption": "x"}]}', "one object with annotations: give an array"),
+        ("a.txt", b"\xff\xfe\0", "not UTF-16"),
+        ("a.txt", b"Caption\tURL\nx\ty\n", "a.txt:1: a header, not a prompt"),
         ("a.docx", b"x", "prompts are read from"),
+        ("a.csv", b"caption\none\n" + b"x" * 200_000 + b"\n", "a.csv:3: field larger than field limit"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
@@ -92,107 +114,130 @@ def test_a_missing_file(tmp_path: Path) -> None:
         read_prompts(tmp_path / "none.csv")
 
 
-def test_images_are_found_by_name_and_by_number(tmp_path: Path) -> None:
-    for name in ("00012.png", "b.jpg"):
-        Image.new("RGB", (4, 4)).save(tmp_path / name)
-    prompts = [Prompt("one", "memorized", images=("12",)), Prompt("two", "memorized", images=("b.jpg",))]
-    found = find_images([*prompts, Prompt("three", "memorized", images=("none",))], tmp_path)
-    assert found == {"one": [tmp_path / "00012.png"], "two": [tmp_path / "b.jpg"]}
-
-
-def test_images_are_found_by_their_metadata(tmp_path: Path) -> None:
-    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "x.png", "text": "one"}\n')
-    assert find_images([Prompt("one", "memorized")], tmp_path) == {"one": [tmp_path / "x.png"]}
-    # The published file numbers its rows by something that no file is called after.
-    assert find_images([Prompt("one", "memorized", images=("103072",))], tmp_path) == {"one": [tmp_path / "x.png"]}
-
-
-def test_pictures_without_a_prompt_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("1.png", "2.png", "3.png"):
-        Image.new("RGB", (4, 4)).save(tmp_path / name)
-    one = [Prompt("one", "memorized", images=("1",))]
-    assert find_images(one, tmp_path) == {"one": [tmp_path / "1.png"]}
-    told = capsys.readouterr().err
-    assert told == f"2 of 3 pictures in {tmp_path} belong to no prompt and are left out, such as 2.png\n"
-    find_images(one, tmp_path)
-    assert capsys.readouterr().err == ""  # it is said once
-    find_images([*one, Prompt("others", "memorized", images=("2", "3"))], tmp_path)
-    assert capsys.readouterr().err == ""
-    find_images([*one, Prompt("bare", "memorized"), Prompt("others", "memorized", images=("2", "3"))], tmp_path)
-    told = capsys.readouterr().err
-    assert (
-        told == f"1 of 3 prompts have no picture in {tmp_path}, so copies of theirs are not found, such as of 'bare'\n"
-    )
-
-
-def test_images_that_belong_to_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no pictures"):
-        find_images([], tmp_path)
-    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
-    with pytest.raises(InputError, match="belongs to a prompt"):
-        find_images([Prompt("one", "memorized", images=("12",))], tmp_path)
-    with pytest.raises(InputError, match="no folder"):
-        find_images([], tmp_path / "none")
-
-
-def test_pictures_of_a_further_file_are_found_by_name_and_by_metadata_not_by_number(tmp_path: Path) -> None:
-    for name in ("1.png", "dog.png", "sea.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "sea.png", "text": "the sea"}\n')
-    mine = [Prompt("a cat", "memorized", images=("1",))]
-    others = [Prompt("a dog", "ordinary", images=("dog.png",)), Prompt("a car", "null", numbers=("1",))]
-    found = find_images(mine, tmp_path, [*others, Prompt("the sea", "ordinary")])
-    assert {text: [path.name for path in paths] for text, paths in found.items()} == {
-        "a cat": ["1.png"],
-        "a dog": ["dog.png"],
-        "the sea": ["sea.png"],
-    }
-
-
 def test_an_unclosed_quote_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
     path.write_text('caption\n"' + "x" * 200_000)
-    with pytest.raises(InputError, match=r"prompts.csv, line \d+: field larger .*; is a quote missing\?"):
+    with pytest.raises(InputError, match=r"prompts.csv:\d+: field larger .*; is a quote missing\?"):
         read_prompts(path)
 
 
-def test_pictures_of_one_name_in_two_folders_are_told_apart_by_their_paths(tmp_path: Path) -> None:
-    for name in ("cat", "dog"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "01.png").write_bytes(b"x")
-    prompts = [Prompt("a cat", "memorized", images=("cat/01.png",)), Prompt("a dog", "memorized", images=("dog/01",))]
-    assert find_images(prompts, tmp_path) == {
-        "a cat": [tmp_path / "cat" / "01.png"],
-        "a dog": [tmp_path / "dog" / "01.png"],
+@pytest.mark.parametrize("member", ["xl/workbook.xml", "content.xml", "word/document.xml", "captions.csv"])
+def test_what_excel_and_others_make_is_named_whatever_it_is_called(tmp_path: Path, member: str) -> None:
+    words = {
+        "xl/workbook.xml": "an Excel workbook, whatever it is called: save it as CSV",
+        "content.xml": "an OpenDocument file",
+        "word/document.xml": "a Word document",
+        "captions.csv": "a ZIP archive: unpack it first",
     }
-    for name in ("01.png", "1"):
-        with pytest.raises(InputError, match=r"which picture is '.*cat/01\.png or .*dog/01\.png"):
-            find_images([Prompt("a cat", "memorized", images=(name,))], tmp_path)
-    # A path that is not there is not taken for another folder's, but one that begins further up is right.
-    assert find_images([prompts[0], Prompt("a cow", "memorized", images=("cow/01.png",))], tmp_path).keys() == {"a cat"}
-    above = Prompt("a dog", "memorized", images=("pictures/dog/01.png",))
-    assert find_images([above], tmp_path) == {"a dog": [tmp_path / "dog" / "01.png"]}
-    (tmp_path / "01.png").write_bytes(b"x")
-    found = find_images([Prompt("a cat", "memorized", images=("01.png",))], tmp_path)
-    assert found == {"a cat": [tmp_path / "01.png"]}
+    for name in ("prompts.csv", "prompts.xlsx"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(member, "x")
+        assert [words[member] in problem for problem in read_file(tmp_path / name).problems] == [True]
 
 
-def test_a_number_beside_a_name_counts_only_where_the_name_finds_nothing(tmp_path: Path) -> None:
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder: give the file of prompts in it"):
+        read_prompts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("excel.csv", 'sep=;\r\ncaption;url\r\none;x\r\n"two; 2";\r\n'),
+        ("quoted.csv", '"sep=|"\ncaption|url\none|x\n"two; 2"|\n'),
+        ("bars.csv", "caption|url\none|x\ntwo; 2|\n"),
+        ("old-mac.csv", "caption,url\rone,x\rtwo; 2,\r"),
+        ("blank.csv", "\n\nCaption,URL\n\none,x\ntwo; 2,,,\n\n"),
+        ("tabs.tsv", "TEXT\tURL\none\tx\ntwo; 2\t\n"),
+        ("array.json", '[\n {"Caption": "one"},\n {"text": "two; 2"}\n]'),
+        ("texts.json", '["one", "two; 2"]'),
+        ("lines.json", '{"caption": "one"}\n{"caption": "two; 2"}\n'),
+        ("lines.jsonl", '{"caption": "one", "subset": NaN}\r{"caption": "two; 2"}\r'),
+        ("plain.txt", "one\n  two; 2  \n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_same_prompts_in_every_form(tmp_path: Path, name: str, content: str, encoding: str, packed: bool) -> None:
+    data = content.encode(encoding)
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    path.write_bytes(gzip.compress(data) if packed else data)
+    found = read_file(path)
+    assert (found.problems, [prompt.text for prompt in found.prompts]) == ([], ["one", "two; 2"])
+    assert all(prompt.subset is None for prompt in found.prompts)
+
+
+def test_every_prompt_knows_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('sep=;\ncaption;url\n"a bed\nof two lines";x\n\nlast;y\n')
+    (tmp_path / "a.jsonl").write_text('\n{"caption": "one"}\n\n{"caption": "two"}\n')
+    (tmp_path / "a.json").write_text('["one", "two"]')
+    (tmp_path / "a.txt").write_text("\none\n\ntwo\none\n")
+    sources = {path.name: [p.source for p in read_prompts(path)] for path in sorted(tmp_path.iterdir())}
+    assert {name: [source.removeprefix(f"{tmp_path}/") for source in some] for name, some in sources.items()} == {
+        "a.csv": ["a.csv:3", "a.csv:6"],
+        "a.json": ["a.json:item 1", "a.json:item 2"],
+        "a.jsonl": ["a.jsonl:2", "a.jsonl:4"],
+        "a.txt": ["a.txt:2", "a.txt:4"],
+    }
+    assert [prompt.text for prompt in read_prompts(tmp_path / "a.csv")] == ["a bed\nof two lines", "last"]
+
+
+def test_all_that_is_wrong_with_a_file_is_said_at_once(tmp_path: Path) -> None:
+    lines = ['{"caption": "x", "kind": "null"}', "oops", '{"caption": ""}', '{"caption": "x"}', '{"caption": {}}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    found = read_file(tmp_path / "a.jsonl")
+    begins = ["a.jsonl:2: not JSON", "a.jsonl:3: no caption", "'x' stands as null at", "a.jsonl:5: caption is a dict"]
+    assert len(found.problems) == 4
+    assert all(words in problem for words, problem in zip(begins, found.problems, strict=True))
+    (tmp_path / "a.csv").write_bytes(b"caption\nfine\n\xe9\nfine\n\xff\n")
+    assert [problem.split(":")[1] for problem in read_file(tmp_path / "a.csv").problems] == ["3", "5"]
+    with pytest.raises(InputError, match="4 things cannot be used:\n"):
+        read_prompts(tmp_path / "a.jsonl")
+
+
+def test_of_many_faults_the_first_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("caption,url\n" + ",x\n" * 50)
+    problems = read_file(tmp_path / "a.csv").problems
+    assert len(problems) == 21 and problems[-1] == f"and 30 more in {tmp_path / 'a.csv'}"
+    assert few(["a"] * 20, "here") == ["a"] * 20
+
+
+def test_what_may_not_be_meant_is_said(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("index,file_name,caption\n3,00017.png,named\n17,http://x/y.png,numbered\n")
-    prompts = read_prompts(path)
-    assert [(prompt.images, prompt.numbers) for prompt in prompts] == [
-        (("00017.png",), ("3",)),
-        (("http://x/y.png",), ("17",)),
-    ]
-    for name in ("00003.png", "00017.png"):
-        (tmp_path / name).write_bytes(b"x")
-    assert find_images(prompts, tmp_path) == {name: [tmp_path / "00017.png"] for name in ("named", "numbered")}
+    path.write_text("caption,type,url\na red\nrug,VM,http://x\nrug,TM,\nrug,VM,\n")
+    found = read_file(path)
+    assert found.problems == [] and [prompt.text for prompt in found.prompts] == ["a red", "rug"]
+    assert found.urls == "url" and found.prompts[1].memorization == "VM"
+    assert [notice.split(" rows")[0].split(" prompts")[0] for notice in found.notices] == ["1", "1"]
+    assert f"{path}:2" in found.notices[0] and "fewer cells" in found.notices[0]
+    assert f"{path}:4" in found.notices[1] and "another type or subset" in found.notices[1]
+    (tmp_path / "a.tsv").write_text('TEXT\tURL\n"Untitled\tx\na bed\tx\nthe "sea"\tx\n')
+    found = read_file(tmp_path / "a.tsv")
+    assert any("1 rows span several lines within quotes" in n and "a.tsv:2" in n for n in found.notices)
 
 
-def test_that_nothing_will_be_a_control_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "1.png").write_bytes(b"x")
-    others = [Prompt("a dog", "ordinary", numbers=("1",))]
-    find_images([Prompt("a cat", "memorized", numbers=("1",))], tmp_path, others)
-    assert "attacks will have no control" in capsys.readouterr().err
+def test_a_bomb_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.collect.prompt_files.MOST_BYTES", 1000)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"word\n" * 10_000))
+    assert (tmp_path / "a.txt.gz").stat().st_size < 1000
+    assert ["larger than" in problem for problem in read_file(tmp_path / "a.txt.gz").problems] == [True]
+
+
+def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded(Path("~/a.csv")) == tmp_path / "a.csv"
+    with pytest.raises(InputError, match="there is no home folder of that name"):
+        expanded(Path("~nobody-of-this-name/a.csv"))
+
+
+def test_the_quote_before_a_formula_is_taken_away_where_a_scan_put_it(tmp_path: Path) -> None:
+    rows = "'=x,norm,0.1\n''-y,norm,0.1\n'plain' text,norm,0.1\n"
+    (tmp_path / "flagged.csv").write_text(f"caption,detectors,p_value\n{rows}")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "flagged.csv")] == ["=x", "'-y", "'plain' text"]
+    (tmp_path / "own.csv").write_text("caption\n'=x\n")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "own.csv")] == ["'=x"]
+
+
+def test_what_steers_a_terminal_is_not_sent_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    say("\x1b[2Jx.png\r is left out")
+    assert capsys.readouterr().err == "\\x1b[2Jx.png\\r is left out\n"

@@ -152,9 +152,15 @@ def test_noise_to_start_from_is_matched_to_tokens_and_to_pooled_vectors_apart(xl
         torch.testing.assert_close(mine.std(0), theirs.std(0), atol=0.1, rtol=0.1)
 
 
-def test_a_prompt_that_is_too_long_is_named(xl_folder: Path) -> None:
-    with pytest.raises(InputError, match="tokens, the model reads"):
-        load_model(xl_folder, "cpu").embed(["x" * 500])
+@pytest.mark.parametrize("family", ["v_folder", "xl_folder"])
+def test_a_long_prompt_is_truncated_as_in_training(family: str, request: pytest.FixtureRequest) -> None:
+    model = load_model(request.getfixturevalue(family), "cpu")
+    full = "x " * (model.tokens - 2)
+    assert model.tokenizers.counts([full, full + "y"]) == [model.tokens, model.tokens + 1]
+    short, exact, long, longer = model.embed([full[2:], full, full + "y", full + "z " * 500])
+    torch.testing.assert_close(long, exact)
+    torch.testing.assert_close(longer, exact)
+    assert not torch.allclose(short, exact)
 
 
 def test_a_model_that_predicts_pictures_is_refused() -> None:

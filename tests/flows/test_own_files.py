@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from flows.cli.commands import app
 from tests.flows.world import tiny_world
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "seeds": 2,
     "memorized": 4,
@@ -28,7 +30,12 @@ SETTINGS = {
     "nemo": {"seeds": 3, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
     "wanda": {"sparsity": 0.1, "tau": 2},
     "dori": {"steps": 2, "batch": 2},
+    "defences": ["random-tokens", "reweighted-attention"],
+    "erase": ["ordinary-finetune"],
+    "finetune": {"epochs": 1, "images_per_step": 2, "noises": 1, "ordinary_batch": 2, "check_every": 0},
 }
+LONG = " in far more letters than the thirty that this model reads"
+"""Behind a prompt of each kind, and behind one that is only kept for fine-tuning."""
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +50,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     lines: dict[str, list[str]] = {"memorized": ["Caption,type,Index,subset"], "null": [], "ordinary": []}
     for number, row in enumerate(prompts):
         name = f"{number}.png"
+        row["text"] += LONG if number in (0, 4, 8, 12) else ""
         (folder / "pictures" / name).write_bytes(images[row["image_ids"][0]])
         lines[row["kind"]].append(
             {
@@ -87,7 +95,11 @@ def test_an_audit_of_own_files(told: dict[str, Any]) -> None:
     # Index counts the pictures by number, the ordinary ones are found by their names.
     assert figures["original", "prompt", "mr"] == 4 and figures["wanda", "dori-noise", "mr"] == 1
     assert figures["original", "ordinary", "mr"] == 3 and figures["original", "dori-noise-control", "mr"] == 1
-    assert Path(told["report"]).read_text().count("picture 0") > 0
+    page = Path(told["report"]).read_text()
+    assert page.count("picture 0") > 0
+    # Prompts of more tokens than the model reads go through every stage, and the page says how many they are.
+    assert "4 prompts (1 memorized, 1 null, 2 ordinary) have more than the 32 tokens that the model reads" in page
+    assert {"random-tokens", "reweighted-attention", "ordinary-finetune"} <= {row["variant"] for row in told["metrics"]}
 
 
 def test_a_stage_alone_tells_the_same(given: list[str], told: dict[str, Any], tmp_path: Path) -> None:

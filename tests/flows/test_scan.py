@@ -74,14 +74,14 @@ def engram_scan(world: Path, *words: str) -> Result:
 
 def test_flagged_prompts_are_what_an_audit_reads(world: Path) -> None:
     out = world / "flagged.csv"
-    found = engram_scan(world, "--format", "csv", "--out", str(out))
+    found = engram_scan(world, "--format", "csv", "--out", str(out), "--long-prompts", "skip")
     rows = list(csv.DictReader(io.StringIO(found.stdout)))
     assert [float(row["p_value"]) for row in rows] == sorted(float(row["p_value"]) for row in rows)
     assert {row["prompt"] for row in rows} == {'a "red" cup, twice', "a blue cup", "a bed"}
     flagged = [row["prompt"] for row in rows if row["flagged"] == "True"]
     assert flagged == [row["prompt"] for row in rows if float(row["p_value"]) <= float(ALPHA)] != []
     assert f"norm flags {len(flagged)} of 3 prompts, held against 4 null prompts at a false-alarm" in found.stderr
-    assert "left out 1 prompts and 0 null prompts" in found.stderr
+    assert "1 prompt (1 scanned) has more than the 32 tokens that the model reads: left out" in found.stderr
     told_of = {prompt.text: prompt for prompt in read_prompts(world / "prompts.csv")}
     assert told_of["a blue cup"].numbers == ("8", "9")
     assert read_prompts(out) == [told_of[text] for text in flagged]
@@ -95,15 +95,18 @@ def test_flagged_prompts_are_what_an_audit_reads(world: Path) -> None:
 
 
 def test_a_second_scan_computes_nothing(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = engram_scan(world, "--detector", "norm", "--detector", "ssim", "--format", "json")
+    words = ("--detector", "norm", "--detector", "ssim", "--format", "json", "--long-prompts", "skip")
+    first = engram_scan(world, *words)
     store = Store.open(str(world / "store"))
     before = store.parts("detections"), store.parts("findings")
     monkeypatch.setattr("tasks.scan.task.scores", None)
-    again = engram_scan(world, "--detector", "norm", "--detector", "ssim", "--format", "json")
+    again = engram_scan(world, *words)
     assert json.loads(again.stdout) == json.loads(first.stdout)
     assert (store.parts("detections"), store.parts("findings")) == before
     assert verify(store) == []
-    engram_scan(world, "--alpha", "0.9", "--detector", "ssim")  # another decision, by the same scores
+    engram_scan(
+        world, "--alpha", "0.9", "--detector", "ssim", "--long-prompts", "skip"
+    )  # another decision, by the same scores
     assert len(store.parts("findings")) == len(before[1]) + 1
     names = "SELECT DISTINCT detector, count(DISTINCT prompt_id) AS n FROM detections GROUP BY ALL ORDER BY ALL"
     assert [tuple(row.values()) for row in run_sql(store, names).to_pylist()] == [("norm", 7), ("ssim", 7)]
@@ -112,7 +115,10 @@ def test_a_second_scan_computes_nothing(world: Path, monkeypatch: pytest.MonkeyP
 def test_the_table_ends_with_what_was_flagged(world: Path) -> None:
     lines = engram_scan(world).stdout.splitlines()
     assert lines[0].split() == ["prompt", "detector", "score", "p_value", "flagged"]
-    assert lines[-2].startswith("norm flags") and lines[-1].startswith("left out 1 prompts")
+    assert lines[-2].startswith("norm flags") and " of 4 prompts" in lines[-2]
+    assert lines[-1] == (
+        "1 prompt (1 scanned) has more than the 32 tokens that the model reads: truncated, as captions are in training"
+    )
 
 
 def test_what_the_ui_shows(world: Path) -> None:
@@ -120,7 +126,7 @@ def test_what_the_ui_shows(world: Path) -> None:
     page, table = Artifact.get("scan"), Artifact.get("suspects")
     assert page is not None and table is not None
     assert str(page.data).startswith(f"# Scan {found.scan_id}") and found.words.splitlines()[0] in str(page.data)
-    assert len(json.loads(str(table.data))) == 3
+    assert len(json.loads(str(table.data))) == 4
 
 
 def test_a_model_has_prompts_and_null_prompts_of_its_own(world: Path) -> None:
@@ -160,6 +166,8 @@ def test_no_prompt_is_held_against_itself(world: Path, tmp_path: Path) -> None:
         (["--device", "cuda:99", "--alpha", ALPHA], "no device 'cuda:99' here"),
         (["--store", "/dev/null/store"], "cannot open the store /dev/null/store: /dev/null is no folder"),
         (["--set", "seeds"], "--set 'seeds' is not NAME=VALUE"),
+        (["--long-prompts", "refuse"], "{world}/prompts.csv:6: 49 tokens, and the model reads 32: shorten it, or"),
+        (["--long-prompts", "skip", "--set", "long_prompts=refuse"], "--long-prompts skip and --set long_prompts=ref"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -175,7 +183,24 @@ def test_bad_input_is_one_line(
         main()
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"engram: {told_of}")
+    assert line.startswith(f"engram: {told_of.format(world=world)}")
+
+
+def test_everything_that_is_wrong_with_both_files_is_said_at_once(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("caption\n,\nfine\n")
+    (tmp_path / "bad.jsonl").write_text("oops\n")
+    both = files(world) | {"prompts": str(tmp_path / "bad.csv"), "nulls": str(tmp_path / "bad.jsonl")}
+    with pytest.raises(InputError, match=r"(?s)2 things cannot be used:.*bad\.csv:2: .*bad\.jsonl:1: not JSON"):
+        told(ScanRun.model_validate(both))
+
+
+def test_a_null_prompt_that_is_the_same_to_the_model_is_named(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nulls.txt").write_text("one\ntwo\n\nA  BED\nfour\n")
+    told(ScanRun.model_validate(files(world) | {"nulls": str(tmp_path / "nulls.txt"), "scan": {"alpha": 0.8}}))
+    places = f"{world / 'prompts.csv'}:5 (scanned), {tmp_path / 'nulls.txt'}:4 (null)"
+    assert f"{places} are the same to the model" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_scanned_at_all_is_one_line(world: Path, tmp_path: Path) -> None:
@@ -183,12 +208,14 @@ def test_a_file_that_cannot_be_scanned_at_all_is_one_line(world: Path, tmp_path:
     (tmp_path / "long.txt").write_text("far more letters than a model of thirty-two tokens reads\n")
     options = files(world) | {"prompts": str(tmp_path / "long.txt")}
     command = [sys.executable, "-c", "from flows.cli import main; main()", "scan", "--alpha", ALPHA]
+    command += ["--long-prompts", "skip"]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     env = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
     found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert found.returncode == 2 and found.stdout == ""
-    assert found.stderr.splitlines()[-1] == "engram: no prompt can be scanned: the model reads 32 tokens, all have more"
-    assert "Traceback" not in found.stderr
+    (line,) = found.stderr.splitlines()
+    assert line.startswith(f"engram: {tmp_path / 'long.txt'} has nothing to scan: 1 prompt (1 scanned) has more than")
+    assert line.endswith("left out; take --long-prompts truncate")
 
 
 def test_a_model_without_prompts_needs_a_file(world: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import pre_tokenizers
-from transformers import CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from tasks.diffusion.sampling import to_png
 from tasks.reference.clip import MODEL, TOKENS, WIDTH, save_clip, text_model
@@ -25,6 +25,14 @@ def tokenizer() -> CLIPTokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=TOKENS)
+
+
+def tokenizer_alone(folder: Path) -> Path:
+    """Writes of a model's folder what its prompts are tokenized by, and nothing else."""
+    tokenizer().save_pretrained(folder / "tokenizer")
+    CLIPTextConfig(max_position_embeddings=TOKENS).save_pretrained(folder / "text_encoder")
+    (folder / "model_index.json").write_text(json.dumps({"tokenizer": ["transformers", "CLIPTokenizer"]}))
+    return folder
 
 
 def tiny_world(folder: Path) -> Path:

@@ -19,12 +19,14 @@ PLANTED = ((0, 5), (2, 3))
 
 
 class Letters:
-    """A tokenizer: each letter a token, start and end around them."""
+    """A tokenizer: each letter a token, start and end around them. What is too long is truncated."""
 
     model_max_length = TOKENS
 
-    def __call__(self, prompts: list[str], padding: Any = None, max_length: int = 0, return_tensors: Any = None) -> Any:
+    def __call__(self, prompts: list[str], padding: Any = None, max_length: int = 0, **how: Any) -> Any:
         rows = [[30, *(ord(letter) - ord("a") for letter in prompt), 31] for prompt in prompts]
+        if how.get("truncation"):
+            rows = [row if len(row) <= max_length else [*row[: max_length - 1], 31] for row in rows]
         if padding is None:
             return SimpleNamespace(input_ids=rows)
         return SimpleNamespace(input_ids=torch.tensor([row + [31] * (max_length - len(row)) for row in rows]))

@@ -1,6 +1,7 @@
 """Mitigations at inference: what each changes, that it ends with the block, and that a batch does not matter."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from tasks.diffusion import sampling
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import Key, initial_noise, predict_noise
 from tasks.diffusion.sampling import SamplingParams, first_timestep, generate
+from tasks.mitigate import inference
 from tasks.mitigate.inference import (
     DefenceParams,
     defended,
@@ -62,12 +64,37 @@ class Vocabulary(Words):
 def test_random_words_are_added_as_many_as_fit(model: Model) -> None:
     worded = replace(model, tokenizer=Vocabulary())
     params = DefenceParams(tokens=2)
-    found = with_random_words(worded, ["a", "abcdef", "a"], KEYS, params)
+    found = with_random_words(worded, ["a", "abcde", "a"], KEYS, params)
     assert sorted(len(text.split()) for text in found) == [1, 3, 3]
-    assert found[1] == "abcdef"  # eight tokens already, with start and end
-    assert {word for text in found for word in text.split()} <= {"a", "abcdef", "x", "y"}
-    assert found == with_random_words(worded, ["a", "abcdef", "a"], KEYS, params)
+    assert found[1] == "abcde"  # with start and end seven tokens of eight, and a word and its space need two
+    assert {word for text in found for word in text.split()} <= {"a", "abcde", "x", "y"}
+    assert found == with_random_words(worded, ["a", "abcde", "a"], KEYS, params)
     assert with_random_words(worded, ["a"], KEYS[:1], params) == found[:1]
+
+
+@pytest.mark.parametrize("prompt", ["ab def", "ab def and far more than eight tokens", "abcdefghijklm"])
+def test_random_words_are_put_where_a_full_prompt_is_read(model: Model, prompt: str) -> None:
+    worded = replace(model, tokenizer=Vocabulary())
+    keys: list[Key] = [("a", seed) for seed in range(20)]
+    found = with_random_words(worded, [prompt] * len(keys), keys, DefenceParams(tokens=1))
+    assert all(sorted({*text.split()} - {*prompt.split()}) in (["x"], ["y"]) for text in found)
+    # Each changes what the model reads, and what is added does not lie beyond the end.
+    plain = worded.tokenizers.kept([prompt])
+    assert all(ids != plain[0] for ids in worded.tokenizers.kept(found))
+
+
+def test_of_a_long_prompt_the_end_of_the_text_is_masked_too(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def noted(unet: Any, lengths: torch.Tensor, rescale: float) -> Any:
+        seen.append(lengths)
+        return nullcontext()
+
+    monkeypatch.setattr(inference, "reweighted_attention", noted)
+    words = ["a", "abcdef", "abcdefghijklm"]
+    _, around = defended(model, "reweighted-attention", DefenceParams(), SAMPLING, words, KEYS)
+    around(slice(0, 3))
+    assert seen[0].tolist() == [2, TOKENS - 1, TOKENS - 1]
 
 
 def test_masked_tokens_have_no_say_and_the_half_without_text_is_left_alone(model: Model) -> None:
@@ -115,7 +142,7 @@ def test_triggers_are_defended_too(model: Model) -> None:
 def test_a_batch_that_is_halved_keeps_each_prompt_its_own_attention(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["a", "abc", "ab", "abcd"]
+    words = ["a", "abc", "ab", "abcde"]
     keys = [(word, 0) for word in words]
     monkeypatch.setattr(sampling, "decode", lambda model, latents: latents.numpy())
     embeddings, around = defended(model, "reweighted-attention", DefenceParams(), SAMPLING, words, keys)

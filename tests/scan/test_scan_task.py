@@ -19,7 +19,6 @@ from tests.flows.world import tiny_world
 PARAMS = ScanParams(seeds=2, alpha=0.25)
 PROMPTS = [Prompt(f"a thing {n}", "memorized") for n in range(5)]
 NULLS = [Prompt(f"another {n}", "null") for n in range(3)]
-LONG = Prompt("far more letters than a model of thirty-two tokens reads", "memorized")
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +186,13 @@ def test_what_is_missing_is_said(subject: Subject, tmp_path: Path) -> None:
         door.write_flagged(subject.open(), "mine", [], tmp_path / "nowhere" / "flagged.csv")
 
 
-def test_what_is_too_long_is_left_out(subject: Subject) -> None:
-    assert door.readable(subject, [PROMPTS[0], LONG, NULLS[0]]) == [PROMPTS[0], NULLS[0]]
-    assert door.readable(subject, []) == []
-    with pytest.raises(InputError, match="the model reads 32"):
-        door.score_prompts(subject, [LONG], "norm", PARAMS)
-    assert kept(subject) == {}
+def test_of_a_long_prompt_the_beginning_is_scored(subject: Subject) -> None:
+    """By the same noise, which follows from the whole text, it scores as what the model reads of it."""
+    model = subject.load()
+    read = "a " * (model.tokens - 2)
+    long = Prompt(f"{read} bed", "memorized")
+    assert model.tokenizers.counts([read, long.text]) == [model.tokens, model.tokens + 3]
+    for detector in ("norm", "entropy"):
+        door.score_prompts(subject, [long], detector, PARAMS)
+        expected = scores(model, detector, model.embed([read]), [prompt_id(long.text)], PARAMS)
+        assert kept(subject, detector=detector) == pytest.approx({prompt_id(long.text): float(expected[0])}, rel=1e-5)

@@ -1,0 +1,30 @@
+"""Collecting: prompts and images into the store, then what the network does under each prompt."""
+
+from tasks.collect.prompt_files import say
+from tasks.collect.task.collecting import collect_norms, collect_values, empty_prompts, register_model
+from tasks.collect.task.importing import (
+    Inputs,
+    import_inputs,
+    import_prompts,
+    import_set,
+    problems_of_inputs,
+    read_inputs,
+    read_prompt_file,
+    rows_of,
+)
+
+__all__ = [
+    "Inputs",
+    "collect_norms",
+    "collect_values",
+    "empty_prompts",
+    "import_inputs",
+    "import_prompts",
+    "import_set",
+    "problems_of_inputs",
+    "read_inputs",
+    "read_prompt_file",
+    "register_model",
+    "rows_of",
+    "say",
+]
