@@ -46,12 +46,11 @@ def check(params: AuditParams, settled: bool = True) -> None:
 @lru_cache(maxsize=8)
 def _checked(told: str, settled: bool, stamps: tuple[object, ...]) -> None:
     params = AuditParams.model_validate_json(told)
+    if named_on_hub(params.model):  # gigabytes may have to be fetched: first what is wrong without them
+        refuse(without_model(params))
     problems = [*gathered(partial(usable_device, params.device)), *of_store(params.store)]
     folder, settings, chosen = None, params.settings, None
     notes: list[str] = []
-    if named_on_hub(params.model):  # gigabytes may have to be fetched: first what is wrong without them
-        problems += [*of_files(params), *of_scorers(params, settings, None)]
-        refuse(problems)
     with noting(problems):
         folder = model_folder(params.model)
         settings = resolved(params).settings
@@ -85,6 +84,16 @@ def of_store(address: str) -> list[str]:
     except StoreError as error:
         return [str(error)]
     return []
+
+
+def without_model(params: AuditParams) -> list[str]:
+    """What is wrong whatever the model is: device, store, files that are not there, the CLIP model that is named."""
+    return [
+        *gathered(partial(usable_device, params.device)),
+        *of_store(params.store),
+        *of_files(params),
+        *of_scorers(params, params.settings, None),
+    ]
 
 
 def of_files(params: AuditParams) -> list[str]:

@@ -125,7 +125,7 @@ def params_of(
     Raises:
         InputError: something cannot be used; all of it at once.
     """
-    from flows.check import check
+    from flows.check import check, without_model
     from flows.params import AuditParams, defaults_for, model_folder  # torch and Prefect take seconds to import
     from flows.settings import Settings, settings_for
     from tasks.diffusion.hub import named_on_hub
@@ -138,17 +138,18 @@ def params_of(
         address = address_of(store)
     except StoreError as error:
         problems.append(str(error))
+    files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
+    paths = {name: str(path) for name, path in files.items() if path is not None}
+    place = {"model": model, "store": address, "clip": clip, "device": device}
+    params = AuditParams(profile=profile.value, settings=None, **place, **paths)
     if named_on_hub(model):  # gigabytes may have to be fetched: first what is wrong without them
-        problems += gathered(lambda: settings_for(profile.value, {}, **given))
+        problems += [*gathered(lambda: settings_for(profile.value, {}, **given)), *without_model(params)]
         refuse(problems)
     with noting(problems):
         chosen = defaults_for(profile.value, model_folder(model), **given)
     if chosen is None:  # there is no such model, but what is wrong with the settings is known all the same
         problems += gathered(lambda: settings_for(profile.value, {}, **given))
-    files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
-    paths = {name: str(path) for name, path in files.items() if path is not None}
-    place = {"model": model, "store": address, "clip": clip, "device": device}
-    params = AuditParams(profile=profile.value, settings=chosen, **place, **paths)
+    params = params.model_copy(update={"settings": chosen})
     with noting(problems):
         check(params, settled=not problems)
     refuse(problems)
