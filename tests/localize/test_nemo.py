@@ -11,7 +11,7 @@ from tasks.localize.detection import DetectionParams, detection_timestep, noise_
 from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
 from tasks.localize.overlap import best_first, memorization_curve, stand_ins
 from tasks.localize.scorer import BlockedScore
-from tasks.localize.search import Candidates, Neuron, SearchParams, one_by_one, refine
+from tasks.localize.search import TIE, Candidates, Neuron, SearchParams, one_by_one, refine
 from tasks.localize.ssim import similarity
 from tests.localize.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
 
@@ -21,13 +21,14 @@ def search(
     prompt: str = MEMORIZED,
     params: NemoParams | None = None,
     dtype: torch.dtype = torch.float32,
+    threshold: float = 0.428,
 ) -> NemoResult:
     model = model_of(planted_unet(planted).to(dtype))
     layers = layers_of(model.unet, Site.VALUE)
     statistics = Moments.of(value_activations(layers, model.embed(NULL_PROMPTS))).statistics()
     text = model.embed([prompt])
     activations = [layer[0] for layer in value_activations(layers, text)]
-    return nemo(model, layers, text[0], prompt, activations, statistics, 0.428, params or NemoParams())
+    return nemo(model, layers, text[0], prompt, activations, statistics, threshold, params or NemoParams())
 
 
 @pytest.mark.parametrize("planted", [((0, 5), (2, 3)), ((1, 7),), ((0, 0), (0, 1), (1, 4), (2, 6))])
@@ -46,6 +47,15 @@ def test_it_finds_exactly_the_planted_neurons(planted: tuple[Neuron, ...], refin
 def test_it_finds_them_in_half_the_precision_too() -> None:
     found = search(((0, 5), (2, 3)), dtype=torch.bfloat16)
     assert {layer: neurons.tolist() for layer, neurons in found.neurons.items()} == {0: [5], 2: [3]}
+
+
+def test_a_give_up_keeps_the_score_that_it_reached() -> None:
+    """No blocking brings the score to nothing; so it is refined to what the selection ended with, less a tie."""
+    found = search(((1, 7),), threshold=1e-6)
+    *_, end = (check for check in found.trace if check.phase == "select")
+    assert not end.kept and end.theta == 1.25
+    assert found.refinement_threshold == end.score - TIE
+    assert 7 in found.neurons[1].tolist()
 
 
 def test_the_batch_does_not_matter() -> None:
