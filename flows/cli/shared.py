@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from storage import Store, render
+from storage import Store, rendered, visible_lines
 from storage.render import WIDEST
 from tasks.errors import InputError
 
@@ -147,7 +147,15 @@ def settings_of(pairs: list[str]) -> dict[str, Any]:
 
 
 def printed(rows: Any, form: Format, widest: int = WIDEST) -> None:
-    sys.stdout.buffer.write(render(rows, form.value, widest))
+    """Prints rows piece by piece. What a terminal shows cannot steer it, whatever the format."""
+    terminal = sys.stdout.isatty()
+    if terminal and form is Format.PARQUET:
+        raise InputError("Parquet is nothing to look at: write it to a file, with > FILE")
+    sys.stdout.flush()
+    for piece in rendered(rows, form.value, widest):
+        if terminal and form is Format.CSV:
+            piece = visible_lines(piece.decode("utf-8", "replace")).encode()
+        sys.stdout.buffer.write(piece)
     sys.stdout.flush()
 
 

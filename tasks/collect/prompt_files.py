@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,10 @@ from tasks.errors import InputError
 Kind = Literal["memorized", "null", "ordinary"]
 TEXT = ("caption", "prompt", "text")
 IMAGE = ("image", "file_name")
+_SCANNED = ("detectors", "p_value")
+"""Columns of the files that `engram scan --out` writes."""
+_QUOTED = re.compile(r"''*[=+\-@\t\r＝＋－＠]")
+"""A cell of such a file that has a quote before its text, so that no spreadsheet takes it for a formula."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -131,7 +136,8 @@ def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt
 @cache
 def _say(line: str) -> None:
     """Once a process: every stage of an audit reads the files anew."""
-    print(line, file=sys.stderr)
+    # Names of files may hold what steers a terminal.
+    print("".join(one if one.isprintable() else repr(one)[1:-1] for one in line), file=sys.stderr)
 
 
 def _files(image: str, by_path: Mapping[str, list[Path]], by_name: Mapping[str, list[Path]]) -> list[Path]:
@@ -196,10 +202,10 @@ def _csv_rows(path: Path, reader: "csv.DictReader[str]", separator: str) -> Iter
             raise InputError(
                 f"{path}, line {reader.line_num}: more cells than columns; quote cells that hold {separator!r}"
             )
-        yield (
-            reader.line_num,
-            {name: row[field] or "" for name, field in zip(names, reader.fieldnames or [], strict=True)},
-        )
+        cells = {name: row[field] or "" for name, field in zip(names, reader.fieldnames or [], strict=True)}
+        if set(_SCANNED) <= set(names):
+            cells = {name: cell[1:] if _QUOTED.match(cell) else cell for name, cell in cells.items()}
+        yield reader.line_num, cells
 
 
 def _json_lines(path: Path, content: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import Store, content_key, query
+from storage import Store, content_key, query, safe_cell
 from tasks.collect.prompt_files import Prompt
 from tasks.errors import InputError
 from tasks.keys import prompt_id
@@ -115,6 +115,8 @@ def verdict(store: Store, scan_id: str) -> str:
 def write_flagged(store: Store, scan_id: str, prompts: Sequence[Prompt], path: Path) -> int:
     """The flagged prompts as a CSV file, most suspicious first, that `prompt_files.read_prompts` reads.
 
+    Texts that a spreadsheet would take for formulas stand behind a quote, which the reader takes away again.
+
     What the prompts' own file said of them is kept, so that an audit finds their images.
 
     Args:
@@ -139,7 +141,8 @@ def write_flagged(store: Store, scan_id: str, prompts: Sequence[Prompt], path: P
         found = [" ".join(str(row["detector"]) for row in rows), rows[0]["p_value"]]
         # A prompt with several images has a row for each.
         for image, number in zip_longest(told.images or ("",), told.numbers, fillvalue=""):
-            writer.writerow([caption, told.memorization, told.subset, image, number, *found])
+            named = (caption, told.memorization, told.subset, image, number)
+            writer.writerow([*(safe_cell(str(cell or "")) for cell in named), *found])
     try:
         aside = path.with_name(f"{path.name}.writing")
         aside.write_text(text.getvalue(), encoding="utf-8")
