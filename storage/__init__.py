@@ -7,7 +7,7 @@ from storage.holdings import record_holdings
 from storage.iou import iou
 from storage.keys import content_key
 from storage.limits import Limits, time_limit
-from storage.render import FORMATS, render, rendered, safe_cell, visible, visible_lines
+from storage.render import FORMATS, csv_line, render, rendered, safe_cell, visible, visible_lines
 from storage.sandbox import run_sql
 from storage.store import Store
 from storage.verify import Damage, collect_litter, examine, verify
@@ -21,6 +21,7 @@ __all__ = [
     "collect_litter",
     "connect",
     "content_key",
+    "csv_line",
     "examine",
     "iou",
     "out_of_reach",

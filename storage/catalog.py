@@ -143,7 +143,8 @@ def write_catalog(store: Store, path: Path | str) -> None:
     trust their own SQL. The parts that are there now are checked before it is written.
 
     Raises:
-        StoreError: a part that is not sound; something else lies at `path`; no right to write there; a store on S3 without DuckDB's httpfs.
+        StoreError: a part that is not sound; something else lies at `path`; no right to write there; a store on S3
+            without DuckDB's httpfs.
     """
     path = Path(path).absolute()
     if path.exists() and not (path.is_file() and _is_duckdb(path)):
@@ -166,7 +167,7 @@ def write_catalog(store: Store, path: Path | str) -> None:
 
 
 def query(
-    con_or_store: duckdb.DuckDBPyConnection | Store, name: str, *, limits: Limits | None = None, **params: Any
+    con_or_store: duckdb.DuckDBPyConnection | Store, name: str, limits: Limits | None = None, /, **params: Any
 ) -> pa.Table:
     """Run a named query.
 
@@ -253,8 +254,6 @@ def _select(store: Store, table: Table, portable: bool = False, only: list[str] 
         columns=", ".join(kinds),
         none=none,
         files=_list(f"{_prefix(store)}/{one}" for one in only) if only else _quoted(every),
-        if only
-        else _quoted(f"{_prefix(store)}/{table.name}/**/*.parquet"),
         options=", ".join(options),
     )
 

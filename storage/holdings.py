@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from storage.checked import dataset, refusal
 from storage.errors import StoreError
@@ -48,8 +47,8 @@ def _holdings(store: Store, audit_id: str, model_id: str, prompt_set: str | None
             yield from store.entries(table.name, model_id=model_id)
         elif table.partition == ("audit_id",) and table.name != RECORD:
             yield from store.entries(table.name, audit_id=audit_id)
-    yield from _with(store, "models", "model_id", [model_id])
-    yield from _with(store, "audits", "audit_id", [audit_id])
+    yield from _with(store, "models", "model_id", pa.array([model_id]))
+    yield from _with(store, "audits", "audit_id", pa.array([audit_id]))
     if prompt_set is not None:
         yield from store.entries("prompts", prompt_set=prompt_set)
         images = store.read("prompts", columns=["image_ids"], prompt_set=prompt_set)["image_ids"]
@@ -60,12 +59,16 @@ def _holdings(store: Store, audit_id: str, model_id: str, prompt_set: str | None
 
 def _with(store: Store, table: str, column: str, values: Any) -> list[Entry]:
     """The parts of a table with a row whose column has one of these values."""
-    entries = store.entries(table)
+    entries, wanted = store.entries(table), set(pc.unique(values).to_pylist())
     found = dataset(store.checked, TABLES[table], entries)
-    wanted = pa.array(values, pa.string()) if isinstance(values, list) else pc.unique(values)
-    rows = found.to_table(columns={"file": ds.field("__filename")}, filter=ds.field(column).isin(wanted))
-    names = set(pc.unique(rows["file"]).to_pylist())
-    return [entry for entry in entries if f"{store.place.root}/{entry.path}" in names]
+    if faults := store.checked.faults(entries):
+        raise refusal(faults)
+    holding = set()
+    for fragment in found.get_fragments():
+        there = fragment.to_table(schema=TABLES[table].schema, columns=[column])[column]
+        if not wanted.isdisjoint(there.to_pylist()):
+            holding.add(fragment.path)
+    return [entry for entry in entries if f"{store.place.root}/{entry.path}" in holding]
 
 
 def _statement(store: Store, entry: Entry) -> str:

@@ -59,9 +59,7 @@ class LocalPlace:
             for item in items:
                 if item.is_dir(follow_symlinks=False):
                     if item.name.endswith(".parquet"):
-                        yield self._fault(
-                            f"{item.path}/", "is a folder with the name of a part; move it out of the store"
-                        )
+                        yield self._fault(item.path, "is a folder with the name of a part; move it out of the store")
                     else:
                         folders.append(item.path)
                     continue
@@ -83,7 +81,8 @@ class LocalPlace:
                 raise
             return self._fault(path, "is a link to itself; remove it")
         if stat.S_ISDIR(status.st_mode):
-            return self._fault(f"{path}/", "is a link to a folder, which is not followed; put the folder itself here")
+            hides = path if path.endswith(".parquet") else f"{path}/"
+            return self._fault(hides, "is a link to a folder, which is not followed; put the folder itself here")
         if not stat.S_ISREG(status.st_mode):
             return self._fault(path, "is no file but a pipe, a socket or a device; remove it")
         stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {status.st_dev}"

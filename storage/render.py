@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time
 from typing import Any
 
@@ -27,6 +25,8 @@ _BATCH = 1024
 """Rows that are Python objects at a time."""
 _FORMULA = re.compile(r"'*[=+\-@\t\r＝＋－＠]")
 """The beginning of a text that a spreadsheet takes for a formula, or that `safe_cell` has put a quote before."""
+_MARK = '"'
+_QUOTED = re.compile(r'[,"\r\n]')
 _JOINERS = "\u200c\u200d"
 """Invisible, but part of the spelling of some languages, and of emoji."""
 
@@ -53,9 +53,9 @@ def rendered(rows: pa.Table | list[dict[str, Any]], form: str = "table", widest:
     elif form == "json":
         yield from _json_pieces(rows)
     elif form == "csv":
-        yield _csv([[safe_cell(name) for name in rows.column_names]])
+        yield csv_line(map(safe_cell, rows.column_names)).encode()
         for batch in _batches(rows):
-            yield _csv([_exact(value) for value in row] for row in batch)
+            yield "".join(csv_line(map(_exact, row)) for row in batch).encode("utf-8", "surrogateescape")
     elif form == "table":
         yield from _aligned(rows, widest)
     else:
@@ -83,6 +83,12 @@ def safe_cell(text: str) -> str:
     after quotes, so that `plain_cell` gives back every text as it was.
     """
     return f"'{text}" if _FORMULA.match(text) else text
+
+
+def csv_line(cells: Iterable[str]) -> str:
+    """A line of a CSV file; Python's writer leaves a carriage return unquoted, which ends the line for readers."""
+    quoted = [f'"{cell.replace(_MARK, 2 * _MARK)}"' if _QUOTED.search(cell) else cell for cell in cells]
+    return ('""' if quoted == [""] else ",".join(quoted)) + "\n"
 
 
 def plain_cell(cell: str) -> str:
@@ -143,12 +149,6 @@ def _escaped(text: str) -> str:
     return "".join(plain).replace("\x7f", "\\u007f")
 
 
-def _csv(lines: Any) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue().encode("utf-8", "surrogateescape")
-
-
 def _batches(rows: pa.Table) -> Iterator[list[tuple[Any, ...]]]:
     # By position, not by name: an answer may have two columns of one name.
     for start in range(0, rows.num_rows, _BATCH):
@@ -193,7 +193,7 @@ def _moment(scalar: pa.Scalar) -> _Moment:
         return _Moment("infinity" if number > 0 else "-infinity")
     if pa.types.is_duration(kind):
         return _Moment(np.timedelta64(number, kind.unit))
-    unit = "D" if pa.types.is_date32(kind) else "ms" if pa.types.is_date64(kind) else kind.unit
+    unit: Any = "D" if pa.types.is_date32(kind) else "ms" if pa.types.is_date64(kind) else kind.unit
     text = str(np.datetime64(number, unit))
     if pa.types.is_time(kind):
         return _Moment(text.partition("T")[2])

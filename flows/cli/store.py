@@ -64,7 +64,7 @@ def query(
     else:
         # What is not given is NULL already; null is a kind of prompts.
         asked = {key: "null" if value is None else value for key, value in settings_of(settings or []).items()}
-        printed(run_query(Store.open(store, create=False), name, limits=limits_of(timeout), **asked), form)
+        printed(run_query(Store.open(store, create=False), name, limits_of(timeout), **asked), form)
 
 
 @app.command(name="iou")

@@ -132,7 +132,7 @@ def test_time_ends_a_query_and_overlaps_and_a_connection(local: Store) -> None:
     for layer in range(12):
         put_sets(local, MANY, layer=f"l{layer}")
     with pytest.raises(StoreError, match=r"no answer within 0\.01 seconds"):
-        query(local, "iou_pairs", limits=Limits(seconds=0.01))
+        query(local, "iou_pairs", Limits(seconds=0.01))
     with pytest.raises(StoreError, match=r"no answer within 0\.01 seconds"):
         iou(local, seconds=0.01)
     for through_arrow in (False, True):
