@@ -16,13 +16,18 @@ import pytest
 import storage.limits
 from storage import Limits, Store, StoreError, connect, iou, query, run_sql, time_limit
 from storage.limits import machine_memory, remove_dead, spill_folder
-from tests.storage.samples import put_sets
+from tests.storage.samples import SET, neuron_set
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t"
 SMALL = Limits(seconds=300, memory=300 << 20, spill=64 << 20)
-# Rows of every set with every other: no more than a second's work in one layer is endless in this many.
-MANY = {f"s{number}": range(number % 7, 4000, 2) for number in range(60)}
+
+
+def put_many(store: Store) -> None:
+    """Sets whose overlaps take longer to count than any test waits."""
+    for layer in range(6):
+        rows = [neuron_set(f"s{number}", range(number % 3, 1000, 2)) for number in range(1000)]
+        store.write("neuron_sets", "k", rows, **(SET | {"layer": f"l{layer}"}))
 
 
 def children() -> set[int]:
@@ -102,8 +107,7 @@ CALLS = {
 def test_ctrl_c_ends_at_once_and_a_kill_leaves_nothing_for_long(
     local: Store, tmp_path: Path, name: str, sign: signal.Signals
 ) -> None:
-    for layer in range(30):
-        put_sets(local, MANY, layer=f"l{layer}")
+    put_many(local)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     program = [sys.executable, "-c", PROGRAM.format(call=CALLS[name]), local.url]
@@ -129,8 +133,7 @@ def test_ctrl_c_ends_at_once_and_a_kill_leaves_nothing_for_long(
 
 
 def test_time_ends_a_query_and_overlaps_and_a_connection(local: Store) -> None:
-    for layer in range(12):
-        put_sets(local, MANY, layer=f"l{layer}")
+    put_many(local)
     with pytest.raises(StoreError, match=r"no answer within 0\.01 seconds"):
         query(local, "iou_pairs", Limits(seconds=0.01))
     with pytest.raises(StoreError, match=r"no answer within 0\.01 seconds"):
