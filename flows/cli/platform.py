@@ -17,7 +17,7 @@ from flows.cli.shared import (
     printed,
     quiet,
 )
-from storage import Store, query
+from storage import Store, query, visible
 from tasks.errors import InputError
 
 models = typer.Typer(help="The models that are audited every night.", no_args_is_help=True)
@@ -31,7 +31,7 @@ def add_model(params: Any, name: Annotated[str, typer.Argument(help="What the mo
     from flows.nightly import register
 
     register(Store.open(params.store), name, params)
-    print(f"{name} is audited every night")
+    print(f"{visible(name)} is audited every night")
 
 
 @models.command(name="remove")
@@ -43,7 +43,7 @@ def remove_model(
     from flows.nightly import remove
 
     remove(Store.open(store, create=False), name)
-    print(f"{name} is no longer audited every night")
+    print(f"{visible(name)} is no longer audited every night")
 
 
 @models.command(name="list")
