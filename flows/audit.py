@@ -15,7 +15,7 @@ from flows.params import AuditParams
 from flows.plan import Plan
 from flows.show import show_audit
 from flows.stages import Audited, attack, collect, diagnose, evaluate, localize, mitigate, report
-from storage import begun_here, mark_lost
+from storage import begun_here, mark_lost, record_holdings
 from tasks.collect import task as collecting
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime", "duckdb", "pyarrow", "prefect")
@@ -83,6 +83,8 @@ def recorded(params: AuditParams) -> Iterator[str]:
             end("cancelled")
             raise
         end("completed")
+    # Only a completed audit has figures that are relied on; another one is run again, which may replace its parts.
+    record_holdings(store, audit_id)
 
 
 __all__ = ["AuditParams", "Audited", "audit", "recorded"]

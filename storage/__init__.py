@@ -3,17 +3,20 @@
 from storage import tables
 from storage.catalog import connect, queries, query, write_catalog
 from storage.errors import StoreError, out_of_reach
+from storage.holdings import record_holdings
 from storage.iou import iou
 from storage.keys import content_key
+from storage.limits import Limits, time_limit
 from storage.processes import begun_here, mark_lost
-from storage.render import FORMATS, render
+from storage.render import FORMATS, csv_line, render, rendered, safe_cell, visible, visible_lines
 from storage.sandbox import run_sql
 from storage.store import Store, address_of
-from storage.verify import Damage, collect_litter, verify
+from storage.verify import Damage, collect_litter, examine, verify
 
 __all__ = [
     "FORMATS",
     "Damage",
+    "Limits",
     "Store",
     "StoreError",
     "address_of",
@@ -21,14 +24,22 @@ __all__ = [
     "collect_litter",
     "connect",
     "content_key",
+    "csv_line",
+    "examine",
     "iou",
     "mark_lost",
     "out_of_reach",
     "queries",
     "query",
+    "record_holdings",
     "render",
+    "rendered",
     "run_sql",
+    "safe_cell",
     "tables",
+    "time_limit",
     "verify",
+    "visible",
+    "visible_lines",
     "write_catalog",
 ]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -16,9 +14,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from storage.checked import OnDamage, Parts, dataset, refusal
 from storage.errors import StoreError, one_line
+from storage.limits import Limits, interruptible, limit, spill_folder
 from storage.local import LocalPlace
-from storage.store import Store, dataset
+from storage.place import Entry
+from storage.store import Store
 from storage.tables import TABLES, Table
 
 MACROS = ("iou_of", "statistics_of")
@@ -40,34 +41,93 @@ _TYPES = {
 }
 
 
-def connect(store: Store, through_arrow: bool = False, spill: str | None = None) -> duckdb.DuckDBPyConnection:
+def connect(
+    store: Store,
+    through_arrow: bool = False,
+    spill: str | None = None,
+    limits: Limits | None = None,
+    on_damage: OnDamage | None = None,
+) -> duckdb.DuckDBPyConnection:
     """An in-memory database with a view for each table and the views on top.
 
     Args:
         store: the store.
-        through_arrow: let Arrow read the parts that are there now, so that DuckDB itself needs no file, and checksums
-            of pages are looked at; always so on S3. Otherwise DuckDB reads them, and a view also sees parts that are
-            put in place later.
+        through_arrow: let Arrow read the parts that are there now, so that DuckDB itself needs no file; each is checked
+            when it is opened, and its pages when they are read. Always so on S3. Otherwise DuckDB reads them: every
+            part is checked now, unless it was before, and a view also sees parts that come later, unchecked.
         spill: folder for what does not fit in memory; None for one of its own in the system's temporary folder.
+        limits: of memory and disk; time is limited by `time_limit`.
+        on_damage: called with the address of a part that is not sound and the reason, and the part is left out; such
+            a part is refused if None. Parts are left out only where Arrow reads.
 
     Raises:
-        StoreError: a store that cannot be read.
+        StoreError: a store that cannot be read; a part that is not sound, where DuckDB reads.
     """
+    if isinstance(store.place, LocalPlace) and not through_arrow:
+        if on_damage is not None:
+            raise ValueError("parts can be left out only where Arrow reads")
+        check(store)
+        return _database(store, None, spill, limits)
+    return connect_guarded(store, spill, limits, on_damage)[0]
+
+
+def connect_guarded(
+    store: Store, spill: str | None = None, limits: Limits | None = None, on_damage: OnDamage | None = None
+) -> tuple[duckdb.DuckDBPyConnection, list[Parts]]:
+    """A connection for which Arrow reads, and the parts that it reads."""
+    readers = {name: dataset(store.checked, TABLES[name], store.entries(name), on_damage) for name in TABLES}
+    return _database(store, readers, spill, limits), list(readers.values())
+
+
+def connect_to(store: Store, table: Table, entries: list[Entry], limits: Limits) -> duckdb.DuckDBPyConnection:
+    """A connection with these parts of one table and no other rows; DuckDB reads them where it can, else Arrow.
+
+    Raises:
+        StoreError: a part that is not sound.
+    """
+    if faults := store.checked.faults(entries):
+        raise refusal(faults)
+    if isinstance(store.place, LocalPlace):
+        return _database(store, None, None, limits, {table.name: [entry.path for entry in entries]})
+    found = {each.name: entries if each is table else [] for each in TABLES.values()}
+    readers = {name: dataset(store.checked, TABLES[name], these) for name, these in found.items()}
+    return _database(store, readers, None, limits)
+
+
+def check(store: Store, tables: Iterable[str] = tuple(TABLES)) -> None:
+    """See to it that every part of these tables is sound; those that were found so before are not read again.
+
+    Raises:
+        StoreError: naming one that is not.
+    """
+    if faults := store.checked.faults(entry for name in tables for entry in store.entries(name)):
+        raise refusal(faults)
+
+
+def _database(
+    store: Store,
+    readers: Mapping[str, Any] | None,
+    spill: str | None,
+    limits: Limits | None,
+    only: Mapping[str, list[str]] | None = None,
+) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect(config={"python_enable_replacements": "false"})
     with _clear("cannot open the catalog"):
         # Nothing is fetched behind the caller's back.
         con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
         # What does not fit in memory goes outside the store, into a folder that DuckDB makes when it needs one, and
         # removes. It is this connection's own: two databases that spill into one would write over each other.
-        spill = spill or f"{tempfile.gettempdir()}/engram-{secrets.token_hex(8)}"
-        con.execute(f"SET temp_directory = {_quoted(spill)}")
+        con.execute(f"SET temp_directory = {_quoted(spill or spill_folder())}")
+        limit(con, limits or Limits())
         # The bar would be drawn on standard output, into the answer.
         con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         for table in TABLES.values():
-            if isinstance(store.place, LocalPlace) and not through_arrow:
+            if only is not None:
+                _create(con, table.view, _select(store, table, only=only.get(table.name, [])), table)
+            elif readers is None:
                 _create(con, table.view, _select(store, table), table)
             else:
-                con.register(f"{table.name}_parts", dataset(store, table, store.parts(table.name)))
+                con.register(f"{table.name}_parts", readers[table.name])
                 _create(con, table.view, f"FROM {table.name}_parts", table)
         _create_on_top(con)
     return con
@@ -79,12 +139,17 @@ def write_catalog(store: Store, path: Path | str) -> None:
     Every DuckDB from 1.4 on can open it. Tables that have parts now also show those that come later; a table that has
     none stays empty until the catalog is written again. An older catalog at `path` is replaced in one step.
 
+    Whatever opens the file reads the parts unchecked, and is not kept from reading other files: it is for people who
+    trust their own SQL. The parts that are there now are checked before it is written.
+
     Raises:
-        StoreError: something else lies at `path`; no right to write there; a store on S3 without DuckDB's httpfs.
+        StoreError: a part that is not sound; something else lies at `path`; no right to write there; a store on S3
+            without DuckDB's httpfs.
     """
     path = Path(path).absolute()
     if path.exists() and not (path.is_file() and _is_duckdb(path)):
         raise StoreError(f"{path} is there already and is no DuckDB file; choose another name")
+    check(store)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with _clear(f"cannot write the catalog {path}"), duckdb.connect() as con:
@@ -101,16 +166,20 @@ def write_catalog(store: Store, path: Path | str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def query(con_or_store: duckdb.DuckDBPyConnection | Store, name: str, /, **params: Any) -> pa.Table:
+def query(
+    con_or_store: duckdb.DuckDBPyConnection | Store, name: str, limits: Limits | None = None, /, **params: Any
+) -> pa.Table:
     """Run a named query.
 
     Args:
         con_or_store: a connection from `connect`, or a store.
         name: file in `storage/sql` without its ending; `queries` lists them.
+        limits: what it may take; None for the default memory and no limit of time. Of a connection, only the time.
         params: values for the query's `$parameters`; those left out are NULL, which the header of each explains.
 
     Raises:
-        StoreError: no such query or parameter; a store that cannot be read.
+        StoreError: no such query or parameter; a store that cannot be read; a part that is not sound; no answer within
+            the time.
     """
     if name not in queries():
         raise StoreError(f"no query {name!r}; there are {', '.join(queries())}")
@@ -118,10 +187,25 @@ def query(con_or_store: duckdb.DuckDBPyConnection | Store, name: str, /, **param
     known = set(duckdb.extract_statements(text)[0].named_parameters)
     if unknown := set(params) - known:
         raise StoreError(f"the query {name} takes {', '.join(sorted(known)) or 'nothing'}, not {min(unknown)}")
-    # Arrow looks at the checksums of pages, DuckDB does not.
-    con = connect(con_or_store, through_arrow=True) if isinstance(con_or_store, Store) else con_or_store
+    limits = limits or Limits()
+    read: list[Parts] = []
+    if isinstance(con_or_store, Store):
+        # Arrow looks at the checksums of pages, DuckDB does not.
+        con, read = connect_guarded(con_or_store, limits=limits)
+    else:
+        con = con_or_store
+    values = {key: params.get(key) for key in known}
     with _clear(f"the query {name} failed"):
-        return con.sql(text, params={key: params.get(key) for key in known}).to_arrow_table()
+        try:
+            return interruptible(con, lambda: con.sql(text, params=values).to_arrow_table(), limits.seconds)
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            raise refused(read) or error from error
+
+
+def refused(read: Iterable[Parts]) -> StoreError | None:
+    """The error that names the parts that were refused while they were read, if any were."""
+    faults = {address: reason for parts in read for address, reason in parts.refused.items()}
+    return refusal(faults) if faults else None
 
 
 @cache
@@ -154,21 +238,22 @@ def _create(con: duckdb.DuckDBPyConnection, name: str, select: str, table: Table
         con.execute(f"COMMENT ON COLUMN {name}.{field.name} IS {_quoted(field.metadata[b'description'].decode())}")
 
 
-def _select(store: Store, table: Table, portable: bool = False) -> str:
-    """The rows of a table; `portable` does without `allow_empty`, which DuckDB 1 does not know."""
+def _select(store: Store, table: Table, portable: bool = False, only: list[str] | None = None) -> str:
+    """The rows of a table, or of some of its parts; `portable` does without `allow_empty`, unknown to DuckDB 1."""
     kinds = {field.name: sql_type(field.type) for field in table.schema}
     none = f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in kinds.items())} WHERE false"
-    if portable and not store.parts(table.name):
+    if only == [] or (portable and not store.parts(table.name)):
         return none
     options = [f"hive_partitioning = {str(bool(table.partition)).lower()}"]
     if table.partition:
         options.append(f"hive_types = {{{', '.join(f'{name}: {kinds[name]}' for name in table.partition)}}}")
     if not portable:
         options.append("allow_empty = true")
+    every = f"{_prefix(store)}/{table.name}/**/*.parquet"
     return sql("table").format(
         columns=", ".join(kinds),
         none=none,
-        files=_quoted(f"{_prefix(store)}/{table.name}/**/*.parquet"),
+        files=_list(f"{_prefix(store)}/{one}" for one in only) if only else _quoted(every),
         options=", ".join(options),
     )
 
@@ -180,6 +265,10 @@ def _prefix(store: Store) -> str:
 def sql_type(kind: pa.DataType) -> str:
     """What SQL calls the type of a column."""
     return f"{_TYPES[kind.value_type]}[]" if pa.types.is_list(kind) else _TYPES[kind]
+
+
+def _list(texts: Iterable[str]) -> str:
+    return f"[{', '.join(map(_quoted, texts))}]"
 
 
 def _quoted(text: str) -> str:

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -37,12 +38,62 @@ class LocalPlace:
     def exists(self, path: str) -> bool:
         return (self.path / path).is_file()
 
+    def find(self, path: str) -> Entry | None:
+        try:
+            return self._entry(os.path.join(self.root, path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def files(self, prefix: str) -> Iterator[Entry]:
-        for folder, _, names in os.walk(self.path / prefix, onerror=_raise_unless_missing):
-            for name in names:
-                whole = Path(folder, name)
-                status = whole.stat()
-                yield Entry(whole.relative_to(self.path).as_posix(), status.st_size, status.st_mtime)
+        folders = [os.path.join(self.root, prefix)]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(folder) as found:
+                    items = list(found)
+            except FileNotFoundError:
+                continue
+            except OSError as error:  # its parts would seem not to be there
+                yield self._fault(f"{folder}/", f"cannot be listed: {error.strerror}; see to it that you may read it")
+                continue
+            for item in items:
+                if item.is_dir(follow_symlinks=False):
+                    if item.name.endswith(".parquet"):
+                        yield self._fault(item.path, "is a folder with the name of a part; move it out of the store")
+                    else:
+                        folders.append(item.path)
+                    continue
+                try:
+                    yield self._entry(item.path)
+                except FileNotFoundError:  # removed since the folder was listed
+                    continue
+
+    def _entry(self, path: str) -> Entry:
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            os.lstat(path)  # nothing there at all
+            return self._fault(path, f"is a link to {os.readlink(path)}, where nothing is; remove it")
+        except PermissionError as error:
+            return self._fault(path, f"cannot be read: {error.strerror}")
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            return self._fault(path, "is a link to itself; remove it")
+        if stat.S_ISDIR(status.st_mode):
+            hides = path if path.endswith(".parquet") else f"{path}/"
+            return self._fault(hides, "is a link to a folder, which is not followed; put the folder itself here")
+        if not stat.S_ISREG(status.st_mode):
+            return self._fault(path, "is no file but a pipe, a socket or a device; remove it")
+        stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {status.st_dev}"
+        changed = max(status.st_mtime, status.st_ctime)
+        return Entry(self._relative(path), status.st_size, status.st_mtime, changed, stamp)
+
+    def _fault(self, path: str, reason: str) -> Entry:
+        return Entry(self._relative(path), 0, 0.0, fault=reason)
+
+    def _relative(self, path: str) -> str:
+        return path[len(self.root) :].lstrip("/")
 
     def read(self, path: str) -> bytes:
         return (self.path / path).read_bytes()
@@ -98,7 +149,7 @@ class LocalPlace:
                 age = now - item.stat().st_mtime
             except FileNotFoundError:  # its writer has just put it in place
                 continue
-            if age > HOUR or _writer_is_dead(item.name):
+            if age > HOUR or is_dead(item.name):
                 found[f"{ASIDE}/{item.name}"] = age
         return found
 
@@ -110,17 +161,11 @@ class LocalPlace:
         # Who writes it and when are in the name, so that whoever finds it later can tell whether it is abandoned.
         folder = self.path / ASIDE
         _make_folders(folder)
-        return folder / f"{_machine()}~{os.getpid()}~{time.time_ns()}~{next(_number)}"
-
-
-def _raise_unless_missing(error: OSError) -> None:
-    # os.walk would pass over a folder it may not read, and its parts would seem not to be there.
-    if not isinstance(error, FileNotFoundError):
-        raise error
+        return folder / f"{machine()}~{os.getpid()}~{time.time_ns()}~{next(_number)}"
 
 
 @cache
-def _machine() -> str:
+def machine() -> str:
     """Where a process number means something: containers and clones of machines may share a host's name."""
     name = socket.gethostname()
     try:
@@ -130,9 +175,10 @@ def _machine() -> str:
         return name
 
 
-def _writer_is_dead(name: str) -> bool:
+def is_dead(name: str) -> bool:
+    """Whether the process in a name that begins with MACHINE~PROCESS~ ran on this machine and is gone."""
     host, pid, *_ = [*name.split("~"), "", ""]
-    if host != _machine() or not pid.isdigit():
+    if host != machine() or not pid.isdigit():
         return False
     try:
         os.kill(int(pid), 0)
@@ -155,7 +201,8 @@ def _link(aside: Path, final: Path) -> None:
     try:
         os.link(aside, final)
     except FileExistsError:
-        pass
+        if not final.is_file():  # else what was written would be lost without a word
+            raise OSError(errno.EEXIST, "something else lies there; engram verify says what") from None
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS):  # macOS has both
             raise

@@ -1,14 +1,20 @@
 """A part: one Parquet file that vouches for itself.
 
-Its footer carries the sha256 of the whole file, taken while 64 zeros stand in the digest's own place. So a change of
-any byte, in the data or in the footer, is found with nothing but the file; no second file can get lost or lag behind.
+Its footer carries the part's address, which is table, partition and key, and the sha256 of the whole file, taken while
+64 zeros stand in the digest's own place: the seal. So a change of any byte, in the data or in the footer, and a copy or
+a move to another place are found with nothing but the file; no second file can get lost or lag behind.
+
+A seal finds what happens by accident and what is done without care. It is no signature: who can write to the store and
+knows this file can seal a part of their own.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,10 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.errors import StoreError, one_line
+from storage.layout import partition_of
 from storage.rows import check_rules
 from storage.tables import VERSION, Table
 
 _SEAL = b"engram.sha256"
+_ADDRESS = b"engram.address"
 _BLANK = b"0" * 64
 # In Parquet's footer (Thrift's compact protocol) a metadata entry is: key, 0x18 (field 2, string), length 64, value.
 _PATTERN = re.compile(re.escape(_SEAL) + rb"\x18\x40([0-9a-f]{64})")
@@ -27,16 +35,28 @@ _PATTERN = re.compile(re.escape(_SEAL) + rb"\x18\x40([0-9a-f]{64})")
 _GROUP_ELEMENTS = 1 << 20
 
 
-def encode(table: Table, rows: pa.Table, siblings: int = 1) -> bytes:
+@dataclass(frozen=True)
+class Seal:
+    """What a sound part says of itself."""
+
+    sha256: str
+    """The digest in its footer."""
+    bound: bool
+    """Whether the footer names the part's address; earlier releases sealed parts without one."""
+
+
+def encode(table: Table, rows: pa.Table, address: str, siblings: int = 1) -> bytes:
     """Rows, already conforming, as the bytes of a sealed part.
 
     Args:
+        address: where the part will lie, relative to the store.
         siblings: how many parts were written together under the same key.
     """
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, rows.schema, **_layout(table)) as writer:
         writer.write_table(rows, row_group_size=_group_rows(table, rows))
-        writer.add_key_value_metadata({"engram.siblings": str(siblings), _SEAL.decode(): _BLANK.decode()})
+        entries = {"engram.siblings": str(siblings), _ADDRESS.decode(): address, _SEAL.decode(): _BLANK.decode()}
+        writer.add_key_value_metadata(entries)
     data = bytearray(sink.getvalue())
     spot = _find_seal(data)
     if spot is None:
@@ -45,35 +65,104 @@ def encode(table: Table, rows: pa.Table, siblings: int = 1) -> bytes:
     return bytes(data)
 
 
-def damage(data: bytes, table: Table, partition: Mapping[str, Any]) -> str | None:
-    """What is wrong with the bytes of a part of `table` that lies in `partition`; None if nothing is."""
+def unseal(data: bytes, table: Table, address: str) -> Seal:
+    """Check a part of `table` that lies at `address`: its bytes, that this is its place, and that its columns fit.
+
+    Raises:
+        StoreError: what is wrong with it, without its address.
+    """
     spot = _find_seal(data)
     if spot is None:
-        return "not a whole part: no seal in its footer"
-    blank = bytearray(data)
-    blank[spot : spot + 64] = _BLANK
-    if hashlib.sha256(blank).hexdigest().encode() != data[spot : spot + 64]:
-        return "its bytes have changed since it was written"
+        raise StoreError("not a whole part: no seal in its footer")
+    view = memoryview(data)
+    total = hashlib.sha256(view[:spot])
+    total.update(_BLANK)
+    total.update(view[spot + 64 :])
+    sealed = bytes(view[spot : spot + 64]).decode()
+    if total.hexdigest() != sealed:
+        raise StoreError("its bytes have changed since it was written")
     # From here on the file is what some writer sealed; what follows finds parts that were sealed wrong or moved.
     try:
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            footer, schema = file.metadata.metadata or {}, file.schema_arrow
+            _check_footer(footer, schema, table, address)
+            bound = _ADDRESS in footer
+            if not bound:
+                # Its columns say where it belongs, all but its key.
+                _check_partition(file.read(list(table.partition)), table, address)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(one_line(error)) from error
+    return Seal(sealed, bound)
+
+
+def check_rows(data: bytes, table: Table, address: str) -> pa.Table:
+    """The rows of a part that `unseal` found sound, after a check that they lie in their partition and keep the rules.
+
+    Raises:
+        StoreError: what is wrong with them.
+    """
+    try:
         rows = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-        version = (rows.schema.metadata or {}).get(b"engram.version", b"none").decode()
-        if version != str(VERSION):
-            return f"has schema version {version}, not {VERSION} as the store; move it out of the store"
-        if not rows.schema.equals(table.schema, check_metadata=False):
-            return f"its columns are not those of {table.name}"
-        for name, value in partition.items():
-            if rows[name].unique().to_pylist() not in ([value], []):
-                return f"lies under {name}={value} but holds another {name}"
-        check_rules(table, rows)
-    except (StoreError, pa.ArrowException, OSError) as error:
-        return one_line(error)
-    return None
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(one_line(error)) from error
+    _check_partition(rows, table, address)
+    check_rules(table, rows)
+    return rows
 
 
-def siblings(footer: Mapping[bytes, bytes]) -> int:
-    """How many parts were written together with the part that has this footer metadata."""
-    return int(footer[b"engram.siblings"])
+def statement(table: Table, sha256: str, rows: pa.Table | None) -> str:
+    """Digest of what a part says, the same when it is deleted and computed anew to the same rows.
+
+    That is its seal. Where a column tells when the row was made, which differs at each making, it is the sha256 of the
+    rows without these columns.
+
+    Args:
+        sha256: the part's seal.
+        rows: its rows; None if the table has no such column.
+    """
+    if not timed(table):
+        return sha256
+    if rows is None:
+        raise ValueError(f"the rows of a part of {table.name} are needed")
+    kept = [field.name for field in table.schema if not pa.types.is_timestamp(field.type)]
+    plain = json.dumps(rows.select(kept).to_pylist(), sort_keys=True, default=lambda value: value.hex())
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def timed(table: Table) -> bool:
+    """Whether a column tells when the row was made."""
+    return any(pa.types.is_timestamp(kind) for kind in table.schema.types)
+
+
+def _check_footer(footer: Mapping[bytes, bytes], schema: pa.Schema, table: Table, address: str) -> None:
+    version = footer.get(b"engram.version", b"none").decode()
+    own, name = footer.get(_ADDRESS), footer.get(b"engram.table", b"none").decode()
+    if own is not None and own != address.encode():
+        raise StoreError(f"is a copy of {own.decode()} or was moved from there: remove it, or move it back")
+    if name != table.name:
+        raise StoreError(f"is a part of {name}, not of {table.name}; move it out of the store")
+    if version != str(VERSION):
+        raise StoreError(f"has schema version {version}, not {VERSION} as the store; move it out of the store")
+    if not schema.equals(table.schema, check_metadata=False):
+        raise StoreError(f"its columns are not those of {table.name}")
+
+
+def _check_partition(rows: pa.Table, table: Table, address: str) -> None:
+    for name, value in partition_of(table, address).items():
+        if rows[name].unique().to_pylist() not in ([value], []):
+            raise StoreError(f"lies under {name}={value} but holds another {name}")
+
+
+def siblings(footer: Mapping[bytes, bytes] | None) -> int:
+    """How many parts were written together with the part that has this footer metadata.
+
+    Raises:
+        ValueError: it is the footer of no part.
+    """
+    count = (footer or {}).get(b"engram.siblings", b"")
+    if not count.isdigit():
+        raise ValueError("it is no part of a store: remove it")
+    return int(count)
 
 
 def _find_seal(data: bytes | bytearray) -> int | None:

@@ -29,6 +29,12 @@ class Entry:
     """Bytes."""
     modified: float
     """Seconds since 1970."""
+    changed: float = 0.0
+    """Seconds since 1970 when its bytes or its name last changed."""
+    stamp: str = ""
+    """Changes whenever the file does, or another takes its place."""
+    fault: str | None = None
+    """Why this is no file that can be read; the path of a folder that hides its files ends with '/'."""
 
 
 class Place(Protocol):
@@ -42,8 +48,14 @@ class Place(Protocol):
     def exists(self, path: str) -> bool:
         """Whether a file is there."""
 
+    def find(self, path: str) -> Entry | None:
+        """What lies at this path, if anything does."""
+
     def files(self, prefix: str) -> Iterator[Entry]:
-        """All files below the folder `prefix`, at any depth, in no order; none if there is no such folder."""
+        """All files below the folder `prefix`, at any depth, in no order; none if there is no such folder.
+
+        What lies there but is no readable file has a fault.
+        """
 
     def read(self, path: str) -> bytes:
         """The bytes of a file."""

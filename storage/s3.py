@@ -44,11 +44,20 @@ class S3Place:
     def exists(self, path: str) -> bool:
         return bool(self.filesystem.get_file_info(self._name(path)).type == fs.FileType.File)
 
+    def find(self, path: str) -> Entry | None:
+        info = self.filesystem.get_file_info(self._name(path))
+        return self._entry(info) if info.type == fs.FileType.File else None
+
     def files(self, prefix: str) -> Iterator[Entry]:
         selector = fs.FileSelector(self._name(prefix), recursive=True, allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
             if info.type == fs.FileType.File:
-                yield Entry(info.path[len(self.root) + 1 :], info.size, info.mtime_ns / 1e9)
+                yield self._entry(info)
+
+    def _entry(self, info: fs.FileInfo) -> Entry:
+        path = info.path[len(self.root) + 1 :]
+        modified = info.mtime_ns / 1e9
+        return Entry(path, info.size, modified, modified, f"{info.size} {info.mtime_ns}")
 
     def read(self, path: str) -> bytes:
         with self.filesystem.open_input_file(self._name(path)) as file:
@@ -74,7 +83,7 @@ class S3Place:
 
     def get_folder(self, path: str) -> Path:
         place = f"{self.url} {_endpoint() or ''}"
-        final = _cache() / hashlib.sha256(place.encode()).hexdigest()[:16] / path
+        final = cache() / hashlib.sha256(place.encode()).hexdigest()[:16] / path
         if final.is_dir():
             if _is_whole(final, read_manifest(self.read(f"{path}/{MANIFEST}"))):
                 return final
@@ -192,6 +201,7 @@ def _boto3() -> Iterator[Any]:
         raise OSError(str(error)) from error
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Folder of this machine for what can be fetched or checked again: $ENGRAM_CACHE or ~/.cache/engram."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("ENGRAM_CACHE") or Path(base) / "engram")

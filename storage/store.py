@@ -13,22 +13,23 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from storage import parts
+from storage.checked import Checked, dataset, refusal
 from storage.errors import StoreError, one_line
 from storage.keys import check_key
 from storage.layout import matching, partition_of, segment, split
 from storage.local import LocalPlace
-from storage.place import MANIFEST, WEIGHTS, Place
+from storage.place import MANIFEST, WEIGHTS, Entry, Place
 from storage.rows import Rows, conform, find_table
 from storage.s3 import S3Place
 from storage.tables import VERSION, Table
@@ -45,6 +46,7 @@ class Store:
 
     def __init__(self, place: Place) -> None:
         self.place = place
+        self.checked = Checked(place)
 
     @classmethod
     def open(cls, url: str | Path | None = None, create: bool = True) -> Store:
@@ -97,6 +99,17 @@ class Store:
         Raises:
             StoreError: an unknown table or partition column; a store that cannot be read.
         """
+        found = self.entries(table, key, **partition)
+        if faults := {entry.path: entry.fault for entry in found if entry.fault}:
+            raise refusal(faults)
+        return [entry.path for entry in found]
+
+    def entries(self, table: str, key: str | None = None, **partition: Any) -> list[Entry]:
+        """As `parts`, but with what the place says of each; what cannot be a part though it seems one has a fault.
+
+        Raises:
+            StoreError: an unknown table or partition column; a store that cannot be read.
+        """
         definition = find_table(table)
         if unknown := set(partition) - set(definition.partition):
             raise StoreError(f"{table} is not partitioned by {', '.join(sorted(unknown))}")
@@ -108,15 +121,12 @@ class Store:
             folder += f"/{segment(name, wanted[name])}"
         with _clear(f"cannot list {table}"):
             if key is not None and len(wanted) == len(definition.partition):
-                address = f"{folder}/{check_key(key)}.parquet"
-                return [address] if self.place.exists(address) else []
-            found = (entry.path for entry in self.place.files(folder))
-            return sorted(
-                path
-                for path in found
-                if path.endswith(f"/{key}.parquet" if key else ".parquet")
-                and wanted.items() <= partition_of(definition, path).items()
-            )
+                one = self.place.find(f"{folder}/{check_key(key)}.parquet")
+                return [one] if one else []
+            # A folder that cannot be looked into may hold any part.
+            ends = (f"/{key}.parquet" if key else ".parquet", "/")
+            found = (_placed(definition, entry) for entry in self.place.files(folder) if entry.path.endswith(ends))
+            return sorted((one for one in found if _may_hold(definition, one, wanted)), key=lambda one: one.path)
 
     def write(self, table: str, key: str, rows: Rows, **partition: Any) -> str:
         """Put rows in place as one part.
@@ -182,9 +192,9 @@ class Store:
         inside = {
             name: value for name, value in where.items() if name in definition.partition and not isinstance(value, list)
         }
-        addresses = self.parts(table, key, **inside)
-        with _clear(f"cannot read {table}; engram verify says which part is damaged"):
-            return dataset(self, definition, addresses).to_table(columns=columns, filter=matching(definition, where))
+        found = dataset(self.checked, definition, self.entries(table, key, **inside))
+        with _clear(f"cannot read {table}"):
+            return found.to_table(columns=columns, filter=matching(definition, where))
 
     def put_folder(self, table: str, key: str, local_folder: Path) -> str:
         """Keep a copy of a folder of model weights.
@@ -228,23 +238,26 @@ class Store:
         address = f"{folder}/{check_key(key)}.parquet"
         with _clear(f"cannot write {address}"):
             if not self.place.exists(address):
-                self.place.put(address, parts.encode(table, rows, siblings))
+                self.place.put(address, parts.encode(table, rows, address, siblings))
                 Store.written[table.name] += rows.num_rows
         return address
 
 
-def dataset(store: Store, table: Table, addresses: list[str]) -> ds.FileSystemDataset:
-    """Parts as an Arrow dataset that knows the partition of each and checks its pages when it reads them."""
-    layout = ds.ParquetFileFormat(
-        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-    )
-    return ds.FileSystemDataset.from_paths(
-        [f"{store.place.root}/{address}" for address in addresses],
-        schema=table.schema,
-        format=layout,
-        filesystem=store.place.filesystem,
-        partitions=[matching(table, partition_of(table, address)) for address in addresses],
-    )
+def _placed(table: Table, entry: Entry) -> Entry:
+    """The entry, with a fault if it does not lie where a part of the table does."""
+    try:
+        partition_of(table, entry.path)
+    except StoreError as error:
+        return replace(entry, fault=entry.fault or str(error).removeprefix(f"{entry.path} "))
+    return entry
+
+
+def _may_hold(table: Table, entry: Entry, wanted: Mapping[str, str]) -> bool:
+    """Whether rows with these values may lie there; who cannot say must not hide them."""
+    try:
+        return wanted.items() <= partition_of(table, entry.path).items()
+    except StoreError:
+        return True
 
 
 def address_of(url: str | Path | None = None) -> str:

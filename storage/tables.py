@@ -281,6 +281,14 @@ _ALL = (
         column("began", FLOAT, "when the process began, seconds since 1970"),
     ),
     _table(
+        "audit_parts",
+        "a part that the figures of a completed audit rest on, as it was when the audit ended",
+        "audit_id",
+        _AUDIT,
+        column("address", TEXT, "where the part lies, relative to the store"),
+        column("sha256", TEXT, "its seal; of a table with a column of times, the digest of its rows without these"),
+    ),
+    _table(
         "accepted",
         "a person's word that an audit is the standard later ones are held against",
         "",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
+from storage.checked import doubles
 from storage.errors import StoreError, one_line
 from storage.folders import digest, read_manifest
+from storage.holdings import RECORD
 from storage.layout import partition_of
 from storage.local import LocalPlace
-from storage.parts import damage
-from storage.place import MANIFEST, WEIGHTS
+from storage.parts import Seal, check_rows, statement, unseal
+from storage.place import MANIFEST, WEIGHTS, Entry
 from storage.store import Store
 from storage.tables import TABLES, Table
 
@@ -24,11 +28,31 @@ class Damage:
     reason: str
 
 
-def verify(store: Store, gc: bool = False, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
-    """Read every part and every folder of weights, and say which are damaged. Nothing is repaired or removed.
+@dataclass(frozen=True)
+class Verdict:
+    """What `examine` found."""
 
-    A damaged part can be deleted, and so can a whole folder of weights of which a file is: the stage that wrote it will
-    find its work missing and do it again.
+    damages: list[Damage]
+    """Sorted by address; empty if all is well."""
+    notes: list[str]
+    """What is no damage, but good to know: a line each."""
+
+
+def verify(store: Store, gc: bool = False, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+    """The damages that `examine` finds."""
+    return examine(store, gc, progress).damages
+
+
+def examine(store: Store, gc: bool = False, progress: Callable[[int, int], None] | None = None) -> Verdict:
+    """Read every part and every folder of weights, and say which are damaged, in a wrong place, double or missing.
+
+    Nothing is repaired or removed. A damaged part can be deleted, and so can a whole folder of weights of which a file
+    is: the stage that wrote it will find its work missing and do it again.
+
+    What is missing is known from the records of completed audits (`audit_parts`). A part that was deleted and computed
+    anew is as good as the old one if it says the same. If it does not, it is a damage until an audit that rests on the
+    new part has ended; from then on there is a note on the older audits. Who wants to lose what an audit rests on
+    deletes its record as well.
 
     Args:
         store: the store.
@@ -36,28 +60,29 @@ def verify(store: Store, gc: bool = False, progress: Callable[[int, int], None] 
             hour ago stays.
         progress: called with the files done and the files in all.
 
-    Returns:
-        The damage, sorted by address; empty if all is well.
-
     Raises:
         StoreError: a store that cannot be read at all.
     """
     if gc:
         collect_litter(store)
     try:
-        tables = [(entry.path, TABLES[name]) for name in TABLES for entry in store.place.files(name)]
-        weights = [entry.path for entry in store.place.files(WEIGHTS)]
+        tables = [(entry, TABLES[name]) for name in TABLES for entry in store.place.files(name)]
+        weights = list(store.place.files(WEIGHTS))
     except OSError as error:
         raise StoreError(f"cannot list {store.url}: {one_line(error)}") from error
-    found = []
+    found: dict[str, list[str]] = {}
     total = len(tables) + len(weights)
-    checks = _checks(store, sorted(tables, key=lambda item: item[0]), weights)
+    parts = _Parts(store)
+    checks = _checks(parts, sorted(tables, key=lambda item: item[0].path), weights)
     for done, (address, reason) in enumerate(checks, start=1):
         if reason:
-            found.append(Damage(address, reason))
+            found.setdefault(address, []).append(reason)
         if progress:
             progress(min(done, total), total)
-    return sorted(found, key=lambda item: item.address)
+    for address, reason in doubles(parts.seals).items():
+        found.setdefault(address, []).append(reason)
+    notes = parts.notes() + _missing(parts, found)
+    return Verdict([Damage(address, reason) for address in sorted(found) for reason in found[address]], notes)
 
 
 def collect_litter(store: Store) -> list[str]:
@@ -75,16 +100,99 @@ def collect_litter(store: Store) -> list[str]:
     return names
 
 
-def _checks(store: Store, tables: list[tuple[str, Table]], weights: list[str]) -> Iterator[tuple[str, str | None]]:
+class _Parts:
+    """The sound parts, as they are checked."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.seals: dict[str, Seal] = {}
+        self.statements: dict[str, str] = {}
+        """By address, what a part says; see `storage.parts.statement`. Whatever takes the place of a part, such as a
+        larger part that holds its rows, has to answer for its address here."""
+        self.records: list[dict[str, Any]] = []
+        """The rows of `audit_parts`."""
+        self.completed: dict[str, datetime] = {}
+        """By completed audit, when it ended."""
+
+    def check(self, table: Table, entry: Entry) -> str | None:
+        try:
+            if entry.fault:
+                return entry.fault
+            if not entry.path.endswith(".parquet"):
+                return "is no part; move it out of the store"
+            partition_of(table, entry.path)
+            data = self.store.place.read(entry.path)
+            seal = unseal(data, table, entry.path)
+            rows = check_rows(data, table, entry.path)
+        except (StoreError, OSError) as error:
+            return one_line(error).removeprefix(f"{entry.path} ")
+        self.seals[entry.path] = seal
+        self.statements[entry.path] = statement(table, seal.sha256, rows)
+        if table.name == RECORD:
+            self.records += rows.to_pylist()
+        elif table.name == "audits":
+            for row in rows.to_pylist():
+                if row["state"] == "completed":
+                    self.completed[row["audit_id"]] = row["finished_at"]
+        return None
+
+    def notes(self) -> list[str]:
+        old = sum(not seal.bound for seal in self.seals.values())
+        silent = len(set(self.completed) - {row["audit_id"] for row in self.records})
+        return [
+            *(
+                [f"{old} parts were sealed by an earlier release, without their key: a new name is not noticed"]
+                * (old > 0)
+            ),
+            *([f"{silent} completed audits have no record of the parts that they rest on"] * (silent > 0)),
+        ]
+
+
+def _missing(parts: _Parts, found: dict[str, list[str]]) -> list[str]:
+    """Adds to `found` what audits rest on and is not there as it was; returns notes on what was computed anew."""
+    recorded: dict[str, list[dict[str, Any]]] = {}
+    for row in parts.records:
+        recorded.setdefault(row["address"], []).append(row)
+    anew: dict[str, int] = {}
+    for address, rows in recorded.items():
+        # The last audit to end says which part counts.
+        rows.sort(key=lambda row: (str(parts.completed.get(row["audit_id"], "")), row["audit_id"]))
+        present = parts.statements.get(address)
+        others = [row["audit_id"] for row in rows if row["sha256"] != present]
+        if not others:
+            continue
+        resting = _audits(others)
+        if address in found:
+            found[address][0] += f"; {resting} on it"
+        elif present is None:
+            way = f"audit again, or delete {RECORD}/audit_id=... of what rests on it"
+            found[address] = [f"is missing, and {resting} on it: {way}"]
+        elif rows[-1]["sha256"] != present:
+            found[address] = [f"is another part than the one that {resting} on: audit again, which rests on this one"]
+        else:
+            for audit_id in others:
+                anew[audit_id] = anew.get(audit_id, 0) + 1
+    return [f"{count} parts were computed anew since audit {one} ended" for one, count in sorted(anew.items())]
+
+
+def _audits(ids: list[str]) -> str:
+    named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    return f"audit {named} rests" if len(ids) == 1 else f"audits {named} rest"
+
+
+def _checks(parts: _Parts, tables: list[tuple[Entry, Table]], weights: list[Entry]) -> Iterator[tuple[str, str | None]]:
     """Each file with what is wrong with it; what a manifest or a variant names but that is missing comes on top."""
-    for address, table in tables:
-        yield address, _check_part(store, table, address)
-    manifests = [path for path in weights if path.split("/", 2)[2:] == [MANIFEST]]
-    for path in manifests:
-        yield from _check_folder(store, path, set(weights))
+    store = parts.store
+    for entry, table in tables:
+        yield entry.path, parts.check(table, entry)
+    yield from ((entry.path, entry.fault) for entry in weights if entry.fault)
+    files = {entry.path for entry in weights if not entry.fault}
+    manifests = [path for path in files if path.split("/", 2)[2:] == [MANIFEST]]
+    for path in sorted(manifests):
+        yield from _check_folder(store, path, files)
     whole = {path.removesuffix(f"/{MANIFEST}") for path in manifests}
     if isinstance(store.place, LocalPlace):  # on S3 it may be an upload that goes on
-        for folder in {"/".join(path.split("/")[:2]) for path in weights} - whole:
+        for folder in {"/".join(path.split("/")[:2]) for path in files} - whole:
             yield folder, f"has no {MANIFEST}: remove it"
     # Asked again: a variant may have come since the folders were listed.
     for address in (one for one in _named_weights(store) - whole if not store.has_folder(one)):
@@ -96,15 +204,6 @@ def _named_weights(store: Store) -> set[str]:
         return set(store.read("variants", columns=["weights"])["weights"].to_pylist()) - {None}
     except StoreError:  # a part of the table is damaged, and told of as such
         return set()
-
-
-def _check_part(store: Store, table: Table, address: str) -> str | None:
-    try:
-        if not address.endswith(".parquet"):
-            return "is no part; move it out of the store"
-        return damage(store.place.read(address), table, partition_of(table, address))
-    except (StoreError, OSError) as error:
-        return one_line(error)
 
 
 def _check_folder(store: Store, manifest: str, present: set[str]) -> Iterator[tuple[str, str | None]]:

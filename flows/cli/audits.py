@@ -24,7 +24,7 @@ from flows.cli.shared import (
     quiet,
 )
 from flows.lifetime import prefect_server
-from storage import Store, run_sql
+from storage import Store, run_sql, visible, visible_lines
 from tasks.errors import InputError
 
 
@@ -140,7 +140,7 @@ def compare(
         print(json.dumps(asdict(found), indent=1))
     else:
         printed(reporting.differences_table(found), Format.TABLE)
-        print(*(f"note: {note}" for note in found.notes), found.verdict, sep="\n")
+        print(visible_lines("\n".join([*(f"note: {note}" for note in found.notes), found.verdict])))
     if found.regressions:
         raise typer.Exit(1)
 
@@ -163,7 +163,9 @@ def results(
         command = command_of(AuditParams.model_validate_json(told))
     except ValidationError as error:
         raise InputError(f"the audit {chosen} has settings of another version: audit again") from error
-    print(*(f"wrote {path}" for path in reporting.write_results(opened, chosen, folder, command)), sep="\n")
+    print(
+        *(f"wrote {visible(str(path))}" for path in reporting.write_results(opened, chosen, folder, command)), sep="\n"
+    )
 
 
 @app.command()
@@ -184,4 +186,4 @@ def _tell(found: Any, store: str, as_json: bool) -> None:
         print(json.dumps({"audit_id": found.audit_id, "report": found.report, "metrics": figures}, indent=1))
     else:
         print(found.written.table)
-        print(f"audit   {found.audit_id}\nreport  {found.report}")
+        print(f"audit   {found.audit_id}\nreport  {visible(found.report)}")

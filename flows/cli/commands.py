@@ -7,7 +7,7 @@ import sys
 from flows.cli import audits, platform, scans, store, world  # noqa: F401
 from flows.cli.shared import app, quiet, settings_of
 from flows.lifetime import INTERRUPTED, say_interrupted
-from storage import StoreError
+from storage import StoreError, visible_lines
 from tasks.errors import InputError
 
 OUT_OF_MEMORY = "not one picture fits into the device's memory: free it, or take --set precision=bfloat16"
@@ -19,10 +19,11 @@ def run() -> None:
     try:
         app()
     except (InputError, StoreError) as error:
-        print(f"engram: {error}", file=sys.stderr)
+        print(f"engram: {visible_lines(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a full disk, missing rights
-        print(f"engram: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
+        said = f"{error.filename or 'the disk'}: {error.strerror or error}"
+        print(f"engram: {visible_lines(said)}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         full = type(error).__name__ == "OutOfMemoryError"  # torch's, which takes seconds to import

@@ -19,7 +19,7 @@ from flows.cli.shared import (
     printed,
     quiet,
 )
-from storage import Store, query
+from storage import Store, query, visible
 from tasks.errors import InputError
 
 models = typer.Typer(help="The models that are audited every night.", no_args_is_help=True)
@@ -34,7 +34,7 @@ def add_model(params: Any, name: Annotated[str, typer.Argument(help="What the mo
 
     check_name(name)  # before there is a store
     register(Store.open(params.store), name, params)
-    print(f"{name} is audited every night")
+    print(f"{visible(name)} is audited every night")
 
 
 @models.command(name="remove")
@@ -46,7 +46,7 @@ def remove_model(
     from flows.nightly import remove
 
     remove(Store.open(store, create=False), name)
-    print(f"{name} is no longer audited every night")
+    print(f"{visible(name)} is no longer audited every night")
 
 
 @models.command(name="list")

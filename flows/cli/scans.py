@@ -22,7 +22,7 @@ from flows.cli.shared import (
 )
 from flows.lifetime import prefect_server
 from flows.typed import validated
-from storage import Store, StoreError, address_of, query
+from storage import Store, StoreError, address_of, query, visible
 from tasks.errors import noting, refuse
 
 SHOWN = 100
@@ -101,7 +101,8 @@ def scan(
         found = run(params)
     if out is not None:  # first: whoever reads the rows may not read them to the end
         number = write_flagged(opened, found.scan_id, scanned, out)
-        print(f"wrote {out}: {number} prompts for `engram audit --prompts {out}`", file=sys.stderr)
+        shown = visible(str(out))
+        print(f"wrote {shown}: {number} prompts for `engram audit --prompts {shown}`", file=sys.stderr)
     rows = query(opened, "suspects", scan_id=found.scan_id)
     printed(rows.slice(0, SHOWN) if form is Format.TABLE else rows, form)
     if form is Format.TABLE and rows.num_rows > SHOWN:

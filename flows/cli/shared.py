@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.typed import settings_of as settings_of
-from storage import Store, StoreError, address_of, mark_lost, render
+from storage import Store, StoreError, address_of, mark_lost, render, rendered, visible_lines
 from storage.render import WIDEST
 from tasks.errors import InputError, gathered, noting, refuse
 
@@ -250,7 +250,15 @@ def set_by_option(asked: dict[str, Any], problems: list[str], **values: Any) -> 
 
 
 def printed(rows: Any, form: Format, widest: int = WIDEST) -> None:
-    sys.stdout.buffer.write(render(rows, form.value, widest))
+    """Prints rows piece by piece. What a terminal shows cannot steer it, whatever the format."""
+    terminal = sys.stdout.isatty()
+    if terminal and form is Format.PARQUET:
+        raise InputError("Parquet is nothing to look at: write it to a file, with > FILE")
+    sys.stdout.flush()
+    for piece in rendered(rows, form.value, widest):
+        if terminal and form is Format.CSV:
+            piece = visible_lines(piece.decode("utf-8", "replace")).encode()
+        sys.stdout.buffer.write(piece)
     sys.stdout.flush()
 
 

@@ -1,6 +1,7 @@
 """Commands on the store: queries, overlaps, copies for other tools, and its health."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,19 +10,43 @@ from tqdm import tqdm
 
 from flows.cli.shared import Format, FormatOption, StoreOption, app, described, lists, looked_at, printed, quiet
 from flows.typed import values_of
-from storage import Store, iou, queries, run_sql, verify, write_catalog
+from storage import Limits, Store, examine, iou, queries, run_sql, visible, write_catalog
 from storage import query as run_query
+from storage.limits import PATIENT
+
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=0, metavar="SECONDS", help="Time that it may take; 0 for no limit.")
+]
+
+
+UNGUARDED = (
+    "What opens this file reads the store unchecked and without limits, and its SQL can read other files, too "
+    "(read_text): run only SQL in it that you trust; `engram sql` is for the rest."
+)
+
+
+def limits_of(timeout: float) -> Limits:
+    return Limits(seconds=timeout or None)
+
+
+def left_out(address: str, reason: str) -> None:
+    """Says that a part is not counted."""
+    print(f"engram: left out {visible(address)}: it {visible(reason)}", file=sys.stderr)
 
 
 @app.command()
 @lists
 def sql(
     statement: Annotated[str, typer.Argument(help="A query over the store's tables and views; see docs/store.md.")],
+    timeout: TimeoutOption = PATIENT,
     store: StoreOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Query the store with SQL; read-only, and nothing outside the store can be reached."""
-    printed(run_sql(looked_at(store), statement), form)
+    """Query the store with SQL; read-only, and nothing outside the store can be reached.
+
+    It may take half of the memory. Damaged parts are left out, which a line on stderr says of each.
+    """
+    printed(run_sql(looked_at(store), statement, limits_of(timeout), left_out), form)
 
 
 @app.command()
@@ -31,6 +56,7 @@ def query(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A parameter of it, such as --set audit_id=A; NULL if left out.")
     ] = None,
+    timeout: TimeoutOption = PATIENT,
     store: StoreOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
@@ -41,7 +67,7 @@ def query(
     else:
         # What is not given is NULL already; null is a kind of prompts.
         asked = {key: "null" if value is None else value for key, value in values_of(settings or []).items()}
-        printed(run_query(looked_at(store), name, **asked), form)
+        printed(run_query(looked_at(store), name, limits_of(timeout), **asked), form)
 
 
 @app.command(name="iou")
@@ -50,6 +76,7 @@ def overlap(
     method: Annotated[str | None, typer.Option(help="Only sets found by this method.")] = None,
     layer: Annotated[str | None, typer.Option(help="Only this layer.")] = None,
     step: Annotated[int | None, typer.Option(help="Only this denoising step.")] = None,
+    timeout: TimeoutOption = PATIENT,
     store: StoreOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
@@ -60,7 +87,8 @@ def overlap(
             bar.total = total
             bar.update(done - bar.n)
 
-        rows = iou(Store.open(store, create=False), method=method, layer=layer, step=step, progress=told)
+        given = {"method": method, "layer": layer, "step": step, "seconds": timeout or None}
+        rows = iou(Store.open(store, create=False), progress=told, **given)  # type: ignore[arg-type]
     printed(rows, form)
 
 
@@ -68,7 +96,8 @@ def overlap(
 def catalog(file: Annotated[Path, typer.Argument(help="The DuckDB file to write.")], store: StoreOption = None) -> None:
     """Write the store's views into a DuckDB file, for the duckdb shell and other SQL tools."""
     write_catalog(Store.open(store, create=False), file)
-    print(f"wrote {file}: open it with `duckdb {file}`")
+    print(f"wrote {visible(str(file))}: open it with `duckdb {visible(str(file))}`")
+    print(UNGUARDED)
 
 
 @app.command()
@@ -88,7 +117,7 @@ def export(
 
     opened = Store.open(store, create=False)
     export_variant(subject_of(opened, str(model_folder(model)), variant), variant, folder, changed_only)
-    print(f"wrote {folder}")
+    print(f"wrote {visible(str(folder))}")
 
 
 @app.command(name="verify")
@@ -97,7 +126,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the damages as JSON.")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Read every part of the store and say what is damaged."""
+    """Read every part of the store and say what is damaged, moved, double or missing."""
     opened = Store.open(store, create=False)
     with tqdm(desc="verifying", unit="part", disable=None, leave=False) as bar:
 
@@ -105,12 +134,15 @@ def check(
             bar.total = total
             bar.update(done - bar.n)
 
-        damages = verify(opened, gc=gc, progress=told)
+        verdict = examine(opened, gc=gc, progress=told)
+    damages = verdict.damages
     if as_json:
         print(json.dumps([{"address": damage.address, "reason": damage.reason} for damage in damages], indent=1))
     elif damages:
-        print(*(f"{damage.address}: {damage.reason}" for damage in damages), sep="\n")
+        print(*(f"{visible(damage.address)}: {visible(damage.reason)}" for damage in damages), sep="\n")
     else:
         print("every part is whole")
+    for note in () if as_json else verdict.notes:
+        print(f"note: {visible(note)}")
     if damages:
         raise typer.Exit(1)

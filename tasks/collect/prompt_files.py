@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from tasks.errors import InputError, refuse
+from tasks.errors import InputError, printable, refuse
 
 Kind = Literal["memorized", "null", "ordinary"]
 TEXT = ("caption", "prompt", "text")
@@ -182,9 +182,7 @@ def shortened(places: Sequence[str], most: int = 5) -> str:
 @cache
 def say(line: str) -> None:
     """A note on standard error, once a process: every stage of an audit reads the files anew."""
-    # Names of files may hold what steers a terminal.
-    line = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
-    print(f"note: {line}", file=sys.stderr, flush=True)
+    print(f"note: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def has_words(text: str) -> bool:

@@ -4,8 +4,6 @@ Scores are kept prompt by prompt, as collections are: a larger scan adds to a sm
 goes on where it stopped.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import Store, content_key, query
+from storage import Store, content_key, csv_line, query, safe_cell
 from tasks.collect.prompt_files import Prompt
 from tasks.errors import InputError
 from tasks.keys import prompt_id
@@ -129,6 +127,8 @@ def verdict(store: Store, scan_id: str) -> str:
 def write_flagged(store: Store, scan_id: str, prompts: Sequence[Prompt], path: Path) -> int:
     """The flagged prompts as a CSV file, most suspicious first, that `prompt_files.read_prompts` reads.
 
+    Texts that a spreadsheet would take for formulas stand behind a quote, which the reader takes away again.
+
     What the prompts' own file said of them is kept, so that an audit finds their images.
 
     Args:
@@ -145,18 +145,17 @@ def write_flagged(store: Store, scan_id: str, prompts: Sequence[Prompt], path: P
     for row in query(store, "suspects", scan_id=scan_id).to_pylist():
         if row["flagged"]:
             flagged.setdefault(row["prompt"], []).append(row)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["caption", "type", "subset", "image", "index", "detectors", "p_value"])
+    lines = [csv_line(["caption", "type", "subset", "image", "index", "detectors", "p_value"])]
     for caption, rows in flagged.items():
         told = known[caption]
-        found = [" ".join(str(row["detector"]) for row in rows), rows[0]["p_value"]]
+        found = [" ".join(str(row["detector"]) for row in rows), str(rows[0]["p_value"])]
         # A prompt with several images has a row for each.
         for image, number in zip_longest(told.images or ("",), told.numbers, fillvalue=""):
-            writer.writerow([caption, told.memorization, told.subset, image, number, *found])
+            named = (caption, told.memorization, told.subset, image, number)
+            lines.append(csv_line([*(safe_cell(str(cell or "")) for cell in named), *found]))
     try:
         aside = path.with_name(f"{path.name}.writing")
-        aside.write_text(text.getvalue(), encoding="utf-8")
+        aside.write_text("".join(lines), encoding="utf-8", newline="")
         aside.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error

@@ -27,7 +27,7 @@ from flows.cli.shared import settings_of
 from flows.params import resolved
 from flows.plan import Plan
 from flows.settings import Settings, settings_for
-from storage import Store, run_sql, verify
+from storage import Store, examine, run_sql, verify
 from tasks.diffusion.sampling import generate
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
@@ -197,7 +197,17 @@ def test_random_cuts_are_as_large_and_elsewhere(params: AuditParams, audited: Au
 
 def test_the_store_is_whole_and_says_how_it_was_made(params: AuditParams, audited: Audited) -> None:
     store = Store.open(params.store)
-    assert verify(store) == []
+    # No damage, and the audit has a record of the parts that it rests on.
+    assert verify(store) == [] and examine(store).notes == []
+    held = set(store.read("audit_parts", audit_id=audited.audit_id)["address"].to_pylist())
+    assert {address.split("/")[0] for address in held} >= {
+        "models",
+        "prompts",
+        "images",
+        "scores",
+        "metrics",
+        "evidence",
+    }
     (row,) = run_sql(store, "SELECT state, params FROM audits").to_pylist()
     assert row["state"] == "completed"
     assert json.loads(row["params"])["settings"]["dori"]["steps"] == 2

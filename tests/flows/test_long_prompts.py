@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.commands import app
 from flows.cli.shared import LongPromptsName, params_of
 from flows.facts import facts_of
 from flows.params import AuditParams, command_of

@@ -1,5 +1,6 @@
 """The door of the scan, on a model of random weights: what is kept, what is not computed again, what is found."""
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,22 @@ def test_null_prompts_of_one_image_are_one_null_prompt(subject: Subject) -> None
     assert (row["nulls"], row["p_value"]) == (3, 2 / 4)
     with pytest.raises(InputError, match="1 null prompts are too few"):
         door.write_findings(subject, "mine", PROMPTS[:1], captions, PARAMS)
+
+
+def test_the_file_of_a_scan_holds_no_formula_and_gives_back_every_text(subject: Subject, tmp_path: Path) -> None:
+    texts = ["=cmd|' /C calc'!A0", "-rug", "+1", "@home", "'=x", "''-y", "'plain' text", "a\rb, c", "＝wide"]
+    scanned = [Prompt(text, "memorized", subset="=s", images=("-1.png",)) for text in texts]
+    put(subject, "norm", dict.fromkeys(NULLS, 0.0) | dict.fromkeys(scanned, 1.0))
+    scan_id = door.write_findings(subject, "mine", scanned, NULLS, PARAMS)
+    path = tmp_path / "flagged.csv"
+    assert door.write_flagged(subject.open(), scan_id, scanned, path) == len(texts)
+    with open(path, newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", "＝"))]
+    assert sorted(read_prompts(path), key=str) == sorted(scanned, key=str)
+    # A file of somebody's own means what it says.
+    path.write_text("caption\n'=x\n")
+    assert [prompt.text for prompt in read_prompts(path)] == ["'=x"]
 
 
 def test_a_scan_is_what_was_asked(subject: Subject) -> None:

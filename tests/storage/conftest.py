@@ -66,6 +66,12 @@ def s3_url(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return f"s3://{bucket}/some/prefix"
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of parts that were checked stays out of the home of who runs the tests."""
+    monkeypatch.setenv("ENGRAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def local(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")

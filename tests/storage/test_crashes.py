@@ -170,7 +170,7 @@ def test_writers_killed_at_random_moments(local: Store) -> None:
 
 def test_litter_of_the_living_stays_for_an_hour(local: Store) -> None:
     local.write("neuron_sets", "k", [neuron_set("a", {1})], **SET)
-    for name, stays in ((f"{storage.local._machine()}~{os.getpid()}~1~1", True), ("elsewhere~1~1~1", True)):
+    for name, stays in ((f"{storage.local.machine()}~{os.getpid()}~1~1", True), ("elsewhere~1~1~1", True)):
         path = Path(local.place.root, ".aside", name)
         path.write_bytes(b"half")
         collect_litter(local)

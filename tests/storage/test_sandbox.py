@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
+import storage.sandbox
 from storage import Store, StoreError, run_sql
 from tests.storage.samples import put_sets
 
@@ -83,16 +84,24 @@ def test_the_folder_for_spilling_is_no_way_out(local: Store, tmp_path: Path, mon
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     asked = "SELECT value FROM duckdb_settings() WHERE name = 'temp_directory'"
     spill = Path(run_sql(local, asked)["value"][0].as_py())
-    assert spill.parent == tmp_path and not spill.exists() and run_sql(local, asked)["value"][0].as_py() != str(spill)
+    assert spill.parents[1] == tmp_path and not spill.exists()
+    assert run_sql(local, asked)["value"][0].as_py() != str(spill)
     (tmp_path / "secret.csv").write_text("the secret")
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda prefix: contextlib.nullcontext(str(spill)))
-    spill.mkdir()
-    run_sql(local, f"WITH x AS (COPY (SELECT 1) TO '{spill}/x.csv') SELECT 1")
-    assert (spill / "x.csv").exists(), "DuckDB has closed this way; the test has lost its point"
-    for beside in (f"{spill}/../secret.csv", f"{spill}x.csv", f"{spill}/..//secret.csv"):
+    monkeypatch.setattr(storage.sandbox.shutil, "rmtree", lambda *_, **__: None)
+    number = itertools.count()
+
+    def ask(statement: str) -> Path:
+        own = tmp_path / f"spill{next(number)}"
+        monkeypatch.setattr(storage.sandbox, "spill_folder", lambda: str(own))
+        run_sql(local, statement.format(spill=own))
+        return own
+
+    own = ask("WITH x AS (COPY (SELECT 1) TO '{spill}/x.csv') SELECT 1")
+    assert (own / "x.csv").exists(), "DuckDB has closed this way; the test has lost its point"
+    for beside in ("{spill}/../secret.csv", "{spill}x.csv", "{spill}/..//secret.csv"):
         for statement in (f"FROM read_text('{beside}')", f"WITH x AS (COPY (SELECT 1) TO '{beside}') SELECT 1"):
             with pytest.raises(StoreError, match="reads the store and nothing else"):
-                run_sql(local, statement)
+                ask(statement)
     assert (tmp_path / "secret.csv").read_text() == "the secret"
 
 

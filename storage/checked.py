@@ -1,0 +1,222 @@
+"""Which parts were found sound: a part is checked in full when it is first read, and again whenever it has changed.
+
+What was found is remembered on this machine, for this user alone, in `$ENGRAM_CACHE` or `~/.cache/engram`: a line a
+part, by what the system says of the file. Losing it costs another check, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow.dataset as ds
+
+from storage.errors import StoreError, one_line
+from storage.layout import matching, partition_of
+from storage.parts import Seal, unseal
+from storage.place import Entry, Place
+from storage.s3 import cache as cache_folder
+from storage.tables import TABLES, VERSION, Table
+
+OnDamage: TypeAlias = Callable[[str, str], None]
+"""Called with the address of a part that is left out, and the reason."""
+
+_SETTLED = 2.0
+"""Seconds. A file may change twice within one tick of a file system's clock, so a verdict on one that has just changed
+is not remembered."""
+_AT_ONCE = 4
+_LOCK = threading.Lock()
+
+
+class Checked:
+    """What is known of the parts of one place."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._log = _log_of(place.url)
+        # Of all stores that this process opens there.
+        self._known = {} if self._log is None else _remembered(self._log)
+
+    def seal(self, entry: Entry) -> Seal:
+        """The seal of a part, checked now or before.
+
+        Raises:
+            StoreError: what is wrong with it, without its address.
+        """
+        return self.known(entry) or self._check(entry)
+
+    def known(self, entry: Entry) -> Seal | None:
+        """The seal of a part that was checked before and has not changed since."""
+        found = self._known.get(entry.path)
+        return found[1] if entry.fault is None and found is not None and found[0] == entry.stamp else None
+
+    def faults(self, entries: Iterable[Entry]) -> dict[str, str]:
+        """By address, what is wrong with those parts that are not sound."""
+
+        def look(entry: Entry) -> Seal | str:
+            try:
+                return self.seal(entry)
+            except StoreError as error:
+                return str(error)
+
+        listed = list(entries)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            seen = dict(zip((entry.path for entry in listed), pool.map(look, listed), strict=True))
+        found = {address: one for address, one in seen.items() if isinstance(one, str)}
+        return found | doubles({address: one for address, one in seen.items() if isinstance(one, Seal)})
+
+    def _check(self, entry: Entry) -> Seal:
+        if entry.fault is not None:
+            raise StoreError(entry.fault)
+        now = time.time()
+        try:
+            data = self.place.read(entry.path)
+            seal = unseal(data, TABLES[entry.path.split("/")[0]], entry.path)
+            after = self.place.find(entry.path)
+        except OSError as error:
+            raise StoreError(one_line(error)) from error
+        if after == entry and now - entry.changed > _SETTLED:
+            with _LOCK:
+                self._known[entry.path] = (entry.stamp, seal)
+                _append(self._log, f"{entry.stamp}\t{seal.sha256}\t{seal.bound:d}\t{entry.path}")
+        return seal
+
+
+class Parts(ds.FileSystemDataset):  # type: ignore[misc]
+    """Parts of one table as an Arrow dataset that knows the partition of each.
+
+    Each scan checks the parts that it will read before it begins, and their pages when it reads them. A part that is
+    not sound is refused; where `on_damage` is given, it is left out.
+    """
+
+    checked: Checked
+    entries: Mapping[str, Entry]
+    """By path in the place's file system."""
+    on_damage: OnDamage | None
+    refused: dict[str, str]
+    """By address, why a part was refused or left out."""
+
+    def scanner(self, columns: Any = None, filter: Any = None, **options: Any) -> ds.Scanner:
+        """As of any dataset.
+
+        Raises:
+            StoreError: a part that the scan would read is not sound.
+        """
+        chosen = list(self.get_fragments(filter=filter))
+        faults = self.checked.faults(self.entries[fragment.path] for fragment in chosen)
+        if faults and self.on_damage is None:
+            self.refused |= faults
+            raise refusal(faults)
+        for address in sorted(set(faults) - set(self.refused)):
+            self.refused[address] = faults[address]
+            self.on_damage(address, faults[address])  # type: ignore[misc]
+        sound = [fragment for fragment in chosen if self.entries[fragment.path].path not in faults]
+        plain = ds.FileSystemDataset(sound, self.schema, self.format, self.filesystem)
+        return plain.scanner(columns=columns, filter=filter, **options)
+
+
+def dataset(checked: Checked, table: Table, entries: list[Entry], on_damage: OnDamage | None = None) -> Parts:
+    """These parts of a table, for reading."""
+    layout = ds.ParquetFileFormat(
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
+    files, by_path = checked.place.filesystem, {}
+    fragments = []
+    for entry in entries:
+        path = f"{checked.place.root}/{entry.path}".rstrip("/")
+        by_path[path] = entry
+        fragments.append(layout.make_fragment(path, files, _condition(table, entry)))
+    found = Parts(fragments, table.schema, layout, files)
+    found.checked, found.entries, found.on_damage, found.refused = checked, by_path, on_damage, {}
+    return found
+
+
+def doubles(seals: Mapping[str, Seal]) -> dict[str, str]:
+    """By address, those parts that are one file under several names; a seal that knows its address has but one."""
+    by_digest: dict[str, list[str]] = {}
+    for address, seal in sorted(seals.items()):
+        by_digest.setdefault(seal.sha256, []).append(address)
+    groups = [group for group in by_digest.values() if len(group) > 1]
+    return {one: _double(next(other for other in group if other != one)) for group in groups for one in group}
+
+
+def _double(other: str) -> str:
+    return f"is the same file as {other}: one of them is a copy; remove that one"
+
+
+def refusal(faults: dict[str, str]) -> StoreError:
+    """The error that names the first of the parts that were refused."""
+    address, reason = min(faults.items())
+    rest = f" ({len(faults) - 1} more; engram verify says which)" if len(faults) > 1 else ""
+    return StoreError(
+        f"{address} {reason}{rest}; once a damaged part is removed, the stage that wrote it makes it again"
+    )
+
+
+def _condition(table: Table, entry: Entry) -> Any:
+    try:
+        return matching(table, partition_of(table, entry.path))
+    except StoreError:  # it lies where no part does, so it could be of any partition
+        return matching(table, {})
+
+
+def _log_of(url: str) -> Path | None:
+    """Where verdicts on the parts of a place are kept; None where that would not be this user's alone."""
+    name = hashlib.sha256(
+        f"{url} {os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')}".encode()
+    )
+    try:
+        folder = cache_folder() / f"checked-{os.getuid()}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(folder.lstat(), stat.S_ISDIR):
+            return None
+        return folder / f"{name.hexdigest()[:32]}-{VERSION}"
+    except (OSError, RuntimeError):  # no home, or none that can be written to
+        return None
+
+
+def _is_private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
+    return kind(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
+@cache
+def _remembered(log: Path) -> dict[str, tuple[str, Seal]]:
+    """By address, the stamp of a part and its seal."""
+    try:
+        if not _is_private(log.lstat(), stat.S_ISREG):
+            return {}
+        lines = log.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return {}
+    found = {}
+    for line in lines:
+        # A line that was cut off by a full disk has other fields, or a stamp that no file has.
+        match line.split("\t"):
+            case [stamp, sha256, "0" | "1" as bound, path] if len(sha256) == 64:
+                found[path] = (stamp, Seal(sha256, bound == "1"))
+    if len(lines) > 4 * len(found) + 1000:  # most of it is of files that have changed since
+        log.unlink(missing_ok=True)
+    return found
+
+
+def _append(log: Path | None, line: str) -> None:
+    if log is None:
+        return
+    try:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(log, flags, 0o600)
+        try:
+            if _is_private(os.fstat(descriptor), stat.S_ISREG):
+                os.write(descriptor, f"\n{line}\n".encode())
+        finally:
+            os.close(descriptor)
+    except OSError:  # it is known until this process ends
+        pass
