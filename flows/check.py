@@ -19,7 +19,7 @@ from tasks.diffusion.folder import problems_of
 from tasks.diffusion.hub import named_on_hub
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.outline import Outline, outline_of
-from tasks.diffusion.sampling import SamplingParams
+from tasks.diffusion.schedulers import Choice
 from tasks.errors import gathered, noting, refuse
 from tasks.evaluate.clip_score import check_clip
 from tasks.evaluate.sscd import check_sscd
@@ -56,7 +56,7 @@ def _checked(told: str, settled: bool, stamps: tuple[object, ...]) -> None:
         settings = resolved(params).settings
     problems += of_scorers(params, settings, folder)
     if folder is not None and settings is not None:
-        outline = of_model(folder, problems, settings.sampling)
+        outline = of_model(folder, problems, settings.sampling.scheduler, settings.sampling.steps)
         chosen, notes = of_prompts(params, folder, settings, problems)
         if settled:
             problems += rules.together(settings)
@@ -68,9 +68,13 @@ def _checked(told: str, settled: bool, stamps: tuple[object, ...]) -> None:
         collecting.say(note)
 
 
-def of_model(folder: Path, problems: list[str], sampling: SamplingParams) -> Outline | None:
-    """The outline of a model; None, and problems more, where it cannot be used."""
-    found = problems_of(folder, sampling.scheduler, sampling.steps)
+def of_model(folder: Path, problems: list[str], scheduler: Choice = "ddim", steps: int | None = None) -> Outline | None:
+    """The outline of a model; None, and problems more, where it cannot be used.
+
+    Args:
+        scheduler, steps: of what is to be sampled; nothing is where they are left out.
+    """
+    found = problems_of(folder, scheduler, steps)
     problems += found
     with noting(problems):
         return outline_of(folder) if not found else None

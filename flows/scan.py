@@ -166,7 +166,7 @@ def check_scan(params: ScanRun, settled: bool = True) -> None:
     problems = [*gathered(partial(usable_device, params.device)), *of_store(params.store)]
     with noting(problems):
         folder = model_folder(params.model)
-        outline = of_model(folder, problems, SamplingParams(scheduler="ddim", steps=params.scan.steps))
+        outline = of_model(folder, problems)
         with noting(problems):
             defaults_for("quick", folder)
         with noting(problems):

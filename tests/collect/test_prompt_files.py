@@ -240,4 +240,4 @@ def test_the_quote_before_a_formula_is_taken_away_where_a_scan_put_it(tmp_path: 
 
 def test_what_steers_a_terminal_is_not_sent_to_it(capsys: pytest.CaptureFixture[str]) -> None:
     say("\x1b[2Jx.png\r is left out")
-    assert capsys.readouterr().err == "\\x1b[2Jx.png\\r is left out\n"
+    assert capsys.readouterr().err == "note: \\x1b[2Jx.png\\r is left out\n"

@@ -81,7 +81,7 @@ def test_published_statistics_are_read(tmp_path: Path) -> None:
         (([1.0] * 3, [1.0] * 3), "not a list of tensors"),
         (([torch.rand(8)] * 3, [torch.full((8,), float("nan"))] * 3), "not finite"),
         (([torch.rand(8)] * 3, [-torch.ones(8)] * 3), "negative"),
-        (Path("code"), "cannot read"),
+        (Path("code"), "no torch file of tensors alone"),
     ],
 )
 def test_other_files_are_refused_in_a_line(tmp_path: Path, content: object, message: str) -> None:

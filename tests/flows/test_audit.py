@@ -292,7 +292,7 @@ def test_each_stage_runs_alone_on_what_the_others_left(
     for flow in (stages.mitigate, stages.diagnose, stages.evaluate, stages.report):
         # Figures of other settings, or of no audit, must not mix with these.
         with pytest.raises(InputError, match="with this model, these prompts and these settings"):
-            flow(other.model_copy(update={"settings": Settings()}), audit_id)
+            flow(other.model_copy(update={"settings": Settings.model_validate(SETTINGS)}), audit_id)
         with pytest.raises(InputError, match="has no audit 'mistyped'"):
             flow(other, "mistyped")
     with monkeypatch.context() as patched, pytest.raises(InputError, match="with this model, these prompts"):

@@ -409,8 +409,8 @@ def one_null_prompt(model: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (damaged_index, "unet/config.json: not JSON"),
-        (no_unet, "unet/config.json describes no UNet"),
+        (damaged_index, "unet/config.json is not JSON"),
+        (no_unet, "unet/config.json has no sample_size"),
         (one_null_prompt, "statistics need at least two prompts, there are 1"),
         (lambda model: (model.parent / "images.parquet").write_bytes(b"x"), "images.parquet"),
         (lambda model: shutil.rmtree(model.parent / "clip"), "no open_clip model at"),
@@ -421,5 +421,6 @@ def test_what_lies_in_the_folder_of_a_model(
 ) -> None:
     shutil.copytree(model.parent, tmp_path / "world")
     damage(tmp_path / "world" / "model")
-    (found,) = problems(tmp_path / "world" / "model", tmp_path / "store")
+    found, *others = problems(tmp_path / "world" / "model", tmp_path / "store")
     assert told in found
+    assert len(others) == (damage is no_unet)  # what follows from one fault is no other

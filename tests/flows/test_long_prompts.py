@@ -50,7 +50,7 @@ def test_by_default_they_are_truncated_and_counted(
     assert plan.long_prompts.startswith(words)
     places = f"{world / 'memorized.csv'}:3, {world / 'nulls.txt'}:3"
     lines = capsys.readouterr().err.splitlines()
-    assert [places in line for line in lines if line.startswith(words)] == [True]
+    assert [places in line for line in lines if line.startswith(f"note: {words}")] == [True]
     record = {
         "model_id": "m",
         "device": "cpu",
@@ -93,10 +93,10 @@ def test_the_setting_is_one_of_all_and_an_option_of_its_own(world: Path) -> None
     (row,) = [row for row in listed(settings_for("quick", {})) if row["setting"] == "long_prompts"]
     assert (row["value"], row["may be"]) == (json.dumps("truncate"), "truncate, refuse, skip")
     named = {"model": str(world / "model"), "store": str(world / "store")}
-    asked = params_of(**named, long_prompts=LongPromptsName.SKIP, settings=["seeds=3"])
+    asked = params_of(**named, long_prompts=LongPromptsName.SKIP, settings=["seeds=3", "wanda.sparsity=0.1"])
     assert (asked.settings.long_prompts, asked.settings.seeds) == ("skip", 3)
     assert "long_prompts" in command_of(asked)
-    with pytest.raises(InputError, match="exclude each other"):
+    with pytest.raises(InputError, match="long_prompts is set twice"):
         params_of(**named, long_prompts=LongPromptsName.SKIP, settings=["long_prompts=refuse"])
 
 

@@ -287,11 +287,10 @@ def test_the_command_line(store: Store) -> None:
 
 def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("model").mkdir()
-    Path("model/model_index.json").write_text("{}")
-    Path("prompts.csv").write_text("Caption,kind\na cat,memorized\na dog,null\na sea,null\n")
+    Path("prompts.csv").write_text("Caption,kind\na cat,memorized\na dog,null\na sea,null\na tree,null\na house,null\n")
     tiny_world(tmp_path / "world")
-    asked = ("--model", "model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip")
+    asked = ("--model", "world/model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip")
+    asked += ("--set", "wanda.sparsity=0.1")
     added = engram(store, "models", "add", "tiny", *asked, "--set", "seeds=7")
     assert added.exit_code == 0, added.exception
 
@@ -300,7 +299,7 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return rows
 
     (row,) = listed()
-    assert (row["name"], row["model"]) == ("tiny", str(tmp_path / "model"))
+    assert (row["name"], row["model"]) == ("tiny", str(tmp_path / "world" / "model"))
     assert row["prompts"] == str(tmp_path / "prompts.csv")
     assert json.loads(row["params"])["settings"]["seeds"] == 7
     engram(store, "models", "add", "tiny", *asked, "--set", "seeds=8")

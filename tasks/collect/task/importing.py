@@ -298,7 +298,9 @@ def _with_folder(found: Inputs, folder: Path, own: list[Prompt], others: list[Pr
 
 
 def _name_lost(found: Inputs, images: Path | None) -> None:
-    """Adds what a table of prompts names, and no table of images has."""
+    """Adds what a table of prompts names, and no table of images has; nothing where that table could not be read."""
+    if images is not None and not found.pictures and found.problems:
+        return
     known = {picture["image_id"] for picture in found.pictures}
     if lost := [prompt.place for prompt in found.prompts if set(prompt.images) - known]:
         where = "are not given: give --images" if images is None else f"are not in {images}"

@@ -112,7 +112,9 @@ def test_an_autoencoder_that_overflows_in_half_precision_is_loaded_in_single(xl_
 def test_a_model_is_checked_once_for_each_scheduler(v_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     subject = Subject(store=Store.open(tmp_path / "store").url, model=str(v_folder), prompt_set="", device="cpu")
     seen: list[str] = []
-    monkeypatch.setattr(collecting, "check_sampling", lambda model, params: seen.append(params.scheduler))
+    monkeypatch.setattr(
+        "tasks.collect.task.collecting.check_sampling", lambda model, params: seen.append(params.scheduler)
+    )
     for scheduler in ("model", "model", "ddim", "model", "ddim"):
         collecting.register_model(subject, SamplingParams(scheduler=scheduler))
     assert seen == ["model", "ddim"]
