@@ -170,8 +170,8 @@ def check_scan(params: ScanRun, settled: bool = True) -> None:
         with noting(problems):
             defaults_for("quick", folder)
         with noting(problems):
-            _, nulls = told(params)
-            problems += gathered(partial(enough_nulls, nulls, params.scan.alpha)) if settled else []
+            found = to_scan(params)
+            problems += gathered(partial(enough_nulls, found.nulls, params.scan.alpha)) if settled else []
         problems += rules.of_a_scan(params.scan, outline) if settled and outline is not None else []
     refuse(problems)
 
