@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -151,8 +152,10 @@ def prefect_server() -> Iterator[None]:
         before = {name: os.environ.get(name) for name in own}
         os.environ |= own
         refresh_global_settings_context()  # threads of Prefect's look there
+        # A server that ends with this process removes its folder itself; one that was killed cannot.
+        remove = partial(shutil.rmtree, home, ignore_errors=True)
         try:
-            with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
+            with at_the_end(remove), temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
                 yield
         except Exception as error:
             if server.poll() is not None:  # what failed is a call to it

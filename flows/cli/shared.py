@@ -278,6 +278,8 @@ def quiet() -> None:
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():  # a log has lines of ours
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # What a flow raises is told by `main`; its log would only tell it again, with a traceback.
     for name in ("flow_runs", "task_runs"):
         logging.getLogger(f"prefect.{name}").addFilter(lambda record: record.levelno < logging.ERROR)

@@ -1,11 +1,14 @@
 """How commands end: by Ctrl-C in a real terminal, by signals, with their server, and when they are killed."""
 
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -21,9 +24,9 @@ from tests.flows.world import tiny_world
 ENGRAM = [sys.executable, "-c", "from flows.cli import main; main()"]
 LONG = ("seeds=100", "sampling.steps=500", "wanda.tau=500", "wanda.sparsity=0.1", "threshold_nulls=2", "ordinary=2")
 """Settings of an audit that is at work for many minutes."""
-SOON_S = 15.0
+SOON_S = 20.0
 """What is promised is 5 seconds; a machine that also runs other tests may need longer."""
-STARTS_S = 240.0
+STARTS_S = 400.0
 
 BUSY = """
 import hashlib, sys, time
@@ -86,6 +89,8 @@ class Terminal:
             os.chdir(folder)
             root = str(Path(__file__).resolve().parents[2])
             os.execve(sys.executable, [*ENGRAM, *words], env | {"TMPDIR": str(folder), "PYTHONPATH": root})
+        # Bars are as wide as the terminal, which else would have no columns.
+        fcntl.ioctl(self.screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
         self.process = psutil.Process(self.pid)
         self.shown = b""
 
