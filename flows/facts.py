@@ -51,7 +51,7 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
         ("NeMo", f"searches {SEARCHED[settings.nemo.site]}"),
         (
             "Wanda",
-            f"{plan.wanda.sparsity:.3g} of each row, {plan.wanda.tau} steps, held against"
+            f"{plan.wanda.sparsity:.3g} of each row, {plan.wanda.tau} steps, compared with"
             f" {'the empty prompt, as published' if settings.contrast == 'empty' else 'null prompts'}",
         ),
         ("device", f"{record['device']}, precision {settings.precision}"),

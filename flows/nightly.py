@@ -1,4 +1,4 @@
-"""The nightly re-audit: every registered model audited again and held against the audit that was accepted.
+"""The nightly re-audit: every registered model audited again and compared with the audit that was accepted.
 
 What the store holds is not computed again, so a night costs what changed. The schedule belongs to the deployment; see
 docs/nightly.md for what it needs.
@@ -50,7 +50,7 @@ class Night(BaseModel):
     """The verdict, or why there is none."""
     audit_id: str | None = None
     standard: str | None = None
-    """The audit it was held against."""
+    """The audit it was compared with."""
     regressions: list[str] = []
     notes: list[str] = []
     """What the comparison could not see."""
@@ -170,7 +170,7 @@ def _before_nights(store: Store, name: str) -> set[str]:
 
 def _show(nights: list[Night], due: datetime) -> None:
     """The summary in the Prefect UI."""
-    lines = ["| model | outcome | | audit | held against |", "|---|---|---|---|---|"]
+    lines = ["| model | outcome | | audit | compared with |", "|---|---|---|---|---|"]
     if not nights:
         lines = ["No model is registered: `engram models add` adds one."]
     for night in nights:
@@ -186,7 +186,7 @@ def _show(nights: list[Night], due: datetime) -> None:
         create_markdown_artifact,
         "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, ""]),
         key=ARTIFACT,
-        description="Registered models, audited again and held against the accepted audit",
+        description="Registered models, audited again and compared with the accepted audit",
     )
 
 

@@ -43,7 +43,7 @@ class ScanRun(Plain):
     store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
     prompts: str | None = Field(None, description="file of prompts that are scanned; the model's own if empty")
     nulls: str | None = Field(
-        None, description="file of prompts that are not memorized, which others are held against; the model's if empty"
+        None, description="file of prompts that are not memorized, which others are compared with; the model's if empty"
     )
     device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
     scan: ScanParams = ScanParams()

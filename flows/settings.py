@@ -68,7 +68,7 @@ class Settings(BaseModel):
     )
     wanda: WandaParams = WandaParams()
     contrast: Literal["prompts", "empty"] = Field(
-        "empty", description="what memorized prompts are held against: the empty prompt as published, or null prompts"
+        "empty", description="what memorized prompts are compared with: the empty prompt as published, or null prompts"
     )
     scores: tuple[Importance, ...] = Field((), description="other scores whose weights are cut beside Wanda's")
     importance: ImportanceParams = ImportanceParams()

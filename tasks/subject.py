@@ -170,7 +170,8 @@ class Subject(BaseModel):
         if variant not in found:
             known = ", ".join(sorted(found)) or "none"
             raise InputError(
-                f"the store has no variant {variant!r} of this model; it has: {known}: run the mitigation first"
+                f"the store has no variant {variant!r} of this model; it has: {known}: run the mitigation first, "
+                "or name the model that it was made of"
             )
         return found[variant]
 

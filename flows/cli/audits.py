@@ -120,8 +120,13 @@ def audits(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None
 
 @app.command()
 def compare(
-    before: Annotated[str, typer.Argument(help="An audit, or 'previous', 'accepted', 'latest'.")] = "previous",
-    after: Annotated[str, typer.Argument(help="The audit that is held against it, or such a word.")] = "latest",
+    before: Annotated[
+        str,
+        typer.Argument(
+            help="An audit, or 'latest'; 'previous' and 'accepted' are the last such one before the other audit."
+        ),
+    ] = "previous",
+    after: Annotated[str, typer.Argument(help="The audit that is compared with it, or such a word.")] = "latest",
     margin: Annotated[
         float, typer.Option(min=0, max=1, help="Share of its CLIP score that a variant may lose.")
     ] = 0.05,
@@ -173,7 +178,7 @@ def accept(
     audit_id: Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or 'latest'.")],
     store: StoreOption = None,
 ) -> None:
-    """Accept an audit: nightly audits of the same model and prompts are held against it from now on."""
+    """Accept an audit: nightly audits of the same model and prompts are compared with it from now on."""
     from tasks.report import task as reporting
 
     print(f"accepted {reporting.accept(looked_at(store), audit_id)}")

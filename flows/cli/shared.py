@@ -112,7 +112,10 @@ def params_of(
     nulls: Annotated[Path | None, typer.Option(help="Prompts that are not memorized.")] = None,
     ordinary: Annotated[Path | None, typer.Option(help="Prompts that quality is measured on.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the prompts' training images.")] = None,
-    clip: Annotated[str | None, typer.Option(help="open_clip model for the CLIP score: FOLDER, or NAME=FILE.")] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="open_clip model for the CLIP score: FOLDER, OWNER/NAME in the Hub's cache, or NAME=FILE."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
     long_prompts: LongPromptsOption = None,
     settings: Annotated[

@@ -82,7 +82,7 @@ def bench(
     context: typer.Context,
     name: Annotated[Benchmark, typer.Argument(help="What is measured; its own options follow, see NAME -- --help.")],
 ) -> None:
-    """Measure speed as ratios within one run: ours beside the published procedure, or beside the bare work."""
+    """Measure speed as ratios within one run: ours beside a plain procedure, or beside the bare work."""
     quiet()  # before Prefect is imported, which reads its settings then
     sys.argv = [f"engram bench {name}", *context.args]
     sys.exit(import_module(f"benchmarks.{name}").main())

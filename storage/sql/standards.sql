@@ -1,4 +1,4 @@
--- What an audit can be held against: earlier completed audits of the same model and prompts, accepted ones first.
+-- What an audit can be compared with: earlier completed audits of the same model and prompts, accepted ones first.
 -- $audit_id: the audit.
 
 WITH told AS (

@@ -5,6 +5,7 @@ to the memorized set of a step and layer when its score is among the highest of 
 higher than for null prompts.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
@@ -41,7 +42,11 @@ def candidates_of(columns: int, sparsity: float) -> int:
     """
     count = int(sparsity * columns)
     if count < 1:
-        raise InputError(f"a sparsity of {sparsity} selects no weight in rows of {columns}: at least {1 / columns:.4f}")
+        least = math.ceil(1e4 / columns) / 1e4  # rounded up: what is advised has to be enough
+        raise InputError(
+            f"a sparsity of {sparsity} selects no weight in rows of {columns}: "
+            f"give --set wanda.sparsity={least:g} or more"
+        )
     return count
 
 

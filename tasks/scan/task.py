@@ -113,7 +113,7 @@ def verdict(store: Store, scan_id: str) -> str:
     expected = prompts * false_alarms(nulls, alpha)
     lines = [
         f"{detector} flags {sum(row['flagged'] for row in rows if row['detector'] == detector)} of {prompts} prompts, "
-        f"held against {nulls} null prompts at a false-alarm rate of {100 * alpha:g} %; if none were memorized, "
+        f"compared with {nulls} null prompts at a false-alarm rate of {100 * alpha:g} %; if none were memorized, "
         f"it would flag about {round(expected, 1):g}"
         for detector in dict.fromkeys(row["detector"] for row in rows)
     ]

@@ -80,7 +80,7 @@ def test_flagged_prompts_are_what_an_audit_reads(world: Path) -> None:
     assert {row["prompt"] for row in rows} == {'a "red" cup, twice', "a blue cup", "a bed"}
     flagged = [row["prompt"] for row in rows if row["flagged"] == "True"]
     assert flagged == [row["prompt"] for row in rows if float(row["p_value"]) <= float(ALPHA)] != []
-    assert f"norm flags {len(flagged)} of 3 prompts, held against 4 null prompts at a false-alarm" in found.stderr
+    assert f"norm flags {len(flagged)} of 3 prompts, compared with 4 null prompts at a false-alarm" in found.stderr
     assert "1 prompt (1 scanned) has more than the 32 tokens that the model reads: left out" in found.stderr
     told_of = {prompt.text: prompt for prompt in read_prompts(world / "prompts.csv")}
     assert told_of["a blue cup"].numbers == ("8", "9")

@@ -9,7 +9,7 @@ from tasks.collect.norms import feature_norms
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
-from tasks.localize.wanda import WandaParams, memorized_sets, memorized_weights, over_steps
+from tasks.localize.wanda import WandaParams, candidates_of, memorized_sets, memorized_weights, over_steps
 from tests.localize.hand_made import MEMORIZED, model_of, planted_unet
 
 
@@ -104,3 +104,11 @@ def test_other_steps_or_layers_are_refused() -> None:
     sums = {(0, 0): torch.rand(4)}
     with pytest.raises(InputError, match="not seen at the same"):
         list(memorized_sets((), sums, {(1, 0): torch.rand(4)}, WandaParams()))
+
+
+@pytest.mark.parametrize("columns", [3, 10, 32, 49, 320, 1280, 5120])
+def test_the_sparsity_that_a_refusal_advises_is_enough(columns: int) -> None:
+    with pytest.raises(InputError) as refusal:
+        candidates_of(columns, 0.5 / columns)
+    advised = float(str(refusal.value).partition("wanda.sparsity=")[2].split()[0])
+    assert candidates_of(columns, advised) >= 1

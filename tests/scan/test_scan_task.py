@@ -134,7 +134,7 @@ def test_findings_by_hand(subject: Subject, tmp_path: Path) -> None:
     # Whatever ranks highest by either comes first; what neither flags comes last.
     assert {row["prompt"] for row in rows[:4]} == {pictured[0].text, pictured[3].text}
     assert [row["prompt"] for row in rows[4:]] == [prompt.text for prompt in pictured[1:3] for _ in range(2)]
-    held = "held against 3 null prompts at a false-alarm rate of 25 %; if none were memorized, it would flag about 1"
+    held = "compared with 3 null prompts at a false-alarm rate of 25 %; if none were memorized, it would flag about 1"
     assert door.verdict(subject.open(), scan_id).splitlines() == [
         f"norm flags 1 of 4 prompts, {held}",
         f"entropy flags 2 of 4 prompts, {held}",

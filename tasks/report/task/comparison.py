@@ -171,7 +171,9 @@ def audits_named(store: Store, before: str, after: str) -> tuple[str, str]:
             rows.sort(key=lambda row: row["started_at"], reverse=True)
         if not rows:
             what = "accepted audit" if name == "accepted" else "audit"
-            raise InputError(f"there is no {what} of the same model and prompts before {other}")
+            raise InputError(
+                f"there is no {what} of the same model and prompts before {other}: name two audits by their ids"
+            )
         told[place] = str(rows[0]["audit_id"])
     return told[0], told[1]
 
