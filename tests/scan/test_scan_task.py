@@ -121,6 +121,7 @@ def test_findings_by_hand(subject: Subject, tmp_path: Path) -> None:
     scan_id = door.write_findings(subject, "mine", pictured, NULLS, params)
     assert scan_id.startswith("mine-") and verify(subject.open()) == []
     rows = query(subject.open(), "suspects", scan_id=scan_id).to_pylist()
+    assert query(subject.open(), "suspects").to_pylist() == rows  # the last scan, where none is named
     found = {(row["prompt"], row["detector"]): (row["p_value"], row["flagged"]) for row in rows}
     by_detector = {
         "norm": [(0.25, True), (0.5, False), (0.5, False), (1.0, False)],
