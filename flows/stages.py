@@ -162,6 +162,8 @@ def attack(params: AuditParams) -> None:
     check(params)
     plan = Plan(params)
     check_ready("attack", plan)
+    if not plan.attacked:
+        _nothing("attacked", "--set attacked=N, with training images")
     with shown_progress("attack"):
         for probe in plan.probes(plan.variants()):
             if probe.start is not None:
@@ -185,6 +187,7 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
     audit_id = audit_of(plan, audit_id)
     subject, settings = plan.subject, plan.settings
     if not plan.diagnosed:
+        _nothing("diagnosed", "--set diagnosed=N, or --profile full, with training images")
         return
     with shown_progress("diagnose"):
         attack_images(subject, ORIGINAL, plan.diagnosed, plan.pool, plan.many, settings.seed)
@@ -343,6 +346,12 @@ evaluate_probe = task(
     reads=("variants", "triggers", "prompts"),
     run="evaluate {name}, {kind}",
 )
+
+
+def _nothing(done: str, how: str) -> None:
+    """Says that a stage that was run by itself has nothing to do; within an audit that is as its settings say."""
+    if runtime.flow_run.parent_flow_run_id is None:
+        get_run_logger().warning("nothing is %s: %s", done, how)
 
 
 def _search_name(probe: Probe) -> str:
