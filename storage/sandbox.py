@@ -12,13 +12,14 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import duckdb
 import psutil
@@ -65,6 +66,7 @@ def run_sql(store: Store, text: str, limits: Limits | None = None, on_damage: On
     # removed with all that is in it.
     os.mkdir(spill, mode=0o700)
     asked = {
+        "asker": os.getpid(),
         "url": store.url,
         "statement": statement,
         "memory": limits.bytes_of_memory(),
@@ -187,13 +189,10 @@ def main() -> None:
                 view = view[os.write(pipe, view) :]
 
     asked = json.loads(sys.stdin.buffer.readline())
-
-    def end_with_parent() -> None:
-        sys.stdin.buffer.read()  # until its other end closes, however the other process ends
-        shutil.rmtree(asked["spill"], ignore_errors=True)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    answering = os.getpid()
+    if os.fork() == 0:
+        os.close(pipe)  # who reads it must see its end when this process is gone
+        _end_with_asker(answering, asked)
     try:
         _run(asked, say)
     except StoreError as error:
@@ -201,6 +200,32 @@ def main() -> None:
     except Exception as error:  # nothing is on the screen of this process
         say(b"E", one_line(error).encode())
     os._exit(0)  # nothing to tidy, and nothing said by libraries that end
+
+
+def _end_with_asker(answering: int, asked: dict[str, Any]) -> NoReturn:
+    """End the process that answers once the one that asked is gone, and remove what it spilled.
+
+    A process of its own: a thread would wait for Python's lock, which a library may hold for as long as it likes.
+    """
+    # The pipe ends with whoever asked, however that comes about, unless a fork of it holds the other end.
+    while not select.select([0], [], [], 1.0)[0] and _is_there(asked["asker"]):
+        pass
+    while os.getppid() == answering:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(answering, signal.SIGKILL)
+        time.sleep(0.01)
+    shutil.rmtree(asked["spill"], ignore_errors=True)
+    if not _is_there(asked["asker"]):
+        with contextlib.suppress(OSError):  # another question of it may be ending as well
+            os.rmdir(os.path.dirname(asked["spill"]))
+    os._exit(0)
+
+
+def _is_there(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _run(asked: dict[str, Any], say: Callable[[bytes, bytes], None]) -> None:
