@@ -16,7 +16,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from storage.errors import StoreError
-from storage.folders import read_manifest, write_manifest
+from storage.folders import check_files, read_manifest, write_manifest
 from storage.place import ASIDE, HOUR, MANIFEST, Entry
 
 _number = itertools.count()
@@ -109,7 +109,7 @@ class LocalPlace:
         _flush_folder(final.parent)
 
     def put_folder(self, path: str, source: Path, table: str) -> None:
-        manifest = write_manifest(table, source)
+        manifest = write_manifest(table, source, path)
         final, aside = self.path / path, self._aside()
         try:
             aside.mkdir()
@@ -139,8 +139,10 @@ class LocalPlace:
         _flush_folder(final.parent)
 
     def get_folder(self, path: str) -> Path:
-        # What was copied here from S3 lies where that upload went to.
-        return self.path / path / read_manifest(self.read(f"{path}/{MANIFEST}")).below
+        manifest = read_manifest(self.read(f"{path}/{MANIFEST}"), path)
+        folder = self.path / path / manifest.below  # what was copied here from S3 lies where that upload went to
+        check_files(folder, manifest)
+        return folder
 
     def litter(self) -> Mapping[str, float]:
         now, found = time.time(), {}

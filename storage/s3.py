@@ -70,8 +70,8 @@ class S3Place:
 
     def put_folder(self, path: str, source: Path, table: str) -> None:
         upload = secrets.token_hex(8)
-        manifest = write_manifest(table, source, below=upload)
-        for name, entry in read_manifest(manifest).files.items():
+        manifest = write_manifest(table, source, path, below=upload)
+        for name, entry in read_manifest(manifest, path).files.items():
             # Should the copying stop half-way, what arrived has no manifest, so nobody takes it for whole.
             remote = self._name(f"{path}/{upload}/{name}")
             with open(source / name, "rb") as local, self.filesystem.open_output_stream(remote) as stream:
@@ -85,13 +85,13 @@ class S3Place:
         place = f"{self.url} {_endpoint() or ''}"
         final = cache() / hashlib.sha256(place.encode()).hexdigest()[:16] / path
         if final.is_dir():
-            if _is_whole(final, read_manifest(self.read(f"{path}/{MANIFEST}"))):
+            if _is_whole(final, read_manifest(self.read(f"{path}/{MANIFEST}"), path)):
                 return final
             self._forget(final)  # as a power cut leaves it
         final.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=final.parent))
         try:
-            manifest = read_manifest(self.read(f"{path}/{MANIFEST}"))
+            manifest = read_manifest(self.read(f"{path}/{MANIFEST}"), path)
             for name, entry in manifest.files.items():
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 source = self.filesystem.open_input_stream(self._name(f"{path}/{manifest.address(name)}"))
@@ -128,7 +128,7 @@ class S3Place:
         for manifest in [path for path in newest if path.endswith(f"/{MANIFEST}")]:
             folder = manifest.removesuffix(MANIFEST)
             try:
-                below = read_manifest(self.read(manifest)).below
+                below = read_manifest(self.read(manifest), folder.rstrip("/")).below
                 # In a store that was copied from a disk the files lie beside the manifest.
                 kept = {f"{folder}{below}"} if below else {name for name in newest if name.startswith(folder)}
             except ValueError:  # it is damaged: which upload it showed, a person has to say

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -81,6 +81,8 @@ def examine(store: Store, gc: bool = False, progress: Callable[[int, int], None]
             progress(min(done, total), total)
     for address, reason in doubles(parts.seals).items():
         found.setdefault(address, []).append(reason)
+    for address, reason in _of_no_audit(parts, found):
+        found.setdefault(address, []).append(reason)
     notes = parts.notes() + _missing(parts, found)
     return Verdict([Damage(address, reason) for address in sorted(found) for reason in found[address]], notes)
 
@@ -111,6 +113,8 @@ class _Parts:
         larger part that holds its rows, has to answer for its address here."""
         self.records: list[dict[str, Any]] = []
         """The rows of `audit_parts`."""
+        self.audits: set[str] = set()
+        """The ids in `audits`."""
         self.completed: dict[str, datetime] = {}
         """By completed audit, when it ended."""
 
@@ -132,6 +136,7 @@ class _Parts:
             self.records += rows.to_pylist()
         elif table.name == "audits":
             for row in rows.to_pylist():
+                self.audits.add(row["audit_id"])
                 if row["state"] == "completed":
                     self.completed[row["audit_id"]] = row["finished_at"]
         return None
@@ -146,6 +151,16 @@ class _Parts:
             ),
             *([f"{silent} completed audits have no record of the parts that they rest on"] * (silent > 0)),
         ]
+
+
+def _of_no_audit(parts: _Parts, found: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """Figures of audits whose rows in `audits` were deleted, with their record or without."""
+    if any(address.startswith("audits/") for address in found):  # their rows are damaged, and told of as such
+        return
+    for address in parts.seals:
+        table = TABLES[address.split("/")[0]]
+        if table.partition == ("audit_id",) and (one := partition_of(table, address)["audit_id"]) not in parts.audits:
+            yield address, f"belongs to the audit {one}, of which `audits` has no row: remove it"
 
 
 def _missing(parts: _Parts, found: dict[str, list[str]]) -> list[str]:
@@ -208,13 +223,19 @@ def _named_weights(store: Store) -> set[str]:
 
 def _check_folder(store: Store, manifest: str, present: set[str]) -> Iterator[tuple[str, str | None]]:
     try:
-        found = read_manifest(store.place.read(manifest))
+        found = read_manifest(store.place.read(manifest), manifest.removesuffix(f"/{MANIFEST}"))
     except (OSError, ValueError) as error:
         yield manifest, one_line(error)
         return
     yield manifest, None
-    for name, entry in found.files.items():
-        address = f"{manifest.removesuffix(MANIFEST)}{found.address(name)}"
+    folder = manifest.removesuffix(MANIFEST)
+    named = {f"{folder}{found.address(name)}": entry for name, entry in found.files.items()}
+    # On S3 other uploads beside the one that is named are litter, or go on.
+    within = f"{folder}{found.below}/" if found.below else folder
+    for address in present - set(named) - {manifest}:
+        if address.startswith(within):
+            yield address, "does not belong to the folder of weights that it lies in: remove it"
+    for address, entry in named.items():
         yield address, _check_file(store, address, entry["sha256"]) if address in present else "is missing"
 
 

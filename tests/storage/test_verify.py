@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import Store, StoreError, query, verify
+from storage.folders import _sealed, read_manifest
+from storage.local import LocalPlace
 from storage.parts import encode, unseal
 from storage.tables import TABLES, VERSION
 from tests.storage.samples import SET, neuron_set
@@ -133,3 +135,72 @@ def test_queries_do_not_answer_from_damaged_pages(local: Store) -> None:
         except StoreError:
             wrong += 1
     assert wrong
+
+
+def copy_objects(store: Store, source: str, target: str, move: bool = False) -> None:
+    """Every file below a folder to another one, as an operator does it."""
+    files = store.place.filesystem
+    for entry in list(store.place.files(source)):
+        data = store.place.read(entry.path)
+        path = f"{store.place.root}/{entry.path.replace(source, target, 1)}"
+        if isinstance(store.place, LocalPlace):
+            files.create_dir(path.rsplit("/", 1)[0])
+        with files.open_output_stream(path) as file:
+            file.write(data)
+        if move:
+            files.delete_file(f"{store.place.root}/{entry.path}")
+
+
+@pytest.mark.parametrize("how", ["copied", "swapped", "a file more"])
+def test_a_folder_of_weights_knows_its_place_and_its_files(store: Store, tmp_path: Path, how: str) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode() * 9)
+        store.put_folder("variants", name, tmp_path / name)
+    assert verify(store) == []
+    if how == "copied":
+        copy_objects(store, "weights/a", "weights/c")
+        wrong = {"weights/c/manifest.json": "weights/c"}
+    elif how == "swapped":
+        copy_objects(store, "weights/a", "weights/aside", move=True)
+        copy_objects(store, "weights/b", "weights/a", move=True)
+        copy_objects(store, "weights/aside", "weights/b", move=True)
+        if isinstance(store.place, LocalPlace):
+            shutil.rmtree(Path(store.place.root, "weights/aside"))
+        wrong = {"weights/a/manifest.json": "weights/a", "weights/b/manifest.json": "weights/b"}
+    else:
+        # Sharded weights are taken in place of a single file.
+        (beside,) = [one.path for one in store.place.files("weights/a") if one.path.endswith(".safetensors")]
+        more = f"{beside}.index.json"
+        with store.place.filesystem.open_output_stream(f"{store.place.root}/{more}") as file:
+            file.write(b"{}")
+        # Of S3 only what the manifest names is fetched.
+        wrong = {more: "weights/a"} if isinstance(store.place, LocalPlace) else {more: ""}
+    assert {one.address for one in verify(store)} == set(wrong)
+    for address in filter(None, wrong.values()):
+        with pytest.raises(StoreError, match=r"is a copy of|does not belong") as caught:
+            store.get_folder(address)
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_that_changed_are_not_run(local: Store, tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "model.safetensors").write_bytes(b"0" * 99)
+    file = local.get_folder(local.put_folder("variants", "k", tmp_path / "w")) / "model.safetensors"
+    file.write_bytes(b"0" * 98 + b"1")
+    with pytest.raises(StoreError, match=r"weights/k.*model\.safetensors has changed since it was written"):
+        local.get_folder("weights/k")
+
+
+def test_manifests_of_earlier_releases_are_read() -> None:
+    content = {"table": "variants", "version": VERSION, "below": "", "files": {"x": {"size": 1, "sha256": "0"}}}
+    assert set(read_manifest(_sealed(content), "weights/k").files) == {"x"}
+
+
+def test_figures_of_an_audit_that_was_deleted_are_found(local: Store) -> None:
+    begun = {"audit_id": "A", "model_id": "m", "params": "{}", "code_version": "1", "started_at": 0, "state": "running"}
+    row = local.write("audits", "A-begun", [begun])
+    figures = local.write("metrics", "k", [{"variant": "original", "metric": "mr", "value": 1.0}], audit_id="A")
+    assert verify(local) == []
+    Path(local.place.root, row).unlink()
+    assert [(one.address, "audit A" in one.reason) for one in verify(local)] == [(figures, True)]
