@@ -10,6 +10,7 @@ Beside a server that is not Engram's own this runs by itself: `python -m flows.n
 """
 
 import argparse
+import asyncio
 import os
 import sys
 import time
@@ -317,14 +318,17 @@ def _overdue(run: dict[str, Any]) -> Notice:
 
 def _post(receiver: Receiver, notice: Notice) -> str | None:
     """Why it was not taken; nothing if it was."""
+    headers = {**receiver.headers, "Idempotency-Key": notice.key}
+
+    async def ask() -> httpx.Response:
+        # httpx limits the time between two bytes only, and a receiver may send them one by one for ever.
+        async with asyncio.timeout(ANSWERS_WITHIN_S), httpx.AsyncClient(timeout=ANSWERS_WITHIN_S) as client:
+            async with client.stream("POST", receiver.url, json=notice.body, headers=headers) as answer:
+                return answer  # what it says beside the status is not read
+
     try:
-        answer = httpx.post(
-            receiver.url,
-            json=notice.body,
-            headers={**receiver.headers, "Idempotency-Key": notice.key},
-            timeout=ANSWERS_WITHIN_S,
-        )
-    except httpx.TimeoutException:
+        answer = asyncio.run(ask())
+    except (httpx.TimeoutException, TimeoutError):
         return f"no answer within {ANSWERS_WITHIN_S:.0f} seconds"
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         return one_line(error).replace(receiver.url, receiver.host) or type(error).__name__

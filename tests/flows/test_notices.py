@@ -1,9 +1,13 @@
 """The outbox: each notice once, tried for an hour, through restarts; with a clock and a server made for it."""
 
 import json
+import socket
 import stat
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -217,17 +221,48 @@ def test_bodies() -> None:
     ],
 )
 def test_what_a_receiver_says(monkeypatch: pytest.MonkeyPatch, answer: Any, words: str | None) -> None:
-    seen: dict[str, Any] = {}
+    seen: list[httpx.Request] = []
 
-    def post(url: str, **more: Any) -> httpx.Response:
-        seen.update(more, url=url)
+    def post(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    monkeypatch.setattr("httpx.post", post)
+    monkeypatch.setattr("httpx.AsyncClient", partial(httpx.AsyncClient, transport=httpx.MockTransport(post)))
     assert _post(HOOK, notice("a")) == words
-    assert (seen["url"], seen["json"], seen["headers"]) == (HOOK.url, {"text": "Engram: a"}, {"Idempotency-Key": "a"})
+    (asked,) = seen
+    assert (asked.method, str(asked.url), json.loads(asked.content)) == ("POST", HOOK.url, {"text": "Engram: a"})
+    assert asked.headers["Idempotency-Key"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("begins", "words"),
+    [(b"HTTP/1.1 200 OK\r\nx: ", "no answer within 1 seconds"), (b"HTTP/1.1 200 OK\r\n\r\n", None)],
+)
+def test_a_receiver_that_never_ends_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, begins: bytes, words: str | None
+) -> None:
+    """It sends a byte now and then, within the header or after it."""
+    monkeypatch.setattr("flows.notices.ANSWERS_WITHIN_S", 1.0)
+    ended = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            connection.sendall(begins)
+            while not ended.wait(0.1):
+                connection.sendall(b"a")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=drip, daemon=True).start()
+        said: list[str | None] = []
+        hook = Receiver(url=f"http://127.0.0.1:{listening.getsockname()[1]}/secret")
+        posting = threading.Thread(target=lambda: said.append(_post(hook, notice("a"))), daemon=True)
+        posting.start()
+        posting.join(20)
+        ended.set()
+    assert said == [words]
 
 
 def test_the_address_comes_from_wherever_it_was_given(tmp_path: Path) -> None:
