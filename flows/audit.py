@@ -17,6 +17,7 @@ from flows.show import show_audit
 from flows.stages import Audited, attack, collect, diagnose, evaluate, localize, mitigate, report
 from storage import begun_here, mark_lost, record_holdings
 from tasks.collect import task as collecting
+from tasks.progress import stage
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime", "duckdb", "pyarrow", "prefect")
 
@@ -54,9 +55,11 @@ def recorded(params: AuditParams) -> Iterator[str]:
     plan, started = Plan(params), datetime.now(UTC)
     audit_id = f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     store = plan.subject.open()
+    with stage("check", lambda: "our sampling beside the pipeline's own", announced=False):
+        model_id = collecting.register_model(plan.subject, plan.settings.sampling)
     record = {
         "audit_id": audit_id,
-        "model_id": collecting.register_model(plan.subject, plan.settings.sampling),
+        "model_id": model_id,
         "prompt_set": plan.subject.prompt_set,
         "params": plan.params.model_dump_json(),
         "code_version": version("engram-audit"),

@@ -23,6 +23,7 @@ from tasks.diffusion.schedulers import Choice
 from tasks.errors import gathered, noting, refuse
 from tasks.evaluate.clip_score import check_clip
 from tasks.evaluate.sscd import check_sscd
+from tasks.progress import stage
 from tasks.subject import Asked, Kind, in_turns
 
 
@@ -40,7 +41,9 @@ def check(params: AuditParams, settled: bool = True) -> None:
     paths = [params.prompts, params.nulls, params.ordinary, params.images, params.clip, params.model]
     if (settings := params.settings) is not None:
         paths += [settings.sscd.weights, str(settings.nemo.statistics) if settings.nemo.statistics else None]
-    _checked(params.model_dump_json(), settled, tuple(_stamp(path) for path in paths if path is not None))
+    # What is refused is one line; so it says nothing before, unless it takes long.
+    with stage("check", lambda: "model, prompts, images and settings", announced=False):
+        _checked(params.model_dump_json(), settled, tuple(_stamp(path) for path in paths if path is not None))
 
 
 @lru_cache(maxsize=8)

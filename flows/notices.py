@@ -322,9 +322,12 @@ def _post(receiver: Receiver, notice: Notice) -> str | None:
 
     async def ask() -> httpx.Response:
         # httpx limits the time between two bytes only, and a receiver may send them one by one for ever.
-        async with asyncio.timeout(ANSWERS_WITHIN_S), httpx.AsyncClient(timeout=ANSWERS_WITHIN_S) as client:
-            async with client.stream("POST", receiver.url, json=notice.body, headers=headers) as answer:
-                return answer  # what it says beside the status is not read
+        async with (
+            asyncio.timeout(ANSWERS_WITHIN_S),
+            httpx.AsyncClient(timeout=ANSWERS_WITHIN_S) as client,
+            client.stream("POST", receiver.url, json=notice.body, headers=headers) as answer,
+        ):
+            return answer  # what it says beside the status is not read
 
     try:
         answer = asyncio.run(ask())

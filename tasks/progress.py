@@ -44,12 +44,13 @@ _stage: _Stage | None = None
 
 
 @contextmanager
-def stage(name: str, did: Callable[[], str]) -> Iterator[None]:
+def stage(name: str, did: Callable[[], str], announced: bool = True) -> Iterator[None]:
     """Where no terminal shows bars, a line when a stage begins, one a minute, and one when it ends, on standard error.
 
     Args:
         name: what the stage is called; a stage within another keeps the lines of the outer one.
         did: says at the end what was done.
+        announced: whether it says that it begins; else it says nothing at all if it takes less than a minute.
     """
     global _stage
     if _stage is not None or sys.stderr.isatty():
@@ -59,10 +60,13 @@ def stage(name: str, did: Callable[[], str]) -> Iterator[None]:
     over = threading.Event()
 
     def tick() -> None:
+        nonlocal announced
         while not over.wait(SECONDS_BETWEEN_LINES):
+            announced = True
             _say(at_work.line())
 
-    _say(f"{name}: begins")
+    if announced:
+        _say(f"{name}: begins")
     threading.Thread(target=tick, name="progress", daemon=True).start()
     ended = "ended early"
     try:
@@ -71,7 +75,8 @@ def stage(name: str, did: Callable[[], str]) -> Iterator[None]:
     finally:
         over.set()
         _stage = None
-        _say(f"{name}: {ended} after {_minutes(monotonic() - at_work.began)}: {did()}")
+        if announced:
+            _say(f"{name}: {ended} after {_minutes(monotonic() - at_work.began)}: {did()}")
 
 
 @contextmanager

@@ -7,6 +7,19 @@ import pytest
 from tasks import progress as showing
 
 
+def test_what_is_not_announced_says_nothing_unless_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with showing.stage("check", lambda: "the model", announced=False):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(showing, "SECONDS_BETWEEN_LINES", 0.05)
+    with showing.stage("check", lambda: "the model", announced=False):
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "check: at work, 0 s so far" and lines[-1] == "check: done after 0 s: the model"
+
+
 def test_a_stage_says_in_a_log_that_it_begins_how_far_it_is_and_what_it_did(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -238,3 +238,11 @@ def test_help_can_be_read_on_a_terminal_of_any_width(columns: int) -> None:
         assert max(map(len, told.splitlines())) <= columns
     told = CliRunner().invoke(app, ["audit", "--help"], env={"COLUMNS": "160"}).output
     assert "OWNER/NAME[@REVISION]" in told  # brackets are no markup
+
+
+def test_a_log_has_no_bars_of_libraries() -> None:
+    asked = "from flows.cli.shared import quiet; quiet(); from transformers.utils import logging as log; "
+    asked += "print(log.is_progress_bar_enabled())"
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    said = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True, env=environment)
+    assert said.stdout == "False\n"
