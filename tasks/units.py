@@ -4,7 +4,8 @@ Captions of one training image tell one story: where the image is memorized, all
 erased, none does. So they are no independent cases, and count together. Two prompts belong to one unit where
 
 - they have a training image in common (the same file, by its sha256), or
-- their texts differ at most in case and spaces, which text encoders of the CLIP kind do not see;
+- their texts differ at most in case, spaces and whether letters are composed (an e with an accent, or an e and an
+  accent), which text encoders of the CLIP kind do not see;
 
 and so do prompts that are linked by others: units are the connected components. A prompt with no image is a unit of its
 own, but for its spellings.
@@ -14,6 +15,7 @@ near-identical images of the template, or when several prompts share one of them
 says which prompts are localized together, not which are the same memory.
 """
 
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 
 PROMPTS = "_prompts"
@@ -48,8 +50,8 @@ def units(prompts: Iterable[Link]) -> dict[str, str]:
 
 
 def spelling(text: str) -> str:
-    """A text without what case and spaces add to it."""
-    return " ".join(text.casefold().split())
+    """A text without what case, spaces and composed or decomposed letters add to it."""
+    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).split())
 
 
 def count(prompt_ids: Iterable[str], of: Mapping[str, str]) -> int:

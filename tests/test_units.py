@@ -58,6 +58,12 @@ def test_case_and_spaces_make_no_other_prompt() -> None:
     assert spelling(" Stra\u00dfe\tX") == spelling("STRASSE x")
 
 
+def test_composed_letters_make_no_other_prompt() -> None:
+    """CLIP's tokenizer composes them."""
+    assert units([("a", "Caf\u00e9 \u1e9b\u0323", []), ("b", "cafe\u0301  \u017f\u0323\u0307", [])]) == {"a": "a", "b": "a"}
+    assert units([("a", "cafe", []), ("b", "caf\u00e9", [])]) == {"a": "a", "b": "b"}
+
+
 def test_images_link_through_prompts_and_prompts_through_images() -> None:
     chain: list[Link] = [
         ("a", "a", ["x"]),
