@@ -193,6 +193,8 @@ def main() -> None:
     if os.fork() == 0:
         os.close(pipe)  # who reads it must see its end when this process is gone
         _end_with_asker(answering, asked)
+    # That process may be killed, too; then this does, unless a library holds Python's lock.
+    threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()
     try:
         _run(asked, say)
     except StoreError as error:

@@ -60,7 +60,10 @@ def test_case_and_spaces_make_no_other_prompt() -> None:
 
 def test_composed_letters_make_no_other_prompt() -> None:
     """CLIP's tokenizer composes them."""
-    assert units([("a", "Caf\u00e9 \u1e9b\u0323", []), ("b", "cafe\u0301  \u017f\u0323\u0307", [])]) == {"a": "a", "b": "a"}
+    assert units([("a", "Caf\u00e9 \u1e9b\u0323", []), ("b", "cafe\u0301  \u017f\u0323\u0307", [])]) == {
+        "a": "a",
+        "b": "a",
+    }
     assert units([("a", "cafe", []), ("b", "caf\u00e9", [])]) == {"a": "a", "b": "b"}
 
 
