@@ -23,6 +23,7 @@ from storage.errors import StoreError, one_line
 from storage.layout import matching, partition_of
 from storage.parts import Seal, unseal
 from storage.place import Entry, Place
+from storage.render import visible
 from storage.s3 import cache as cache_folder
 from storage.tables import TABLES, VERSION, Table
 
@@ -157,7 +158,7 @@ def refusal(faults: dict[str, str]) -> StoreError:
     address, reason = min(faults.items())
     rest = f" ({len(faults) - 1} more; engram verify says which)" if len(faults) > 1 else ""
     return StoreError(
-        f"{address} {reason}{rest}; once a damaged part is removed, the stage that wrote it makes it again"
+        f"{visible(address)} {reason}{rest}; once a damaged part is removed, the stage that wrote it makes it again"
     )
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import StoreError
+from storage.render import visible
 from storage.tables import Table
 
 
@@ -28,7 +29,7 @@ def partition_of(table: Table, address: str) -> dict[str, str]:
     """
     pairs = [folder.partition("=") for folder in address.split("/")[1:-1]]
     if tuple(name for name, _, _ in pairs) != table.partition:
-        raise StoreError(f"{address} does not lie where a part of {table.name} does; move it out of the store")
+        raise StoreError(f"{visible(address)} does not lie where a part of {table.name} does; move it out of the store")
     return {name: unquote(value) for name, _, value in pairs}
 
 

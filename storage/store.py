@@ -30,6 +30,7 @@ from storage.keys import check_key
 from storage.layout import matching, partition_of, segment, split
 from storage.local import LocalPlace
 from storage.place import MANIFEST, WEIGHTS, Entry, Place
+from storage.render import visible
 from storage.rows import Rows, conform, find_table
 from storage.s3 import S3Place
 from storage.tables import VERSION, Table
@@ -248,7 +249,7 @@ def _placed(table: Table, entry: Entry) -> Entry:
     try:
         partition_of(table, entry.path)
     except StoreError as error:
-        return replace(entry, fault=entry.fault or str(error).removeprefix(f"{entry.path} "))
+        return replace(entry, fault=entry.fault or str(error).removeprefix(f"{visible(entry.path)} "))
     return entry
 
 

@@ -15,6 +15,7 @@ from storage.layout import partition_of
 from storage.local import LocalPlace
 from storage.parts import Seal, check_rows, statement, unseal
 from storage.place import MANIFEST, WEIGHTS, Entry
+from storage.render import visible
 from storage.store import Store
 from storage.tables import TABLES, Table
 
@@ -129,7 +130,7 @@ class _Parts:
             seal = unseal(data, table, entry.path)
             rows = check_rows(data, table, entry.path)
         except (StoreError, OSError) as error:
-            return one_line(error).removeprefix(f"{entry.path} ")
+            return one_line(error).removeprefix(f"{visible(entry.path)} ")
         self.seals[entry.path] = seal
         self.statements[entry.path] = statement(table, seal.sha256, rows)
         if table.name == RECORD:

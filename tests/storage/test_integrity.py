@@ -359,3 +359,13 @@ def test_the_command_says_what_it_leaves_out_and_verify_which_audit_rests_on_it(
     path.unlink()
     wrote = engram("catalog", str(Path(filled.place.root).parent / "x.duckdb"))
     assert wrote.returncode == 0 and "unchecked and without limits" in wrote.stdout
+
+
+def test_a_name_of_several_lines_is_told_in_one(filled: Store) -> None:
+    path_of(filled, "neuron_sets/x\n\x1b[31m.parquet").write_bytes(b"x")
+    for name in ("read", "query"):
+        with pytest.raises(StoreError, match=r"x\\n\\x1b") as refused:
+            READERS[name](filled)
+        assert "\n" not in str(refused.value)
+    (found,) = verify(filled)
+    assert found.reason.startswith("does not lie where")
