@@ -60,7 +60,7 @@ def _checked(told: str, settled: bool, stamps: tuple[object, ...]) -> None:
     problems += of_scorers(params, settings, folder)
     if folder is not None and settings is not None:
         outline = of_model(folder, problems, settings.sampling.scheduler, settings.sampling.steps)
-        chosen, notes = of_prompts(params, folder, settings, problems)
+        chosen, notes = of_prompts(params, folder, settings, problems, tokenized=outline is not None)
         if settled:
             problems += rules.together(settings)
             problems += rules.with_model(settings, outline) if outline is not None else []
@@ -126,12 +126,12 @@ def of_scorers(params: AuditParams, settings: Settings | None, folder: Path | No
 
 
 def of_prompts(
-    params: AuditParams, folder: Path, settings: Settings, problems: list[str]
+    params: AuditParams, folder: Path, settings: Settings, problems: list[str], tokenized: bool
 ) -> tuple[Selection | None, list[str]]:
     """The choice among the prompts of the files, and what is worth a line; no choice where they cannot be used."""
     found, rows = None, None
     with noting(problems):
-        found = inputs_of(params, folder, settings.long_prompts)
+        found = inputs_of(params, folder, settings.long_prompts, tokenized)
     if found is None:
         return None, []
     problems += found.problems

@@ -347,11 +347,14 @@ def attack_pool(subject: Subject, settings: Settings) -> list[str]:
     return selection_of(subject, settings).pool
 
 
-def inputs_of(params: AuditParams, folder: Path, long_prompts: LongPrompts) -> collecting.Inputs:
+def inputs_of(
+    params: AuditParams, folder: Path, long_prompts: LongPrompts, tokenized: bool = True
+) -> collecting.Inputs:
     """The prompts and images of an audit's files, with what is wrong with them; nothing is in a store yet.
 
     Args:
         folder: the model's.
+        tokenized: whether the model's tokenizers look at them; not where it is known that they cannot be used.
 
     Raises:
         InputError: no prompts are named, and the model has none of its own.
@@ -363,7 +366,9 @@ def inputs_of(params: AuditParams, folder: Path, long_prompts: LongPrompts) -> c
         )
     images = params.images or (beside(folder, "images") if params.prompts is None else None)
     nulls, ordinary, images_at = (Path(path) if path else None for path in (params.nulls, params.ordinary, images))
-    return collecting.read_inputs(Path(prompts), nulls, ordinary, images_at, folder, long_prompts)
+    return collecting.read_inputs(
+        Path(prompts), nulls, ordinary, images_at, folder if tokenized else None, long_prompts
+    )
 
 
 def _subject(params: AuditParams, folder: Path, inputs: collecting.Inputs, precision: Precision) -> Subject:

@@ -417,6 +417,7 @@ def one_null_prompt(model: Path) -> None:
         (one_null_prompt, "statistics need at least two prompts, there are 1"),
         (lambda model: (model.parent / "images.parquet").write_bytes(b"x"), "images.parquet"),
         (lambda model: shutil.rmtree(model.parent / "clip"), "no open_clip model at"),
+        (lambda model: shutil.rmtree(model / "tokenizer"), "tokenizer"),
     ],
 )
 def test_what_lies_in_the_folder_of_a_model(
