@@ -84,7 +84,7 @@ class Settings(BaseModel):
     extracted: int = Field(0, ge=0, description="memorized and as many ordinary prompts in the extraction attack")
     extraction: ExtractionParams = ExtractionParams()
     sscd: SscdParams = SscdParams()
-    seed: int = Field(0, ge=0, description="seed of attacks and random cuts")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of attacks and random cuts")
 
 
 PROFILES: dict[Profile, dict[str, Any]] = {

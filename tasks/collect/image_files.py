@@ -11,7 +11,7 @@ from typing import IO
 
 from PIL import Image, ImageOps, features
 
-from tasks.collect.prompt_files import Prompt, few, read_file, shortened
+from tasks.collect.prompt_files import Prompt, endless, few, read_file, shortened
 from tasks.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", *(["AVIF"] if features.check("avif") else []))
@@ -298,6 +298,8 @@ def _why(data: IO[bytes], error: Exception) -> str:
 
 def read_header(path: Path) -> Header:
     """The header of a file, see `header_of`."""
+    if endless(path):
+        raise InputError(f"{path} cannot be read as an image (it is a pipe or device): replace it or remove it")
     try:
         with path.open("rb") as stream:
             return header_of(str(path), stream)

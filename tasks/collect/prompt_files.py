@@ -161,6 +161,12 @@ def expanded(path: Path) -> Path:
         raise InputError(f"{path}: there is no home folder of that name") from error
 
 
+def endless(path: Path) -> bool:
+    """Whether it is there and neither file nor folder: a pipe waits for its writer, gives what it holds once only, and
+    a device may never end."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def two_kinds(first: Prompt, second: Prompt) -> str:
     """That a text stands under two kinds."""
     both = f"{first.kind} at {first.place} and as {second.kind} at {second.place}"
@@ -259,6 +265,9 @@ def _content(path: Path, known: bool, problems: list[str]) -> str | None:
     """
     if path.is_dir():
         problems.append(f"{path} is a folder: give the file of prompts in it")
+        return None
+    if endless(path):
+        problems.append(f"{path} is a pipe or device: write the prompts to a file, and give that")
         return None
     try:
         with path.open("rb") as stream:

@@ -5,8 +5,8 @@ to the memorized set of a step and layer when its score is among the highest of 
 higher than for null prompts.
 """
 
-import math
 from collections.abc import Iterator, Mapping
+from math import ceil
 from typing import Annotated, Literal
 
 import torch
@@ -42,10 +42,9 @@ def candidates_of(columns: int, sparsity: float) -> int:
     """
     count = int(sparsity * columns)
     if count < 1:
-        least = math.ceil(1e4 / columns) / 1e4  # rounded up: what is advised has to be enough
+        least = ceil(10_000 / columns) / 10_000  # rounded up, so that it can be typed
         raise InputError(
-            f"a sparsity of {sparsity} selects no weight in rows of {columns}: "
-            f"give --set wanda.sparsity={least:g} or more"
+            f"a sparsity of {sparsity} selects no weight in rows of {columns}: --set wanda.sparsity={least} or more"
         )
     return count
 

@@ -1,6 +1,7 @@
 """Which image belongs to which prompt, and what is said of images that cannot be used."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -200,6 +201,13 @@ def test_the_cause_is_the_cause(tmp_path: Path, content: bytes, why: str) -> Non
         read_header(tmp_path / "1.png")
     assert str(told.value).startswith(f"{tmp_path / '1.png'} cannot be read as an image") and why in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "1.png")
+    for read in (read_header, read_whole):
+        with pytest.raises(InputError, match=r"1\.png cannot be read as an image \(it is a pipe or device\)"):
+            read(tmp_path / "1.png")
 
 
 def test_a_truncated_image_has_a_header_and_is_refused_whole(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.collect.prompt_files import Prompt, expanded, few, has_words, read_file, read_prompts, say
+from tasks.collect.task.importing import read_prompt_file
 from tasks.errors import InputError
 
 TEXTS = st.lists(
@@ -133,6 +135,13 @@ def test_what_excel_and_others_make_is_named_whatever_it_is_called(tmp_path: Pat
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr(member, "x")
         assert [words[member] in problem for problem in read_file(tmp_path / name).problems] == [True]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl.gz", "a.parquet"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    found = read_prompt_file(tmp_path / name)
+    assert found.problems == [f"{tmp_path / name} is a pipe or device: write the prompts to a file, and give that"]
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

@@ -90,6 +90,15 @@ def test_other_files_are_refused_in_a_line(tmp_path: Path, content: object, mess
         load_statistics(tmp_path / "statistics.pt", LAYERS)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"root:x:0:0:root:/root:/bin/bash\n", b"q\n", b"(t.", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"{}"]
+)
+def test_a_file_of_any_other_kind_is_refused_in_a_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "statistics.pt").write_bytes(content)
+    with pytest.raises(InputError, match="no torch file of tensors alone"):
+        load_statistics(tmp_path / "statistics.pt", LAYERS)
+
+
 def test_a_missing_file_and_one_prompt_and_wrong_widths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         load_statistics(tmp_path / "none.pt", LAYERS)

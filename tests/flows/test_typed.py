@@ -89,6 +89,7 @@ def test_a_digest_of_digits_is_a_text() -> None:
         ("wanda.sparsity=NaN", "wanda.sparsity cannot be NaN: it may be: number, > 0, <= 1"),
         ("finetune.clip=Infinity", "finetune.clip cannot be Infinity: it may be: number, > 0"),
         ("finetune.clip=inf", "finetune.clip cannot be Infinity: it may be: number, > 0"),
+        ("seed=9999999999", "seed cannot be 9999999999: it may be: integer, >= 0, <= 4294967295"),
         ("own_cuts=2", "own_cuts cannot be 2: it may be: boolean"),
         ("starts=nose", "starts cannot be 'nose': it may be: a list of: prompt, noise, other; did you mean noise?"),
         (

@@ -23,6 +23,14 @@ def test_by_hand() -> None:
     assert memorized_weights(weight, memorized, null / 2, 0.5).tolist() == [1]  # fewer null prompts change nothing
 
 
+@pytest.mark.parametrize("columns", [*range(1, 200), 320, 640, 1280, 2560, 5120, 10_240, 20_480])
+def test_the_sparsity_that_is_advised_is_taken(columns: int) -> None:
+    with pytest.raises(InputError) as told:
+        candidates_of(columns, 1e-9)
+    advised = float(str(told.value).partition("wanda.sparsity=")[2].split()[0])
+    assert candidates_of(columns, advised) >= 1
+
+
 def test_the_share_of_a_row_is_rounded_down_and_must_not_be_empty() -> None:
     weight, sums = torch.rand(3, 10), torch.rand(10)
     assert len(memorized_weights(weight, sums, torch.tensor([1.0] + [0.0] * 9), 0.39)) <= 3 * 3

@@ -21,6 +21,7 @@ from tasks.collect.prompt_files import (
     Prompt,
     Read,
     Record,
+    endless,
     expanded,
     few,
     has_words,
@@ -225,7 +226,7 @@ def read_prompt_file(path: Path, kind: Kind = "memorized") -> Read:
     Args:
         kind: what prompts are taken for that do not say.
     """
-    if not _is_parquet(path):
+    if not _is_parquet(path) or endless(path):
         return read_file(path, kind)
     try:
         return _table_prompts(path) if _is_table(path) else _parquet_prompts(path, kind)
