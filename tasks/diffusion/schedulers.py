@@ -112,7 +112,9 @@ def sampler(own: Any, choice: Choice, steps: int, why: str | None = None) -> Any
     if problem := _walk(kind, words, steps):
         if problem != _NOISE:
             fits = next((n for n in range(steps + 1, steps + 33) if _walk(kind, words, n) is None), None)
-            problem += f": --set sampling.steps={fits}, or {ELSE}" if fits else f": sample with {ELSE}"
+            ways = [f"--set sampling.steps={fits}"] if fits else []
+            ways += [ELSE] if choice != "ddim" else []  # which is what was just tried
+            problem += f": sample with {', or '.join(ways)}" if ways else ": mend the model's scheduler_config.json"
         raise InputError(f"{type(made).__name__} {problem}")
     return made
 

@@ -106,6 +106,14 @@ def test_another_scheduler_counts_before_the_models_own_is_judged(name: str, tmp
         assert made.config.prediction_type == "v_prediction"
 
 
+@pytest.mark.parametrize("changed", [{"timestep_spacing": "odd"}, {"num_train_timesteps": 5}])
+def test_ddim_is_not_advised_where_it_was_tried(changed: dict[str, Any], tmp_path: Path) -> None:
+    own, why = read_scheduler(write(tmp_path, **TRAINED | changed), "DDIMScheduler")
+    with pytest.raises(InputError, match=r"mend the model's scheduler_config.json") as told:
+        sampler(own, "ddim", 20, why)
+    assert "sampling.scheduler=ddim" not in str(told.value)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 25])
 @pytest.mark.parametrize("skip", [True, False])
 def test_pndm_samples_velocity_as_its_pipeline_does_at_any_number_of_steps(
@@ -115,7 +123,9 @@ def test_pndm_samples_velocity_as_its_pipeline_does_at_any_number_of_steps(
     scheduler.save_pretrained(tmp_path)
     loaded = as_loaded(model, tmp_path, "PNDMScheduler")
     if not skip and steps < 4:
-        with pytest.raises(InputError, match=r"cannot take . steps \(.*skip_prk_steps\): --set sampling.steps=4, or"):
+        with pytest.raises(
+            InputError, match=r"cannot take . steps \(.*skip_prk_steps\): sample with --set sampling.steps=4"
+        ):
             found_of(loaded, "model", steps)
         with pytest.raises(InputError, match=r"cannot take \d steps"):
             timestep_of(loaded.scheduler, steps, 1)

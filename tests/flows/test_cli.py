@@ -183,6 +183,26 @@ def test_damages_are_told_to_people_and_programs(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, command).output == f"{damage['address']}: {damage['reason']}\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "closed", "code"),
+    [
+        ("--version", ">&-", 0),
+        ("--help", "<&- >&-", 0),
+        ("audits --store none", "2>&-", 2),
+        ("audits --store none", ">&-", 2),
+    ],
+)
+def test_closed_streams_lead_nowhere(command: str, closed: str, code: int, tmp_path: Path) -> None:
+    words = f"{sys.executable} -c 'from flows.cli import main; main()' {command} {closed}"
+    root = str(Path(__file__).resolve().parents[2])
+    found = subprocess.run(
+        ["bash", "-c", words], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}
+    )
+    refused = "engram: there is no store at none; give its address with --store or ENGRAM_STORE\n"
+    assert (found.returncode, found.stdout) == (code, "")  # errors are not printed into what others read
+    assert found.stderr == (refused if code and "2>" not in closed else "")
+
+
 def test_the_versions_are_told_without_loading_anything() -> None:
     command = [sys.executable, "-X", "importtime", "-c", "from flows.cli import main; main()", "--version"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
