@@ -127,7 +127,7 @@ def prefect_server() -> Iterator[None]:
     file. It ends with this process, however that ends; if it ends before, so does the command.
 
     Raises:
-        InputError: it does not come up.
+        InputError: it does not come up, or the one that is named does not answer.
     """
     from prefect.context import refresh_global_settings_context
     from prefect.settings import (
@@ -139,7 +139,8 @@ def prefect_server() -> Iterator[None]:
 
     from flows.server import HOME
 
-    if get_current_settings().api.url is not None:
+    if (named := get_current_settings().api.url) is not None:
+        _reach(named)
         yield
         return
     home = Path(tempfile.mkdtemp(prefix=HOME))
@@ -177,6 +178,20 @@ def prefect_server() -> Iterator[None]:
             server.kill()
             server.wait()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _reach(url: str) -> None:
+    from prefect.client.orchestration import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.api_version()
+    except Exception as error:  # no answer, no right, no server of Prefect's
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"the Prefect server at {url} does not answer as one ({why}): start it, or unset PREFECT_API_URL, in the "
+            "environment or by `prefect config unset PREFECT_API_URL`, and the command brings up its own"
+        ) from error
 
 
 def _begin(home: Path) -> subprocess.Popen[bytes]:

@@ -5,6 +5,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.lifetime import prefect_server
 from storage import Store, mark_lost, run_sql
+from tasks.errors import InputError
 from tests.flows.served import until
 from tests.flows.world import tiny_world
 
@@ -77,6 +80,17 @@ def test_a_process_that_unwinds_is_not_cut_off_by_further_signals() -> None:
     out, err = process.communicate(timeout=SOON_S)
     assert (process.returncode, out) == (130, "recorded\n")
     assert err.count("interrupted") == 1
+
+
+def test_a_server_that_is_named_and_does_not_answer_is_refused_in_a_line() -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/api"
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(InputError) as told, prefect_server():
+        raise AssertionError("work has begun")
+    assert str(told.value).startswith(f"the Prefect server at {url} does not answer") and "unset" in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 class Terminal:

@@ -112,11 +112,3 @@ def test_other_steps_or_layers_are_refused() -> None:
     sums = {(0, 0): torch.rand(4)}
     with pytest.raises(InputError, match="not seen at the same"):
         list(memorized_sets((), sums, {(1, 0): torch.rand(4)}, WandaParams()))
-
-
-@pytest.mark.parametrize("columns", [3, 10, 32, 49, 320, 1280, 5120])
-def test_the_sparsity_that_a_refusal_advises_is_enough(columns: int) -> None:
-    with pytest.raises(InputError) as refusal:
-        candidates_of(columns, 0.5 / columns)
-    advised = float(str(refusal.value).partition("wanda.sparsity=")[2].split()[0])
-    assert candidates_of(columns, advised) >= 1
