@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from storage import Store
-from tasks.collect.task import import_prompts, problems_of_inputs, read_inputs
+from tasks.collect.task import import_prompts, read_inputs
 from tasks.collect.task.importing import PROMPT_COLUMNS
 from tasks.diffusion.sampling import from_bytes
 from tasks.errors import InputError
@@ -188,7 +188,7 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_written(tmp_pat
     )
     before = sorted(tmp_path.rglob("*"))
     asked = files["memorized"], files["nulls"], files["ordinary"], images, model
-    problems, _ = problems_of_inputs(*asked, "refuse")
+    problems = read_inputs(*asked, "refuse").problems
     words = [
         "memorized.csv:4: no caption, prompt or text",
         "ordinary.csv:2: kind 'odd' is none of memorized, null, ordinary",
@@ -241,7 +241,7 @@ def test_a_long_prompt_keeps_its_text_and_id_and_can_be_left_out(tmp_path: Path,
 
 def test_where_all_are_left_out_that_is_the_reason(tmp_path: Path, model: Path) -> None:
     files = given(tmp_path, memorized=f"caption\n{'x' * 40}\n", nulls=f"text\n{'y' * 40}\n")
-    problems, _ = problems_of_inputs(files["memorized"], files["nulls"], None, None, model, "skip")
+    problems = read_inputs(files["memorized"], files["nulls"], None, None, model, "skip").problems
     words = "; 2 prompts (1 memorized, 1 null) have more than the 32 tokens that the model reads: left out"
     assert [problem.endswith(words) for problem in problems] == [True, True]
 
@@ -250,7 +250,7 @@ def test_a_file_that_cannot_be_read_is_no_reason_to_complain_of_images(tmp_path:
     Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
     files = given(tmp_path, memorized="url\nx\n", nulls="text\none\ntwo\n")
     for nulls in (files["nulls"], None):
-        problems, _ = problems_of_inputs(files["memorized"], nulls, None, tmp_path, model)
+        problems = read_inputs(files["memorized"], nulls, None, tmp_path, model).problems
         assert len(problems) == 1 and "has no column called" in problems[0]
 
 
@@ -261,7 +261,8 @@ def test_prompts_that_are_the_same_to_the_model_are_named(tmp_path: Path, model:
         nulls="text\na cat\nfull\nCaf\u00e9\nother\n",
     )
     files["memorized"].write_text(files["memorized"].read_text().format("a", "b"))
-    problems, notices = problems_of_inputs(files["memorized"], files["nulls"], None, None, model)
+    read = read_inputs(files["memorized"], files["nulls"], None, None, model)
+    problems, notices = read.problems, read.notices
     assert problems == []
     memorized, nulls = files.values()
     words = [
@@ -278,7 +279,7 @@ def test_a_model_without_a_tokenizer_is_one_more_problem(tmp_path: Path, model: 
     files = given(tmp_path, memorized="caption\na cat\n,\n", nulls="text\na dog\n")
     shutil.copytree(model, tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "tokenizer")
-    problems, _ = problems_of_inputs(files["memorized"], files["nulls"], None, None, tmp_path / "model")
+    problems = read_inputs(files["memorized"], files["nulls"], None, None, tmp_path / "model").problems
     assert len(problems) == 2 and "cannot load the tokenizer of" in problems[1]
     assert all("\n" not in problem for problem in problems)
 
@@ -311,9 +312,9 @@ def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path: Path) -> None:
     found = {}
     for name, table in bad.items():
         pq.write_table(table, tmp_path / name)
-        found[name] = problems_of_inputs(tmp_path / name, None, None, None, tmp_path)[0]
+        found[name] = read_inputs(tmp_path / name, None, None, None, tmp_path).problems
     (tmp_path / "text.parquet").write_text("caption\na cat\n")
-    found["text.parquet"] = problems_of_inputs(tmp_path / "text.parquet", None, None, None, tmp_path)[0]
+    found["text.parquet"] = read_inputs(tmp_path / "text.parquet", None, None, None, tmp_path).problems
     words = {
         "no.parquet": "has no column called caption, prompt or text; it has: url",
         "nested.parquet": "in column image, which is not read: write its images as files",

@@ -60,28 +60,6 @@ class Inputs:
     """How many prompts are longer than the model reads, and what became of them; empty where none is."""
 
 
-def problems_of_inputs(
-    prompts: Path,
-    nulls: Path | None,
-    ordinary: Path | None,
-    images: Path | None,
-    folder: Path,
-    long_prompts: LongPrompts = "truncate",
-) -> tuple[list[str], list[str]]:
-    """What is wrong with the files of an audit, and what a person should know of them; the store is not touched.
-
-    Reads every file and the header of every image that belongs to a prompt, and loads the model's tokenizers, not its
-    weights.
-
-    Args: as `read_inputs`.
-
-    Returns:
-        Problems, for each of which the audit must be refused, and notices, a line each.
-    """
-    found = read_inputs(prompts, nulls, ordinary, images, folder, long_prompts)
-    return found.problems, found.notices
-
-
 def read_inputs(
     prompts: Path,
     nulls: Path | None = None,
