@@ -71,7 +71,7 @@ def stoppable() -> Iterator[None]:
 
     def watch() -> None:
         while number := read.recv(1):
-            if signal.Signals(number[0]) in handled:
+            if number[0] in handled:  # real-time signals have no name
                 break
         else:
             return
@@ -94,7 +94,7 @@ def stoppable() -> Iterator[None]:
         write.close()
 
 
-def end_at_once(code: int = INTERRUPTED) -> None:
+def end_at_once() -> None:
     """Says what has to be said last, and ends this process; what it started ends with it, see `flows.server`."""
 
     def say() -> None:
@@ -105,9 +105,8 @@ def end_at_once(code: int = INTERRUPTED) -> None:
     saying = threading.Thread(target=say, daemon=True)
     saying.start()
     saying.join(SAYING_S)
-    if code == INTERRUPTED:
-        say_interrupted()
-    os._exit(code)
+    say_interrupted()
+    os._exit(INTERRUPTED)
 
 
 def say_interrupted() -> None:
