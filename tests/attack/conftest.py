@@ -1,7 +1,7 @@
 import pytest
 
 from tasks.diffusion.model import Model
-from tests.attack.tiny import tiny_model
+from tests.support.denoisers import tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from tasks.attack import dori
 from tasks.attack.dori import DoriParams, attack, search, start_embeddings
 from tasks.diffusion.model import Model
 from tasks.errors import InputError
-from tests.attack.tiny import TOKENS, WIDTH, tiny_model
+from tests.support.denoisers import TOKENS, WIDTH, tiny_model
 
 SHAPE = (4, 8, 8)
 KEYS = [("a", 0), ("b", 0), ("c", 7)]

@@ -11,7 +11,7 @@ from tasks.diffusion.model import Model
 from tasks.errors import Diverged, InputError
 from tasks.mitigate import finetune as finetuning
 from tasks.mitigate.finetune import FineTuneParams, Memorized, Ordinary, Progress, finetune
-from tests.attack.tiny import TOKENS, WIDTH, tiny_model, tiny_unet
+from tests.support.denoisers import TOKENS, WIDTH, tiny_model, tiny_unet
 
 PARAMS = FineTuneParams(
     epochs=3,

@@ -16,7 +16,7 @@ from tasks.attack.locality import (
 from tasks.diffusion.model import Model
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
-from tests.attack.tiny import TOKENS, WIDTH
+from tests.support.denoisers import TOKENS, WIDTH
 
 CORNERS = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]])  # distances 3, 4, 5
 

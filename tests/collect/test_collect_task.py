@@ -12,7 +12,7 @@ from tasks.collect.task import collecting
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site
 from tasks.subject import Asked, Subject, prompts_of
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 GUIDED, PLAIN = SamplingParams(steps=3), SamplingParams(steps=3, guidance=0)
 

@@ -17,7 +17,7 @@ from tasks.collect.task.importing import PROMPT_COLUMNS
 from tasks.diffusion.sampling import from_bytes
 from tasks.errors import InputError
 from tasks.keys import prompt_id
-from tests.flows.world import tokenizer_alone
+from tests.support.world import tokenizer_alone
 
 
 def prompts_table(path: Path) -> Path:

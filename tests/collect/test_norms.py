@@ -10,7 +10,7 @@ from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
-from tests.localize.hand_made import model_of, random_unet
+from tests.support.hand_made import model_of, random_unet
 
 MODEL = model_of(random_unet())
 LAYERS = layers_of(MODEL.unet, Site.FEED_FORWARD_HIDDEN)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tasks.collect.prompt_files import Kind, Prompt
 from tasks.collect.token_check import same_prompts, tokenized
 from tasks.diffusion.tokens import LongPrompts, Tokenizers
-from tests.attack.tiny import TOKENS, Words
+from tests.support.denoisers import TOKENS, Words
 
 LETTERS = Tokenizers((Words(),), TOKENS)
 

@@ -11,7 +11,7 @@ from tasks.collect.values import Moments, load_statistics, value_activations
 from tasks.diffusion.hooks import observed
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
-from tests.localize.hand_made import WIDTH, random_unet
+from tests.support.hand_made import WIDTH, random_unet
 
 UNET = random_unet()
 LAYERS = layers_of(UNET, Site.VALUE)

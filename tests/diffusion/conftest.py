@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.diffusion.tiny import write_v, write_xl
+from tests.support.pipelines import write_v, write_xl
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch
 
 from tasks.diffusion.hooks import attended, observed, scaled, started
 from tasks.diffusion.sites import Site, layers_of
-from tests.localize.hand_made import WIDTH, random_unet
+from tests.support.hand_made import WIDTH, random_unet
 
 UNET = random_unet()
 LATENTS = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))

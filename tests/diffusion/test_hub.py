@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tasks.diffusion.hub import named_on_hub, source_of
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """

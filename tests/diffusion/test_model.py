@@ -26,8 +26,8 @@ from tasks.diffusion.noise import initial_noise, predict_noise
 from tasks.diffusion.sampling import SamplingParams, decode, denoise, first_timestep, generate
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
-from tests.diffusion.tiny import KEYS, PROMPTS, sampled_by_diffusers
-from tests.localize.hand_made import model_of, random_unet
+from tests.support.hand_made import model_of, random_unet
+from tests.support.pipelines import KEYS, PROMPTS, sampled_by_diffusers
 
 
 def test_xl_samples_as_its_own_pipeline_does(xl_folder: Path) -> None:

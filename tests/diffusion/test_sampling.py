@@ -12,7 +12,7 @@ from tasks.diffusion import sampling
 from tasks.diffusion.model import Model
 from tasks.diffusion.sampling import SamplingParams, decode, generate
 from tasks.errors import InputError
-from tests.attack.tiny import tiny_model
+from tests.support.denoisers import tiny_model
 
 
 def test_pictures_leave_the_decoder_a_few_at_a_time() -> None:

@@ -17,7 +17,7 @@ from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
 from tasks.diffusion.schedulers import Choice, read_scheduler, sampler, timestep_of
 from tasks.errors import InputError
-from tests.diffusion.tiny import KEYS, PROMPTS
+from tests.support.pipelines import KEYS, PROMPTS
 
 NAMES = sorted(
     name

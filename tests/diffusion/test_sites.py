@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from tasks.diffusion.hooks import observed
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
-from tests.localize.hand_made import WIDTH, random_unet
+from tests.support.hand_made import WIDTH, random_unet
 
 SD_1_4: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
 SD_2_1: dict[str, Any] = {

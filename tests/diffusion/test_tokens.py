@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 
 from tasks.diffusion.tokens import Tokenizers, tokenizers_of
 from tasks.errors import InputError
-from tests.flows.world import tokenizer, tokenizer_alone
+from tests.support.world import tokenizer, tokenizer_alone
 
 MOST = 32
 

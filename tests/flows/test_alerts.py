@@ -22,8 +22,8 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from flows.alerts import BLOCK, FORMER, REGRESSION, _put, announce, install, kept, lost_runs
 from flows.notices import EVERY_S, PAUSE, Notice, _Prefect
 from tasks.errors import InputError
-from tests.flows.conftest import Hook
-from tests.flows.served import Served, until
+from tests.support.hook import Hook
+from tests.support.served import Served, until
 
 pytestmark = pytest.mark.slow
 

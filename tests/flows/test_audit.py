@@ -34,7 +34,7 @@ from tasks.evaluate import task as evaluating
 from tasks.evaluate.sscd import Sscd
 from tasks.report.task import Diagnosed
 from tasks.subject import Subject
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -20,8 +20,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from flows.alerts import REGRESSION
-from tests.flows.served import Served, until
-from tests.flows.world import tiny_world
+from tests.support.served import Served, until
+from tests.support.world import tiny_world
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

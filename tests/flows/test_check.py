@@ -26,7 +26,7 @@ from tasks.diffusion.outline import Outline, outline_of
 from tasks.errors import InputError
 from tasks.scan.detectors import ScanParams
 from tasks.subject import Asked, Kind
-from tests.flows.world import SIDE, tiny_world
+from tests.support.world import SIDE, tiny_world
 
 FITS: dict[str, Any] = {"wanda": {"sparsity": 0.1}, "sampling": {"steps": 2}, "attacked": 1, "controls": 1}
 """Settings that suit the small model."""

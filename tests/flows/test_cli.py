@@ -20,7 +20,7 @@ from flows.cli.shared import NEEDS_A_PLATFORM
 from flows.serve import environment
 from flows.settings import Settings, settings_for
 from storage import Store
-from tests.storage.samples import put_sets
+from tests.support.rows import put_sets
 
 COMMANDS = (
     *("audit", "collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report"),

@@ -15,7 +15,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
 
 from flows.deployments import COLLISION, DEPLOYMENTS, deploy
-from tests.flows.served import Served, until
+from tests.support.served import Served, until
 
 ROOT = Path(__file__).resolve().parents[2]
 

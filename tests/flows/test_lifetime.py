@@ -21,8 +21,8 @@ import pytest
 from flows.lifetime import prefect_server
 from storage import Store, mark_lost, run_sql
 from tasks.errors import InputError
-from tests.flows.served import until
-from tests.flows.world import tiny_world
+from tests.support.served import until
+from tests.support.world import tiny_world
 
 ENGRAM = [sys.executable, "-c", "from flows.cli import main; main()"]
 LONG = ("seeds=100", "sampling.steps=500", "wanda.tau=500", "wanda.sparsity=0.1", "threshold_nulls=2", "ordinary=2")

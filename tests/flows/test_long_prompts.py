@@ -16,7 +16,7 @@ from flows.plan import Plan
 from flows.settings import Settings, listed, settings_for
 from tasks.errors import InputError
 from tasks.subject import prompts_of
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 LONG = "far more letters than the model reads, which ends long before"
 

@@ -32,7 +32,7 @@ from tasks.diffusion.sampling import SamplingParams, generate, to_png
 from tasks.errors import InputError
 from tasks.evaluate.sscd import SscdParams
 from tasks.report.task import accept
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
 from flows.cli.commands import app
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.slow
 

@@ -28,7 +28,7 @@ from storage import Store, run_sql, verify
 from tasks.collect.prompt_files import Prompt, read_prompts
 from tasks.errors import InputError
 from tasks.scan.detectors import Detector, ScanParams
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

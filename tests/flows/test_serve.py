@@ -26,9 +26,9 @@ from flows.serve import AUTH, _check_free, _check_reach, _end_leftovers, environ
 from flows.watchdog import MARK
 from storage import Store, run_sql
 from tasks.errors import InputError
-from tests.flows.conftest import Hook
-from tests.flows.served import ENGRAM, Served, free_port, until
-from tests.flows.world import tiny_world
+from tests.support.hook import Hook
+from tests.support.served import ENGRAM, Served, free_port, until
+from tests.support.world import tiny_world
 
 LONG = {"seeds": 100, "sampling": {"steps": 500}, "wanda": {"tau": 500, "sparsity": 0.1}}
 """Settings of an audit that is still at work when it is stopped."""

@@ -16,7 +16,7 @@ from flows.settings import Settings
 from storage import Store
 from tasks.report.task import compare, record_of, write_results
 from tests.flows.test_audit import SETTINGS
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

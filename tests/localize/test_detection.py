@@ -14,7 +14,7 @@ from tasks.localize.detection import (
     prompt_differences,
 )
 from tasks.localize.ssim import to_unit_range
-from tests.localize.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
+from tests.support.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
 
 PARAMS = DetectionParams(seeds=4)
 PLANTED = model_of(planted_unet())

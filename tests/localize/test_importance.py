@@ -13,7 +13,7 @@ from tasks.localize.importance import (
     important_weights,
     weight_scores,
 )
-from tests.localize.hand_made import model_of, random_unet
+from tests.support.hand_made import model_of, random_unet
 
 MODEL = model_of(random_unet())
 LAYERS = layers_of(MODEL.unet, Site.FEED_FORWARD_HIDDEN)

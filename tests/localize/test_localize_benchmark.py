@@ -10,7 +10,7 @@ import torch
 from benchmarks.localize import benchmark_nemo, benchmark_wanda, main, own_prompts, spread
 from tasks.diffusion.sampling import SamplingParams
 from tasks.localize.nemo import NemoParams
-from tests.localize.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
+from tests.support.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
 
 
 def test_nemo_is_identical_and_saves_evaluations() -> None:

@@ -17,7 +17,7 @@ from tasks.localize.importance import ImportanceParams
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
 from tasks.subject import Asked, Subject, prompts_of
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 SAMPLING = SamplingParams(steps=3)
 WANDA = WandaParams(sparsity=0.1, tau=2)

@@ -13,7 +13,7 @@ from tasks.localize.overlap import best_first, memorization_curve, stand_ins
 from tasks.localize.scorer import BlockedScore
 from tasks.localize.search import TIE, Candidates, Neuron, SearchParams, one_by_one, refine
 from tasks.localize.ssim import similarity
-from tests.localize.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
+from tests.support.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
 
 
 def search(

@@ -10,7 +10,7 @@ from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.localize.wanda import WandaParams, candidates_of, memorized_sets, memorized_weights, over_steps
-from tests.localize.hand_made import MEMORIZED, model_of, planted_unet
+from tests.support.hand_made import MEMORIZED, model_of, planted_unet
 
 
 def test_by_hand() -> None:

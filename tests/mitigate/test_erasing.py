@@ -22,7 +22,7 @@ from tasks.mitigate.finetune import FineTuneParams, Memorized
 from tasks.mitigate.task import erasing
 from tasks.mitigate.task import surrogates as making
 from tasks.subject import ORIGINAL, Asked, Subject, prompts_of
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 TRAINING = FineTuneParams(
     epochs=1, images_per_step=2, noises=1, ordinary_batch=2, attack_steps=1, attack_batch=1, starts=("prompt",)

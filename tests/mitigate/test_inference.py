@@ -21,7 +21,7 @@ from tasks.mitigate.inference import (
     with_lower_norm,
     with_random_words,
 )
-from tests.attack.tiny import TOKENS, WIDTH, Words, tiny_model
+from tests.support.denoisers import TOKENS, WIDTH, Words, tiny_model
 
 KEYS: list[Key] = [("a", 0), ("a", 1), ("b", 0)]
 SAMPLING = SamplingParams(steps=4)

@@ -17,7 +17,7 @@ from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as door
 from tasks.mitigate.task.variants import weights_in_store
 from tasks.subject import Subject
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 PARAMS = WandaParams(tau=2)
 SITE = Site.FEED_FORWARD_HIDDEN

@@ -24,7 +24,7 @@ from tasks.mitigate.prune import (
     without_neurons,
     without_weights,
 )
-from tests.localize.hand_made import WIDTH, random_unet
+from tests.support.hand_made import WIDTH, random_unet
 
 UNET = random_unet().to(memory_format=torch.channels_last)
 CARD = Card(

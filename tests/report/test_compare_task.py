@@ -14,7 +14,7 @@ from storage import Store, content_key, verify
 from tasks.errors import InputError
 from tasks.evaluate.intervals import clopper_pearson
 from tasks.report.task import accept, audits_named, compare, standard_of
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 CLAIMS = ("original", "nemo", "wanda")
 SEEDS = 4

@@ -17,7 +17,7 @@ from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.localize.detection import DetectionParams, pairwise_scores, prompt_differences
 from tasks.scan.detectors import Detector, ScanParams, scores
-from tests.localize.hand_made import MEMORIZED, NULL_PROMPTS, TOKENS, WIDTH, model_of, planted_unet, random_unet
+from tests.support.hand_made import MEMORIZED, NULL_PROMPTS, TOKENS, WIDTH, model_of, planted_unet, random_unet
 
 PARAMS = ScanParams(seeds=3)
 DETECTORS: tuple[Detector, ...] = get_args(Detector)

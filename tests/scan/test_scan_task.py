@@ -15,7 +15,7 @@ from tasks.keys import prompt_id
 from tasks.scan import task as door
 from tasks.scan.detectors import Detector, ScanParams, scores
 from tasks.subject import Subject
-from tests.flows.world import tiny_world
+from tests.support.world import tiny_world
 
 PARAMS = ScanParams(seeds=2, alpha=0.25)
 PROMPTS = [Prompt(f"a thing {n}", "memorized") for n in range(5)]

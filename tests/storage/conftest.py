@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
-from typing import Any
 from uuid import uuid4
 
 import boto3
 import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 from storage import Store
-
-
-class Outage:
-    """Stands between S3 and its clients, and may refuse every request after some number of them."""
-
-    def __init__(self) -> None:
-        self.serve = DomainDispatcherApplication(create_backend_app)
-        self.left: int | None = None
-        """Requests until the outage; None for no outage."""
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if self.left == 0:
-            # A refusal that clients do not try to overcome by asking again.
-            start_response("403 Forbidden", [("Content-Length", "0")])
-            return [b""]
-        if self.left is not None:
-            self.left -= 1
-        answer: Iterable[bytes] = self.serve(environ, start_response)
-        return answer
+from tests.support.outage import Outage
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from storage import Store
-from tests.storage.samples import SET, neuron_set
+from tests.support.rows import SET, neuron_set
 
 AT_ONCE = 4
 

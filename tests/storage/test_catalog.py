@@ -10,7 +10,7 @@ import pytest
 from storage import Store, StoreError, connect, queries, query, write_catalog
 from storage.catalog import VIEWS
 from storage.tables import TABLES
-from tests.storage.samples import SET, activation, neuron_set, put_sets
+from tests.support.rows import SET, activation, neuron_set, put_sets
 
 
 def test_an_empty_store_has_every_view_with_its_columns(store: Store) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import storage.local
 from storage import Store, StoreError, collect_litter, content_key, verify
-from tests.storage.samples import SET, neuron_set
+from tests.support.rows import SET, neuron_set
 
 ROOT = Path(__file__).parents[2]
 

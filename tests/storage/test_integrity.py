@@ -20,7 +20,7 @@ import storage.checked
 from storage import Store, StoreError, connect, examine, iou, query, record_holdings, run_sql, verify, write_catalog
 from storage.parts import encode
 from storage.tables import TABLES
-from tests.storage.samples import SET, neuron_set, put_sets
+from tests.support.rows import SET, neuron_set, put_sets
 
 COUNT = "SELECT count(*) AS n FROM neuron_sets"
 READERS: dict[str, Callable[[Store], Any]] = {

@@ -17,7 +17,7 @@ import pytest
 import storage.limits
 from storage import Limits, Store, StoreError, connect, iou, query, run_sql, time_limit
 from storage.limits import machine_memory, remove_dead, spill_folder
-from tests.storage.samples import SET, neuron_set
+from tests.support.rows import SET, neuron_set
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t"

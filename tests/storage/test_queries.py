@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from storage import Store, connect, content_key, iou, query
 from tasks.units import units
-from tests.storage.samples import SET, activation, neuron_set, prompt, put_sets
+from tests.support.rows import SET, activation, neuron_set, prompt, put_sets
 
 UNIVERSE = 1000
 few_sets = st.lists(st.sets(st.integers(0, UNIVERSE - 1), max_size=30), min_size=2, max_size=5)

@@ -12,8 +12,8 @@ import pytest
 
 import storage.s3
 from storage import Store, StoreError, collect_litter, connect, query, run_sql, verify, write_catalog
-from tests.storage.conftest import Outage
-from tests.storage.samples import SET, neuron_set, put_sets
+from tests.support.outage import Outage
+from tests.support.rows import SET, neuron_set, put_sets
 
 
 def test_objects_lie_under_the_prefix_and_nowhere_else(s3: Store) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import storage.sandbox
 from storage import Store, StoreError, run_sql
-from tests.storage.samples import put_sets
+from tests.support.rows import put_sets
 
 WRITES = [
     "COPY metrics TO '{outside}'",

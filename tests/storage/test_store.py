@@ -12,7 +12,7 @@ import pytest
 
 from storage import Store, StoreError, content_key, verify
 from storage.tables import TABLES, VERSION
-from tests.storage.samples import SET, neuron_set
+from tests.support.rows import SET, neuron_set
 
 
 def test_what_is_written_is_read(store: Store) -> None:

@@ -13,7 +13,7 @@ from storage.folders import _sealed, read_manifest
 from storage.local import LocalPlace
 from storage.parts import encode, unseal
 from storage.tables import TABLES, VERSION
-from tests.storage.samples import SET, neuron_set
+from tests.support.rows import SET, neuron_set
 
 
 def test_every_flipped_byte_of_a_part_is_found(local: Store) -> None:

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import initial_noise
-from tests.flows.world import tokenizer
+from tests.support.world import tokenizer
 
 PROMPTS = ["a cat", "two dogs"]
 KEYS = [(prompt, 0) for prompt in PROMPTS]
