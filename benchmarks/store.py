@@ -292,12 +292,16 @@ def fill_small_tables(store: Store, options: argparse.Namespace) -> None:
         }
         audit |= {"code_version": "1", "started_at": START + timedelta(days=number), "state": "completed"}
         store.write("audits", f"audit{number}", [audit])
-        figures = [{"variant": f"v{i % 8}", "probe": f"probe{i // 8}", "metric": "mr", "value": 0.5} for i in range(64)]
+        figures = [
+            {"variant": f"v{i % 8}", "condition": f"condition{i // 8}", "metric": "mr", "value": 0.5} for i in range(64)
+        ]
         store.write("metrics", f"audit{number}", figures, audit_id=f"audit{number}")
     store.write("accepted", "all", [{"audit_id": "audit2", "accepted_at": START}])
     made = [(name, seed) for name in memorized for seed in range(10)]
     names = [{"prompt_id": name, "seed": seed, "generation_id": f"{name}-{seed}"} for name, seed in made]
-    store.write("generations", "all", [row | {"bytes": b""} for row in names], model_id=MODEL, variant="v", probe="p")
+    store.write(
+        "generations", "all", [row | {"bytes": b""} for row in names], model_id=MODEL, variant="v", condition="p"
+    )
     scores = choose.random(len(made)).tolist()
     rows = [{"generation_id": row["generation_id"], "value": score} for row, score in zip(names, scores, strict=True)]
     store.write("scores", "all", rows, metric="sscd")

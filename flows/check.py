@@ -24,7 +24,7 @@ from tasks.errors import gathered, noting, refuse
 from tasks.evaluate.clip_score import check_clip
 from tasks.evaluate.sscd import check_sscd
 from tasks.progress import stage
-from tasks.subject import Asked, Kind, in_turns
+from tasks.subject import Kind, Prompt, in_turns
 
 
 def check(params: AuditParams, settled: bool = True) -> None:
@@ -141,7 +141,7 @@ def of_prompts(
         rows, _ = collecting.rows_of(found)
     if rows is None:
         return None, found.notices
-    prompts: dict[Kind, list[Asked]] = {
+    prompts: dict[Kind, list[Prompt]] = {
         kind: in_turns([row for row in rows if row["kind"] == kind]) for kind in get_args(Kind)
     }
     if empty := [kind for kind, some in prompts.items() if not some]:

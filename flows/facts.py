@@ -9,7 +9,7 @@ from tasks.diffusion.sites import Site
 from tasks.evaluate.clip_score import scorer_of as clip_scorer_of
 from tasks.evaluate.sscd import scorer_of
 from tasks.mitigate import task as mitigating
-from tasks.subject import Asked
+from tasks.subject import Prompt
 from tasks.units import counted
 
 SEARCHED = {
@@ -82,5 +82,5 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
     return facts
 
 
-def _counted(plan: Plan, prompts: Sequence[Asked], what: str = "prompts") -> str:
+def _counted(plan: Plan, prompts: Sequence[Prompt], what: str = "prompts") -> str:
     return counted([prompt.prompt_id for prompt in prompts], plan.units, what)

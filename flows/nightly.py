@@ -49,7 +49,7 @@ class Night(BaseModel):
     words: str
     """The verdict, or why there is none."""
     audit_id: str | None = None
-    standard: str | None = None
+    baseline: str | None = None
     """The audit it was compared with."""
     regressions: list[str] = []
     notes: list[str] = []
@@ -125,23 +125,23 @@ def _tell(store: Store, night: Night, report: str) -> None:
         REGRESSION if night.regressions else "engram.audit.completed",
         resource={"prefect.resource.id": f"engram.model.{night.name}", "prefect.resource.name": night.name},
         payload=night.model_dump() | {"report": report},
-        key=f"{night.name} {night.audit_id} {night.standard}",
+        key=f"{night.name} {night.audit_id} {night.baseline}",
     )
-    row = night.model_dump(include={"name", "audit_id", "standard", "outcome"}) | {"told_at": datetime.now(UTC)}
+    row = night.model_dump(include={"name", "audit_id", "baseline", "outcome"}) | {"told_at": datetime.now(UTC)}
     store.write("nights", f"{night.name}-{night.audit_id}", [row])
 
 
 def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> Night:
-    standard = reporting.standard_of(store, audit_id, _told(store, name) | _before_nights(store, name))
-    if standard is None:
+    baseline = reporting.baseline_of(store, audit_id, _told(store, name) | _before_nights(store, name))
+    if baseline is None:
         return Night(name=name, outcome="first", words="nothing to compare with yet", audit_id=audit_id)
-    found = reporting.compare(store, standard, audit_id, CLAIMS, params.margin, params.alpha)
+    found = reporting.compare(store, baseline, audit_id, CLAIMS, params.margin, params.alpha)
     return Night(
         name=name,
         outcome="regression" if found.regressions else "no regression",
         words=found.verdict,
         audit_id=audit_id,
-        standard=standard,
+        baseline=baseline,
         regressions=[words for words, _ in found.regressions],
         notes=list(found.notes),
     )
@@ -175,7 +175,7 @@ def _show(nights: list[Night], due: datetime) -> None:
         lines = ["No model is registered: `engram models add` adds one."]
     for night in nights:
         words = night.words.replace("|", "\\|").replace("\n", " ")
-        audits = (f"`{name}`" if name else "" for name in (night.audit_id, night.standard))
+        audits = (f"`{name}`" if name else "" for name in (night.audit_id, night.baseline))
         outcome = f"**{night.outcome}**{', audited before' if night.reused else ''}"
         lines.append(f"| {night.name} | {outcome} | {words} | {' | '.join(audits)} |")
     for night in nights:

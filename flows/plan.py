@@ -1,4 +1,4 @@
-"""What follows from what an audit is told: its prompts, its probes, and the ids that results go by.
+"""What follows from what an audit is told: its prompts, its conditions, and the ids that results go by.
 
 Every id is a key of what determines a result. So a stage finds what the stages before it left in the store, whether
 they ran in this process, on another worker or last night.
@@ -30,29 +30,29 @@ from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as mitigating
 from tasks.mitigate.prune import OWN_CUTS
 from tasks.report.verdict import EFFORT
-from tasks.subject import DEFENCES, ORIGINAL, Asked, Kind, Subject, as_prompts, prompts_of
+from tasks.subject import DEFENCES, ORIGINAL, Kind, Prompt, Subject, as_prompts, prompts_of
 
 CLAIMS = (ORIGINAL, "nemo", "nemo-own", "wanda", "adversarial-finetune")
 """Variants that claim to have removed a memory, and the model itself: attacked from every start. Random cuts and rivals
 are attacked from those that the settings name, other controls and rival scores are only prompted."""
 
 EXTRACTION = "extraction"
-"""The probe of many pictures of each prompt, among which an attacker looks for near copies."""
+"""The condition of many pictures of each prompt, among which an attacker looks for near copies."""
 
 LOCALITY = "locality"
-"""The probe by many triggers of one picture, of which those are kept that bring it back."""
+"""The condition by many triggers of one picture, of which those are kept that bring it back."""
 
 
 @dataclass(frozen=True)
-class Probe:
+class Condition:
     """One question to one variant."""
 
     name: str
     """The variant, by the name that figures go by."""
     variant: str
     """The same, as the store knows it."""
-    probe: str
-    asked: list[Asked]
+    condition: str
+    asked: list[Prompt]
     start: Start | None = None
     """Where the attack begins; None where prompts are asked."""
     aligned: bool = False
@@ -64,7 +64,7 @@ class Probe:
 
     @property
     def label(self) -> tuple[str, str, str]:
-        return self.name, self.variant, self.probe
+        return self.name, self.variant, self.condition
 
 
 class Plan:
@@ -164,12 +164,12 @@ class Plan:
         return localizing.wanda_id(self.control, self.contrast, self.wanda, self.settings.sampling)
 
     @property
-    def pictured(self) -> tuple[list[Asked], list[Asked]]:
+    def pictured(self) -> tuple[list[Prompt], list[Prompt]]:
         """Memorized and ordinary prompts that have training images."""
         return self.chosen.pictured
 
     @property
-    def diagnosed(self) -> list[Asked]:
+    def diagnosed(self) -> list[Prompt]:
         """Memorized prompts whose triggers are asked whether memory is local."""
         return self.attacked[: self.settings.diagnosed]
 
@@ -206,7 +206,7 @@ class Plan:
             for name, found in self.searched.items()
         }
 
-    def diagnosed_triggers(self) -> tuple[list[Asked], list[Asked]]:
+    def diagnosed_triggers(self) -> tuple[list[Prompt], list[Prompt]]:
         """The triggers that succeeded, to be asked like prompts; none of a picture that has fewer than two. And where
         their searches began, as the control: what these have in common, no search found.
 
@@ -227,7 +227,7 @@ class Plan:
         return localizing.wanda_id(triggers, self.contrast, self.wanda, self.settings.sampling)
 
     @property
-    def erasable(self) -> list[Asked]:
+    def erasable(self) -> list[Prompt]:
         """Memorized prompts that fine-tuning can erase; none where there are no pictures to train on."""
         return self.chosen.erasable
 
@@ -270,58 +270,60 @@ class Plan:
             }
         return {ORIGINAL: ORIGINAL} | cuts | mitigating.known(self.subject, ids)
 
-    def probes(self, variants: Mapping[str, str]) -> Iterator[Probe]:
+    def conditions(self, variants: Mapping[str, str]) -> Iterator[Condition]:
         """Everything that is asked of these variants."""
         for name, stored in variants.items():
-            yield Probe(name, stored, "prompt", self.memorized)
+            yield Condition(name, stored, "prompt", self.memorized)
             if name not in OWN_CUTS:  # nothing is cut for them
-                yield Probe(name, stored, "ordinary", self.ordinary, aligned=True)
+                yield Condition(name, stored, "ordinary", self.ordinary, aligned=True)
         many = self.settings.extracted
         for name in CLAIMS if many else ():
             if name in variants:
                 asked, seeds = [*self.memorized[:many], *self.ordinary[:many]], self.settings.extraction.generations
-                yield Probe(name, variants[name], EXTRACTION, asked, seeds=seeds)
+                yield Condition(name, variants[name], EXTRACTION, asked, seeds=seeds)
         for start in self.settings.starts if self.attacked else ():
             for name, stored in variants.items():
                 if start in self._starts(name):
-                    yield Probe(name, stored, f"dori-{start}", self.attacked, start)
+                    yield Condition(name, stored, f"dori-{start}", self.attacked, start)
             for kind, others in (("control", self.controls), ("unseen", self.unseen)):
                 if others:
-                    yield Probe(ORIGINAL, ORIGINAL, f"dori-{start}-{kind}", others, start)
+                    yield Condition(ORIGINAL, ORIGINAL, f"dori-{start}-{kind}", others, start)
         few = self.settings.effort_images
         # The largest first: the others are its beginnings, and then there already.
         for steps in sorted(set(self.settings.efforts), reverse=True) if self.attacked else ():
             for asked, suffix in ((self.attacked[:few], ""), (self.controls[:few], "-control")):
                 if asked:
                     name = f"{EFFORT}{steps}{suffix}"
-                    yield Probe(ORIGINAL, ORIGINAL, name, asked, "noise", steps=steps)
+                    yield Condition(ORIGINAL, ORIGINAL, name, asked, "noise", steps=steps)
 
-    def dori(self, probe: Probe) -> DoriParams:
-        """The attack of a probe that attacks."""
-        own: dict[str, Any] = {"start": probe.start, "also_at": ()}
-        if probe.steps is not None:
-            own |= {"steps": probe.steps, "also_at": self.settings.efforts}
+    def dori(self, condition: Condition) -> DoriParams:
+        """The attack of a condition that attacks."""
+        own: dict[str, Any] = {"start": condition.start, "also_at": ()}
+        if condition.steps is not None:
+            own |= {"steps": condition.steps, "also_at": self.settings.efforts}
         return self.settings.dori.model_copy(update=own)
 
-    def triggers(self, probe: Probe) -> dict[str, list[str]] | None:
-        """The ids of a probe's triggers by prompt id; None where prompts are asked."""
-        if probe.start is None:
+    def triggers(self, condition: Condition) -> dict[str, list[str]] | None:
+        """The ids of a condition's triggers by prompt id; None where prompts are asked."""
+        if condition.start is None:
             return None
-        seed, dori = self.settings.seed, self.dori(probe)
-        return attacking.triggers_of(self.subject, probe.variant, probe.asked, self.pool, dori, seed)
+        seed, dori = self.settings.seed, self.dori(condition)
+        return attacking.triggers_of(self.subject, condition.variant, condition.asked, self.pool, dori, seed)
 
-    def trigger_ids(self, probe: Probe) -> list[str]:
+    def trigger_ids(self, condition: Condition) -> list[str]:
         """All of those ids, in order."""
-        return [name for ids in (self.triggers(probe) or {}).values() for name in ids]
+        return [name for ids in (self.triggers(condition) or {}).values() for name in ids]
 
-    def shots(self, probe: Probe) -> list[evaluating.Shot]:
-        """The pictures that a probe asks for."""
-        return evaluating.shots(probe.asked, probe.seeds or self.settings.seeds, self.triggers(probe))
+    def shots(self, condition: Condition) -> list[evaluating.Shot]:
+        """The pictures that a condition asks for."""
+        return evaluating.shots(condition.asked, condition.seeds or self.settings.seeds, self.triggers(condition))
 
-    def pictures(self, probe: Probe) -> list[str]:
+    def pictures(self, condition: Condition) -> list[str]:
         """The ids of those pictures."""
-        wanted = self.shots(probe)
-        return evaluating.generation_ids(self.subject, probe.variant, probe.probe, wanted, self.settings.sampling)
+        wanted = self.shots(condition)
+        return evaluating.generation_ids(
+            self.subject, condition.variant, condition.condition, wanted, self.settings.sampling
+        )
 
     def _starts(self, name: str) -> tuple[Start, ...]:
         """Where attacks on a variant begin."""
@@ -329,7 +331,7 @@ class Plan:
             return self.settings.starts
         if name in mitigating.RANDOM_CONTROLS and name not in OWN_CUTS:
             return self.settings.random_starts
-        return self.settings.rival_starts if name in self.settings.erase or name in DEFENCES else ()
+        return self.settings.baseline_starts if name in self.settings.erase or name in DEFENCES else ()
 
 
 def pruned_of(cuts: Mapping[str, str]) -> str | None:

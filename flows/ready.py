@@ -6,7 +6,7 @@ from flows.plan import Plan
 from tasks.errors import InputError
 from tasks.keys import norms_id, values_id
 from tasks.localize import task as localizing
-from tasks.subject import ORIGINAL, Asked
+from tasks.subject import ORIGINAL, Prompt
 
 
 def check_ready(stage: str, plan: Plan) -> None:
@@ -39,7 +39,7 @@ def _localize(plan: Plan) -> None:
         _refuse_lost([*plan.memorized, *plan.contrast, *plan.control_prompts], seen, "feature norms at 'ff-hidden'")
 
 
-def _refuse_lost(asked: Collection[Asked], known: Collection[str], what: str) -> None:
+def _refuse_lost(asked: Collection[Prompt], known: Collection[str], what: str) -> None:
     if lost := [prompt for prompt in asked if prompt.prompt_id not in known]:
         raise InputError(f"{len(lost)} prompts have no {what}: run the collection first")
 
@@ -60,9 +60,9 @@ def _mitigate(plan: Plan) -> None:
 def _evaluate(plan: Plan) -> None:
     rows = plan.subject.open().read("triggers", columns=["trigger_id"], model_id=plan.subject.model_id)
     known = set(rows["trigger_id"].to_pylist())
-    for probe in plan.probes(plan.variants()):
-        if lost := set(plan.trigger_ids(probe)) - known:
-            raise InputError(f"the store has no trigger {min(lost)} of {probe.variant}: attack first")
+    for condition in plan.conditions(plan.variants()):
+        if lost := set(plan.trigger_ids(condition)) - known:
+            raise InputError(f"the store has no trigger {min(lost)} of {condition.variant}: attack first")
 
 
 _CHECKS: Mapping[str, Callable[[Plan], object]] = {

@@ -38,7 +38,7 @@ from tasks.reference.pictures import check_archives
 from tasks.report import task as reporting
 from tasks.report.markdown import put_between
 from tasks.report.sheet import grid
-from tasks.subject import ORIGINAL, Asked, Subject, prompts_of
+from tasks.subject import ORIGINAL, Prompt, Subject, prompts_of
 
 CONTROLS = 24
 """Ordinary and held-out pictures, each, that the attack must not bring back."""
@@ -212,7 +212,7 @@ def _ordinary(subject: Subject, world: Path, settings: Settings) -> list[gates.G
     _probe(subject, "ordinary", wanted, settings)
     ids = evaluating.generate_pictures(subject, ORIGINAL, "ordinary", wanted, settings.sampling)
     made = evaluating.pictures_of(subject, ORIGINAL, "ordinary", ids)
-    alike = evaluating.diversity_figure(subject, wanted, ids, settings.sscd)[0].value
+    alike = evaluating.seed_similarity_figure(subject, wanted, ids, settings.sscd)[0].value
     return gates.ordinary(np.stack([made[name] for name in ids]), world / "bank.parquet", alike)
 
 
@@ -230,23 +230,23 @@ def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Ga
     dori = settings.dori.model_copy(update={"start": "noise"})
     name = collecting.import_set(subject.open(), world / "heldout.parquet", world / "images.parquet")
     heldout = subject.model_copy(update={"prompt_set": name})
-    asked: tuple[tuple[str, list[Asked], str, Literal[">=", "<="], float], ...] = (
+    asked: tuple[tuple[str, list[Prompt], str, Literal[">=", "<="], float], ...] = (
         ("planted", prompts_of(subject, "memorized"), "dori-noise", ">=", 0.90),
         ("ordinary", prompts_of(subject, "ordinary", CONTROLS), "dori-noise-control", "<=", 0.05),
         ("held-out", prompts_of(heldout, "ordinary", CONTROLS), "dori-noise-control", "<=", 0.05),
     )
     out = []
-    for kind, prompts, probe, sense, limit in asked:
+    for kind, prompts, condition, sense, limit in asked:
         triggers = attacking.attack_images(subject, ORIGINAL, prompts, pool, dori, settings.seed)
-        rate = _probe(subject, probe, evaluating.shots(prompts, settings.seeds, triggers), settings)
+        rate = _probe(subject, condition, evaluating.shots(prompts, settings.seeds, triggers), settings)
         out.append(gates.Gate(f"attack: {kind} pictures that come back", rate, sense, limit))
     return out
 
 
-def _probe(subject: Subject, probe: str, wanted: list[evaluating.Shot], settings: Settings) -> float:
+def _probe(subject: Subject, condition: str, wanted: list[evaluating.Shot], settings: Settings) -> float:
     """The share of these prompts, or attacked pictures, of which the original model makes a copy."""
-    ids = evaluating.generate_pictures(subject, ORIGINAL, probe, wanted, settings.sampling)
-    evaluating.score_copies(subject, ORIGINAL, probe, wanted, ids, settings.sscd)
+    ids = evaluating.generate_pictures(subject, ORIGINAL, condition, wanted, settings.sampling)
+    evaluating.score_copies(subject, ORIGINAL, condition, wanted, ids, settings.sscd)
     return evaluating.copy_figures(subject, wanted, ids, settings.sscd)[0].value
 
 
@@ -264,14 +264,16 @@ def _draw(subject: Subject, world: Path, settings: Settings) -> None:
     (world / "ordinary.png").write_bytes(grid([picture for row in rows for picture in row], ACROSS))
 
 
-def _generated(subject: Subject, probe: str, asked: list[Asked], settings: Settings, seed: int) -> list[bytes]:
+def _generated(subject: Subject, condition: str, asked: list[Prompt], settings: Settings, seed: int) -> list[bytes]:
     """One picture (PNG) of each prompt by the original model."""
     wanted = [shot for shot in evaluating.shots(asked, settings.seeds) if shot.seed == seed]
-    return _pngs(subject, probe, evaluating.generate_pictures(subject, ORIGINAL, probe, wanted, settings.sampling))
+    return _pngs(
+        subject, condition, evaluating.generate_pictures(subject, ORIGINAL, condition, wanted, settings.sampling)
+    )
 
 
-def _pngs(subject: Subject, probe: str, names: list[str]) -> list[bytes]:
-    found = evaluating.pictures_of(subject, ORIGINAL, probe, names)
+def _pngs(subject: Subject, condition: str, names: list[str]) -> list[bytes]:
+    found = evaluating.pictures_of(subject, ORIGINAL, condition, names)
     return [to_png(found[name]) for name in names]
 
 

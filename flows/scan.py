@@ -17,7 +17,7 @@ from flows.stages import register_model
 from flows.typed import Plain
 from storage import Store, query
 from tasks.collect import task as collecting
-from tasks.collect.prompt_files import Kind, Prompt, expanded, say
+from tasks.collect.prompt_files import Kind, PromptEntry, expanded, say
 from tasks.collect.token_check import tokenized
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.precision import precision_for
@@ -100,15 +100,15 @@ def scan(params: ScanRun) -> Scanned:
 class ToScan(NamedTuple):
     """What is scanned, and what it is compared with; no prompt is in both."""
 
-    prompts: list[Prompt]
-    nulls: list[Prompt]
+    prompts: list[PromptEntry]
+    nulls: list[PromptEntry]
     notices: list[str]
     """What a person should know of the files."""
     long: str
     """How many prompts are longer than the model reads, and what becomes of them; empty where none is."""
 
 
-def told(params: ScanRun) -> tuple[list[Prompt], list[Prompt]]:
+def told(params: ScanRun) -> tuple[list[PromptEntry], list[PromptEntry]]:
     """The prompts that are scanned, and the null prompts that they are compared with; see `to_scan`.
 
     What a person should know of them is said on standard error, once a process.
@@ -176,7 +176,7 @@ def check_scan(params: ScanRun, settled: bool = True) -> None:
     refuse(problems)
 
 
-def enough_nulls(nulls: Sequence[Prompt], alpha: float) -> None:
+def enough_nulls(nulls: Sequence[PromptEntry], alpha: float) -> None:
     """Raises InputError where there are too few null prompts for a rate of false alarms; those that share an image or
     their text count once."""
     different = scanning.different(nulls)

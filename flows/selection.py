@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from flows.settings import Settings
 from tasks.errors import InputError
-from tasks.subject import Asked, Kind
+from tasks.subject import Kind, Prompt
 from tasks.units import units
 
 
 class Selection:
     """The prompts of an audit by what they are for."""
 
-    def __init__(self, settings: Settings, prompts: Mapping[Kind, Sequence[Asked]]) -> None:
+    def __init__(self, settings: Settings, prompts: Mapping[Kind, Sequence[Prompt]]) -> None:
         """Chooses; the same prompts in the same order give the same choice.
 
         Args:
@@ -23,7 +23,7 @@ class Selection:
         remembered = {self.units[prompt.prompt_id] for prompt in prompts["memorized"]}
 
         # A memorized image is no control, and must not be trained back in, whatever caption it has, too.
-        def apart(some: Sequence[Asked]) -> list[Asked]:
+        def apart(some: Sequence[Prompt]) -> list[Prompt]:
             return [one for one in some if one.image_ids and self.units[one.prompt_id] not in remembered]
 
         every = list(prompts["ordinary"])
@@ -40,17 +40,17 @@ class Selection:
         self.controls = self.different(apart(self.ordinary))[: settings.controls]
         self.unseen = self.different(apart(self.nulls))[: settings.unseen]
 
-    def different(self, prompts: Sequence[Asked]) -> list[Asked]:
+    def different(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The first of the prompts with images that share one: an attack knows an image, not its captions, so that an
         image would be attacked as often as it has captions."""
-        found: dict[str, Asked] = {}
+        found: dict[str, Prompt] = {}
         for prompt in prompts:
             if prompt.image_ids:
                 found.setdefault(self.units[prompt.prompt_id], prompt)
         return list(found.values())
 
     @property
-    def pictured(self) -> tuple[list[Asked], list[Asked]]:
+    def pictured(self) -> tuple[list[Prompt], list[Prompt]]:
         """Memorized and ordinary prompts that have training images."""
         memorized, ordinary = (
             [prompt for prompt in prompts if prompt.image_ids] for prompts in (self.memorized, self.ordinary)
@@ -63,7 +63,7 @@ class Selection:
         return [prompt.text for prompt in (*self.memorized, *self.nulls, *self.ordinary)]
 
     @property
-    def erasable(self) -> list[Asked]:
+    def erasable(self) -> list[Prompt]:
         """Memorized prompts that fine-tuning can erase; none where there are no pictures to train on."""
         return self.pictured[0] if self.kept else []
 

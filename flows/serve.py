@@ -187,8 +187,8 @@ def _check_reach(host: str, port: int) -> None:
 def _check_free(host: str, port: int) -> None:
     """Raises InputError where something listens already; says what."""
     try:
-        for probe in listen(host, port):
-            probe.close()
+        for condition in listen(host, port):
+            condition.close()
     except OSError as error:
         held = f"{_holder(port)} has it" if error.errno == errno.EADDRINUSE else error.strerror
         raise InputError(f"{host}:{port} cannot be had ({held}): choose another --port") from error

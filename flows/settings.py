@@ -48,7 +48,7 @@ class Settings(BaseModel):
         description="pictures of null prompts attacked so, too: for models known never to have seen them",
     )
     starts: tuple[Start, ...] = Field(("prompt", "noise"), description="where attacks begin")
-    rival_starts: tuple[Start, ...] = Field(("noise",), description="those of them that rivals are attacked from")
+    baseline_starts: tuple[Start, ...] = Field(("noise",), description="those of them that rivals are attacked from")
     random_starts: tuple[Start, ...] = Field(
         ("prompt", "noise", "other"),
         description="those of them that random cuts are attacked from, the controls of cuts",

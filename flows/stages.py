@@ -12,7 +12,7 @@ from flows.check import check
 from flows.facts import facts_of
 from flows.lineage import task
 from flows.params import AuditParams
-from flows.plan import EXTRACTION, LOCALITY, Plan, Probe, pruned_of
+from flows.plan import EXTRACTION, LOCALITY, Condition, Plan, pruned_of
 from flows.ready import check_ready
 from flows.show import show, show_audit, show_chart, shown_progress, uri
 from tasks.attack import task as attacking
@@ -165,10 +165,10 @@ def attack(params: AuditParams) -> None:
     if not plan.attacked:
         _nothing("attacked", "--set attacked=N, with training images")
     with shown_progress("attack"):
-        for probe in plan.probes(plan.variants()):
-            if probe.start is not None:
-                dori = plan.dori(probe)
-                attack_images(plan.subject, probe.variant, probe.asked, plan.pool, dori, plan.settings.seed)
+        for condition in plan.conditions(plan.variants()):
+            if condition.start is not None:
+                dori = plan.dori(condition)
+                attack_images(plan.subject, condition.variant, condition.asked, plan.pool, dori, plan.settings.seed)
 
 
 @flow(name="diagnose", flow_run_name="diagnose")
@@ -240,7 +240,7 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
 
 @flow(name="evaluate", flow_run_name="evaluate")
 def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
-    """Pictures of every variant under every probe, their scores, and the figures of the audit.
+    """Pictures of every variant under every condition, their scores, and the figures of the audit.
 
     Args:
         audit_id: the audit that the figures belong to; the latest with these parameters if empty.
@@ -253,8 +253,8 @@ def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
     check_ready("evaluate", plan)
     audit_id = audit_of(plan, audit_id)
     with shown_progress("evaluate"):
-        for probe in plan.probes(plan.variants()):
-            evaluate_probe(plan, audit_id, probe, probe.name, probe.probe)
+        for condition in plan.conditions(plan.variants()):
+            evaluate_condition(plan, audit_id, condition, condition.name, condition.condition)
 
 
 @flow(name="report", flow_run_name="report")
@@ -274,10 +274,18 @@ def report(params: AuditParams, audit_id: str | None = None) -> Audited:
     subject, settings = plan.subject, plan.settings
     record = reporting.record_of(subject.open(), audit_id)
     variants = plan.variants()
-    probes = [probe for probe in plan.probes(variants) if probe.probe != EXTRACTION and probe.steps is None]
-    shown = {probe.label: plan.pictures(probe) for probe in probes}
-    own = [probe for probe in probes if probe.start is not None and subject.weights_of(probe.variant) == probe.variant]
-    searches = {_search_name(probe): plan.trigger_ids(probe) for probe in own}
+    conditions = [
+        condition
+        for condition in plan.conditions(variants)
+        if condition.condition != EXTRACTION and condition.steps is None
+    ]
+    shown = {condition.label: plan.pictures(condition) for condition in conditions}
+    own = [
+        condition
+        for condition in conditions
+        if condition.start is not None and subject.weights_of(condition.variant) == condition.variant
+    ]
+    searches = {_search_name(condition): plan.trigger_ids(condition) for condition in own}
     trained = {name: mitigating.history_of(subject, variants[name]) for name in settings.erase if name in variants}
     found = reporting.Localized(wanda=plan.wanda_id, control=plan.control_id, curve=plan.curve_id)
     path = reporting.page_path(subject, audit_id)
@@ -307,37 +315,37 @@ def audit_of(plan: Plan, audit_id: str | None) -> str:
     return str(max(mine, key=lambda row: row["started_at"])["audit_id"])
 
 
-def _evaluate(plan: Plan, audit_id: str, probe: Probe, name: str, kind: str) -> None:
-    """Pictures of one variant under one probe, their scores and figures. `name` and `kind` only name the task's run."""
-    subject, settings, wanted = plan.subject, plan.settings, plan.shots(probe)
-    ids = evaluating.generate_pictures(subject, probe.variant, probe.probe, wanted, settings.sampling)
-    if probe.probe == EXTRACTION:
-        where = (subject, probe.variant, probe.probe)
+def _evaluate(plan: Plan, audit_id: str, condition: Condition, name: str, kind: str) -> None:
+    """Pictures of a variant under a condition, their scores and figures. `name` and `kind` only name the task's run."""
+    subject, settings, wanted = plan.subject, plan.settings, plan.shots(condition)
+    ids = evaluating.generate_pictures(subject, condition.variant, condition.condition, wanted, settings.sampling)
+    if condition.condition == EXTRACTION:
+        where = (subject, condition.variant, condition.condition)
         found = evaluating.extraction_figures(*where, wanted, ids, settings.extraction, settings.sscd)
-        evaluating.write_figures(subject, audit_id, probe.name, probe.probe, found)
+        evaluating.write_figures(subject, audit_id, condition.name, condition.condition, found)
         return
-    evaluating.score_copies(subject, probe.variant, probe.probe, wanted, ids, settings.sscd)
+    evaluating.score_copies(subject, condition.variant, condition.condition, wanted, ids, settings.sscd)
     found = evaluating.copy_figures(subject, wanted, ids, settings.sscd)
-    found += evaluating.diversity_figure(subject, wanted, ids, settings.sscd)
+    found += evaluating.seed_similarity_figure(subject, wanted, ids, settings.sscd)
     originals: list[str] = []
-    if probe.variant != ORIGINAL and probe.start is None:
-        originals = evaluating.generation_ids(subject, ORIGINAL, probe.probe, wanted, settings.sampling)
-        evaluating.score_change(subject, probe.variant, probe.probe, ids, originals, settings.sscd)
+    if condition.variant != ORIGINAL and condition.start is None:
+        originals = evaluating.generation_ids(subject, ORIGINAL, condition.condition, wanted, settings.sampling)
+        evaluating.score_change(subject, condition.variant, condition.condition, ids, originals, settings.sscd)
         found += evaluating.change_figure(subject, wanted, ids, settings.sscd)
-    if probe.aligned:
-        evaluating.score_alignment(subject, probe.variant, probe.probe, wanted, ids, plan.clip)
+    if condition.aligned:
+        evaluating.score_alignment(subject, condition.variant, condition.condition, wanted, ids, plan.clip)
         found += evaluating.alignment_figures(subject, wanted, ids, originals, plan.clip)
-        found += evaluating.quality_figures(subject, probe.variant, probe.probe, wanted, ids, plan.clip)
-    if probe.variant == ORIGINAL and probe.probe == "prompt":
+        found += evaluating.quality_figures(subject, condition.variant, condition.condition, wanted, ids, plan.clip)
+    if condition.variant == ORIGINAL and condition.condition == "prompt":
         found += localizing.detection_figures(subject, plan.memorized, plan.ordinary, settings.nemo)
-    if probe.name in mitigating.RANDOM_CONTROLS and probe.probe == "prompt":
-        found.append(mitigating.shared_figure(subject, probe.variant))
-    evaluating.write_figures(subject, audit_id, probe.name, probe.probe, found)
+    if condition.name in mitigating.RANDOM_CONTROLS and condition.condition == "prompt":
+        found.append(mitigating.shared_figure(subject, condition.variant))
+    evaluating.write_figures(subject, audit_id, condition.name, condition.condition, found)
 
 
 try_triggers = task(_try, "try triggers", "generations", "scores", reads=("triggers",))
 write_diagnosis = task(_diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
-evaluate_probe = task(
+evaluate_condition = task(
     _evaluate,
     "evaluate",
     "generations",
@@ -354,6 +362,6 @@ def _nothing(done: str, how: str) -> None:
         get_run_logger().warning("nothing is %s: %s", done, how)
 
 
-def _search_name(probe: Probe) -> str:
-    kind = {"control": ", never memorized", "unseen": ", never seen"}.get(probe.probe.rpartition("-")[2], "")
-    return f"{probe.name}, from {probe.start}{kind}"
+def _search_name(condition: Condition) -> str:
+    kind = {"control": ", never memorized", "unseen": ", never seen"}.get(condition.condition.rpartition("-")[2], "")
+    return f"{condition.name}, from {condition.start}{kind}"

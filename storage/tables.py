@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 3
+VERSION = 4
 """Version of the schemas; raise it whenever a column is added or removed, or changes its name, type or meaning.
 
 Parts of two schemas must not meet in one store: a view takes its columns from the first part it finds, so a column that
@@ -208,10 +208,12 @@ _ALL = (
     _table(
         "generations",
         "a generated image",
-        "model_id variant probe",
+        "model_id variant condition",
         _MODEL,
         _VARIANT,
-        column("probe", TEXT, "what was asked of the variant: 'prompt', 'dori-noise', 'effort-100', 'ordinary', ..."),
+        column(
+            "condition", TEXT, "what was asked of the variant: 'prompt', 'dori-noise', 'effort-100', 'ordinary', ..."
+        ),
         column("prompt_id", TEXT, "the prompt; null when generated from a trigger alone", optional=True),
         column("trigger_id", TEXT, "the trigger; null when generated from a prompt", optional=True),
         column("seed", COUNT, "seed of the initial noise"),
@@ -230,11 +232,11 @@ _ALL = (
     ),
     _table(
         "metrics",
-        "one figure of one variant under one probe",
+        "one figure of one variant under one condition",
         "audit_id",
         _AUDIT,
         _METHOD,
-        column("probe", TEXT, "what was asked of the variant; null when the figure needs none", optional=True),
+        column("condition", TEXT, "what was asked of the variant; null when the figure needs none", optional=True),
         column("metric", TEXT, "the measure, e.g. 'mr', 'sscd_orig_median', 'fid'"),
         column("value", FLOAT, "the figure; null when there was nothing to measure", optional=True),
         column("low", FLOAT, "lower end of its interval", optional=True),
@@ -243,11 +245,11 @@ _ALL = (
     ),
     _table(
         "evidence",
-        "the pictures whose scores the figures of one variant under one probe rest on",
+        "the pictures whose scores the figures of one variant under one condition rest on",
         "audit_id",
         _AUDIT,
         _METHOD,
-        column("probe", TEXT, "what was asked of the variant"),
+        column("condition", TEXT, "what was asked of the variant"),
         column("metric", TEXT, "the kind of score, as `scores` has it", values="sscd clip"),
         column("scorer", TEXT, "the model the scores were made with"),
         column("generation_ids", pa.list_(TEXT), "the pictures"),
@@ -290,7 +292,7 @@ _ALL = (
     ),
     _table(
         "accepted",
-        "a person's word that an audit is the standard later ones are compared with",
+        "a person's word that an audit is the baseline that later ones are compared with",
         "",
         _AUDIT,
         column("accepted_at", TIME, "when"),
@@ -301,7 +303,7 @@ _ALL = (
         "",
         column("name", TEXT, "what the model is registered as"),
         _AUDIT,
-        column("standard", TEXT, "the audit it was compared with; null where there was none", optional=True),
+        column("baseline", TEXT, "the audit it was compared with; null where there was none", optional=True),
         column("outcome", TEXT, "'first' or 'no regression' or 'regression'"),
         column("told_at", TIME, "when"),
     ),

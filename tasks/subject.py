@@ -79,7 +79,7 @@ class Subject(BaseModel):
         """Whether a variant is another model for each prompt, which `load` must then be told."""
         return variant != ORIGINAL and self._row(variant)["method"] in OWN_CUTS
 
-    def embed(self, asked: Sequence["Asked"]) -> torch.Tensor:
+    def embed(self, asked: Sequence["Prompt"]) -> torch.Tensor:
         """Embeddings (n, rows, width) of prompts, or of triggers of the original model, on its device.
 
         Raises:
@@ -177,7 +177,7 @@ class Subject(BaseModel):
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompt:
     """One prompt of the set."""
 
     prompt_id: str
@@ -197,7 +197,7 @@ class Asked:
         return f"localize/{self.image_ids[0] if self.trigger else self.prompt_id}"
 
 
-def as_prompts(triggers: Mapping[str, Sequence[str]], asked: Sequence[Asked]) -> list[Asked]:
+def as_prompts(triggers: Mapping[str, Sequence[str]], asked: Sequence[Prompt]) -> list[Prompt]:
     """Triggers of these prompts' images, to be collected and localized like prompts.
 
     Args:
@@ -210,7 +210,7 @@ def as_prompts(triggers: Mapping[str, Sequence[str]], asked: Sequence[Asked]) ->
     ]
 
 
-def prompts_of(subject: Subject, kind: Kind, limit: int | None = None) -> list[Asked]:
+def prompts_of(subject: Subject, kind: Kind, limit: int | None = None) -> list[Prompt]:
     """Prompts of one kind, the first of each subset first, then the second of each, so that a few speak for all.
 
     Args:
@@ -225,11 +225,11 @@ def prompts_of(subject: Subject, kind: Kind, limit: int | None = None) -> list[A
     return in_turns(rows)[:limit]
 
 
-def in_turns(rows: Sequence[Mapping[str, Any]]) -> list[Asked]:
+def in_turns(rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:
     """Prompts of rows of the table `prompts`, the first of each subset first, then the second of each."""
-    by_subset: dict[str | None, list[Asked]] = {}
+    by_subset: dict[str | None, list[Prompt]] = {}
     for row in rows:
-        asked = Asked(
+        asked = Prompt(
             row["prompt_id"],
             row["text"],
             row["kind"],
@@ -241,7 +241,7 @@ def in_turns(rows: Sequence[Mapping[str, Any]]) -> list[Asked]:
     return [asked for turn in zip_longest(*by_subset.values()) for asked in turn if asked is not None]
 
 
-def units_of(subject: Subject, asked: Sequence[Asked]) -> dict[str, str]:
+def units_of(subject: Subject, asked: Sequence[Prompt]) -> dict[str, str]:
     """By prompt id, what counts once; see `tasks.units`. What links two prompts may be a third one of the set, of any
     kind, whether or not it is asked, so that n of a small audit is part of that of a large one."""
     columns = ["prompt_id", "text", "image_ids"]

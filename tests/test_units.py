@@ -14,7 +14,7 @@ from tasks.attack.extraction import precision_recall
 from tasks.evaluate import figures
 from tasks.evaluate import task as door
 from tasks.evaluate.clip_score import ClipParams
-from tasks.evaluate.figures import Figure
+from tasks.evaluate.figures import Estimate
 from tasks.evaluate.sscd import SscdParams, scorer_of
 from tasks.evaluate.task import Shot
 from tasks.localize.detection import DetectionParams
@@ -23,7 +23,7 @@ from tasks.report.markdown import figures_text
 from tasks.report.report import Report, render, table_text
 from tasks.report.task import rows_of
 from tasks.report.verdict import verdict
-from tasks.subject import Asked, Subject, units_of
+from tasks.subject import Prompt, Subject, units_of
 from tasks.units import Link, counted, spelling, units
 
 SSCD = SscdParams()
@@ -81,8 +81,8 @@ def test_images_link_through_prompts_and_prompts_through_images() -> None:
     assert counted(["a", "d"], found, "memorized") == "2 memorized"
 
 
-def asked(name: str, *images: str, kind: str | None = None) -> Asked:
-    return Asked(name, name, "memorized", kind, "one subset", images)
+def asked(name: str, *images: str, kind: str | None = None) -> Prompt:
+    return Prompt(name, name, "memorized", kind, "one subset", images)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def subject(tmp_path: Path) -> Subject:
     return Subject(store=str(tmp_path / "store"), model=str(tmp_path), prompt_set="none", device="cpu")
 
 
-def keep(subject: Subject, prompts: list[Asked], prompt_set: str = "none") -> None:
+def keep(subject: Subject, prompts: list[Prompt], prompt_set: str = "none") -> None:
     names = ("prompt_id", "text", "kind", "memorization", "subset", "image_ids")
     rows = [{name: getattr(prompt, name) for name in names} for prompt in prompts]
     subject.open().write("prompts", prompt_set, rows, prompt_set=prompt_set)
@@ -136,7 +136,7 @@ def test_five_captions_of_one_image_are_one_case(captions: tuple[Subject, list[S
     found = {figure.metric: figure for figure in door.copy_figures(subject, shots, ids, SSCD)}
     assert {(figure.n, figure.prompts) for figure in found.values()} == {(2, 6)}
     low, high = figures.clopper_pearson(1, 2)
-    assert found["mr"] == Figure("mr", 0.5, low, high, 2, 6)  # any caption
+    assert found["mr"] == Estimate("mr", 0.5, low, high, 2, 6)  # any caption
     assert found["mr_generations"].value == pytest.approx((1 / 10 + 0) / 2)
     assert found["sscd_orig_max"].value == pytest.approx((0.9 + 0.3) / 2)
     assert found["sscd_orig_median"].value == pytest.approx(0.3)
@@ -166,7 +166,7 @@ def test_nothing_is_said_of_prompts_where_each_has_an_image_of_its_own(subject: 
 Scores = list[list[float]]
 """Of each image, what the seeds of its prompt score."""
 
-TAKEN: dict[str, Callable[[figures.ByUnit], list[Figure]]] = {
+TAKEN: dict[str, Callable[[figures.ByUnit], list[Estimate]]] = {
     "sscd": lambda rows: [figures.mr(rows), figures.mr_generations(rows), *figures.sscd_orig(rows)],
     "sscd_gen": lambda rows: [figures.sscd_gen(rows)],
     "sscd_pair": lambda rows: [figures.similar_seeds(rows)],
@@ -218,7 +218,7 @@ def test_alignment_and_seeds_count_images_too(
     assert (clip.n, clip.prompts, kept.n, kept.prompts) == (2, 6, 2, 6) and kept.value == 0.5
     pairs = {(f"{name}/0", f"{name}/1"): 0.6 for name in dict.fromkeys(shot.prompt.prompt_id for shot in shots)}
     scored(subject, pairs, "sscd_pair")
-    (alike,) = door.diversity_figure(subject, shots, ids, SSCD)
+    (alike,) = door.seed_similarity_figure(subject, shots, ids, SSCD)
     assert (alike.value, alike.n, alike.prompts) == (0.6, 2, 6)
     scored(subject, dict.fromkeys(zip(ids, originals, strict=True), 0.4), "sscd_gen")
     (change,) = door.change_figure(subject, shots, ids, SSCD)

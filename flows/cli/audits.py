@@ -84,7 +84,7 @@ for _name, _words in (
     ("mitigate", "Make the variants: cut, trained, or defended at inference."),
     ("attack", "Search adversarial embeddings on every variant that claims to have forgotten."),
     ("diagnose", "Ask many triggers of one picture whether memory is local."),
-    ("evaluate", "Make pictures of every variant under every probe, and measure them."),
+    ("evaluate", "Make pictures of every variant under every condition, and measure them."),
     ("report", "Write the page of an audit."),
 ):
     _stage(_name, _words)

@@ -4,7 +4,7 @@
 -- $audit_id: NULL for none.
 
 WITH pictures AS (
-    SELECT variant, probe, metric, scorer, unnest(generation_ids) AS generation_id
+    SELECT variant, condition, metric, scorer, unnest(generation_ids) AS generation_id
     FROM evidence
     WHERE audit_id = $audit_id
 ),
@@ -14,7 +14,7 @@ own AS (
     WHERE prompt_set IN (SELECT prompt_set FROM audits WHERE audit_id = $audit_id)
 )
 SELECT
-    pictures.variant, pictures.probe, pictures.metric, pictures.scorer,
+    pictures.variant, pictures.condition, pictures.metric, pictures.scorer,
     prompt_id, trigger_id, seed, generation_id,
     max(scores.value) AS value
 FROM pictures

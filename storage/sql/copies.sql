@@ -1,4 +1,4 @@
--- Copies: images that each variant under each probe reproduces, verbatim and template apart, and how many were asked for.
+-- Copies: images that each variant under each condition reproduces, verbatim and template apart, and how many were asked for.
 -- Of all audits together, whatever their steps and seeds: the figures of one audit are in `metrics`.
 -- Prompts that share an image, or whose texts differ in case and spaces only, count together, as in `metrics`; prompts
 -- are counted beside them, and share_of_generations is the mean over images of the share of an image's generations.
@@ -35,7 +35,7 @@ units AS (
 ),
 counted AS (
     SELECT
-        model_id, variant, probe, memorization, scorer,
+        model_id, variant, condition, memorization, scorer,
         coalesce(unit, prompt_id, trigger_id) AS unit,
         count(*) AS generations,
         count(DISTINCT coalesce(prompt_id, trigger_id)) AS prompts,
@@ -50,7 +50,7 @@ counted AS (
     GROUP BY ALL
 )
 SELECT
-    model_id, variant, probe, memorization, scorer,
+    model_id, variant, condition, memorization, scorer,
     sum(generations)::BIGINT AS generations,
     sum(prompts)::BIGINT AS prompts,
     count(*) AS asked,
@@ -59,4 +59,4 @@ SELECT
     list_median(flatten(list(found))) AS median_score
 FROM counted
 GROUP BY ALL
-ORDER BY model_id, variant, probe, memorization, scorer
+ORDER BY model_id, variant, condition, memorization, scorer

@@ -12,7 +12,7 @@ SELECT
     pairs.audit_id,
     pairs.previous_id,
     EXISTS (FROM accepted WHERE accepted.audit_id = pairs.previous_id) AS previous_accepted,
-    now.variant, now.probe, now.metric,
+    now.variant, now.condition, now.metric,
     now.value, now.low, now.high, now.n,
     before.value AS previous_value, before.low AS previous_low, before.high AS previous_high, before.n AS previous_n,
     now.value - before.value AS change,
@@ -22,5 +22,5 @@ JOIN metrics AS now ON now.audit_id = pairs.audit_id
 LEFT JOIN metrics AS before
     ON before.audit_id = pairs.previous_id
     AND before.variant = now.variant
-    AND before.probe IS NOT DISTINCT FROM now.probe
+    AND before.condition IS NOT DISTINCT FROM now.condition
     AND before.metric = now.metric

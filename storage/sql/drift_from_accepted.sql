@@ -7,7 +7,7 @@ WITH asked AS (
     ORDER BY started_at DESC, audit_id
     LIMIT 1
 ),
-standard AS (
+baseline AS (
     SELECT audited.audit_id
     FROM audited
     JOIN accepted USING (audit_id)
@@ -21,18 +21,18 @@ standard AS (
 )
 SELECT
     asked.audit_id,
-    standard.audit_id AS accepted_id,
-    now.variant, now.probe, now.metric,
+    baseline.audit_id AS accepted_id,
+    now.variant, now.condition, now.metric,
     now.value, now.low, now.high,
     before.value AS accepted_value, before.low AS accepted_low, before.high AS accepted_high,
     now.value - before.value AS change,
     now.low > before.high OR now.high < before.low AS apart
 FROM asked
 JOIN metrics AS now USING (audit_id)
-LEFT JOIN standard ON true
+LEFT JOIN baseline ON true
 LEFT JOIN metrics AS before
-    ON before.audit_id = standard.audit_id
+    ON before.audit_id = baseline.audit_id
     AND before.variant = now.variant
-    AND before.probe IS NOT DISTINCT FROM now.probe
+    AND before.condition IS NOT DISTINCT FROM now.condition
     AND before.metric = now.metric
-ORDER BY abs(change) DESC NULLS LAST, now.metric, now.probe, now.variant
+ORDER BY abs(change) DESC NULLS LAST, now.metric, now.condition, now.variant

@@ -20,13 +20,13 @@ from tasks.diffusion.sampling import encode
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.progress import progress
-from tasks.subject import Asked, Subject, shards
+from tasks.subject import Prompt, Subject, shards
 
 VERSION = "dori/2"
 
 
 def attack_images(
-    subject: Subject, variant: str, asked: Sequence[Asked], pool: Sequence[str], params: DoriParams, seed: int = 0
+    subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
 ) -> dict[str, list[str]]:
     """Searches triggers for the first image of each prompt.
 
@@ -85,14 +85,14 @@ def attack_images(
 
 
 def triggers_of(
-    subject: Subject, variant: str, asked: Sequence[Asked], pool: Sequence[str], params: DoriParams, seed: int = 0
+    subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
 ) -> dict[str, list[str]]:
     """The ids that `attack_images` gives, whether or not it ran yet."""
     return _by_prompt(asked, _names(subject, subject.weights_of(variant), asked, pool, params, seed), params)
 
 
 def starts_of(
-    subject: Subject, variant: str, asked: Sequence[Asked], pool: Sequence[str], params: DoriParams, seed: int = 0
+    subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
 ) -> dict[str, list[str]]:
     """The ids of where these searches began, if `params.also_at` asked for 0 steps: triggers like others."""
     return triggers_of(subject, variant, asked, pool, params.model_copy(update={"steps": 0, "also_at": ()}), seed)
@@ -120,9 +120,9 @@ class Diagnosis:
 
 def diagnose(
     subject: Subject,
-    triggers: Sequence[Asked],
+    triggers: Sequence[Prompt],
     restarts: Sequence[int],
-    others: Sequence[Asked],
+    others: Sequence[Prompt],
     pool: Sequence[str],
     params: DoriParams,
     seed: int = 0,
@@ -166,7 +166,7 @@ def _budgets(params: DoriParams) -> list[int]:
 
 
 def _by_prompt(
-    asked: Sequence[Asked], names: Mapping[tuple[str, int, int], str], params: DoriParams
+    asked: Sequence[Prompt], names: Mapping[tuple[str, int, int], str], params: DoriParams
 ) -> dict[str, list[str]]:
     return {
         p.prompt_id: [names[p.prompt_id, restart, params.steps] for restart in range(params.restarts)] for p in asked
@@ -174,7 +174,7 @@ def _by_prompt(
 
 
 def _names(
-    subject: Subject, variant: str, asked: Sequence[Asked], pool: Sequence[str], params: DoriParams, seed: int
+    subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int
 ) -> dict[tuple[str, int, int], str]:
     """Trigger ids by prompt id, restart and number of steps."""
     settings = params.model_dump(exclude={"images_at_once", "also_at", "restarts"})

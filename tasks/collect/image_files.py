@@ -11,7 +11,7 @@ from typing import IO
 
 from PIL import Image, ImageOps, features
 
-from tasks.collect.prompt_files import Prompt, endless, few, read_file, shortened
+from tasks.collect.prompt_files import PromptEntry, endless, few, read_file, shortened
 from tasks.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", *(["AVIF"] if features.check("avif") else []))
@@ -70,7 +70,7 @@ class Found:
     """By the text of the prompt."""
     problems: list[str]
     notices: list[str]
-    bare: list[Prompt]
+    bare: list[PromptEntry]
     """Prompts that have none."""
 
 
@@ -118,7 +118,7 @@ def header_of(name: str, data: IO[bytes], whole: bool = False) -> Header:
         raise InputError(f"{name} cannot be read as an image ({_why(data, error)}): replace it or remove it") from error
 
 
-def find_images(prompts: Sequence[Prompt], folder: Path, others: Sequence[Prompt] = ()) -> Found:
+def find_images(prompts: Sequence[PromptEntry], folder: Path, others: Sequence[PromptEntry] = ()) -> Found:
     """Training images in a folder, by the text of their prompt.
 
     Files are matched by the path below the folder or the name that the prompt file gives; where none is called so, by
@@ -231,8 +231,8 @@ def _notices(
     folder: Path,
     files: Sequence[Path],
     found: Mapping[str, list[Path]],
-    prompts: Sequence[Prompt],
-    others: Sequence[Prompt],
+    prompts: Sequence[PromptEntry],
+    others: Sequence[PromptEntry],
 ) -> list[str]:
     """What a person may not have meant."""
     notices = []

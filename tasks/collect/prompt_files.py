@@ -37,7 +37,7 @@ MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptEntry:
     """One prompt as a file gives it."""
 
     text: str
@@ -62,7 +62,7 @@ class Prompt:
 class Read:
     """What a file of prompts holds, and what is wrong with it."""
 
-    prompts: list[Prompt]
+    prompts: list[PromptEntry]
     """Each text once, in the file's order."""
     problems: list[str]
     """For which the file must be refused, each with its line."""
@@ -76,7 +76,7 @@ Record = tuple[str, Mapping[str, Any]]
 """Where a prompt stands, and what is said of it, by names in lower case."""
 
 
-def read_prompts(path: Path, kind: Kind = "memorized") -> list[Prompt]:
+def read_prompts(path: Path, kind: Kind = "memorized") -> list[PromptEntry]:
     """The prompts of a file, each text once, in the file's order; see `read_file`.
 
     Raises:
@@ -122,7 +122,7 @@ def prompts_of(path: Path, records: Iterable[Record], kind: Kind, problems: list
     Args:
         problems, notices: what was and is found to be wrong meanwhile is added.
     """
-    found: dict[str, Prompt] = {}
+    found: dict[str, PromptEntry] = {}
     differing: list[str] = []
     urls = ""
     for source, record in records:
@@ -167,7 +167,7 @@ def endless(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def two_kinds(first: Prompt, second: Prompt) -> str:
+def two_kinds(first: PromptEntry, second: PromptEntry) -> str:
     """That a text stands under two kinds."""
     both = f"{first.kind} at {first.place} and as {second.kind} at {second.place}"
     return f"{first.text[:60]!r} stands as {both}: leave it in one place"
@@ -196,7 +196,7 @@ def has_words(text: str) -> bool:
     return any(unicodedata.category(sign) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for sign in text)
 
 
-def _prompt(source: str, record: Mapping[str, Any], kind: Kind, problems: list[str]) -> Prompt | None:
+def _prompt(source: str, record: Mapping[str, Any], kind: Kind, problems: list[str]) -> PromptEntry | None:
     """A record as a prompt; none, and what is wrong with it, where it is none."""
     cells = {name: _cell(value) for name, value in record.items()}
     if nested := [
@@ -224,7 +224,7 @@ def _prompt(source: str, record: Mapping[str, Any], kind: Kind, problems: list[s
         return None
     named = next((told[name] for name in IMAGE if told.get(name)), "")
     memorization = (told.get("memorization") or told.get("type") or "").strip().upper()
-    return Prompt(
+    return PromptEntry(
         text=text,
         kind=cast(Kind, own),
         memorization=cast(Literal["VM", "TM"], memorization) if memorization in ("VM", "TM") else None,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tasks.collect.prompt_files import SHOWN, Kind, Prompt, few, shortened
+from tasks.collect.prompt_files import SHOWN, Kind, PromptEntry, few, shortened
 from tasks.diffusion.tokens import LongPrompts, Tokenizers
 
 KINDS: dict[Kind, str] = {"memorized": "memorized", "null": "null", "ordinary": "ordinary"}
@@ -17,7 +17,7 @@ KINDS: dict[Kind, str] = {"memorized": "memorized", "null": "null", "ordinary": 
 class Tokenized:
     """Prompts as a model reads them."""
 
-    prompts: list[Prompt]
+    prompts: list[PromptEntry]
     """Those that stay: all, but for long ones that are left out."""
     problems: list[str]
     notices: list[str]
@@ -26,7 +26,7 @@ class Tokenized:
 
 
 def tokenized(
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptEntry],
     tokenizers: Tokenizers,
     long_prompts: LongPrompts,
     kinds: Mapping[Kind, str] = KINDS,
@@ -58,7 +58,7 @@ def tokenized(
 
 
 def same_prompts(
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptEntry],
     kept: Sequence[bytes | str],
     long: Iterable[str] = frozenset(),
     kinds: Mapping[Kind, str] = KINDS,
@@ -69,11 +69,11 @@ def same_prompts(
         kept: what the model reads of each prompt.
         long: texts of those that it does not read to their end.
     """
-    groups: dict[bytes | str, list[Prompt]] = {}
+    groups: dict[bytes | str, list[PromptEntry]] = {}
     for prompt, ids in zip(prompts, kept, strict=True):
         groups.setdefault(ids, []).append(prompt)
     # Where a tokenizer tells capitals or forms of a letter apart, a reader hardly does.
-    folded: dict[bytes | str, list[Prompt]] = {}
+    folded: dict[bytes | str, list[PromptEntry]] = {}
     for prompt in prompts:
         folded.setdefault(_folded(prompt.text), []).append(prompt)
     ids_of = {prompt.text: ids for prompt, ids in zip(prompts, kept, strict=True)}
@@ -99,7 +99,7 @@ def same_prompts(
     return [*few(apart, "of such pairs"), *few(alike, "of such groups")]
 
 
-def _refused(long: Sequence[tuple[Prompt, int]], most: int) -> list[str]:
+def _refused(long: Sequence[tuple[PromptEntry, int]], most: int) -> list[str]:
     """Every prompt that is too long, with its line and its tokens; those behind the first on one line."""
     what = f"tokens, and the model reads {most}: shorten it, or take --long-prompts truncate or skip"
     lines = [f"{prompt.place}: {count} {what}" for prompt, count in long[:SHOWN]]
@@ -108,7 +108,7 @@ def _refused(long: Sequence[tuple[Prompt, int]], most: int) -> list[str]:
     return lines
 
 
-def _of_kinds(long: Sequence[tuple[Prompt, int]], kinds: Mapping[Kind, str]) -> str:
+def _of_kinds(long: Sequence[tuple[PromptEntry, int]], kinds: Mapping[Kind, str]) -> str:
     """How many of which kind, with the verb behind."""
     found = Counter(kinds[prompt.kind] for prompt, _ in long)
     what = "prompt" if len(long) == 1 else "prompts"

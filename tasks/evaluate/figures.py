@@ -22,8 +22,8 @@ ByUnit = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure of one variant under one probe."""
+class Estimate:
+    """One figure of one variant under one condition."""
 
     metric: str
     value: float
@@ -55,7 +55,7 @@ def nearest(generated: np.ndarray, originals: np.ndarray) -> np.ndarray:
     return np.asarray(similarity(generated, originals).max(1))
 
 
-def mr(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Figure:
+def mr(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Estimate:
     """Memorization rate: the share of units with any picture above the threshold; Clopper-Pearson interval.
 
     The question is whether an image is brought back at all, by any of its captions: one that leaks it is a leak,
@@ -64,10 +64,10 @@ def mr(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Figure:
     """
     copied = [bool((seeds > threshold).any()) for seeds in _filled(similarities)]
     low, high = clopper_pearson(sum(copied), len(copied))
-    return Figure("mr", sum(copied) / len(copied), low, high, len(copied))
+    return Estimate("mr", sum(copied) / len(copied), low, high, len(copied))
 
 
-def mr_generations(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Figure:
+def mr_generations(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Estimate:
     """The share of a unit's pictures above the threshold, averaged over units: MR counted by pictures.
 
     Kowalczuk et al. report the "share of images" above the threshold, which may be this or that of training images.
@@ -77,10 +77,10 @@ def mr_generations(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> F
     """
     shares = [float((seeds > threshold).mean()) for seeds in _filled(similarities)]
     total = math.fsum(shares)
-    return Figure("mr_generations", total / len(shares), *clopper_pearson(total, len(shares)), len(shares))
+    return Estimate("mr_generations", total / len(shares), *clopper_pearson(total, len(shares)), len(shares))
 
 
-def sscd_orig(similarities: ByUnit) -> list[Figure]:
+def sscd_orig(similarities: ByUnit) -> list[Estimate]:
     """Similarity to the training picture: the maximum and the median over a unit's pictures, each in four figures.
 
     `sscd_orig_max` and `sscd_orig_median` are medians over units, `..._mad` the median absolute deviation beside them
@@ -99,12 +99,12 @@ def sscd_orig(similarities: ByUnit) -> list[Figure]:
     return out
 
 
-def sscd_gen(similarities: ByUnit) -> Figure:
+def sscd_gen(similarities: ByUnit) -> Estimate:
     """Mitigated against unmitigated generations of the same seed: median over a unit's pictures, then over units."""
     return _over_units("sscd_gen", np.array([np.median(seeds) for seeds in _filled(similarities)]), np.median)
 
 
-def diversity(embeddings: ByUnit, metric: str = "diversity") -> Figure:
+def seed_similarity(embeddings: ByUnit, metric: str = "seed_similarity") -> Estimate:
     """Median pairwise cosine between seeds of one prompt, then the median over prompts; lower is more diverse.
 
     Where prompts share an image, gather the pairs within each prompt by unit, for `similar_seeds`: pictures of
@@ -119,29 +119,31 @@ def diversity(embeddings: ByUnit, metric: str = "diversity") -> Figure:
     values = []
     for name, seeds in embeddings.items():
         if len(seeds) < 2:
-            raise InputError(f"diversity needs two seeds a prompt, {name} has {len(seeds)}: generate with more seeds")
+            raise InputError(
+                f"seed_similarity needs two seeds a prompt, {name} has {len(seeds)}: generate with more seeds"
+            )
         values.append(np.median(similarity(seeds, seeds)[np.triu_indices(len(seeds), 1)]))
     return _over_units(metric, np.array(values), np.median)
 
 
-def similar_seeds(similarities: ByUnit) -> Figure:
-    """`diversity` from cosines between seeds that are known already, (pairs,) of each unit's prompts."""
-    return _over_units("diversity", np.array([np.median(pairs) for pairs in _filled(similarities)]), np.median)
+def similar_seeds(similarities: ByUnit) -> Estimate:
+    """`seed_similarity` from cosines between seeds that are known already, (pairs,) of each unit's prompts."""
+    return _over_units("seed_similarity", np.array([np.median(pairs) for pairs in _filled(similarities)]), np.median)
 
 
-def clip(scores: ByUnit) -> Figure:
+def clip(scores: ByUnit) -> Estimate:
     """Mean CLIP cosine of picture and prompt: mean over a unit's pictures, then over units."""
     return _over_units("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)
 
 
-def clip_kept(scores: ByUnit, originals: ByUnit) -> Figure:
+def clip_kept(scores: ByUnit, originals: ByUnit) -> Estimate:
     """Mean CLIP cosine as a share of the original model's, of the same prompts; the interval knows them for pairs."""
     if scores.keys() != originals.keys():
         raise ValueError("pictures of the same prompts are compared with each other")
     own = np.array([seeds.mean() for seeds in _filled(scores)])
     others = np.array([originals[name].mean() for name in scores])
     low, high = (of_ratio(own, others) if len(own) > 1 else None) or (None, None)
-    return Figure("clip_kept", float(own.mean() / others.mean()), low, high, len(own))
+    return Estimate("clip_kept", float(own.mean() / others.mean()), low, high, len(own))
 
 
 def mad(values: np.ndarray, *, axis: int = -1) -> np.ndarray:
@@ -149,7 +151,7 @@ def mad(values: np.ndarray, *, axis: int = -1) -> np.ndarray:
     return np.asarray(np.median(np.abs(values - np.median(values, axis, keepdims=True)), axis))
 
 
-def auc(memorized: np.ndarray, others: np.ndarray) -> Figure:
+def auc(memorized: np.ndarray, others: np.ndarray) -> Estimate:
     """Area under the ROC curve of a detector whose score is higher for memorized prompts; Newcombe's interval.
 
     Its n counts both groups. Where one of them is a single unit there is no interval: one says nothing of how units of
@@ -160,10 +162,10 @@ def auc(memorized: np.ndarray, others: np.ndarray) -> Figure:
     """
     area, sizes = _auc(memorized, others), (len(memorized), len(others))
     low, high = of_auc(area, *sizes) if min(sizes) > 1 else (None, None)
-    return Figure("auc", area, low, high, sum(sizes))
+    return Estimate("auc", area, low, high, sum(sizes))
 
 
-def tpr_at_1fpr(memorized: np.ndarray, others: np.ndarray) -> Figure:
+def tpr_at_1fpr(memorized: np.ndarray, others: np.ndarray) -> Estimate:
     """Share of memorized prompts above the lowest threshold that at most 1 % of the others exceed; Clopper-Pearson.
 
     Of fewer than 100 others none may exceed it: then it is the rate at no false positive among so few, which says
@@ -178,7 +180,7 @@ def tpr_at_1fpr(memorized: np.ndarray, others: np.ndarray) -> Figure:
     threshold = np.sort(others)[::-1][len(others) // 100]
     found = int((memorized > threshold).sum())
     low, high = clopper_pearson(found, len(memorized))
-    return Figure("tpr_at_1fpr", found / len(memorized), low, high, len(memorized))
+    return Estimate("tpr_at_1fpr", found / len(memorized), low, high, len(memorized))
 
 
 def _auc(memorized: np.ndarray, others: np.ndarray) -> float:
@@ -196,8 +198,8 @@ def _filled(rows: ByUnit) -> list[np.ndarray]:
     return list(rows.values())
 
 
-def _over_units(metric: str, values: np.ndarray, statistic: Statistic) -> Figure:
+def _over_units(metric: str, values: np.ndarray, statistic: Statistic) -> Estimate:
     low, high = interval(values, statistic) or (None, None)
     # What one value deviates by is 0, which would say that it is sure.
     lone = len(values) == 1 and statistic in (mad, np.std)
-    return Figure(metric, math.nan if lone else float(statistic(values, axis=-1)), low, high, len(values))
+    return Estimate(metric, math.nan if lone else float(statistic(values, axis=-1)), low, high, len(values))

@@ -14,7 +14,7 @@ little. Of fewer than `LEAST` different images both are noise, and an audit give
 import numpy as np
 
 from tasks.errors import InputError
-from tasks.evaluate.figures import Figure
+from tasks.evaluate.figures import Estimate
 from tasks.evaluate.intervals import FEW
 
 LEAST = FEW
@@ -22,7 +22,7 @@ LEAST = FEW
 one feature has an interval."""
 
 
-def fid(generated: np.ndarray, real: np.ndarray, metric: str = "fid") -> Figure:
+def fid(generated: np.ndarray, real: np.ndarray, metric: str = "fid") -> Estimate:
     """Fréchet distance between Gaussians fitted to features (n, width) and (m, width).
 
     Biased upwards on small sets: compare only figures of sets of the same size.
@@ -37,10 +37,10 @@ def fid(generated: np.ndarray, real: np.ndarray, metric: str = "fid") -> Figure:
     ra, rb = (np.linalg.qr(x - x.mean(0), mode="r") / np.sqrt(len(x) - 1) for x in (a, b))
     overlap = np.linalg.svd(ra @ rb.T, compute_uv=False).sum()
     value = shift + np.square(ra).sum() + np.square(rb).sum() - 2 * overlap
-    return Figure(metric, max(float(value), 0.0), None, None, len(a))
+    return Estimate(metric, max(float(value), 0.0), None, None, len(a))
 
 
-def kid(generated: np.ndarray, real: np.ndarray, metric: str = "kid") -> Figure:
+def kid(generated: np.ndarray, real: np.ndarray, metric: str = "kid") -> Estimate:
     """Unbiased squared maximum mean discrepancy under the kernel (x'y / width + 1)^3; may fall a little below 0.
 
     Taken once over all pictures rather than averaged over random subsets, so it needs no seed.
@@ -53,7 +53,7 @@ def kid(generated: np.ndarray, real: np.ndarray, metric: str = "kid") -> Figure:
     """
     a, b = _features(generated, real)
     same = sum(_off_diagonal_mean(_kernel(x, x)) for x in (a, b))
-    return Figure(metric, float(same - 2 * _kernel(a, b).mean()), None, None, len(a))
+    return Estimate(metric, float(same - 2 * _kernel(a, b).mean()), None, None, len(a))
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

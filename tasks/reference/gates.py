@@ -106,10 +106,10 @@ def cuts(rows: Sequence[Row], share_cut: Mapping[str, float], sparsity: float) -
         share_cut: by variant, the share of the site's weights or neurons that were cut.
         sparsity: Wanda's, of each step; the union over steps cuts more.
     """
-    found = {(row.variant, row.probe, row.metric): row.value for row in rows}
+    found = {(row.variant, row.condition, row.metric): row.value for row in rows}
 
-    def figure(variant: str, metric: str = "mr", probe: str = "prompt") -> float:
-        return found.get((variant, probe, metric), float("nan"))
+    def figure(variant: str, metric: str = "mr", condition: str = "prompt") -> float:
+        return found.get((variant, condition, metric), float("nan"))
 
     return [
         Gate("cut: planted MR after Wanda", figure("wanda"), "<=", 0.2),

@@ -2,7 +2,7 @@
 
 Every figure that both audits have is shown with its difference and a 95 % interval of that. The interval is recovered
 from the intervals of the two figures (MOVER: Zou and Donner, 2008, after what Newcombe, 1998, did for two rates). It
-takes the audits for independent. Asked with the same prompts they go up and down together, so it is rather too wide.
+takes the audits for independent. Prompt with the same prompts they go up and down together, so it is rather too wide.
 
 Whether the model got worse is not read off these intervals, which are far too wide for one image of forty. It is
 decided image by image, because there the evidence is: one whose prompt never gave a copy and now gives one with every
@@ -13,7 +13,7 @@ worse":
 - prompt: are more of the pictures of this prompt copies, or of all prompts that share its image? Fisher's exact test
   over its pictures, stratified by prompt. That pictures of several prompts show one image costs this test nothing:
   where nothing changed, each prompt gives copies as often as before, and which of them fall to which audit is chance.
-- figure: are more of all pictures of one variant under one probe copies? The same test, stratified by prompt.
+- figure: are more of all pictures of one variant under one condition copies? The same test, stratified by prompt.
 - attack: do attacked images come back that did not before? The sign test over images. All seeds of one trigger, and all
   prompts that share an image, tell the same story, so here the image is the unit, not the seed.
 - quality: did the CLIP score of ordinary prompts fall by more than the margin? The permutation test that swaps, unit by
@@ -56,7 +56,7 @@ class Difference:
     """One figure in two audits."""
 
     variant: str
-    probe: str
+    condition: str
     metric: str
     before: float
     after: float
@@ -73,10 +73,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pair:
-    """What two audits saw of one prompt, or attacked picture, under one probe of one variant: a score a picture."""
+    """What two audits saw of one prompt, or attacked picture, under one condition of one variant: a score a picture."""
 
     variant: str
-    probe: str
+    condition: str
     prompt_id: str
     before: tuple[float, ...]
     """In the order of triggers and seeds, as `after`."""
@@ -93,7 +93,7 @@ class Finding:
 
     question: Literal["prompt", "figure", "attack", "quality"]
     variant: str
-    probe: str
+    condition: str
     prompt_id: str | None
     """Of several prompts that share an image, the one with most copies more."""
     words: str
@@ -113,8 +113,8 @@ class Finding:
 
 def differences(before: Sequence[Row], after: Sequence[Row]) -> list[Difference]:
     """Every figure that both audits have a value of, in the order of the second."""
-    known = {(row.variant, row.probe, row.metric): row for row in before if not isnan(row.value)}
-    pairs = ((known.get((row.variant, row.probe, row.metric)), row) for row in after if not isnan(row.value))
+    known = {(row.variant, row.condition, row.metric): row for row in before if not isnan(row.value)}
+    pairs = ((known.get((row.variant, row.condition, row.metric)), row) for row in after if not isnan(row.value))
     return [difference(old, new) for old, new in pairs if old is not None]
 
 
@@ -127,7 +127,7 @@ def difference(before: Row, after: Row) -> Difference:
         high = change + hypot(max(after.high - after.value, 0), max(before.value - before.low, 0))
     return Difference(
         after.variant,
-        after.probe,
+        after.condition,
         after.metric,
         before.value,
         after.value,
@@ -147,7 +147,7 @@ def copies(pairs: Sequence[Pair], threshold: float) -> list[Finding]:
 
 
 def quality(pairs: Sequence[Pair], margin: float = MARGIN, seed: int = 0) -> list[Finding]:
-    """The question about the CLIP score, once for each variant and probe. A single unit answers nothing."""
+    """The question about the CLIP score, once for each variant and condition. A single unit answers nothing."""
     found = []
     for group in _groups(pairs):
         means = np.array([_means(sharing) for sharing in _units(group)])
@@ -169,7 +169,7 @@ def quality(pairs: Sequence[Pair], margin: float = MARGIN, seed: int = 0) -> lis
             f"where {100 * margin:g} % less is let pass"
         )
         p = rank / len(arranged) if fall > limit else 1.0
-        found.append(Finding("quality", group[0].variant, group[0].probe, None, words, p, attainable, MINOR))
+        found.append(Finding("quality", group[0].variant, group[0].condition, None, words, p, attainable, MINOR))
     return found
 
 
@@ -220,20 +220,20 @@ def seeds_needed(findings: Sequence[Finding], alpha: float = ALPHA) -> int:
 def sentence(finding: Finding, texts: Mapping[str, str]) -> str:
     """What was found, in words; `texts` are prompts by id."""
     of = f" {_short(texts.get(finding.prompt_id, finding.prompt_id))!r}:" if finding.prompt_id is not None else ""
-    return f"{finding.variant}, {finding.probe}:{of} {finding.words}"
+    return f"{finding.variant}, {finding.condition}:{of} {finding.words}"
 
 
 def _of_group(group: Sequence[Pair], threshold: float) -> Iterator[Finding]:
-    """Questions about one variant under one probe."""
-    variant, probe = group[0].variant, group[0].probe
+    """Questions about one variant under one condition."""
+    variant, condition = group[0].variant, group[0].condition
     changed = [pair for pair in group if not pair.same]
-    if probe.startswith("dori"):
+    if condition.startswith("dori"):
         # An image that any of its prompts shows anew is asked about with all of them.
         came = [_came(some, threshold) for some in _units(group) if not all(pair.same for pair in some)]
         back, gone = came.count((False, True)), came.count((True, False))
         p, attainable = _tail(binom.pmf(np.arange(back + gone + 1), back + gone, 0.5), back)
         words = f"of {len(_units(group))} attacked pictures {back} come back that did not before, and {gone} no longer"
-        yield Finding("attack", variant, probe, None, words, p, attainable, MINOR)
+        yield Finding("attack", variant, condition, None, words, p, attainable, MINOR)
         return
     sharing = _units(changed)
     for prompts in sharing:
@@ -243,10 +243,10 @@ def _of_group(group: Sequence[Pair], threshold: float) -> Iterator[Finding]:
         told = max(prompts, key=lambda pair: _more(pair, threshold))
         more = f"{len(prompts) - 1} more prompt{'s' if len(prompts) > 2 else ''}"
         shared = f"with {more} of its image " if len(prompts) > 1 else ""
-        yield Finding("prompt", variant, probe, told.prompt_id, shared + _counted(counts), *_rise(counts), weight)
+        yield Finding("prompt", variant, condition, told.prompt_id, shared + _counted(counts), *_rise(counts), weight)
     if len(sharing) > 1:
         every = [_count(pair, threshold) for pair in changed]
-        yield Finding("figure", variant, probe, None, _counted(every), *_rise(every), MINOR)
+        yield Finding("figure", variant, condition, None, _counted(every), *_rise(every), MINOR)
 
 
 def _count(pair: Pair, threshold: float) -> tuple[int, int, int, int]:
@@ -331,7 +331,7 @@ def _units(pairs: Sequence[Pair]) -> list[list[Pair]]:
 
 def _groups(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
     def of(pair: Pair) -> tuple[str, str]:
-        return pair.variant, pair.probe
+        return pair.variant, pair.condition
 
     return (list(group) for _, group in groupby(sorted(pairs, key=of), of))
 

@@ -9,13 +9,13 @@ from tasks.report.verdict import Row, controls, verdict, without_random
 
 
 def figures_text(rows: Sequence[Row]) -> str:
-    """The verdict, the table of variants by probe, and what the controls say."""
+    """The verdict, the table of variants by condition, and what the controls say."""
     metrics = columns_of(rows)
-    lines = [verdict(rows), "", f"| variant | probe | n | {' | '.join(metrics.values())} |"]
+    lines = [verdict(rows), "", f"| variant | condition | n | {' | '.join(metrics.values())} |"]
     lines.append(f"|---|---|---:|{'---:|' * len(metrics)}")
     for line in lines_of(rows):
         cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in metrics]
-        lines.append(f"| {line.variant} | {line.probe} | {size_text(line)} | {' | '.join(cells)} |")
+        lines.append(f"| {line.variant} | {line.condition} | {size_text(line)} | {' | '.join(cells)} |")
     told = [*controls(rows), *without_random({row.variant for row in rows})]
     lines += ["", *(f"- **{control.name}** {control.state}: {control.words}" for control in told)]
     return "\n".join(lines)

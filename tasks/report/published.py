@@ -20,7 +20,7 @@ class Published:
     words: str
     """What was measured, in the paper's words."""
     variant: str
-    probe: str
+    condition: str
     """As in `metrics`."""
     sscd: float
     """Similarity to the training image, SSCD, the mean over images."""
@@ -47,13 +47,13 @@ def published_text(rows: Mapping[tuple[str, str, str], Row]) -> str:
     """The published figures beside the audit's own, as Markdown.
 
     Args:
-        rows: the audit's figures by (variant, probe, metric). Where it has none of the same variant and start, a cell
-            stays empty.
+        rows: the audit's figures by (variant, condition, metric). Where it has none of the same variant and start,
+            a cell stays empty.
 
     Returns:
         The table with its source; nothing where the audit has none of these figures.
     """
-    if not any((row.variant, row.probe, metric) in rows for row in FIGURES for metric in OURS):
+    if not any((row.variant, row.condition, metric) in rows for row in FIGURES for metric in OURS):
         return ""
     lines = [
         f"Beside the paper's figures. Those are of {MODEL} and 500 memorized prompts: **of another model**, unless it "
@@ -64,7 +64,7 @@ def published_text(rows: Mapping[tuple[str, str, str], Row]) -> str:
         f"|---|---:|---:|{'---:|' * len(OURS)}",
     ]
     for row in FIGURES:
-        own = (rows.get((row.variant, row.probe, metric)) for metric in OURS)
+        own = (rows.get((row.variant, row.condition, metric)) for metric in OURS)
         cells = ["" if found is None else f"{found.value:.2f}" for found in own]
         lines.append(f"| {row.words} | {row.mr:.2f} | {row.sscd:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)

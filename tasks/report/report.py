@@ -29,7 +29,7 @@ COLUMNS = {
     "sscd_orig_max": "SSCD, best seed",
     "sscd_orig_median": "SSCD, median seed",
     "sscd_gen": "SSCD to unmitigated",
-    "diversity": "Same between seeds",
+    "seed_similarity": "Same between seeds",
     "clip": "CLIP",
     "clip_kept": "CLIP, share kept",
     "fid": "CLIP-FID",
@@ -40,7 +40,7 @@ COLUMNS = {
     "extraction_recall": "Memories extracted",
 }
 """Metrics of the table and their headings, in order; other metrics are kept in the store only."""
-NARROW = ("mr", "sscd_orig_max", "sscd_orig_median", "sscd_gen", "diversity", "clip")
+NARROW = ("mr", "sscd_orig_max", "sscd_orig_median", "sscd_gen", "seed_similarity", "clip")
 """Those that a terminal has room for."""
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
@@ -94,10 +94,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: a variant under a probe, its figures by metric."""
+    """One line of the table: a variant under a condition, its figures by metric."""
 
     variant: str
-    probe: str
+    condition: str
     figures: dict[str, Row]
 
 
@@ -143,7 +143,7 @@ def table_text(rows: Sequence[Row], width: int = 120) -> str:
     """The table of figures as plain text for a terminal of so many columns."""
     metrics = {metric: heading for metric, heading in columns_of(rows).items() if metric in NARROW}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in ("variant", "probe", "n", *metrics.values()):
+    for heading in ("variant", "condition", "n", *metrics.values()):
         # Headings are broken here and figures not at all, but on terminals too narrow for them.
         table.add_column(fill(heading, 11), no_wrap=True, overflow="fold")
     before = None
@@ -151,7 +151,7 @@ def table_text(rows: Sequence[Row], width: int = 120) -> str:
         if before not in (None, line.variant):
             table.add_section()
         cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in metrics]
-        table.add_row("" if line.variant == before else line.variant, line.probe, size_text(line), *cells)
+        table.add_row("" if line.variant == before else line.variant, line.condition, size_text(line), *cells)
         before = line.variant
     stream = io.StringIO()
     Console(file=stream, width=width, no_color=True, markup=False, highlight=False).print(table)
@@ -159,16 +159,22 @@ def table_text(rows: Sequence[Row], width: int = 120) -> str:
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
-    """Rows gathered by variant and probe: variants in order of appearance, each variant's probes together.
+    """Rows gathered by variant and condition: variants in order of appearance, each variant's conditions together.
 
     Attacks of so many steps are left out: they are a curve.
     """
-    rows = [row for row in rows if not row.probe.startswith(EFFORT)]
+    rows = [row for row in rows if not row.condition.startswith(EFFORT)]
     variants = list(dict.fromkeys(row.variant for row in rows))
-    pairs = sorted(dict.fromkeys((row.variant, row.probe) for row in rows), key=lambda pair: variants.index(pair[0]))
+    pairs = sorted(
+        dict.fromkeys((row.variant, row.condition) for row in rows), key=lambda pair: variants.index(pair[0])
+    )
     return [
-        Line(variant, probe, {row.metric: row for row in rows if (row.variant, row.probe) == (variant, probe)})
-        for variant, probe in pairs
+        Line(
+            variant,
+            condition,
+            {row.metric: row for row in rows if (row.variant, row.condition) == (variant, condition)},
+        )
+        for variant, condition in pairs
     ]
 
 

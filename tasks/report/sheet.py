@@ -13,7 +13,7 @@ COPY, OTHER = (190, 40, 40), (90, 90, 90)
 
 
 def sheet(strips: Sequence[Strip], threshold: float = 0.7) -> bytes:
-    """A row a training picture, a column a variant under a probe; copies are framed. Below a picture that several
+    """A row a training picture, a column a variant under a condition; copies are framed. Below a picture that several
     prompts share stands how many.
 
     Raises:

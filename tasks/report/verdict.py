@@ -34,9 +34,9 @@ CONTROL_OF = {
 ALPHA = 0.05
 """Two counts differ where chance brings so great a difference in at most this share of cases."""
 CONTROLS = {"control": "were never memorized", "unseen": "the model never saw"}
-"""Pictures that the original is attacked for beside the memorized ones, by the end of the probe's name."""
+"""Pictures that the original is attacked for beside the memorized ones, by the end of the condition's name."""
 EFFORT = "effort-"
-"""Probes of the original by attacks of so many steps."""
+"""Conditions of the original by attacks of so many steps."""
 AT_INFERENCE: tuple[Defence, ...] = get_args(Defence)
 """Mitigations that leave the weights as they are."""
 
@@ -45,10 +45,10 @@ _STARTS = {"dori-prompt": "the prompt", "dori-noise": "noise", "dori-other": "an
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of one variant under one probe, as the table `metrics` has it."""
+    """One figure of one variant under one condition, as the table `metrics` has it."""
 
     variant: str
-    probe: str
+    condition: str
     metric: str
     value: float
     """Not a number where it rests on too few cases to mean anything."""
@@ -99,8 +99,8 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def effort_rates(rows: Sequence[Row], control: bool = False) -> dict[int, Row]:
     """By number of steps, what attacks from noise bring back: of memorized pictures, or of those never memorized."""
-    attacks = [row for row in rows if row.metric == "mr" and row.probe.startswith(EFFORT)]
-    return {int(row.probe.split("-")[1]): row for row in attacks if row.probe.endswith("-control") == control}
+    attacks = [row for row in rows if row.metric == "mr" and row.condition.startswith(EFFORT)]
+    return {int(row.condition.split("-")[1]): row for row in attacks if row.condition.endswith("-control") == control}
 
 
 def effort_words(rows: Sequence[Row]) -> str:
@@ -124,8 +124,8 @@ def effort_words(rows: Sequence[Row]) -> str:
 
 def controls(rows: Sequence[Row]) -> list[Control]:
     """A judgement of every attack by what it does to pictures never memorized, and of every cut by a random one."""
-    attacks = dict.fromkeys(row.probe for row in rows if row.metric == "mr" and _is_attack(row.probe))
-    out = [control for probe in attacks for control in _attack_controls(rows, probe)]
+    attacks = dict.fromkeys(row.condition for row in rows if row.metric == "mr" and _is_attack(row.condition))
+    out = [control for condition in attacks for control in _attack_controls(rows, condition)]
     found_cuts = dict.fromkeys(row.variant for row in rows if row.variant in CONTROL_OF)
     return out + [told for variant in found_cuts if (told := _cut_control(rows, variant)) is not None]
 
@@ -143,22 +143,22 @@ def without_random(variants: Collection[str]) -> list[Control]:
     ]
 
 
-def _attack_controls(rows: Sequence[Row], probe: str) -> list[Control]:
+def _attack_controls(rows: Sequence[Row], condition: str) -> list[Control]:
     """What the same attack on the original brings back of pictures that cannot be remembered."""
-    found = {kind: _mr(rows, "original", f"{probe}-{kind}") for kind in CONTROLS}
-    told = [_attack_control(rows, probe, kind, row) for kind, row in found.items() if row is not None]
+    found = {kind: _mr(rows, "original", f"{condition}-{kind}") for kind in CONTROLS}
+    told = [_attack_control(rows, condition, kind, row) for kind, row in found.items() if row is not None]
     words = "No pictures that were never memorized were attacked: read this attack with doubt."
-    return told or [Control(probe, "missing", words)]
+    return told or [Control(condition, "missing", words)]
 
 
-def _attack_control(rows: Sequence[Row], probe: str, kind: str, control: Row) -> Control:
-    name = probe if kind == "control" else f"{probe}-{kind}"
+def _attack_control(rows: Sequence[Row], condition: str, kind: str, control: Row) -> Control:
+    name = condition if kind == "control" else f"{condition}-{kind}"
     words = f"Under the same budget {_count(control)} pictures that {CONTROLS[kind]} come back {_interval(control)}"
     if control.value > CONTROL_LIMIT:
         if control.low is None or control.low > CONTROL_LIMIT:
             return Control(name, "fails", f"{words}: the attack can draw anything, so it is uninformative here.")
         return Control(name, "open", f"{words}: too few to tell whether it is more than {100 * CONTROL_LIMIT:g} %.")
-    memorized = _mr(rows, "original", probe)
+    memorized = _mr(rows, "original", condition)
     if memorized is None:
         return Control(name, "open", f"{words}, but for memorized pictures the original was not attacked so.")
     words += f", of memorized ones {_count(memorized)}: "
@@ -207,7 +207,7 @@ def _of_variant(rows: Sequence[Row], variant: str) -> str:
     first = (
         f"After {variant}, {_count(prompt)} come back from their prompts"
         if prompt
-        else f"{variant} was not probed by prompts"
+        else f"{variant} was not asked with prompts"
     )
     if kept is not None:
         first += f", at {_share(kept)} of the CLIP score"
@@ -220,7 +220,7 @@ def _of_variant(rows: Sequence[Row], variant: str) -> str:
     if not sound:
         return f"{first}; the attack on it is uninformative, because {_unsound(rows, attacks)}."
     worst = max(sound, key=lambda row: row.value)
-    before = _mr(rows, "original", worst.probe)
+    before = _mr(rows, "original", worst.condition)
     assert before is not None  # or its control would not hold
     brings = f"{_strongest(sound)}, and {_count(before)} on the original"
     if worst.value > GONE_LIMIT:
@@ -254,26 +254,26 @@ def _no_less(rows: Sequence[Row], prompt: Row) -> bool:
 
 
 def _attacks(rows: Sequence[Row], variant: str) -> list[Row]:
-    return [row for row in rows if row.variant == variant and row.metric == "mr" and _is_attack(row.probe)]
+    return [row for row in rows if row.variant == variant and row.metric == "mr" and _is_attack(row.condition)]
 
 
 def _sound(rows: Sequence[Row], variant: str) -> list[Row]:
     """The attacks on a variant of which every control holds."""
     attacks = _attacks(rows, variant)
-    return [row for row in attacks if {control.state for control in _attack_controls(rows, row.probe)} == {"holds"}]
+    return [row for row in attacks if {control.state for control in _attack_controls(rows, row.condition)} == {"holds"}]
 
 
 def _unsound(rows: Sequence[Row], attacks: Sequence[Row]) -> str:
     """Why nothing follows from these attacks."""
-    states = {control.state for row in attacks for control in _attack_controls(rows, row.probe)}
+    states = {control.state for row in attacks for control in _attack_controls(rows, row.condition)}
     if "fails" in states:
         return "its control failed"
     if "open" not in states:
         return "it has no control"
-    original = [_mr(rows, "original", row.probe) for row in attacks]
+    original = [_mr(rows, "original", row.condition) for row in attacks]
     if all(row is not None and row.value <= GONE_LIMIT for row in original):
         return "such attacks bring next to nothing back on the original either"
-    others = [_mr(rows, "original", f"{row.probe}-{kind}") for row in attacks for kind in CONTROLS]
+    others = [_mr(rows, "original", f"{row.condition}-{kind}") for row in attacks for kind in CONTROLS]
     if any(row is not None and row.value > CONTROL_LIMIT for row in others):
         return f"it may bring back more than {100 * CONTROL_LIMIT:g} % of pictures that were never memorized"
     return "too few pictures were attacked to tell its finds from chance"
@@ -283,7 +283,7 @@ def _strongest(attacks: Sequence[Row]) -> str:
     """What the attack that finds most brings back, and of how many; the interval is that of this one attack."""
     worst = max(attacks, key=lambda row: row.value)
     of = "an attack" if len(attacks) == 1 else f"the strongest of {len(attacks)} attacks,"
-    start = _STARTS.get(worst.probe, worst.probe)
+    start = _STARTS.get(worst.condition, worst.condition)
     return f"{of} from {start}{',' if len(attacks) > 1 else ''} brings back {_count(worst)} {_interval(worst)}"
 
 
@@ -293,16 +293,16 @@ def _chance(more: Row, fewer: Row) -> float:
     return round(float(fisher_exact(counts, alternative="greater").pvalue), 12)  # 3 of 3 against none is 0.05, no more
 
 
-def _is_attack(probe: str) -> bool:
-    return probe.startswith("dori") and not probe.endswith(tuple(f"-{kind}" for kind in CONTROLS))
+def _is_attack(condition: str) -> bool:
+    return condition.startswith("dori") and not condition.endswith(tuple(f"-{kind}" for kind in CONTROLS))
 
 
-def _mr(rows: Sequence[Row], variant: str, probe: str) -> Row | None:
-    return _row(rows, variant, probe, "mr")
+def _mr(rows: Sequence[Row], variant: str, condition: str) -> Row | None:
+    return _row(rows, variant, condition, "mr")
 
 
-def _row(rows: Sequence[Row], variant: str, probe: str, metric: str) -> Row | None:
-    return next((row for row in rows if (row.variant, row.probe, row.metric) == (variant, probe, metric)), None)
+def _row(rows: Sequence[Row], variant: str, condition: str, metric: str) -> Row | None:
+    return next((row for row in rows if (row.variant, row.condition, row.metric) == (variant, condition, metric)), None)
 
 
 def _share(row: Row) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from storage import Store, content_key, csv_line, query, safe_cell
-from tasks.collect.prompt_files import Prompt
+from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
 from tasks.keys import prompt_id
 from tasks.progress import progress
@@ -24,7 +24,7 @@ from tasks.units import units
 SHARD = 64
 
 
-def different(nulls: Sequence[Prompt]) -> list[Prompt]:
+def different(nulls: Sequence[PromptEntry]) -> list[PromptEntry]:
     """The first of the null prompts that count as one: captions of one image, or one text in several spellings.
 
     A rate of false alarms rests on null prompts that are as different from each other as from a scanned one. Captions
@@ -36,13 +36,13 @@ def different(nulls: Sequence[Prompt]) -> list[Prompt]:
         for n, null in enumerate(nulls)
     ]
     of = units(links)
-    first: dict[str, Prompt] = {}
+    first: dict[str, PromptEntry] = {}
     for n, null in enumerate(nulls):
         first.setdefault(of[str(n)], null)
     return list(first.values())
 
 
-def score_prompts(subject: Subject, prompts: Sequence[Prompt], detector: Detector, params: ScanParams) -> None:
+def score_prompts(subject: Subject, prompts: Sequence[PromptEntry], detector: Detector, params: ScanParams) -> None:
     """One detector's scores of prompts that the store has none of yet, a row of `detections` each.
 
     Raises:
@@ -66,7 +66,7 @@ def score_prompts(subject: Subject, prompts: Sequence[Prompt], detector: Detecto
 
 
 def write_findings(
-    subject: Subject, name: str, prompts: Sequence[Prompt], nulls: Sequence[Prompt], params: ScanParams
+    subject: Subject, name: str, prompts: Sequence[PromptEntry], nulls: Sequence[PromptEntry], params: ScanParams
 ) -> str:
     """What the scores of prompts say beside those of null prompts, a row of `findings` for each prompt and detector.
 
@@ -124,7 +124,7 @@ def verdict(store: Store, scan_id: str) -> str:
     return "\n".join(lines)
 
 
-def write_flagged(store: Store, scan_id: str, prompts: Sequence[Prompt], path: Path) -> int:
+def write_flagged(store: Store, scan_id: str, prompts: Sequence[PromptEntry], path: Path) -> int:
     """The flagged prompts as a CSV file, most suspicious first, that `prompt_files.read_prompts` reads.
 
     Texts that a spreadsheet would take for formulas stand behind a quote, which the reader takes away again.

@@ -11,7 +11,7 @@ from tasks.collect import task as door
 from tasks.collect.task import collecting
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site
-from tasks.subject import Asked, Subject, prompts_of
+from tasks.subject import Prompt, Subject, prompts_of
 from tests.support.world import tiny_world
 
 GUIDED, PLAIN = SamplingParams(steps=3), SamplingParams(steps=3, guidance=0)
@@ -34,7 +34,7 @@ def rows(subject: Subject) -> Counter[tuple[Any, ...]]:
     return Counter(tuple(row.values()) for row in subject.open().read("activations", columns=columns).to_pylist())
 
 
-def both(subject: Subject, asked: list[Asked], sampling: SamplingParams) -> None:
+def both(subject: Subject, asked: list[Prompt], sampling: SamplingParams) -> None:
     door.collect_values(subject, asked, Site.VALUE)
     door.collect_norms(subject, asked, sampling, 2)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tasks.collect import image_files
 from tasks.collect.image_files import MODES, MOST_PIXELS, find_images, header_of, read_header, read_whole, suffixes
-from tasks.collect.prompt_files import Prompt, read_prompts
+from tasks.collect.prompt_files import PromptEntry, read_prompts
 from tasks.errors import InputError
 
 
@@ -32,8 +32,8 @@ def claiming(width: int, height: int) -> bytes:
 def test_images_are_found_by_name_and_by_number(tmp_path: Path) -> None:
     for name in ("00012.png", "b.jpg"):
         image(tmp_path / name)
-    prompts = [Prompt("one", "memorized", images=("12",)), Prompt("two", "memorized", images=("b.jpg",))]
-    third = Prompt("three", "memorized", numbers=("13",))
+    prompts = [PromptEntry("one", "memorized", images=("12",)), PromptEntry("two", "memorized", images=("b.jpg",))]
+    third = PromptEntry("three", "memorized", numbers=("13",))
     found = find_images([*prompts, third], tmp_path)
     assert found.files == {"one": [tmp_path / "00012.png"], "two": [tmp_path / "b.jpg"]}
     assert found.problems == [] and found.bare == [third]
@@ -42,9 +42,9 @@ def test_images_are_found_by_name_and_by_number(tmp_path: Path) -> None:
 def test_images_are_found_by_their_metadata(tmp_path: Path) -> None:
     image(tmp_path / "x.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "x.png", "text": "one"}\n')
-    assert find_images([Prompt("one", "memorized")], tmp_path).files == {"one": [tmp_path / "x.png"]}
+    assert find_images([PromptEntry("one", "memorized")], tmp_path).files == {"one": [tmp_path / "x.png"]}
     # The published file numbers its rows by something that no file is called after.
-    numbered = Prompt("one", "memorized", images=("103072",))
+    numbered = PromptEntry("one", "memorized", images=("103072",))
     assert find_images([numbered], tmp_path).files == {"one": [tmp_path / "x.png"]}
     (tmp_path / "metadata.jsonl").write_text("oops\n")
     assert any("metadata.jsonl:1: not JSON" in problem for problem in find_images([numbered], tmp_path).problems)
@@ -53,12 +53,12 @@ def test_images_are_found_by_their_metadata(tmp_path: Path) -> None:
 def test_images_without_a_prompt_are_counted(tmp_path: Path) -> None:
     for name in ("1.png", "2.png", "3.png"):
         image(tmp_path / name)
-    one, both = Prompt("one", "memorized", images=("1",)), Prompt("others", "memorized", images=("2", "3"))
+    one, both = PromptEntry("one", "memorized", images=("1",)), PromptEntry("others", "memorized", images=("2", "3"))
     assert find_images([one], tmp_path).notices == [
         f"2 of 3 images in {tmp_path} belong to no prompt and are left out: 2.png, 3.png"
     ]
     assert find_images([one, both], tmp_path).notices == []
-    bare = Prompt("bare", "memorized", source="a.csv:7")
+    bare = PromptEntry("bare", "memorized", source="a.csv:7")
     assert find_images([one, bare, both], tmp_path).notices == [
         f"1 of 3 prompts have no image in {tmp_path}, so copies of theirs are not found: a.csv:7"
     ]
@@ -68,7 +68,7 @@ def test_images_that_belong_to_nothing(tmp_path: Path) -> None:
     (problem,) = find_images([], tmp_path).problems
     assert "holds no images that are read here" in problem
     image(tmp_path / "x.png")
-    (problem,) = find_images([Prompt("one", "memorized", images=("12",))], tmp_path).problems
+    (problem,) = find_images([PromptEntry("one", "memorized", images=("12",))], tmp_path).problems
     assert "belongs to a prompt, such as '12' of 'one'" in problem
     (problem,) = find_images([], tmp_path / "none").problems
     assert "there is no such folder" in problem
@@ -80,9 +80,9 @@ def test_images_of_a_further_file_are_found_by_name_and_by_metadata_not_by_numbe
     for name in ("1.png", "dog.png", "sea.png"):
         image(tmp_path / name)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "sea.png", "text": "the sea"}\n')
-    mine = [Prompt("a cat", "memorized", images=("1",))]
-    others = [Prompt("a dog", "ordinary", images=("dog.png",)), Prompt("a car", "null", numbers=("1",))]
-    found = find_images(mine, tmp_path, [*others, Prompt("the sea", "ordinary")]).files
+    mine = [PromptEntry("a cat", "memorized", images=("1",))]
+    others = [PromptEntry("a dog", "ordinary", images=("dog.png",)), PromptEntry("a car", "null", numbers=("1",))]
+    found = find_images(mine, tmp_path, [*others, PromptEntry("the sea", "ordinary")]).files
     assert {text: [path.name for path in paths] for text, paths in found.items()} == {
         "a cat": ["1.png"],
         "a dog": ["dog.png"],
@@ -93,21 +93,26 @@ def test_images_of_a_further_file_are_found_by_name_and_by_metadata_not_by_numbe
 def test_images_of_one_name_in_two_folders_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         image(tmp_path / name / "01.png")
-    prompts = [Prompt("a cat", "memorized", images=("cat/01.png",)), Prompt("a dog", "memorized", images=("dog/01",))]
+    prompts = [
+        PromptEntry("a cat", "memorized", images=("cat/01.png",)),
+        PromptEntry("a dog", "memorized", images=("dog/01",)),
+    ]
     assert find_images(prompts, tmp_path).files == {
         "a cat": [tmp_path / "cat" / "01.png"],
         "a dog": [tmp_path / "dog" / "01.png"],
     }
     for name in ("01.png", "1"):
-        (problem,) = find_images([Prompt("a cat", "memorized", images=(name,), source="a.csv:2")], tmp_path).problems
+        (problem,) = find_images(
+            [PromptEntry("a cat", "memorized", images=(name,), source="a.csv:2")], tmp_path
+        ).problems
         assert problem.startswith(f"a.csv:2: which image is {name!r}, ") and "dog/01.png?" in problem
     # A path that is not there is not taken for another folder's, but one that begins further up is right.
-    found = find_images([prompts[0], Prompt("a cow", "memorized", images=("cow/01.png",))], tmp_path)
+    found = find_images([prompts[0], PromptEntry("a cow", "memorized", images=("cow/01.png",))], tmp_path)
     assert found.files.keys() == {"a cat"} and "no image 'cow/01.png'" in found.problems[0]
-    above = Prompt("a dog", "memorized", images=("pictures/dog/01.png",))
+    above = PromptEntry("a dog", "memorized", images=("pictures/dog/01.png",))
     assert find_images([above], tmp_path).files == {"a dog": [tmp_path / "dog" / "01.png"]}
     image(tmp_path / "01.png")
-    found = find_images([Prompt("a cat", "memorized", images=("01.png",))], tmp_path)
+    found = find_images([PromptEntry("a cat", "memorized", images=("01.png",))], tmp_path)
     assert found.files == {"a cat": [tmp_path / "01.png"]}
 
 
@@ -127,8 +132,8 @@ def test_a_number_beside_a_name_counts_only_where_the_name_finds_nothing(tmp_pat
 
 def test_that_nothing_will_be_a_control_is_said(tmp_path: Path) -> None:
     image(tmp_path / "1.png")
-    others = [Prompt("a dog", "ordinary", numbers=("1",))]
-    (notice,) = find_images([Prompt("a cat", "memorized", numbers=("1",))], tmp_path, others).notices
+    others = [PromptEntry("a dog", "ordinary", numbers=("1",))]
+    (notice,) = find_images([PromptEntry("a cat", "memorized", numbers=("1",))], tmp_path, others).notices
     assert "attacks will have no control" in notice
 
 
@@ -136,12 +141,12 @@ def test_every_name_that_leads_nowhere_is_named_with_its_line(tmp_path: Path) ->
     image(tmp_path / "1.png")
     (tmp_path / "8.xyz").write_bytes(b"x")
     prompts = [
-        Prompt("one", "memorized", images=("1.png", "2.png"), source="a.csv:2"),
-        Prompt("three", "memorized", images=("3.png",), source="a.csv:3"),
-        Prompt("address", "memorized", images=("http://x/9.png",), source="a.csv:4"),
-        Prompt("number", "memorized", numbers=("9",), source="a.csv:5"),
-        Prompt("odd", "memorized", images=("8.xyz",), source="a.csv:6"),
-        Prompt("far", "ordinary", images=("x" * 5000 + ".png",), source="b.csv:1"),
+        PromptEntry("one", "memorized", images=("1.png", "2.png"), source="a.csv:2"),
+        PromptEntry("three", "memorized", images=("3.png",), source="a.csv:3"),
+        PromptEntry("address", "memorized", images=("http://x/9.png",), source="a.csv:4"),
+        PromptEntry("number", "memorized", numbers=("9",), source="a.csv:5"),
+        PromptEntry("odd", "memorized", images=("8.xyz",), source="a.csv:6"),
+        PromptEntry("far", "ordinary", images=("x" * 5000 + ".png",), source="b.csv:1"),
     ]
     found = find_images(prompts[:5], tmp_path, prompts[5:])
     assert found.files == {"one": [tmp_path / "1.png"]}
@@ -152,11 +157,11 @@ def test_every_name_that_leads_nowhere_is_named_with_its_line(tmp_path: Path) ->
 @pytest.mark.parametrize("suffix", [".heic", ".JXL", ".svg", ".psd", ".cr2"])
 def test_what_no_library_here_reads_is_named_with_its_reason(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"1{suffix}").write_bytes(b"x")
-    prompt = Prompt("one", "memorized", numbers=("1",), source="a.csv:2")
+    prompt = PromptEntry("one", "memorized", numbers=("1",), source="a.csv:2")
     (problem,) = find_images([prompt], tmp_path).problems
     assert f"1 are of kinds that are not read, such as 1{suffix}" in problem
     image(tmp_path / "2.png")
-    (problem,) = find_images([prompt, Prompt("two", "memorized", numbers=("2",))], tmp_path).problems
+    (problem,) = find_images([prompt, PromptEntry("two", "memorized", numbers=("2",))], tmp_path).problems
     assert problem.startswith("a.csv:2: ") and f"1{suffix} is " in problem and "save it as PNG or JPEG" in problem
 
 
@@ -165,7 +170,10 @@ def test_every_format_of_pillow_that_people_have_is_read(tmp_path: Path, suffix:
     for name in (f"1{suffix}", f"2{suffix.upper()}"):
         image(tmp_path / name)
         assert (read_header(tmp_path / name).width, read_whole(tmp_path / name)[1].height) == (4, 4)
-    prompts = [Prompt("one", "memorized", numbers=("1",)), Prompt("two", "memorized", images=(f"2{suffix.upper()}",))]
+    prompts = [
+        PromptEntry("one", "memorized", numbers=("1",)),
+        PromptEntry("two", "memorized", images=(f"2{suffix.upper()}",)),
+    ]
     assert find_images(prompts, tmp_path).files.keys() == {"one", "two"}
 
 
@@ -179,7 +187,7 @@ def test_what_systems_put_beside_images_is_no_image(tmp_path: Path) -> None:
     for name in ("._1.png", ".thumbnails/1.png", "__MACOSX/1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    found = find_images([Prompt("one", "memorized", images=("1.png",))], tmp_path)
+    found = find_images([PromptEntry("one", "memorized", images=("1.png",))], tmp_path)
     assert found.files == {"one": [tmp_path / "1.png"]} and found.problems == found.notices == []
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.collect.prompt_files import Prompt, expanded, few, has_words, read_file, read_prompts, say
+from tasks.collect.prompt_files import PromptEntry, expanded, few, has_words, read_file, read_prompts, say
 from tasks.collect.task.importing import read_prompt_file
 from tasks.errors import InputError
 
@@ -43,7 +43,7 @@ def test_csv_gives_back_what_was_written(
 def test_json_lines_give_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("json") / "prompts.jsonl"
     path.write_text("".join(json.dumps({"caption": text, "index": 7}) + "\n" for text in texts), encoding="utf-8")
-    assert read_prompts(path, "null") == [Prompt(text, "null", numbers=("7",)) for text in texts]
+    assert read_prompts(path, "null") == [PromptEntry(text, "null", numbers=("7",)) for text in texts]
 
 
 def test_published_csv(tmp_path: Path) -> None:
@@ -51,16 +51,16 @@ def test_published_csv(tmp_path: Path) -> None:
     rows = ';Caption;URL;type;Index\n0;A "quoted" one;http://x;VM;12\n1;"Rug; 5x8";;TM;13\n2;Other;;N;\n'
     path.write_text("\ufeff" + rows, encoding="utf-8")
     assert read_prompts(path) == [
-        Prompt('A "quoted" one', "memorized", "VM", numbers=("12",)),
-        Prompt("Rug; 5x8", "memorized", "TM", numbers=("13",)),
-        Prompt("Other", "memorized"),
+        PromptEntry('A "quoted" one', "memorized", "VM", numbers=("12",)),
+        PromptEntry("Rug; 5x8", "memorized", "TM", numbers=("13",)),
+        PromptEntry("Other", "memorized"),
     ]
 
 
 def test_a_prompt_that_comes_twice_is_one_with_both_images(tmp_path: Path) -> None:
     path = tmp_path / "twice.jsonl"
     path.write_text('{"text": "rug", "image": "a.png"}\n\n{"text": "rug", "image": "b.png"}\n')
-    assert read_prompts(path) == [Prompt("rug", "memorized", images=("a.png", "b.png"))]
+    assert read_prompts(path) == [PromptEntry("rug", "memorized", images=("a.png", "b.png"))]
 
 
 def test_plain_text(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.collect.prompt_files import Kind, Prompt
+from tasks.collect.prompt_files import Kind, PromptEntry
 from tasks.collect.token_check import same_prompts, tokenized
 from tasks.diffusion.tokens import LongPrompts, Tokenizers
 from tests.support.denoisers import TOKENS, Words
@@ -12,13 +12,13 @@ from tests.support.denoisers import TOKENS, Words
 LETTERS = Tokenizers((Words(),), TOKENS)
 
 
-def prompts(texts: list[str], kind: Kind = "memorized", file: str = "a.txt") -> list[Prompt]:
-    return [Prompt(text, kind, source=f"{file}:{line}") for line, text in enumerate(texts, 1)]
+def prompts(texts: list[str], kind: Kind = "memorized", file: str = "a.txt") -> list[PromptEntry]:
+    return [PromptEntry(text, kind, source=f"{file}:{line}") for line, text in enumerate(texts, 1)]
 
 
 def test_every_prompt_that_is_too_long_is_refused_with_its_line_and_its_tokens() -> None:
     texts = [letter * (TOKENS + n) for n, letter in enumerate("abcdefghijklmnopqrstuvwxy")]
-    problems = tokenized([*prompts(texts), Prompt("short", "null")], LETTERS, "refuse").problems
+    problems = tokenized([*prompts(texts), PromptEntry("short", "null")], LETTERS, "refuse").problems
     assert len(problems) == 21
     told = " tokens, and the model reads 8: shorten it, or take --long-prompts truncate or skip"
     assert problems[:20] == [f"a.txt:{n + 1}: {TOKENS + n + 2}{told}" for n in range(20)]
@@ -31,7 +31,7 @@ def test_every_prompt_that_is_too_long_is_refused_with_its_line_and_its_tokens()
     how=st.sampled_from(["truncate", "skip"]),
 )
 def test_what_fits_is_never_touched(texts: list[str], how: LongPrompts) -> None:
-    every = [Prompt(text, "memorized") for text in texts]
+    every = [PromptEntry(text, "memorized") for text in texts]
     found = tokenized(every, LETTERS, how)
     fitting = [prompt for prompt in every if len(prompt.text) + 2 <= TOKENS]
     assert found.problems == []
@@ -73,7 +73,7 @@ def test_a_memorized_prompt_that_hardly_differs_from_another_is_named(other: str
 
 def test_kinds_are_called_as_asked() -> None:
     kinds: dict[Kind, str] = {"memorized": "scanned", "ordinary": "scanned", "null": "null"}
-    every = [Prompt("x" * 9, "memorized", source="a:1"), Prompt("x" * 10, "null", source="b:1")]
+    every = [PromptEntry("x" * 9, "memorized", source="a:1"), PromptEntry("x" * 10, "null", source="b:1")]
     first, second = tokenized(every, LETTERS, "truncate", kinds).notices
     assert first.startswith("2 prompts (1 scanned, 1 null) have more than the 8 tokens")
     assert second.startswith("a:1 (scanned), b:1 (null) are the same to the model, though one is scanned and another")

@@ -17,13 +17,13 @@ from tasks.evaluate.task import Shot, scores
 from tasks.evaluate.task.figures import triggers_that_copy
 from tasks.report.markdown import figures_text
 from tasks.report.task import rows_of
-from tasks.subject import Asked, Subject
+from tasks.subject import Prompt, Subject
 
 SSCD = SscdParams()
 
 
-def asked(name: str, *images: str, kind: str | None = None) -> Asked:
-    return Asked(name, name, "memorized", kind, None, images)
+def asked(name: str, *images: str, kind: str | None = None) -> Prompt:
+    return Prompt(name, name, "memorized", kind, None, images)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_training_image_is_seen_cropped_as_it_was_trained_on(
     wide = np.random.default_rng(0).integers(0, 255, (64, 128, 3), np.uint8)
     files = {"image": to_png(wide), "generation": to_png(wide[:, 32:96])}
     monkeypatch.setattr(
-        scores, "files_of", lambda subject, variant, probe, names: {name: files[name] for name in names}
+        scores, "files_of", lambda subject, variant, condition, names: {name: files[name] for name in names}
     )
     of = {"square": (64, 64), "wide": (128, 64)}
     monkeypatch.setattr(scores, "picture_size", of.__getitem__)
@@ -93,9 +93,9 @@ def test_seeds_beyond_this_audits_do_not_count(subject: Subject) -> None:
     scored(subject, "sscd_pair", {("g0", "g1"): 0.1, ("g0", "g2"): 0.9, ("g1", "g2"): 0.9})
     prompt = asked("p")
     shots = [Shot(prompt, None, seed) for seed in range(2)]
-    (figure,) = door.diversity_figure(subject, shots, ["g0", "g1"], SSCD)
+    (figure,) = door.seed_similarity_figure(subject, shots, ["g0", "g1"], SSCD)
     assert figure.value == pytest.approx(0.1)
-    assert door.diversity_figure(subject, shots[:1], ["g0"], SSCD) == []
+    assert door.seed_similarity_figure(subject, shots[:1], ["g0"], SSCD) == []
 
 
 def test_quality_is_of_prompts_that_have_pictures(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_quality_is_of_prompts_that_have_pictures(subject: Subject, monkeypatch:
     near |= {"elsewhere": np.eye(LEAST + 1)[-1], "second": np.eye(LEAST + 1)[-1]}
     monkeypatch.setattr(
         "tasks.evaluate.task.figures.clip_vectors",
-        lambda subject, variant, probe, some, params: {name: near[name] for name in some},
+        lambda subject, variant, condition, some, params: {name: near[name] for name in some},
     )
     shots = [Shot(asked(f"p{n}", name), None, 0) for n, name in enumerate(images)]
     shots += [Shot(asked("r"), None, 0), Shot(asked("q", "i0"), None, 0)]
@@ -141,7 +141,7 @@ def test_a_picture_that_always_comes_back_is_no_memory_unless_it_was_trained_on(
     vectors = {one: np.eye(7)[of[n]] for name, of in directions.items() for n, one in enumerate(names[name])}
     monkeypatch.setattr(
         "tasks.evaluate.task.figures.sscd_vectors",
-        lambda subject, variant, probe, some, params: {name: vectors[name] for name in some},
+        lambda subject, variant, condition, some, params: {name: vectors[name] for name in some},
     )
     prompts = [asked("p", "i"), asked("q", "j"), asked("r", "k")]
     shots = [Shot(prompt, None, seed) for prompt in prompts for seed in range(3)]

@@ -28,7 +28,7 @@ def test_gathering() -> None:
 def test_mr_counts_prompts_with_any_seed_above_the_threshold() -> None:
     figure = figures.mr(SIMILARITIES)
     low, high = clopper_pearson(2, 4)
-    assert figure == figures.Figure("mr", 0.5, low, high, 4)
+    assert figure == figures.Estimate("mr", 0.5, low, high, 4)
 
 
 def test_mr_of_generations_averages_the_share_of_each_prompts_seeds() -> None:
@@ -76,7 +76,7 @@ def test_similarity_to_the_original() -> None:
 
 def test_a_single_prompt_has_no_interval() -> None:
     figure = figures.sscd_gen({"a": np.array([0.1, 0.3, 0.2])})
-    assert figure == figures.Figure("sscd_gen", 0.2, None, None, 1)
+    assert figure == figures.Estimate("sscd_gen", 0.2, None, None, 1)
 
 
 def test_the_deviation_of_a_single_value_is_unknown_rather_than_nothing() -> None:
@@ -94,9 +94,9 @@ def test_nearest_of_several_pictures() -> None:
 
 def test_diversity_is_the_median_pair() -> None:
     seeds = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])  # pairs: 0.6, 0, 0.8
-    assert figures.diversity({"a": seeds}).value == pytest.approx(0.6)
+    assert figures.seed_similarity({"a": seeds}).value == pytest.approx(0.6)
     with pytest.raises(InputError, match="two seeds a prompt, a has 1"):
-        figures.diversity({"a": seeds[:1]})
+        figures.seed_similarity({"a": seeds[:1]})
 
 
 def test_clip_is_a_mean_over_prompts() -> None:

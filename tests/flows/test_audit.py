@@ -130,21 +130,21 @@ def nothing_computed() -> Iterator[None]:
 
 
 def test_every_variant_is_measured_under_every_probe(params: AuditParams, audited: Audited) -> None:
-    rows = run_sql(Store.open(params.store), "SELECT variant, probe, metric, value, n FROM metrics").to_pylist()
-    found = {(row["variant"], row["probe"]) for row in rows if row["metric"] == "mr"}
+    rows = run_sql(Store.open(params.store), "SELECT variant, condition, metric, value, n FROM metrics").to_pylist()
+    found = {(row["variant"], row["condition"]) for row in rows if row["metric"] == "mr"}
     cut = {"nemo", "random-nemo", "wanda", "random-wanda", "wanda-control", "magnitude"}
-    probed = {(variant, probe) for variant in {"original", *cut} for probe in ("prompt", "ordinary")}
+    probed = {(variant, condition) for variant in {"original", *cut} for condition in ("prompt", "ordinary")}
     probed |= {("nemo-own", "prompt"), ("random-nemo-own", "prompt")}  # nothing of them is cut for other prompts
     rivals = {*RIVALS["erase"], *RIVALS["defences"]}
-    probed |= {(variant, probe) for variant in rivals for probe in ("prompt", "ordinary")}
+    probed |= {(variant, condition) for variant in rivals for condition in ("prompt", "ordinary")}
     attacked = {(variant, "dori-noise") for variant in {"original", *cut, *rivals} - {"wanda-control", "magnitude"}}
     efforts = {(f"effort-{steps}{suffix}") for steps in (1, 3) for suffix in ("", "-control")}
     attacked |= {("nemo-own", "dori-noise")}
-    attacked |= {("original", probe) for probe in ("dori-noise-control", "dori-noise-unseen", *efforts)}
+    attacked |= {("original", condition) for condition in ("dori-noise-control", "dori-noise-unseen", *efforts)}
     assert found == probed | attacked
-    numbers = {(row["probe"], row["n"]) for row in rows if row["metric"] == "mr"}
+    numbers = {(row["condition"], row["n"]) for row in rows if row["metric"] == "mr"}
     known = {("prompt", 4), ("ordinary", 2), ("dori-noise", 2), ("dori-noise-control", 1), ("dori-noise-unseen", 1)}
-    assert numbers == known | {(probe, 1) for probe in efforts}
+    assert numbers == known | {(condition, 1) for condition in efforts}
     assert {row["variant"] for row in rows if row["metric"] == "sscd_gen"} == cut | rivals | {
         "nemo-own",
         "random-nemo-own",
@@ -238,7 +238,7 @@ def test_batch_sizes_do_not_change_the_figures(params: AuditParams, audited: Aud
     again = audit(other)
     one, two = (
         {
-            (r["variant"], r["probe"], r["metric"]): r["value"]
+            (r["variant"], r["condition"], r["metric"]): r["value"]
             for r in Store.open(p.store).read("metrics", audit_id=a.audit_id).to_pylist()
         }
         for p, a in ((params, audited), (other, again))
@@ -354,7 +354,7 @@ def test_a_memorized_picture_is_no_control_and_is_not_trained_back_in(params: Au
 
 def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audited) -> None:
     """At a distance that all pictures are within, every prompt is claimed; random weights copy nothing, so wrongly."""
-    rows = Store.open(params.store).read("metrics", audit_id=audited.audit_id, probe="extraction").to_pylist()
+    rows = Store.open(params.store).read("metrics", audit_id=audited.audit_id, condition="extraction").to_pylist()
     found = {(row["variant"], row["metric"]): (row["value"], row["n"]) for row in rows}
     for variant in ("original", "nemo", "wanda", "adversarial-finetune"):
         assert found[variant, "extraction_recall"] == (0.0, 2)
@@ -475,7 +475,7 @@ def test_results_for_those_without_the_store(params: AuditParams, audited: Audit
     assert found.exit_code == 0, found.output
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(rows) == len(Store.open(params.store).read("metrics", audit_id=audited.audit_id))
-    assert {"variant", "probe", "metric", "value", "low", "high", "n"} < rows[0].keys()
+    assert {"variant", "condition", "metric", "value", "low", "high", "n"} < rows[0].keys()
     page = (tmp_path / "out" / "RESULTS.md").read_text()
     assert "| original | dori-noise-control | 1 |" in page
     assert "CLIP, share kept" in page

@@ -25,7 +25,7 @@ from storage import Store
 from tasks.diffusion.outline import Outline, outline_of
 from tasks.errors import InputError
 from tasks.scan.detectors import ScanParams
-from tasks.subject import Asked, Kind
+from tasks.subject import Kind, Prompt
 from tests.support.world import SIDE, tiny_world
 
 FITS: dict[str, Any] = {"wanda": {"sparsity": 0.1}, "sampling": {"steps": 2}, "attacked": 1, "controls": 1}
@@ -56,9 +56,9 @@ def problems(model: Path, store: Path, **changed: Any) -> tuple[str, ...]:
     return refusal.value.problems
 
 
-def prompts(kind: Kind, n: int, *, pictured: bool = True) -> list[Asked]:
+def prompts(kind: Kind, n: int, *, pictured: bool = True) -> list[Prompt]:
     names = [f"{kind} {number}" for number in range(n)]
-    return [Asked(name, name, kind, None, None, (name,) if pictured else ()) for name in names]
+    return [Prompt(name, name, kind, None, None, (name,) if pictured else ()) for name in names]
 
 
 def chosen(settings: Settings, memorized: int = 4, nulls: int = 4, ordinary: int = 4, **how: bool) -> Selection:

@@ -147,7 +147,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     remove(store, "broken")
     first = event.payload["audit_id"]
     (row,) = store.read("nights").to_pylist()
-    assert (row["name"], row["audit_id"], row["standard"], row["outcome"]) == ("tiny", first, None, "first")
+    assert (row["name"], row["audit_id"], row["baseline"], row["outcome"]) == ("tiny", first, None, "first")
 
     # The planted image is a regression from what was told last, though the night that found it died before telling.
     shutil.copytree(trained, model, dirs_exist_ok=True)
@@ -160,7 +160,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     tries = [event for event in told(asserting_events_worker) if event.event == "engram.audit.regression"]
     assert len({event.id for event in tries}) == 1  # however often it was tried
     (night,) = nightly(params)
-    assert (night.outcome, night.standard) == ("regression", first)
+    assert (night.outcome, night.baseline) == ("regression", first)
     planted = f"original, ordinary: {PLANTED!r}: 4 of 4 pictures are copies, before 0 of 4"
     assert night.regressions[0] == planted
     event = told(asserting_events_worker)[-1]
@@ -191,7 +191,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
 
     # A store in which a comparison fails is one model's matter, too.
     with monkeypatch.context() as patched:
-        patched.setattr("flows.nightly.reporting.standard_of", broken_store)
+        patched.setattr("flows.nightly.reporting.baseline_of", broken_store)
         patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)
         with pytest.raises(NightFailed, match="tiny: a part is damaged"):
             nightly(params)

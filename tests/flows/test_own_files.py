@@ -91,7 +91,7 @@ def asked(given: list[str], *words: str) -> str:
 
 
 def test_an_audit_of_own_files(told: dict[str, Any]) -> None:
-    figures = {(row["variant"], row["probe"], row["metric"]): row["n"] for row in told["metrics"]}
+    figures = {(row["variant"], row["condition"], row["metric"]): row["n"] for row in told["metrics"]}
     # Index counts the pictures by number, the ordinary ones are found by their names.
     assert figures["original", "prompt", "mr"] == 4 and figures["wanda", "dori-noise", "mr"] == 1
     assert figures["original", "ordinary", "mr"] == 3 and figures["original", "dori-noise-control", "mr"] == 1

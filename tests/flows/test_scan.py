@@ -25,7 +25,7 @@ from flows.plan import Plan
 from flows.scan import ScanRun, scan, told
 from flows.settings import Settings
 from storage import Store, run_sql, verify
-from tasks.collect.prompt_files import Prompt, read_prompts
+from tasks.collect.prompt_files import PromptEntry, read_prompts
 from tasks.errors import InputError
 from tasks.scan.detectors import Detector, ScanParams
 from tests.support.world import tiny_world
@@ -147,7 +147,7 @@ def test_no_prompt_is_held_against_itself(world: Path, tmp_path: Path) -> None:
     del both["nulls"]
     _, nulls = told(ScanRun(scan=ScanParams(alpha=0.25), **both))
     assert [prompt.text for prompt in nulls] == ["four", "five", *(f"picture {n}" for n in (4, 5, 6, 7))]
-    assert nulls[0] == Prompt("four", "null")
+    assert nulls[0] == PromptEntry("four", "null")
 
 
 @pytest.mark.parametrize(

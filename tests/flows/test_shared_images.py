@@ -49,8 +49,10 @@ def test_an_audit_counts_images_and_says_their_prompts(params: AuditParams, tmp_
         audited = audit(params)
     store = Store.open(params.store)
     rows = store.read("metrics", audit_id=audited.audit_id).to_pylist()
-    found = {(row["probe"], row["metric"]): (row["value"], row["n"]) for row in rows if row["variant"] == "original"}
-    for metric in ("mr", "mr_generations", "sscd_orig_max", "diversity"):
+    found = {
+        (row["condition"], row["metric"]): (row["value"], row["n"]) for row in rows if row["variant"] == "original"
+    }
+    for metric in ("mr", "mr_generations", "sscd_orig_max", "seed_similarity"):
         assert found["prompt", metric][1] == 2 and found["prompt", f"{metric}_prompts"] == (4, 2)
     assert found["dori-noise", "mr"][1] == 2 and ("dori-noise", "mr_prompts") not in found
     assert found["prompt", "auc"][1] == 2 + 2 and found["prompt", "auc_prompts"] == (4 + 2, 2 + 2)
@@ -66,7 +68,7 @@ def test_an_audit_counts_images_and_says_their_prompts(params: AuditParams, tmp_
     assert facts["prompts"].startswith("4 memorized of 2 images, 2 ordinary")
     same = compare(store, audited.audit_id, audited.audit_id, ("original", "nemo", "wanda"))
     assert same.verdict.startswith("No regression") and "prompts of" in same.verdict
-    assert {one.prompts_after for one in same.differences if (one.probe, one.metric) == ("prompt", "mr")} == {4}
+    assert {one.prompts_after for one in same.differences if (one.condition, one.metric) == ("prompt", "mr")} == {4}
     page_file, data = write_results(store, audited.audit_id, tmp_path / "results", "engram audit")
     assert "2 (4 prompts)" in page_file.read_text() and "too few" in page_file.read_text()
     assert {"mr", "mr_prompts"} <= {row["metric"] for row in json.loads(data.read_text())}

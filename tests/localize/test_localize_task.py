@@ -16,7 +16,7 @@ from tasks.localize import task as door
 from tasks.localize.importance import ImportanceParams
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
-from tasks.subject import Asked, Subject, prompts_of
+from tasks.subject import Prompt, Subject, prompts_of
 from tests.support.world import tiny_world
 
 SAMPLING = SamplingParams(steps=3)
@@ -39,22 +39,22 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def memorized(subject: Subject) -> list[Asked]:
+def memorized(subject: Subject) -> list[Prompt]:
     return prompts_of(subject, "memorized")
 
 
 @pytest.fixture(scope="module")
-def nulls(subject: Subject) -> list[Asked]:
+def nulls(subject: Subject) -> list[Prompt]:
     return prompts_of(subject, "null")
 
 
 @pytest.fixture(scope="module")
-def wanda_id(subject: Subject, memorized: list[Asked]) -> str:
+def wanda_id(subject: Subject, memorized: list[Prompt]) -> str:
     return door.localize_wanda(subject, door.by_subset(memorized), empty_prompts(3), WANDA, SAMPLING)
 
 
 @pytest.fixture(scope="module")
-def nemo_id(subject: Subject, memorized: list[Asked], nulls: list[Asked]) -> str:
+def nemo_id(subject: Subject, memorized: list[Prompt], nulls: list[Prompt]) -> str:
     return door.localize_nemo(subject, memorized, nulls, nulls, NEMO)
 
 
@@ -79,7 +79,7 @@ def test_only_the_steps_that_count_are_in_the_store(subject: Subject, wanda_id: 
 
 
 def test_ordinary_prompts_are_taken_for_memorized_ones_as_a_control(
-    subject: Subject, memorized: list[Asked], nulls: list[Asked], wanda_id: str
+    subject: Subject, memorized: list[Prompt], nulls: list[Prompt], wanda_id: str
 ) -> None:
     control = door.by_control(memorized, nulls)
     control_id = door.localize_wanda(subject, control, empty_prompts(3), WANDA, SAMPLING)
@@ -98,8 +98,8 @@ def test_ordinary_prompts_are_taken_for_memorized_ones_as_a_control(
 @pytest.mark.parametrize("score", ["magnitude", "taylor", "gradient", "random"])
 def test_other_scores_take_as_many_of_each_layer(
     subject: Subject,
-    memorized: list[Asked],
-    nulls: list[Asked],
+    memorized: list[Prompt],
+    nulls: list[Prompt],
     wanda_id: str,
     score: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -119,18 +119,18 @@ def test_other_scores_take_as_many_of_each_layer(
     assert door.localize_importance(subject, memorized, nulls, params, wanda_id, WANDA) == found_id
 
 
-def test_gradients_need_pictures(subject: Subject, memorized: list[Asked], wanda_id: str) -> None:
+def test_gradients_need_pictures(subject: Subject, memorized: list[Prompt], wanda_id: str) -> None:
     with pytest.raises(InputError, match="ordinary ones unless contrast is off"):
         door.localize_importance(subject, memorized, [], ImportanceParams(), wanda_id, WANDA)
     with pytest.raises(InputError, match="4 prompts have no image"):
-        without = [Asked(p.prompt_id, p.text, p.kind, None, None, ()) for p in memorized]
+        without = [Prompt(p.prompt_id, p.text, p.kind, None, None, ()) for p in memorized]
         door.localize_importance(subject, without, [], ImportanceParams(), wanda_id, WANDA)
     with pytest.raises(InputError, match="no Wanda sets of 'nobody'"):
         door.localize_importance(subject, memorized, [], ImportanceParams(), wanda_id, WANDA, "nobody")
 
 
 def test_published_statistics_stand_for_null_prompts(
-    subject: Subject, memorized: list[Asked], nulls: list[Asked], nemo_id: str, tmp_path: Path
+    subject: Subject, memorized: list[Prompt], nulls: list[Prompt], nemo_id: str, tmp_path: Path
 ) -> None:
     model = subject.load()
     layers = layers_of(model.unet, Site.VALUE)
@@ -149,7 +149,7 @@ def test_published_statistics_stand_for_null_prompts(
 
 @pytest.mark.parametrize("refinement", ["sequential", "chain", "group"])
 def test_a_search_is_replayed_from_the_store(
-    subject: Subject, memorized: list[Asked], nulls: list[Asked], refinement: str, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, memorized: list[Prompt], nulls: list[Prompt], refinement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = NemoParams.model_validate(NEMO.model_dump() | {"refinement": refinement})
     params_id = door.localize_nemo(subject, memorized, nulls, nulls, params)
@@ -178,13 +178,13 @@ def test_a_search_is_replayed_from_the_store(
         assert found[prompt.prompt_id] == (last[-1] if last else candidates[prompt.prompt_id])
 
 
-def test_a_search_that_was_not_made_is_not_replayed(subject: Subject, memorized: list[Asked]) -> None:
+def test_a_search_that_was_not_made_is_not_replayed(subject: Subject, memorized: list[Prompt]) -> None:
     with pytest.raises(InputError, match="no search for 'picture"):
         door.replay_search(subject, memorized[0], "nothing", NEMO)
 
 
 def test_two_searches_are_compared_prompt_by_prompt(
-    subject: Subject, memorized: list[Asked], nulls: list[Asked], nemo_id: str
+    subject: Subject, memorized: list[Prompt], nulls: list[Prompt], nemo_id: str
 ) -> None:
     group_id = door.localize_nemo(subject, memorized, nulls, nulls, NEMO.model_copy(update={"refinement": "group"}))
     other_id = door.localize_nemo(subject, memorized, nulls, nulls, NEMO.model_copy(update={"theta": 1.25}))
@@ -198,7 +198,7 @@ def test_two_searches_are_compared_prompt_by_prompt(
 
 
 def test_values_of_all_blocks_are_searched_when_asked_for(
-    subject: Subject, memorized: list[Asked], nulls: list[Asked], nemo_id: str
+    subject: Subject, memorized: list[Prompt], nulls: list[Prompt], nemo_id: str
 ) -> None:
     everywhere = NEMO.model_copy(update={"site": Site.VALUE_ALL})
     with pytest.raises(InputError, match="no activations at 'value-all'"):
@@ -214,7 +214,7 @@ def test_values_of_all_blocks_are_searched_when_asked_for(
 
 
 def test_memorization_left_is_beside_that_of_random_neurons(
-    subject: Subject, memorized: list[Asked], nulls: list[Asked], nemo_id: str, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, memorized: list[Prompt], nulls: list[Prompt], nemo_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curve_id = door.memorization_left(subject, memorized, nemo_id, nulls, NEMO)
     rows = subject.open().read("nemo_traces", params_id=curve_id).to_pylist()

@@ -21,7 +21,7 @@ from tasks.mitigate import task as door
 from tasks.mitigate.finetune import FineTuneParams, Memorized
 from tasks.mitigate.task import erasing
 from tasks.mitigate.task import surrogates as making
-from tasks.subject import ORIGINAL, Asked, Subject, prompts_of
+from tasks.subject import ORIGINAL, Prompt, Subject, prompts_of
 from tests.support.world import tiny_world
 
 TRAINING = FineTuneParams(
@@ -37,14 +37,14 @@ def subject(tmp_path: Path) -> Subject:
     return Subject(store=store.url, model=str(model), prompt_set=name, device="cpu")
 
 
-def erase(subject: Subject, asked: list[Asked]) -> str:
+def erase(subject: Subject, asked: list[Prompt]) -> str:
     place = (ORIGINAL, TRAINING, SamplingParams(steps=2), SscdParams(side=96), "audit-7")
     return door.erase(subject, "adversarial-finetune", asked, prompts_of(subject, "ordinary"), *place)[
         "adversarial-finetune"
     ]
 
 
-def copying(subject: Subject, asked: list[Asked], seeds: dict[str, int]) -> Any:
+def copying(subject: Subject, asked: list[Prompt], seeds: dict[str, int]) -> Any:
     """A generator of pictures that are copies of a prompt's picture up to a seed, and a ramp from there on."""
     pictures = {one.prompt_id: subject.pictures(one.image_ids[:1])[0] for one in asked}
 
@@ -115,7 +115,7 @@ def test_words_are_added_to_a_prompt_of_which_only_copies_come(
     copies = dict.fromkeys(range(32), 0.9)
     assert chosen(subject, monkeypatch, copies | {21: 0.6, 22: 0.65, 25: 0.1}) == [21, 22]
     # In the second round with words some are no copies, and that is enough: eight are made in place of sixteen.
-    rows = subject.open().read("generations", probe="surrogate")
+    rows = subject.open().read("generations", condition="surrogate")
     assert sorted(rows["seed"].to_pylist()) == sorted([*range(16), *range(8)])
     assert chosen(subject, monkeypatch, copies) == []
 

@@ -39,8 +39,10 @@ def scores(copied: int, pictures: int) -> tuple[float, ...]:
     return (COPY,) * copied + (NO_COPY,) * (pictures - copied)
 
 
-def pair(name: str, before: int, after: int, seeds: int = 4, variant: str = "original", probe: str = "prompt") -> Pair:
-    return Pair(variant, probe, name, scores(before, seeds), scores(after, seeds))
+def pair(
+    name: str, before: int, after: int, seeds: int = 4, variant: str = "original", condition: str = "prompt"
+) -> Pair:
+    return Pair(variant, condition, name, scores(before, seeds), scores(after, seeds))
 
 
 def worse(pairs: list[Pair], alpha: float = ALPHA) -> list[Finding]:
@@ -130,7 +132,9 @@ def test_attainable_p_values_are_what_p_can_be(seeds: int, copied: int) -> None:
 @given(st.permutations(range(8)), st.integers(0, 8))
 def test_the_order_of_seeds_and_prompts_is_of_no_account(order: list[int], planted: int) -> None:
     pairs = [pair(str(n), 0, 4 if n < planted else 0) for n in range(8)]
-    shuffled = [Pair(p.variant, p.probe, p.prompt_id, p.before[::-1], p.after[::-1]) for p in (pairs[n] for n in order)]
+    shuffled = [
+        Pair(p.variant, p.condition, p.prompt_id, p.before[::-1], p.after[::-1]) for p in (pairs[n] for n in order)
+    ]
     assert {(f.question, f.prompt_id) for f in worse(pairs)} == {(f.question, f.prompt_id) for f in worse(shuffled)}
 
 
@@ -157,7 +161,7 @@ def test_many_small_rises_are_caught_together() -> None:
 
 
 def test_the_very_same_pictures_are_no_evidence() -> None:
-    pairs = [Pair(p.variant, p.probe, p.prompt_id, p.before, p.after, same=True) for p in (*NEVER, *ALWAYS)]
+    pairs = [Pair(p.variant, p.condition, p.prompt_id, p.before, p.after, same=True) for p in (*NEVER, *ALWAYS)]
     assert copies(pairs, THRESHOLD) == []
     assert copies([Pair("nemo", "dori-noise", "a", scores(0, 4), scores(4, 4), same=True)], THRESHOLD)[0].p == 1
 
@@ -203,12 +207,12 @@ def test_an_image_is_asked_about_once_however_many_captions_it_has(counts: list[
 
 def test_captions_of_one_image_that_come_back_are_one_image_that_does() -> None:
     """Six captions of one image flip together: that is one coin that fell so, not six."""
-    six = sharing("image", [(0, 4)] * 6, variant="nemo", probe="dori-noise")
+    six = sharing("image", [(0, 4)] * 6, variant="nemo", condition="dori-noise")
     (finding,) = copies(six, THRESHOLD)
     assert finding.p == 0.5 and "of 1 attacked pictures 1 come back" in finding.words
     assert copies([replace(one, unit="") for one in six], THRESHOLD)[0].p == pytest.approx(1 / 64)
     # An image that one of its captions brought back before, in the very same pictures, does not come back anew.
-    known = [replace(sharing("image", [(4, 4)], variant="nemo", probe="dori-noise")[0], same=True), six[1]]
+    known = [replace(sharing("image", [(4, 4)], variant="nemo", condition="dori-noise")[0], same=True), six[1]]
     assert copies(known, THRESHOLD)[0].p == 1
 
 
@@ -303,12 +307,12 @@ def test_a_fall_on_two_prompts_is_not_sure() -> None:
 def unchanged(rng: np.random.Generator, seeds: int, prompts: int) -> tuple[list[Pair], list[Pair]]:
     """Two audits of one model with other seeds: some prompts always copied, some never, some now and then."""
     pairs = []
-    for variant, probe in itertools.product(("original", "nemo", "wanda"), ("prompt", "ordinary", "dori-noise")):
+    for variant, condition in itertools.product(("original", "nemo", "wanda"), ("prompt", "ordinary", "dori-noise")):
         often = rng.choice([0, 0, 0, 1, 1, *rng.random(3)], prompts)
         old, new = (rng.binomial(seeds, often) for _ in range(2))
-        if probe.startswith("dori"):  # all seeds of a trigger together
+        if condition.startswith("dori"):  # all seeds of a trigger together
             old, new = (seeds * rng.binomial(1, often) for _ in range(2))
-        pairs += [pair(str(n), int(old[n]), int(new[n]), seeds, variant, probe) for n in range(prompts)]
+        pairs += [pair(str(n), int(old[n]), int(new[n]), seeds, variant, condition) for n in range(prompts)]
     return pairs, aligned(looks(rng, 12, seeds), looks(rng, 12, seeds))
 
 
@@ -328,8 +332,8 @@ def test_repeated_audits_of_an_unchanged_model_stay_silent(seeds: int) -> None:
 def test_turned_round_an_alarm_is_none(seed: int) -> None:
     """What got worse one way did not get worse the other way."""
     pairs, _ = unchanged(np.random.default_rng(seed), 4, prompts=12)
-    turned = [Pair(p.variant, p.probe, p.prompt_id, p.after, p.before) for p in pairs]
-    one, two = ({(f.variant, f.probe, f.prompt_id) for f in worse(some, alpha=0.3)} for some in (pairs, turned))
+    turned = [Pair(p.variant, p.condition, p.prompt_id, p.after, p.before) for p in pairs]
+    one, two = ({(f.variant, f.condition, f.prompt_id) for f in worse(some, alpha=0.3)} for some in (pairs, turned))
     assert not one & two
 
 

@@ -13,7 +13,7 @@ from flows.cli.commands import app
 from storage import Store, content_key, verify
 from tasks.errors import InputError
 from tasks.evaluate.intervals import clopper_pearson
-from tasks.report.task import accept, audits_named, compare, standard_of
+from tasks.report.task import accept, audits_named, baseline_of, compare
 from tests.support.world import tiny_world
 
 CLAIMS = ("original", "nemo", "wanda")
@@ -50,8 +50,8 @@ def put(
     prompt_set: str = "p",
     pictured: bool = True,
 ) -> None:
-    """An audit in which so many of the pictures of each variant, probe and prompt are copies; ordinary prompts may have
-    no training pictures."""
+    """An audit in which so many of each variant's pictures of a condition and prompt are copies; ordinary prompts may
+    have no training pictures."""
     when = datetime(2024, 1, day, tzinfo=UTC)
     params = {"model": "/models/m", "settings": {"seeds": SEEDS} | dict(settings or {})}
     row = {
@@ -67,17 +67,17 @@ def put(
         store.write("audits", f"{audit_id}-ended", [row | {"state": state, "finished_at": when}])
     model = {"model_id": model_id, "source": "/elsewhere", "family": "sd1", "created_at": when}
     store.write("models", model_id, [model])
-    places = dict.fromkeys((variant, probe) for variant, probe, _ in copied)
-    for variant, probe in places:
-        asked = {prompt: n for (v, p, prompt), n in copied.items() if (v, p) == (variant, probe)}
+    places = dict.fromkeys((variant, condition) for variant, condition, _ in copied)
+    for variant, condition in places:
+        asked = {prompt: n for (v, p, prompt), n in copied.items() if (v, p) == (variant, condition)}
         ids: list[str] = []
         for prompt, count in asked.items():
-            names = [content_key(model_id, variant, probe, prompt, seed, settings or {}) for seed in range(SEEDS)]
+            names = [content_key(model_id, variant, condition, prompt, seed, settings or {}) for seed in range(SEEDS)]
             made = [
                 {"prompt_id": prompt, "seed": seed, "generation_id": name, "bytes": b""}
                 for seed, name in enumerate(names)
             ]
-            place = {"model_id": model_id, "variant": f"{variant}-0", "probe": probe}
+            place = {"model_id": model_id, "variant": f"{variant}-0", "condition": condition}
             store.write("generations", content_key(names), made, **place)
             # Two training images: the nearer one counts.
             scores = [
@@ -92,17 +92,19 @@ def put(
         low, high = clopper_pearson(rate, len(asked))
         figures = [{"metric": "mr", "value": rate / len(asked), "low": low, "high": high, "n": len(asked)}]
         evidence = [{"metric": "sscd", "scorer": scorer, "generation_ids": ids}]
-        if probe == "ordinary" and not pictured:
+        if condition == "ordinary" and not pictured:
             figures, evidence = [], []
         if clip is not None:
             rows = [{"generation_id": name, "scorer": "clip", "value": clip + 0.001 * n} for n, name in enumerate(ids)]
             store.write("scores", content_key("clip", ids), rows, metric="clip")
             figures.append({"metric": "clip", "value": clip, "low": clip, "high": clip, "n": len(asked)})
             evidence.append({"metric": "clip", "scorer": "clip", "generation_ids": ids})
-        place = {"variant": variant, "probe": probe}
-        store.write("metrics", content_key(audit_id, variant, probe), [f | place for f in figures], audit_id=audit_id)
+        place = {"variant": variant, "condition": condition}
+        store.write(
+            "metrics", content_key(audit_id, variant, condition), [f | place for f in figures], audit_id=audit_id
+        )
         for one in evidence:
-            key = content_key(audit_id, variant, probe, one["metric"])
+            key = content_key(audit_id, variant, condition, one["metric"])
             store.write("evidence", key, [one | place], audit_id=audit_id)
 
 
@@ -146,7 +148,7 @@ def test_prompts_that_share_an_image_are_asked_about_together(store: Store) -> N
 def test_an_audit_that_counted_prompts_is_told_from_one_that_counts_images(store: Store) -> None:
     for day, name in enumerate("ab", 1):
         put(store, name, day)
-    row = {"variant": "original", "probe": "ordinary", "metric": "clip", "value": 0.5}
+    row = {"variant": "original", "condition": "ordinary", "metric": "clip", "value": 0.5}
     store.write("metrics", "a-more", [row | {"n": 6}], audit_id="a")
     store.write("metrics", "b-more", [row | {"n": 2}], audit_id="b")
     said = "the same prompts count as 6 and 2: earlier versions counted prompts, not images"
@@ -186,7 +188,7 @@ def test_controls_do_not_regress(store: Store) -> None:
 
 
 def test_quality_is_that_of_ordinary_prompts(store: Store) -> None:
-    seen = {("original", probe, f"p{n}"): 0 for probe in ("prompt", "ordinary") for n in range(12)}
+    seen = {("original", condition, f"p{n}"): 0 for condition in ("prompt", "ordinary") for n in range(12)}
     put(store, "a", 1, seen, clip=0.3)
     put(store, "b", 2, seen, clip=0.2, model_id="retrained")
     ((words, _),) = compare(store, "a", "b", CLAIMS).regressions
@@ -226,26 +228,26 @@ def test_what_cannot_be_compared_is_refused(store: Store) -> None:
             compare(store, "a", after, CLAIMS)
 
 
-def test_the_standard_of_a_night(store: Store) -> None:
+def test_the_baseline_of_a_night(store: Store) -> None:
     for day, name in enumerate("abcd", start=1):
         put(store, name, day, model_id=name, settings={"sampling": {"batch": day}})
     put(store, "faster", 5, settings={"sampling": {"batch": 1, "steps": 20}})
     put(store, "e", 6, settings={"sampling": {"batch": 1, "steps": 50}})
-    assert standard_of(store, "a", set("abcd")) is None
-    assert standard_of(store, "d", set("abcd")) == "c"
+    assert baseline_of(store, "a", set("abcd")) is None
+    assert baseline_of(store, "d", set("abcd")) == "c"
     # Nobody heard of b and c, whatever they were: the night's is held against what somebody knows.
-    assert standard_of(store, "d", {"a", "d"}) == "a"
-    assert standard_of(store, "d", set()) is None
+    assert baseline_of(store, "d", {"a", "d"}) == "a"
+    assert baseline_of(store, "d", set()) is None
     # Settings that both know must be the same.
-    assert standard_of(store, "e", {"a", "faster"}) == "a" and standard_of(store, "e", {"faster"}) is None
+    assert baseline_of(store, "e", {"a", "faster"}) == "a" and baseline_of(store, "e", {"faster"}) is None
     # A person's word counts most, but for that of other settings where there is one of the same.
     accept(store, "b")
     accept(store, "a")
-    assert standard_of(store, "d", set("abcd")) == "a"
+    assert baseline_of(store, "d", set("abcd")) == "a"
     accept(store, "b")
-    assert standard_of(store, "d", set("abcd")) == "b"
+    assert baseline_of(store, "d", set("abcd")) == "b"
     accept(store, "faster")
-    assert standard_of(store, "e", set()) == "b"
+    assert baseline_of(store, "e", set()) == "b"
 
 
 def test_words_for_audits(store: Store) -> None:
@@ -275,7 +277,7 @@ def test_the_command_line(store: Store) -> None:
     found = engram(store, "compare")
     assert found.exit_code == 1
     lines = found.output.splitlines()
-    assert lines[0].split() == ["variant", "probe", "metric", "before", "after", "change", "low", "high"]
+    assert lines[0].split() == ["variant", "condition", "metric", "before", "after", "change", "low", "high"]
     assert lines[2].split()[:6] == ["original", "prompt", "mr", "0", "0.1667", "0.1667"]
     assert lines[-1].startswith("Regression from a to b: original, prompt: 'picture 3'")
     told = engram(store, "compare", "a", "b", "--json")

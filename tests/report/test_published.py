@@ -4,8 +4,8 @@ from tasks.report.published import FIGURES, MODEL, SOURCE, published_text
 from tasks.report.verdict import Row
 
 
-def row(variant: str, probe: str, metric: str, value: float) -> tuple[tuple[str, str, str], Row]:
-    return (variant, probe, metric), Row(variant, probe, metric, value, None, None, 10)
+def row(variant: str, condition: str, metric: str, value: float) -> tuple[tuple[str, str, str], Row]:
+    return (variant, condition, metric), Row(variant, condition, metric, value, None, None, 10)
 
 
 def cells(text: str, words: str) -> list[str]:
@@ -46,4 +46,4 @@ def test_another_start_or_variant_is_not_the_like() -> None:
 
 def test_every_published_rate_is_a_rate_and_named_once() -> None:
     assert all(0 <= figure.mr <= 1 and 0 <= figure.sscd <= 1 for figure in FIGURES)
-    assert len({(figure.variant, figure.probe) for figure in FIGURES}) == len(FIGURES)
+    assert len({(figure.variant, figure.condition) for figure in FIGURES}) == len(FIGURES)

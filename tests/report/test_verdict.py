@@ -6,8 +6,8 @@ from tasks.evaluate.intervals import clopper_pearson
 from tasks.report.verdict import Row, controls, effort_words, verdict, without_random
 
 
-def mr(variant: str, probe: str, copied: int, n: int = 20) -> Row:
-    return Row(variant, probe, "mr", copied / n, *clopper_pearson(copied, n), n)
+def mr(variant: str, condition: str, copied: int, n: int = 20) -> Row:
+    return Row(variant, condition, "mr", copied / n, *clopper_pearson(copied, n), n)
 
 
 ORIGINAL = [mr("original", "prompt", 19), mr("original", "dori-noise", 20), mr("original", "dori-noise-control", 0)]

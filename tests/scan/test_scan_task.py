@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from storage import Store, query, verify
-from tasks.collect.prompt_files import Prompt, read_prompts
+from tasks.collect.prompt_files import PromptEntry, read_prompts
 from tasks.errors import InputError
 from tasks.keys import prompt_id
 from tasks.scan import task as door
@@ -18,8 +18,8 @@ from tasks.subject import Subject
 from tests.support.world import tiny_world
 
 PARAMS = ScanParams(seeds=2, alpha=0.25)
-PROMPTS = [Prompt(f"a thing {n}", "memorized") for n in range(5)]
-NULLS = [Prompt(f"another {n}", "null") for n in range(3)]
+PROMPTS = [PromptEntry(f"a thing {n}", "memorized") for n in range(5)]
+NULLS = [PromptEntry(f"another {n}", "null") for n in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def kept(subject: Subject, **where: Any) -> dict[str, float]:
     return {row["prompt_id"]: row["score"] for row in rows}
 
 
-def put(subject: Subject, detector: Detector, found: dict[Prompt, float], params: ScanParams = PARAMS) -> None:
+def put(subject: Subject, detector: Detector, found: dict[PromptEntry, float], params: ScanParams = PARAMS) -> None:
     """Scores as if they had been taken."""
     params_id = door.score_id(detector, params)
     rows = [
@@ -114,7 +114,7 @@ def test_only_anisotropy_depends_on_the_weight_of_the_cosine() -> None:
 
 def test_findings_by_hand(subject: Subject, tmp_path: Path) -> None:
     params = PARAMS.model_copy(update={"detectors": ("norm", "entropy")})
-    pictured = [Prompt('a, "quoted" thing;\ttwice', "memorized", "VM", "beds", ("1.png", "2.png")), *PROMPTS[:3]]
+    pictured = [PromptEntry('a, "quoted" thing;\ttwice', "memorized", "VM", "beds", ("1.png", "2.png")), *PROMPTS[:3]]
     nulls = dict(zip(NULLS, (1.0, 2.0, 3.0), strict=True))
     put(subject, "norm", nulls | dict(zip(pictured, (9.0, 3.0, 2.5, 0.0), strict=True)), params)
     put(subject, "entropy", nulls | dict(zip(pictured, (0.0, 4.0, 2.5, 5.0), strict=True)), params)
@@ -151,9 +151,12 @@ def test_findings_by_hand(subject: Subject, tmp_path: Path) -> None:
 
 
 def test_null_prompts_of_one_image_are_one_null_prompt(subject: Subject) -> None:
-    captions = [Prompt(f"caption {n}", "null", images=("same.png",)) for n in range(5)]
-    spelt = [Prompt("A  Word", "null"), Prompt("a word", "null")]
-    numbered = [Prompt("by number", "null", numbers=("7",)), Prompt("by the same number", "null", numbers=("7",))]
+    captions = [PromptEntry(f"caption {n}", "null", images=("same.png",)) for n in range(5)]
+    spelt = [PromptEntry("A  Word", "null"), PromptEntry("a word", "null")]
+    numbered = [
+        PromptEntry("by number", "null", numbers=("7",)),
+        PromptEntry("by the same number", "null", numbers=("7",)),
+    ]
     nulls = [*captions, *spelt, *numbered]
     assert door.different(nulls) == [captions[0], spelt[0], numbered[0]]
     put(subject, "norm", dict(zip([*nulls, PROMPTS[0]], [5.0] * 5 + [1.0, 9.0, 1.0, 9.0, 4.0], strict=True)))
@@ -166,7 +169,7 @@ def test_null_prompts_of_one_image_are_one_null_prompt(subject: Subject) -> None
 
 def test_the_file_of_a_scan_holds_no_formula_and_gives_back_every_text(subject: Subject, tmp_path: Path) -> None:
     texts = ["=cmd|' /C calc'!A0", "-rug", "+1", "@home", "'=x", "''-y", "'plain' text", "a\rb, c", "＝wide"]
-    scanned = [Prompt(text, "memorized", subset="=s", images=("-1.png",)) for text in texts]
+    scanned = [PromptEntry(text, "memorized", subset="=s", images=("-1.png",)) for text in texts]
     put(subject, "norm", dict.fromkeys(NULLS, 0.0) | dict.fromkeys(scanned, 1.0))
     scan_id = door.write_findings(subject, "mine", scanned, NULLS, PARAMS)
     path = tmp_path / "flagged.csv"
@@ -208,7 +211,7 @@ def test_of_a_long_prompt_the_beginning_is_scored(subject: Subject) -> None:
     """By the same noise, which follows from the whole text, it scores as what the model reads of it."""
     model = subject.load()
     read = "a " * (model.tokens - 2)
-    long = Prompt(f"{read} bed", "memorized")
+    long = PromptEntry(f"{read} bed", "memorized")
     assert model.tokenizers.counts([read, long.text]) == [model.tokens, model.tokens + 3]
     for detector in ("norm", "entropy"):
         door.score_prompts(subject, [long], detector, PARAMS)

@@ -265,7 +265,7 @@ def computed(store: Store, value: float = 1.0, created_at: int = 0) -> None:
         store.write("images", image, [{"image_id": image, "bytes": b"x", "width": 1, "height": 1}])
     shot = {"prompt_id": "p", "seed": 0, "bytes": b"x"}
     for model_id in "mn":
-        where = {"model_id": model_id, "variant": "original", "probe": "prompt"}
+        where = {"model_id": model_id, "variant": "original", "condition": "prompt"}
         store.write("generations", "g", [shot | {"generation_id": f"g{model_id}"}], **where)
         score = {"generation_id": f"g{model_id}", "value": value}
         store.write("scores", f"s{model_id}", [score], metric="sscd")
@@ -289,7 +289,7 @@ def test_an_audit_names_what_it_rests_on(store: Store) -> None:
     everything = {entry.path for table in TABLES for entry in store.entries(table)}
     assert everything - held == {
         "audit_parts/audit_id=A/A.parquet",
-        "generations/model_id=n/variant=original/probe=prompt/g.parquet",
+        "generations/model_id=n/variant=original/condition=prompt/g.parquet",
         "images/j.parquet",
         "scores/metric=sscd/sn.parquet",
     }

@@ -228,7 +228,7 @@ def test_copies_are_counted_verbatim_and_template_apart(local: Store) -> None:
     prompts = [prompt("a", "memorized") | {"memorization": "VM"}, prompt("b", "memorized") | {"memorization": "TM"}]
     local.write("prompts", "k", prompts, prompt_set="p")
     made = [("a", 0, 0.9), ("a", 1, 0.2), ("b", 0, 0.6)]
-    where = {"model_id": "m", "variant": "nemo", "probe": "prompt"}
+    where = {"model_id": "m", "variant": "nemo", "condition": "prompt"}
     rows = [{"prompt_id": p, "seed": s, "generation_id": f"{p}{s}", "bytes": b""} for p, s, _ in made]
     local.write("generations", "k", rows, **where)
     scores = [{"generation_id": f"{p}{s}", "reference_id": "x", "value": value} for p, s, value in made]
@@ -270,7 +270,7 @@ def test_copies_count_images_as_figures_do(tmp_path: Path, drawn: list[tuple[str
     ]
     store.write("prompts", "k", rows, prompt_set="p")
     made = [{"prompt_id": row["prompt_id"], "seed": 0, "generation_id": row["prompt_id"], "bytes": b""} for row in rows]
-    store.write("generations", "k", made, model_id="m", variant="original", probe="prompt")
+    store.write("generations", "k", made, model_id="m", variant="original", condition="prompt")
     scores = [{"generation_id": f"p{n}", "reference_id": "x", "value": 0.9 * (n == 0)} for n in range(len(rows))]
     store.write("scores", "k", scores, metric="sscd")
     of = units((row["prompt_id"], row["text"], row["image_ids"]) for row in rows)

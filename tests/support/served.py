@@ -21,9 +21,9 @@ STARTUP_S = 240
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as condition:
+        condition.bind(("127.0.0.1", 0))
+        return int(condition.getsockname()[1])
 
 
 class Served:

@@ -15,7 +15,7 @@ from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.keys import SEED, norms_id, prompt_id, values_id
 from tasks.progress import progress
-from tasks.subject import ORIGINAL, Asked, Subject, shards
+from tasks.subject import ORIGINAL, Prompt, Subject, shards
 
 SHARD = 64
 
@@ -46,7 +46,7 @@ def register_model(subject: Subject, sampling: SamplingParams | None = None) -> 
     return model.model_id
 
 
-def collect_values(subject: Subject, asked: Sequence[Asked], site: Site) -> None:
+def collect_values(subject: Subject, asked: Sequence[Prompt], site: Site) -> None:
     """Value activations of prompts; they need the text embedding alone, so they are cheap and all are kept."""
     model, store = subject.load(), subject.open()
     layers = layers_of(model.unet, site)
@@ -75,7 +75,7 @@ def collect_values(subject: Subject, asked: Sequence[Asked], site: Site) -> None
 
 def collect_norms(
     subject: Subject,
-    asked: Sequence[Asked],
+    asked: Sequence[Prompt],
     sampling: SamplingParams,
     steps: int,
     site: Site = Site.FEED_FORWARD_HIDDEN,
@@ -123,14 +123,14 @@ def collect_norms(
     return params_id
 
 
-def empty_prompts(count: int) -> list[Asked]:
+def empty_prompts(count: int) -> list[Prompt]:
     """The published null prompts: the empty text so many times.
 
     They are no prompts of a set, so they have ids of their own, from which their noise follows. The published code
     gives every prompt, memorized or null, the same initial noise; here each has its own, so that a set does not depend
     on one draw.
     """
-    return [Asked(prompt_id(f"\0{number}"), "", "null", None, None, ()) for number in range(count)]
+    return [Prompt(prompt_id(f"\0{number}"), "", "null", None, None, ()) for number in range(count)]
 
 
 def _known(store: Store, subject: Subject, site: Site, params_id: str) -> set[tuple[str, str]]:
@@ -143,13 +143,13 @@ def _known(store: Store, subject: Subject, site: Site, params_id: str) -> set[tu
     return set(zip(rows["prompt_id"].to_pylist(), rows["layer"].to_pylist(), strict=True))
 
 
-def _lacking(prompt: Asked, layers: Sequence[Layer], known: Collection[tuple[str, str]]) -> bool:
+def _lacking(prompt: Prompt, layers: Sequence[Layer], known: Collection[tuple[str, str]]) -> bool:
     """Whether a layer of this prompt is not there."""
     return any((prompt.prompt_id, layer.name) not in known for layer in layers)
 
 
 def _write(
-    store: Store, subject: Subject, site: Site, params_id: str, block: Sequence[Asked], rows: list[dict[str, Any]]
+    store: Store, subject: Subject, site: Site, params_id: str, block: Sequence[Prompt], rows: list[dict[str, Any]]
 ) -> None:
     key = content_key(subject.model_id, site.value, params_id, [prompt.prompt_id for prompt in block])
     store.write_parts("activations", key, rows, model_id=subject.model_id, variant=ORIGINAL, site=site.value)

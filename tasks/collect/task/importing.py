@@ -18,7 +18,7 @@ from tasks.collect.prompt_files import (
     TEXT,
     URL,
     Kind,
-    Prompt,
+    PromptEntry,
     Read,
     Record,
     endless,
@@ -48,7 +48,7 @@ class Inputs:
 
     stem: str
     """What the name of the set begins with."""
-    prompts: list[Prompt] = field(default_factory=list)
+    prompts: list[PromptEntry] = field(default_factory=list)
     """Of all kinds."""
     files: dict[str, list[Path]] = field(default_factory=dict)
     """Images in a folder, by the text of their prompt."""
@@ -212,15 +212,15 @@ def read_prompt_file(path: Path, kind: Kind = "memorized") -> Read:
         return Read([], [_not_parquet(path, error)], [])
 
 
-def _contradictions(prompts: Sequence[Prompt]) -> Iterator[str]:
-    first: dict[str, Prompt] = {}
+def _contradictions(prompts: Sequence[PromptEntry]) -> Iterator[str]:
+    first: dict[str, PromptEntry] = {}
     for prompt in prompts:
         known = first.setdefault(prompt.text, prompt)
         if known.kind != prompt.kind:
             yield two_kinds(known, prompt)
 
 
-def _with_ordinary(prompts: list[Prompt]) -> list[Prompt]:
+def _with_ordinary(prompts: list[PromptEntry]) -> list[PromptEntry]:
     """The same, with ordinary ones: quality is measured on other prompts than those that thresholds and statistics are
     estimated from, so where none are given, they are the second half of the nulls."""
     if any(prompt.kind == "ordinary" for prompt in prompts):
@@ -255,7 +255,7 @@ def _with_table(found: Inputs, images: Path, table: bool) -> Inputs:
     return found
 
 
-def _with_folder(found: Inputs, folder: Path, own: list[Prompt], others: list[Prompt], first: Read) -> Inputs:
+def _with_folder(found: Inputs, folder: Path, own: list[PromptEntry], others: list[PromptEntry], first: Read) -> Inputs:
     matched = find_images(own, folder, others)
     owner = {path: prompt.place for prompt in found.prompts for path in matched.files.get(prompt.text, ())}
     broken, moving = [], []
@@ -299,7 +299,7 @@ def _keep(store: Store, stem: str, rows: list[dict[str, Any]], pictures: list[di
     return name
 
 
-def _prompt_row(prompt: Prompt, image_ids: list[str]) -> dict[str, Any]:
+def _prompt_row(prompt: PromptEntry, image_ids: list[str]) -> dict[str, Any]:
     return {
         "prompt_id": prompt_id(prompt.text),
         "text": prompt.text,
@@ -379,10 +379,10 @@ def _table_prompts(path: Path) -> Read:
     if problems:
         return Read([], few(problems, f"in {path}"), [])
     problems += _checked(path, rows, "prompt_id", lambda row: prompt_id(row["text"]))
-    found: dict[tuple[str, str], Prompt] = {}
+    found: dict[tuple[str, str], PromptEntry] = {}
     for number, row in enumerate(rows, 1):
         kind, source = row["kind"], f"{path}:row {number}"
-        known = found.get((row["text"], kind)) or Prompt(
+        known = found.get((row["text"], kind)) or PromptEntry(
             row["text"], kind, row["memorization"], row["subset"], (), (), source
         )
         images = tuple(dict.fromkeys((*known.images, *(row["image_ids"] or ()))))

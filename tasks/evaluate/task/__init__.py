@@ -1,12 +1,12 @@
-"""Evaluating: pictures of every variant under every probe, their scores, and the figures of the audit."""
+"""Evaluating: pictures of every variant under every condition, their scores, and the figures of the audit."""
 
 from tasks.evaluate.task.figures import (
     alignment_figures,
     change_figure,
     copy_figures,
-    diversity_figure,
     extraction_figures,
     quality_figures,
+    seed_similarity_figure,
     triggers_that_copy,
     write_figures,
 )
@@ -18,7 +18,6 @@ __all__ = [
     "alignment_figures",
     "change_figure",
     "copy_figures",
-    "diversity_figure",
     "extraction_figures",
     "generate_pictures",
     "generation_ids",
@@ -27,6 +26,7 @@ __all__ = [
     "score_alignment",
     "score_change",
     "score_copies",
+    "seed_similarity_figure",
     "shots",
     "triggers_that_copy",
     "write_figures",

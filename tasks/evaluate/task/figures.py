@@ -15,15 +15,15 @@ from tasks.attack.extraction import ExtractionParams, extract, precision_recall,
 from tasks.diffusion.sampling import from_bytes
 from tasks.evaluate import clip_score, figures, quality, sscd
 from tasks.evaluate.clip_score import ClipParams
-from tasks.evaluate.figures import Figure
+from tasks.evaluate.figures import Estimate
 from tasks.evaluate.sscd import COPY_THRESHOLD, SscdParams
 from tasks.evaluate.task.pictures import Shot, files_of
 from tasks.evaluate.task.scores import clip_vectors, scores_of, sscd_vectors
-from tasks.subject import Asked, Subject, units_of
+from tasks.subject import Prompt, Subject, units_of
 from tasks.units import PROMPTS
 
 
-def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
+def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Estimate]:
     """MR and the similarities to training images, over the prompts that have any, each picture by its nearest image.
 
     An image counts once, however many prompts it has: the pictures of all of them are its pictures.
@@ -43,7 +43,7 @@ def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], p
 
     of = units_of(subject, [prompt for prompt, _ in rows])
 
-    def found(kind: str | None = None) -> list[Figure]:
+    def found(kind: str | None = None) -> list[Estimate]:
         mine = [(prompt, value) for prompt, value in rows if kind in (None, prompt.memorization)]
         asked = [prompt for prompt, _ in mine]
         grouped = _by_unit(of, asked, [value for _, value in mine])
@@ -71,7 +71,9 @@ def triggers_that_copy(subject: Subject, wanted: Sequence[Shot], ids: Sequence[s
     }
 
 
-def diversity_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
+def seed_similarity_figure(
+    subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
+) -> list[Estimate]:
     """How alike the seeds of a prompt are; nothing where there is one seed.
 
     Only pairs of one prompt are compared, or of one trigger; those of all prompts of an image count together.
@@ -86,7 +88,7 @@ def diversity_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str
     return _of_prompts(asked, [figures.similar_seeds(grouped)])
 
 
-def change_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Figure]:
+def change_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Estimate]:
     """Similarity to what the original model makes of the same prompt and seed."""
     of = {name: shot.prompt for name, shot in zip(ids, wanted, strict=True)}
     known = scores_of(subject.open(), "sscd_gen", sscd.scorer_of(params), ids)
@@ -97,7 +99,7 @@ def change_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], 
 
 def alignment_figures(
     subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], originals: Sequence[str], params: ClipParams
-) -> list[Figure]:
+) -> list[Estimate]:
     """Mean CLIP score, and what share it is of the original model's.
 
     Args:
@@ -116,8 +118,8 @@ def alignment_figures(
 
 
 def quality_figures(
-    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
-) -> list[Figure]:
+    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
+) -> list[Estimate]:
     """FID and KID of CLIP image embeddings, generations against their prompts' own pictures; nothing without those, and
     no value of fewer than `quality.LEAST` different ones.
 
@@ -125,7 +127,7 @@ def quality_figures(
     against as many generations as any other. n counts generations.
     """
     of = units_of(subject, [shot.prompt for shot in wanted])
-    first: dict[str, Asked] = {}
+    first: dict[str, Prompt] = {}
     for shot in wanted:
         if shot.prompt.image_ids:
             first.setdefault(of[shot.prompt.prompt_id], shot.prompt)
@@ -135,8 +137,8 @@ def quality_figures(
     if not real:
         return []
     if len(real) < quality.LEAST:
-        return [Figure(metric, math.nan, None, None, len(ours)) for metric in ("fid", "kid")]
-    vectors = clip_vectors(subject, variant, probe, [*ours, *real], params)
+        return [Estimate(metric, math.nan, None, None, len(ours)) for metric in ("fid", "kid")]
+    vectors = clip_vectors(subject, variant, condition, [*ours, *real], params)
     made, trained = (np.stack([vectors[name] for name in names]) for names in (ours, real))
     return [quality.fid(made, trained), quality.kid(made, trained)]
 
@@ -144,12 +146,12 @@ def quality_figures(
 def extraction_figures(
     subject: Subject,
     variant: str,
-    probe: str,
+    condition: str,
     wanted: Sequence[Shot],
     ids: Sequence[str],
     params: ExtractionParams,
     sscd_params: SscdParams,
-) -> list[Figure]:
+) -> list[Estimate]:
     """What an attacker without training pictures finds among many generations of each prompt, against the truth.
 
     A prompt is claimed to be memorized when its generations hold a clique of near copies. The claim is true where the
@@ -168,8 +170,8 @@ def extraction_figures(
         by_asked.setdefault(shot.prompt.prompt_id, []).append(name)
     extracted: dict[str, str] = {}
     by_sscd = params.measure == "sscd"
-    vectors = sscd_vectors(subject, variant, probe, ids, sscd_params) if by_sscd else {}
-    files = {} if by_sscd else files_of(subject, variant, probe, ids)
+    vectors = sscd_vectors(subject, variant, condition, ids, sscd_params) if by_sscd else {}
+    files = {} if by_sscd else files_of(subject, variant, condition, ids)
     for asked, names in by_asked.items():
         if by_sscd:
             rows = np.stack([vectors[name] for name in names])
@@ -180,7 +182,7 @@ def extraction_figures(
             extracted[asked] = names[middle]
     prompts = {shot.prompt.prompt_id: shot.prompt for shot in wanted}
     pictures = [image for asked in extracted for image in prompts[asked].image_ids]
-    vectors = sscd_vectors(subject, variant, probe, [*extracted.values(), *pictures], sscd_params)
+    vectors = sscd_vectors(subject, variant, condition, [*extracted.values(), *pictures], sscd_params)
     claims = {}
     for asked, name in extracted.items():
         alike = [float(vectors[name] @ vectors[image]) for image in prompts[asked].image_ids]
@@ -192,33 +194,33 @@ def extraction_figures(
         ("extraction_recall", found.recall, found.recall_interval, found.memorized, len(memorized)),
     )
     return [
-        Figure(metric, value, *bounds, n, asked)
+        Estimate(metric, value, *bounds, n, asked)
         for metric, value, bounds, n, asked in shares
         if value is not None and bounds
     ]
 
 
-def write_figures(subject: Subject, audit_id: str, variant: str, probe: str, found: Sequence[Figure]) -> None:
+def write_figures(subject: Subject, audit_id: str, variant: str, condition: str, found: Sequence[Estimate]) -> None:
     """Rows of `metrics`; a variant goes by the name of its method, so that audits compare.
 
     A figure of more prompts than images is followed by one that says how many: of `mr` it is `mr_prompts`. One that is
     not a number has no value.
     """
-    place = {"variant": variant, "probe": probe}
+    place = {"variant": variant, "condition": condition}
     rows: list[dict[str, Any]] = []
     for one in found:
         value = None if math.isnan(one.value) else one.value
         rows.append(place | {"metric": one.metric, "value": value, "low": one.low, "high": one.high, "n": one.n})
         if one.prompts not in (None, one.n):
             rows.append(place | {"metric": f"{one.metric}{PROMPTS}", "value": float(one.prompts), "n": one.n})
-    subject.open().write("metrics", content_key(audit_id, variant, probe), rows, audit_id=audit_id)
+    subject.open().write("metrics", content_key(audit_id, variant, condition), rows, audit_id=audit_id)
 
 
-def _by_unit(of: Mapping[str, str], asked: Sequence[Asked], values: Sequence[float]) -> dict[str, np.ndarray]:
+def _by_unit(of: Mapping[str, str], asked: Sequence[Prompt], values: Sequence[float]) -> dict[str, np.ndarray]:
     """Values, one for each of these prompts, by unit."""
     return figures.by_unit([of[prompt.prompt_id] for prompt in asked], np.array(values))
 
 
-def _of_prompts(asked: Sequence[Asked], found: Sequence[Figure]) -> list[Figure]:
+def _of_prompts(asked: Sequence[Prompt], found: Sequence[Estimate]) -> list[Estimate]:
     """The same figures with the number of prompts behind them."""
     return [replace(one, prompts=len({prompt.prompt_id for prompt in asked})) for one in found]

@@ -23,7 +23,7 @@ and name of the picture; 2 KiB each. Names are hashes, so they cannot go stale."
 
 
 def score_copies(
-    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
+    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
 ) -> None:
     """SSCD of each picture against every training image of its prompt (metric 'sscd'), and between the seeds of each
     prompt ('sscd_pair')."""
@@ -32,19 +32,19 @@ def score_copies(
     for name, shot in zip(ids, wanted, strict=True):
         groups.setdefault((shot.prompt.prompt_id, shot.trigger_id), []).append(name)
     pairs += [("sscd_pair", a, b) for names in groups.values() for a, b in combinations(names, 2)]
-    _score(subject, pairs, variant, probe, params)
+    _score(subject, pairs, variant, condition, params)
 
 
 def score_change(
-    subject: Subject, variant: str, probe: str, ids: Sequence[str], originals: Sequence[str], params: SscdParams
+    subject: Subject, variant: str, condition: str, ids: Sequence[str], originals: Sequence[str], params: SscdParams
 ) -> None:
     """SSCD of each picture against the original model's of the same prompt and seed (metric 'sscd_gen')."""
     pairs = [("sscd_gen", name, original) for name, original in zip(ids, originals, strict=True)]
-    _score(subject, pairs, variant, probe, params)
+    _score(subject, pairs, variant, condition, params)
 
 
 def score_alignment(
-    subject: Subject, variant: str, probe: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
+    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
 ) -> None:
     """CLIP score of each picture against its prompt (metric 'clip')."""
     store, scorer = subject.open(), clip_score.scorer_of(params)
@@ -52,7 +52,7 @@ def score_alignment(
     todo = [(n, s) for n, s in zip(ids, wanted, strict=True) if (n, s.prompt.prompt_id) not in known]
     if not todo:
         return
-    found = clip_vectors(subject, variant, probe, [name for name, _ in todo], params)
+    found = clip_vectors(subject, variant, condition, [name for name, _ in todo], params)
     vectors = np.stack([found[name] for name, _ in todo])
     texts = _clip(subject, params).texts([shot.prompt.text for _, shot in todo])
     rows = [
@@ -70,7 +70,7 @@ def scores_of(store: Store, metric: str, scorer: str, ids: Sequence[str]) -> dic
 
 
 def sscd_vectors(
-    subject: Subject, variant: str, probe: str, names: Sequence[str], params: SscdParams
+    subject: Subject, variant: str, condition: str, names: Sequence[str], params: SscdParams
 ) -> dict[str, np.ndarray]:
     """SSCD embeddings of pictures, unit vectors (512,), by name.
 
@@ -78,9 +78,9 @@ def sscd_vectors(
     """
     measure, of = _sscd(subject, params), subject.model_id
     todo = [name for name in names if (measure.scorer, of, name) not in _CACHE]
-    files = files_of(subject, variant, probe, todo)
+    files = files_of(subject, variant, condition, todo)
     size = picture_size(subject.load()) if todo else (0, 0)
-    with progress(len(todo), f"SSCD of {variant}, {probe}", "picture") as done:
+    with progress(len(todo), f"SSCD of {variant}, {condition}", "picture") as done:
         for name in todo:
             _CACHE[measure.scorer, of, name] = measure.embed(fitted(from_bytes(files[name]), size)[None])[0]
             done(1)
@@ -88,19 +88,19 @@ def sscd_vectors(
 
 
 def clip_vectors(
-    subject: Subject, variant: str, probe: str, names: Sequence[str], params: ClipParams
+    subject: Subject, variant: str, condition: str, names: Sequence[str], params: ClipParams
 ) -> dict[str, np.ndarray]:
     """CLIP embeddings of pictures, unit vectors (width,), by name."""
     scorer, of = clip_score.scorer_of(params), subject.model_id
     todo = [name for name in names if (scorer, of, name) not in _CACHE]
-    files = files_of(subject, variant, probe, todo)
+    files = files_of(subject, variant, condition, todo)
     for name in todo:
         _CACHE[scorer, of, name] = _clip(subject, params).images(from_bytes(files[name])[None])[0]
     return {name: _CACHE[scorer, of, name] for name in names}
 
 
 def _score(
-    subject: Subject, pairs: Sequence[tuple[str, str, str]], variant: str, probe: str, params: SscdParams
+    subject: Subject, pairs: Sequence[tuple[str, str, str]], variant: str, condition: str, params: SscdParams
 ) -> None:
     """Cosines of SSCD embeddings: (metric, generation, generation or image)."""
     store, scorer = subject.open(), _sscd(subject, params).scorer
@@ -111,7 +111,7 @@ def _score(
         names = list(dict.fromkeys(name for pair in todo for name in pair))
         if not todo:
             continue
-        vectors = sscd_vectors(subject, variant, probe, names, params)
+        vectors = sscd_vectors(subject, variant, condition, names, params)
         rows = [
             {"generation_id": a, "reference_id": b, "scorer": scorer, "value": float(vectors[a] @ vectors[b])}
             for a, b in todo

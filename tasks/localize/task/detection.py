@@ -8,18 +8,18 @@ import torch
 
 from storage import Store, content_key
 from tasks.errors import InputError
-from tasks.evaluate.figures import Figure, auc, tpr_at_1fpr
+from tasks.evaluate.figures import Estimate, auc, tpr_at_1fpr
 from tasks.keys import detection_id
 from tasks.localize.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
 from tasks.localize.nemo import NemoParams
 from tasks.progress import progress
-from tasks.subject import ORIGINAL, Asked, Subject, units_of
+from tasks.subject import ORIGINAL, Prompt, Subject, units_of
 
 SEEN = 100
 """Units of prompts that are not memorized, of which one is 1 %."""
 
 
-def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> None:
+def detect(subject: Subject, asked: Sequence[Prompt], params: DetectionParams) -> None:
     """Scores of every two seeds' noise differences, a row of `nemo_traces` each, phase 'detect'."""
     model, store = subject.load(), subject.open()
     params_id = detection_id(params)
@@ -43,7 +43,7 @@ def detect(subject: Subject, asked: Sequence[Asked], params: DetectionParams) ->
             done(1)
 
 
-def scores_of(subject: Subject, asked: Sequence[Asked], params: DetectionParams) -> dict[str, np.ndarray]:
+def scores_of(subject: Subject, asked: Sequence[Prompt], params: DetectionParams) -> dict[str, np.ndarray]:
     """What `detect` found, by prompt id: scores of every two seeds."""
     rows = subject.open().read(
         "nemo_traces",
@@ -67,8 +67,8 @@ def scores_of(subject: Subject, asked: Sequence[Asked], params: DetectionParams)
 
 
 def detection_figures(
-    subject: Subject, memorized: Sequence[Asked], others: Sequence[Asked], params: DetectionParams
-) -> list[Figure]:
+    subject: Subject, memorized: Sequence[Prompt], others: Sequence[Prompt], params: DetectionParams
+) -> list[Estimate]:
     """How well a prompt's mean score tells memorized prompts from others: AUC, and TPR at 1 % FPR.
 
     Prompts of one image count as one, by the mean over all of them. Prompts among the others that share an image with a
@@ -81,7 +81,7 @@ def detection_figures(
     if not others:
         return []
 
-    def means(group: Sequence[Asked]) -> np.ndarray:
+    def means(group: Sequence[Prompt]) -> np.ndarray:
         by_unit: dict[str, list[np.ndarray]] = {}
         for name, pairs in scores_of(subject, group, params).items():
             by_unit.setdefault(of[name], []).append(pairs)
@@ -92,7 +92,7 @@ def detection_figures(
     return [*found, *([replace(tpr_at_1fpr(own, rest), prompts=len(memorized))] if len(rest) >= SEEN else [])]
 
 
-def nemo_threshold(subject: Subject, nulls: Sequence[Asked], params: NemoParams) -> float:
+def nemo_threshold(subject: Subject, nulls: Sequence[Prompt], params: NemoParams) -> float:
     """The memorization threshold: given, or from the null prompts' detection scores."""
     if params.threshold is not None:
         return params.threshold

@@ -18,7 +18,7 @@ from tasks.localize.task.detection import nemo_threshold, traced
 from tasks.localize.task.names import VERSION
 from tasks.progress import progress
 from tasks.sets import found_scopes, read_sets, write_sets
-from tasks.subject import ORIGINAL, Asked, Subject
+from tasks.subject import ORIGINAL, Prompt, Subject
 
 CANDIDATES = "nemo-candidates"
 """Method of the sets that NeMo's refinement begins with."""
@@ -28,8 +28,8 @@ SEARCH = "nemo/2"
 
 def nemo_id(
     subject: Subject,
-    threshold_nulls: Sequence[Asked],
-    nulls: Sequence[Asked],
+    threshold_nulls: Sequence[Prompt],
+    nulls: Sequence[Prompt],
     params: NemoParams,
 ) -> str:
     """What NeMo's sets go by, whether or not they were found yet; detection must have run. See `localize_nemo`."""
@@ -49,9 +49,9 @@ def nemo_id(
 
 def localize_nemo(
     subject: Subject,
-    asked: Sequence[Asked],
-    threshold_nulls: Sequence[Asked],
-    nulls: Sequence[Asked],
+    asked: Sequence[Prompt],
+    threshold_nulls: Sequence[Prompt],
+    nulls: Sequence[Prompt],
     params: NemoParams,
 ) -> str:
     """NeMo's neurons of each prompt, and the trace of each search.
@@ -109,7 +109,7 @@ def localize_nemo(
     return params_id
 
 
-def replay_search(subject: Subject, prompt: Asked, nemo_id: str, params: NemoParams) -> list[tuple[Check, Candidates]]:
+def replay_search(subject: Subject, prompt: Prompt, nemo_id: str, params: NemoParams) -> list[tuple[Check, Candidates]]:
     """NeMo's refinement for a prompt as it was made: every check with the neurons that it left blocked.
 
     Nothing is computed again: the checks, the candidates and the prompt's activations are in the store.
@@ -170,9 +170,9 @@ def curve_id(nemo_id: str, seed: int = 0) -> str:
 
 def memorization_left(
     subject: Subject,
-    asked: Sequence[Asked],
+    asked: Sequence[Prompt],
     nemo_id: str,
-    threshold_nulls: Sequence[Asked],
+    threshold_nulls: Sequence[Prompt],
     params: NemoParams,
     seed: int = 0,
 ) -> str:
@@ -223,7 +223,7 @@ def memorization_left(
 
 
 def _statistics(
-    store: Store, subject: Subject, nulls: Sequence[Asked], site: Site, layers: tuple[Layer, ...]
+    store: Store, subject: Subject, nulls: Sequence[Prompt], site: Site, layers: tuple[Layer, ...]
 ) -> Statistics:
     known = _value_activations(store, subject, nulls, site, layers)
     return Moments.of(
@@ -244,7 +244,7 @@ def _neurons(
 
 
 def _value_activations(
-    store: Store, subject: Subject, asked: Sequence[Asked], site: Site, layers: tuple[Layer, ...]
+    store: Store, subject: Subject, asked: Sequence[Prompt], site: Site, layers: tuple[Layer, ...]
 ) -> dict[str, list[torch.Tensor]]:
     wanted = {prompt.prompt_id for prompt in asked}
     out: dict[str, dict[int, torch.Tensor]] = {name: {} for name in wanted}
@@ -267,7 +267,7 @@ def _value_activations(
 
 
 def _checks(
-    store: Store, subject: Subject, prompt: Asked, params_id: str, layers: tuple[Layer, ...]
+    store: Store, subject: Subject, prompt: Prompt, params_id: str, layers: tuple[Layer, ...]
 ) -> tuple[float, list[Check]]:
     """The threshold and every check of a search, as `_trace` wrote them."""
     rows = store.read(
@@ -303,7 +303,7 @@ def _checks(
     return float(gate["theta"]), out
 
 
-def _trace(prompt: Asked, params_id: str, layers: tuple[Layer, ...], found: NemoResult) -> list[dict[str, Any]]:
+def _trace(prompt: Prompt, params_id: str, layers: tuple[Layer, ...], found: NemoResult) -> list[dict[str, Any]]:
     gate: dict[str, Any] = {
         "phase": "gate",
         "step_number": 0,

@@ -15,13 +15,13 @@ from tasks.localize.task.names import ALL, VERSION
 from tasks.localize.wanda import WandaParams, over_steps
 from tasks.progress import progress
 from tasks.sets import found_scopes, write_sets
-from tasks.subject import Asked, Subject
+from tasks.subject import Prompt, Subject
 
 
 def localize_importance(
     subject: Subject,
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
+    asked: Sequence[Prompt],
+    ordinary: Sequence[Prompt],
     params: ImportanceParams,
     wanda_id: str,
     wanda: WandaParams,
@@ -72,8 +72,8 @@ def localize_importance(
 
 def importance_id(
     subject: Subject,
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
+    asked: Sequence[Prompt],
+    ordinary: Sequence[Prompt],
     params: ImportanceParams,
     wanda_id: str,
     wanda: WandaParams,
@@ -86,8 +86,8 @@ def importance_id(
 
 def _importance(
     subject: Subject,
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
+    asked: Sequence[Prompt],
+    ordinary: Sequence[Prompt],
     params: ImportanceParams,
     wanda_id: str,
     wanda: WandaParams,
@@ -127,7 +127,7 @@ def _cut(
     return over_steps(sets, {layer.index: layer.outputs * layer.inputs}, params)[layer.index]
 
 
-def _pictures(asked: Sequence[Asked]) -> list[tuple[str, str]]:
+def _pictures(asked: Sequence[Prompt]) -> list[tuple[str, str]]:
     """The text and the first image of each prompt."""
     if without := [prompt.text for prompt in asked if not prompt.image_ids]:
         raise InputError(f"{len(without)} prompts have no image, such as {without[0][:60]!r}: give --images")

@@ -17,25 +17,25 @@ from tasks.localize.task.names import ALL, VERSION
 from tasks.localize.wanda import WandaParams, memorized_sets
 from tasks.progress import progress
 from tasks.sets import found_scopes, write_sets
-from tasks.subject import ORIGINAL, Asked, Subject
+from tasks.subject import ORIGINAL, Prompt, Subject
 
 
 @dataclass(frozen=True)
 class Groups:
     """Prompts whose weights are looked for together."""
 
-    prompts: Mapping[str, Sequence[Asked]]
+    prompts: Mapping[str, Sequence[Prompt]]
     """By scope id."""
     method: Literal["wanda", "wanda-control"] = "wanda"
     scope: Literal["subset", "trigger"] = "subset"
 
 
-def by_subset(asked: Sequence[Asked]) -> Groups:
+def by_subset(asked: Sequence[Prompt]) -> Groups:
     """Each subset of the memorized prompts (see `subsets_of`), and all of them together."""
     return Groups({ALL: list(asked)} | subsets_of(asked))
 
 
-def by_control(asked: Sequence[Asked], ordinary: Sequence[Asked]) -> Groups:
+def by_control(asked: Sequence[Prompt], ordinary: Sequence[Prompt]) -> Groups:
     """The control: ordinary prompts taken for memorized ones, in subsets of the same sizes, and all together.
 
     How far the sets of these subsets overlap is what has nothing to do with memorization.
@@ -53,14 +53,14 @@ def by_control(asked: Sequence[Asked], ordinary: Sequence[Asked]) -> Groups:
     return Groups({ALL: chosen} | control_subsets(list(subsets_of(asked).values()), chosen), "wanda-control")
 
 
-def by_trigger(triggers: Sequence[Asked]) -> Groups:
+def by_trigger(triggers: Sequence[Prompt]) -> Groups:
     """Each trigger (see `tasks.subject.as_prompts`) by itself: do those of one image find the same weights?"""
     return Groups({trigger.prompt_id: [trigger] for trigger in triggers}, scope="trigger")
 
 
 def wanda_id(
     groups: Groups,
-    nulls: Sequence[Asked],
+    nulls: Sequence[Prompt],
     params: WandaParams,
     sampling: SamplingParams,
     site: Site = Site.FEED_FORWARD_HIDDEN,
@@ -81,7 +81,7 @@ def wanda_id(
 def localize_wanda(
     subject: Subject,
     groups: Groups,
-    nulls: Sequence[Asked],
+    nulls: Sequence[Prompt],
     params: WandaParams,
     sampling: SamplingParams,
     site: Site = Site.FEED_FORWARD_HIDDEN,
@@ -161,7 +161,7 @@ def _norms(
 
 
 def _summed(
-    sums: Mapping[str, Mapping[tuple[str, int], np.ndarray]], asked: Sequence[Asked], index: int
+    sums: Mapping[str, Mapping[tuple[str, int], np.ndarray]], asked: Sequence[Prompt], index: int
 ) -> dict[tuple[int, int], torch.Tensor]:
     """Added up over prompts, in the order of their ids, and halves; by (step, layer index)."""
     out: dict[tuple[int, int], np.ndarray] = {}

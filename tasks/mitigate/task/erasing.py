@@ -19,7 +19,7 @@ from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary
 from tasks.mitigate.task.surrogates import surrogates
 from tasks.mitigate.task.variants import put, uncut_card, weights_in_store
 from tasks.progress import progress
-from tasks.subject import Asked, Subject, forget_variant
+from tasks.subject import Prompt, Subject, forget_variant
 
 ERASE_VERSION = "finetune/5"
 ERASURES: dict[Erasure, dict[str, Any]] = {
@@ -35,8 +35,8 @@ HELD_OUT_PICTURES = 48
 
 def erase_id(
     method: Erasure,
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
+    asked: Sequence[Prompt],
+    ordinary: Sequence[Prompt],
     pruned: str,
     params: FineTuneParams,
     sampling: SamplingParams,
@@ -58,8 +58,8 @@ def erase_id(
 def erase(
     subject: Subject,
     method: Erasure,
-    asked: Sequence[Asked],
-    ordinary: Sequence[Asked],
+    asked: Sequence[Prompt],
+    ordinary: Sequence[Prompt],
     pruned: str,
     params: FineTuneParams,
     sampling: SamplingParams,

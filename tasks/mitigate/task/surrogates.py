@@ -10,7 +10,7 @@ from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_pn
 from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd
 from tasks.mitigate.inference import DefenceParams, with_random_words
 from tasks.progress import progress
-from tasks.subject import Asked, Subject, shards
+from tasks.subject import Prompt, Subject, shards
 
 VERSION = "surrogate/1"
 PROBE = "surrogate"
@@ -24,7 +24,7 @@ it would often come out above."""
 
 
 def surrogates(
-    subject: Subject, pruned: str, asked: Sequence[Asked], sampling: SamplingParams, measure: Sscd
+    subject: Subject, pruned: str, asked: Sequence[Prompt], sampling: SamplingParams, measure: Sscd
 ) -> list[list[np.ndarray]]:
     """For each training picture of each prompt one, those that are least like any of the prompt's.
 
@@ -32,7 +32,7 @@ def surrogates(
     2023, section 6). Where fewer are no copies than a prompt has pictures, they stand for several; where there are
     none, even with words, the prompt's list is empty.
 
-    All that is made lies in `generations`, probe `surrogate`.
+    All that is made lies in `generations`, condition `surrogate`.
 
     Returns:
         For each prompt uint8 pictures (height, width, 3).
@@ -41,7 +41,7 @@ def surrogates(
     trained = dict(zip(images, measure.embed(subject.pictures(images)), strict=True))
     found: dict[str, dict[str, float]] = {prompt.prompt_id: {} for prompt in asked}
 
-    def enough(prompt: Asked, worded: bool) -> bool:
+    def enough(prompt: Prompt, worded: bool) -> bool:
         alike = np.array(list(found[prompt.prompt_id].values()))
         unlike, no_copies = int((alike <= UNLIKE).sum()), int((alike <= COPY_THRESHOLD).sum())
         return unlike >= len(prompt.image_ids) or (worded and no_copies > 0)
@@ -68,10 +68,10 @@ def _chosen(alike: dict[str, float], count: int) -> Iterator[str]:
 
 
 def _made(
-    subject: Subject, pruned: str, wanted: Sequence[tuple[Asked, int]], worded: bool, sampling: SamplingParams
+    subject: Subject, pruned: str, wanted: Sequence[tuple[Prompt, int]], worded: bool, sampling: SamplingParams
 ) -> list[str]:
     """Makes the pictures of these prompts and seeds that the store does not have, and returns the ids of all."""
-    store, place = subject.open(), {"model_id": subject.model_id, "variant": pruned, "probe": PROBE}
+    store, place = subject.open(), {"model_id": subject.model_id, "variant": pruned, "condition": PROBE}
     how = sampling.model_dump(exclude={"batch"})
     names = [content_key(VERSION, *place.values(), prompt.prompt_id, seed, worded, how) for prompt, seed in wanted]
     known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
@@ -99,7 +99,7 @@ def _made(
 
 
 def _files(subject: Subject, pruned: str, names: Sequence[str]) -> dict[str, bytes]:
-    place = {"model_id": subject.model_id, "variant": pruned, "probe": PROBE}
+    place = {"model_id": subject.model_id, "variant": pruned, "condition": PROBE}
     columns = ["generation_id", "bytes"]
     rows = subject.open().read("generations", columns=columns, generation_id=list(names), **place)
     return dict(zip(rows["generation_id"].to_pylist(), rows["bytes"].to_pylist(), strict=True))

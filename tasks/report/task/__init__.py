@@ -5,10 +5,10 @@ from tasks.report.task.comparison import (
     Comparison,
     accept,
     audits_named,
+    baseline_of,
     compare,
     differences_table,
     latest,
-    standard_of,
 )
 from tasks.report.task.diagnosis import write_locality
 from tasks.report.task.page import Localized, Written, page_path, training_chart, write_report
@@ -23,13 +23,13 @@ __all__ = [
     "Written",
     "accept",
     "audits_named",
+    "baseline_of",
     "compare",
     "differences_table",
     "latest",
     "page_path",
     "record_of",
     "rows_of",
-    "standard_of",
     "training_chart",
     "write_locality",
     "write_report",

@@ -1,4 +1,4 @@
-"""Two audits compared, and which audit is the standard of later ones."""
+"""Two audits compared, and which audit is the baseline of later ones."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ class Comparison:
     """Two audits compared."""
 
     before: str
-    """The audit that is held to be the standard."""
+    """The audit that is held to be the baseline."""
     after: str
     prompts: int
     """Prompts that both were asked about."""
@@ -81,7 +81,7 @@ def compare(
     if not any(pairs.values()):
         raise InputError(f"{before} and {after} asked no variant the same: nothing can be compared")
     findings = method.copies(pairs["sscd"], COPY_THRESHOLD)
-    findings += method.quality([pair for pair in pairs["clip"] if pair.probe == "ordinary"], margin)
+    findings += method.quality([pair for pair in pairs["clip"] if pair.condition == "ordinary"], margin)
     worse = method.regressions(findings, alpha)
     texts = {
         row["prompt_id"]: row["text"]
@@ -91,9 +91,9 @@ def compare(
     notes = _settings_apart(*records)
     if asked[0] != asked[1]:
         notes.append(f"{len(shared)} prompts in common, of {len(asked[0])} and {len(asked[1])}: figures are over all")
-    again = {(pair.variant, pair.probe) for some in pairs.values() for pair in some}
-    before_only = {(row["variant"], row["probe"]) for row in seen[0] if row["variant"] in claims} - again
-    notes += [f"{variant}, {probe} was not looked at again" for variant, probe in sorted(before_only)]
+    again = {(pair.variant, pair.condition) for some in pairs.values() for pair in some}
+    before_only = {(row["variant"], row["condition"]) for row in seen[0] if row["variant"] in claims} - again
+    notes += [f"{variant}, {condition} was not looked at again" for variant, condition in sorted(before_only)]
     notes.append(_power(pairs["sscd"], findings, alpha))
     told = [(method.sentence(finding, texts), p) for finding, p in worse]
     verdict = f"No regression from {before} to {after}, over {counted(shared, of)} (false alarms at most {alpha:g})."
@@ -102,7 +102,7 @@ def compare(
         verdict = f"Regression from {before} to {after}: {told[0][0]} (p {told[0][1]:.2g}){more}."
     figures = method.differences(rows_of(store, before), rows_of(store, after))
     # Other figures may rest on more or fewer for many reasons; of these only the rule of counting is another.
-    same = [one for one in figures if (one.probe, one.metric) in (("prompt", "mr"), ("ordinary", "clip"))]
+    same = [one for one in figures if (one.condition, one.metric) in (("prompt", "mr"), ("ordinary", "clip"))]
     if asked[0] == asked[1] and (other := [one for one in same if one.n_before != one.n_after]):
         counts = f"{other[0].n_before} and {other[0].n_after}"
         notes.append(f"the same prompts count as {counts}: earlier versions counted prompts, not images")
@@ -114,7 +114,7 @@ def differences_table(found: Comparison) -> pa.Table:
     rows = [
         {
             "variant": one.variant,
-            "probe": one.probe,
+            "condition": one.condition,
             "metric": one.metric,
             "before": round(one.before, 4),
             "after": round(one.after, 4),
@@ -123,22 +123,22 @@ def differences_table(found: Comparison) -> pa.Table:
             "high": None if one.high is None else round(one.high, 4),
         }
         for one in found.differences
-        if one.metric in COLUMNS and not one.probe.startswith(EFFORT)
+        if one.metric in COLUMNS and not one.condition.startswith(EFFORT)
     ]
-    names, figures = ("variant", "probe", "metric"), ("before", "after", "change", "low", "high")
+    names, figures = ("variant", "condition", "metric"), ("before", "after", "change", "low", "high")
     schema = pa.schema([(name, pa.string()) for name in names] + [(name, pa.float64()) for name in figures])
     return pa.Table.from_pylist(rows, schema)
 
 
-def standard_of(store: Store, audit_id: str, told: Collection[str]) -> str | None:
+def baseline_of(store: Store, audit_id: str, told: Collection[str]) -> str | None:
     """The audit that a night's is held against: the earlier one of the same model and prompts that was accepted last,
     among those with the same settings if there are any; else the last of those that somebody was told of, with the same
     settings. None where there is neither.
 
     Args:
-        told: the ids of those: had nobody heard of a regression, it would become the standard in silence.
+        told: the ids of those: had nobody heard of a regression, it would become the baseline in silence.
     """
-    rows = query(store, "standards", audit_id=audit_id).to_pylist()
+    rows = query(store, "baseline_audits", audit_id=audit_id).to_pylist()
     own = record_of(store, audit_id)
     alike = {row["audit_id"] for row in rows if _alike(row, own)}
     accepted = [row["audit_id"] for row in rows if row["accepted_at"] is not None]
@@ -164,7 +164,7 @@ def audits_named(store: Store, before: str, after: str) -> tuple[str, str]:
             continue
         other = told[1 - place]
         _completed(store, other)
-        rows = query(store, "standards", audit_id=other).to_pylist()
+        rows = query(store, "baseline_audits", audit_id=other).to_pylist()
         if name == "accepted":
             rows = [row for row in rows if row["accepted_at"] is not None]
         else:
@@ -179,7 +179,7 @@ def audits_named(store: Store, before: str, after: str) -> tuple[str, str]:
 
 
 def accept(store: Store, audit_id: str) -> str:
-    """Makes an audit, or the 'latest', the standard of later ones of the same model and prompts; returns its id.
+    """Makes an audit, or the 'latest', the baseline of later ones of the same model and prompts; returns its id.
 
     Raises:
         InputError: it is unknown or has not completed.
@@ -236,7 +236,7 @@ def _pairs(
         known: dict[tuple[str, str, str], dict[str, float]] = {}
         mine = [row for row in rows if row["metric"] == metric and row["prompt_id"] is not None]
         for row in sorted(mine, key=lambda row: (row["trigger_id"] or "", row["seed"])):
-            place = row["variant"], row["probe"], row["prompt_id"]
+            place = row["variant"], row["condition"], row["prompt_id"]
             known.setdefault(place, {})[row["generation_id"]] = row["value"]
         found.append(known)
     old, new = found
@@ -255,7 +255,7 @@ def _pairs(
 
 def _power(pairs: Sequence[method.Pair], findings: Sequence[method.Finding], alpha: float) -> str:
     """What the least is that would have been noticed, with the pictures at hand."""
-    mine = [pair for pair in pairs if pair.variant == "original" and not pair.probe.startswith("dori")]
+    mine = [pair for pair in pairs if pair.variant == "original" and not pair.condition.startswith("dori")]
     if not mine:
         return "the original model was not asked with prompts in both audits"
     before, after = min(len(pair.before) for pair in mine), min(len(pair.after) for pair in mine)

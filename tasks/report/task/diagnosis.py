@@ -46,7 +46,7 @@ def write_locality(
         figures[f"locality_{method}"] = [float(np.mean([layer.iou for layer in some])) for some in layers]
         known = [[layer.starts for layer in some if layer.starts is not None] for some in layers]
         figures[f"locality_{method}_starts"] = [float(np.mean(starts)) for starts in known if starts]
-    place = {"variant": ORIGINAL, "probe": "dori-noise"}
+    place = {"variant": ORIGINAL, "condition": "dori-noise"}
     metrics = [
         {**place, "metric": name, "value": float(np.mean(values)), "n": len(values)}
         for name, values in figures.items()

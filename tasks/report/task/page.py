@@ -20,7 +20,7 @@ from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
 from tasks.report.task.record import rows_of
 from tasks.report.verdict import Row, effort_rates, effort_words, verdict, without_random
-from tasks.subject import Asked, Subject, units_of
+from tasks.subject import Prompt, Subject, units_of
 
 STRIPS = 8
 """Training pictures shown with what the variants make of them."""
@@ -60,7 +60,7 @@ class Written:
 
 
 Shown = Mapping[tuple[str, str, str], Collection[str]]
-"""By name of the variant, variant in the store and probe, the ids of an audit's pictures."""
+"""By name of the variant, variant in the store and condition, the ids of an audit's pictures."""
 
 
 def page_path(subject: Subject, audit_id: str) -> Path:
@@ -73,7 +73,7 @@ def write_report(
     audit_id: str,
     path: Path,
     variants: Mapping[str, str],
-    asked: Sequence[Asked],
+    asked: Sequence[Prompt],
     shown: Shown,
     facts: Sequence[tuple[str, str]],
     found: Localized,
@@ -148,14 +148,14 @@ def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str
 
 
 def _strips(
-    store: Store, subject: Subject, asked: Sequence[Asked], shown: Shown, known: Mapping[tuple[str, str], float]
+    store: Store, subject: Subject, asked: Sequence[Prompt], shown: Shown, known: Mapping[tuple[str, str], float]
 ) -> list[Strip]:
     """Each training picture beside the best copy that each variant makes of it, from its prompts and under attack.
 
     Prompts that share a picture have one strip, with the first's picture.
     """
     of = units_of(subject, asked)
-    sharing: dict[str, list[Asked]] = {}
+    sharing: dict[str, list[Prompt]] = {}
     for prompt in asked:
         sharing.setdefault(of[prompt.prompt_id], []).append(prompt)
     strips = dict(list(sharing.items())[:STRIPS])
@@ -164,8 +164,8 @@ def _strips(
     rows = store.read("images", columns=["image_id", "bytes"], image_id=firsts)
     trained = dict(zip(rows["image_id"].to_pylist(), rows["bytes"].to_pylist(), strict=True))
     found: dict[str, list[Picture]] = {unit: [] for unit in strips}
-    for (name, variant, probe), ids in shown.items():
-        where: dict[str, Any] = {"model_id": subject.model_id, "variant": variant, "probe": probe}
+    for (name, variant, condition), ids in shown.items():
+        where: dict[str, Any] = {"model_id": subject.model_id, "variant": variant, "condition": condition}
         where["prompt_id"] = [prompt.prompt_id for prompt in asked]
         made = store.read("generations", columns=["generation_id", "prompt_id"], **where)
         of_audit = set(ids)
@@ -187,7 +187,7 @@ def _strips(
         files = store.read("generations", columns=["generation_id", "bytes"], **where, generation_id=names)
         data = dict(zip(files["generation_id"].to_pylist(), files["bytes"].to_pylist(), strict=True))
         for unit, (score, one) in best.items():
-            found[unit].append(Picture(f"{name}, {_words(probe)}", _small(data[one]), score))
+            found[unit].append(Picture(f"{name}, {_words(condition)}", _small(data[one]), score))
     return [
         Strip(
             prompts[0].text,
@@ -283,7 +283,7 @@ def _overlap_curves(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return charts
 
 
-def _left(store: Store, subject: Subject, found: Localized, asked: Sequence[Asked]) -> list[Chart]:
+def _left(store: Store, subject: Subject, found: Localized, asked: Sequence[Prompt]) -> list[Chart]:
     """Similarity of noise differences left as neurons are silenced, best first, beside random ones."""
     # The store may know curves of more prompts, of larger audits.
     which = {"params_id": found.curve, "prompt_ids": [prompt.prompt_id for prompt in asked]}
@@ -304,10 +304,10 @@ def _left(store: Store, subject: Subject, found: Localized, asked: Sequence[Aske
     ]
 
 
-def _words(probe: str) -> str:
-    if probe in ("prompt", "ordinary"):
-        return {"prompt": "from its prompt", "ordinary": "ordinary prompt"}[probe]
-    return f"attacked from {probe.removeprefix('dori-').partition('-')[0]}"
+def _words(condition: str) -> str:
+    if condition in ("prompt", "ordinary"):
+        return {"prompt": "from its prompt", "ordinary": "ordinary prompt"}[condition]
+    return f"attacked from {condition.removeprefix('dori-').partition('-')[0]}"
 
 
 def _keep_evidence(subject: Subject, audit_id: str, shown: Shown, rows: Sequence[Row], scorer: str) -> None:
@@ -317,10 +317,10 @@ def _keep_evidence(subject: Subject, audit_id: str, shown: Shown, rows: Sequence
     scores = store.read("scores", columns=["scorer", "generation_id", "reference_id", "value"], metric="clip")
     for made_with, name, prompt, value in zip(*(column.to_pylist() for column in scores.columns), strict=True):
         aligned.setdefault(made_with, {})[name] = of.get(prompt, prompt), value
-    figures = {(row.variant, row.probe, row.metric): row.value for row in rows}
-    for (variant, _, probe), ids in shown.items():
-        made = {"sscd": scorer} if (variant, probe, "mr") in figures else {}
-        clip = figures.get((variant, probe, "clip"))
+    figures = {(row.variant, row.condition, row.metric): row.value for row in rows}
+    for (variant, _, condition), ids in shown.items():
+        made = {"sscd": scorer} if (variant, condition, "mr") in figures else {}
+        clip = figures.get((variant, condition, "clip"))
         if clip is not None:
             # The store may have scores by several CLIP models; the audit's are those that give its figure.
             means = {
@@ -330,8 +330,14 @@ def _keep_evidence(subject: Subject, audit_id: str, shown: Shown, rows: Sequence
             }
             made["clip"] = min(means, key=lambda one: abs(means[one] - clip))
         for metric, by in made.items():
-            row = {"variant": variant, "probe": probe, "metric": metric, "scorer": by, "generation_ids": list(ids)}
-            store.write("evidence", content_key(audit_id, variant, probe, metric), [row], audit_id=audit_id)
+            row = {
+                "variant": variant,
+                "condition": condition,
+                "metric": metric,
+                "scorer": by,
+                "generation_ids": list(ids),
+            }
+            store.write("evidence", content_key(audit_id, variant, condition, metric), [row], audit_id=audit_id)
 
 
 def _mean_clip(scored: Sequence[tuple[str, float]]) -> float:

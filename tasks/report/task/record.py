@@ -27,7 +27,7 @@ def rows_of(store: Store, audit_id: str) -> list[Row]:
     """The audit's figures, in the order they were written, each with the number of its prompts."""
     found = store.read("metrics", audit_id=audit_id).to_pylist()
     prompts = {
-        (row["variant"], row["probe"], row["metric"].removesuffix(PROMPTS)): int(row["value"])
+        (row["variant"], row["condition"], row["metric"].removesuffix(PROMPTS)): int(row["value"])
         for row in found
         if row["metric"].endswith(PROMPTS)
     }
@@ -43,8 +43,8 @@ def rows_of(store: Store, audit_id: str) -> list[Row]:
         )
         for row in found
         if not row["metric"].endswith(PROMPTS)
-        for place in [(row["variant"], row["probe"], row["metric"])]
+        for place in [(row["variant"], row["condition"], row["metric"])]
     ]
     return sorted(
-        rows, key=lambda row: (order.get(row.variant, 9), row.variant, row.probe.startswith("dori"), row.probe)
+        rows, key=lambda row: (order.get(row.variant, 9), row.variant, row.condition.startswith("dori"), row.condition)
     )

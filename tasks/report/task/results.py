@@ -30,12 +30,14 @@ def write_results(store: Store, audit_id: str, folder: Path, command: str) -> tu
     if not metrics:
         raise InputError(f"the audit {audit_id} is {record['state']} and has no figures yet")
     page, data = folder / "RESULTS.md", folder / "results.json"
-    metrics.sort(key=lambda row: (row["variant"], row["probe"], row["metric"]))
+    metrics.sort(key=lambda row: (row["variant"], row["condition"], row["metric"]))
     rows = rows_of(store, audit_id)
     effort = {
-        row.probe.removeprefix(EFFORT): row for row in rows if row.probe.startswith(EFFORT) and row.metric == "mr"
+        row.condition.removeprefix(EFFORT): row
+        for row in rows
+        if row.condition.startswith(EFFORT) and row.metric == "mr"
     }
-    published = published_text({(row.variant, row.probe, row.metric): row for row in rows})
+    published = published_text({(row.variant, row.condition, row.metric): row for row in rows})
     text = "\n\n".join(filter(None, (figures_text(rows) + effort_text(effort), published)))
     taken = str((record["finished_at"] or record["started_at"]) - record["started_at"]).split(".")[0]
     versions = ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())
