@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from prefect.artifacts import Artifact
@@ -20,14 +19,13 @@ from typer.testing import CliRunner, Result
 from flows.audit import AuditParams
 from flows.cli import main
 from flows.cli.commands import app
-from flows.cli.scans import DetectorName
 from flows.plan import Plan
 from flows.scan import ScanRun, scan, told
 from flows.settings import Settings
 from storage import Store, run_sql, verify
 from tasks.collect.prompt_files import PromptEntry, read_prompts
 from tasks.errors import InputError
-from tasks.scan.detectors import Detector, ScanParams
+from tasks.scan.task import ScanParams
 from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -99,7 +97,8 @@ def test_a_second_scan_computes_nothing(world: Path, monkeypatch: pytest.MonkeyP
     first = engram_scan(world, *words)
     store = Store.open(str(world / "store"))
     before = store.parts("detections"), store.parts("findings")
-    monkeypatch.setattr("tasks.scan.task.scores", None)
+    for detector in ("norm", "ssim"):
+        monkeypatch.setattr(f"tasks.scan.{detector}.by_seed", None)
     again = engram_scan(world, *words)
     assert json.loads(again.stdout) == json.loads(first.stdout)
     assert (store.parts("detections"), store.parts("findings")) == before
@@ -159,13 +158,14 @@ def test_no_prompt_is_held_against_itself(world: Path, tmp_path: Path) -> None:
         (["--model", "nowhere"], "no model at nowhere: there is no such file or folder"),
         (["--out", "nowhere/flagged.csv"], "there is no folder nowhere for flagged.csv"),
         (["--set", "alphas=1"], "there is no setting 'alphas': did you mean alpha?"),
-        (["--set", "seeds=1"], "seeds cannot be 1: it may be: integer, >= 2, <= 100"),
+        (["--set", "norm.seeds=1"], "norm.seeds cannot be 1: it may be: integer, >= 2, <= 100"),
         (["--set", "batch=2", "--set", "batch=3"], "batch is set twice, by --set 'batch=2' and by --set 'batch=3'"),
-        (["--set", "steps=1001"], "steps cannot be 1001"),
+        (["--set", "norm.steps=1001"], "norm.steps cannot be 1001"),
+        (["--detector", "norms"], "detectors cannot be"),
         (["--alpha", "0.5", "--set", "alpha=0.4"], "alpha is set twice, by its own option and by --set: leave one"),
         (["--device", "cuda:99", "--alpha", ALPHA], "no device 'cuda:99' here"),
         (["--store", "/dev/null/store"], "cannot open the store /dev/null/store: /dev/null is no folder"),
-        (["--set", "seeds"], "--set 'seeds' is not NAME=VALUE"),
+        (["--set", "alpha"], "--set 'alpha' is not NAME=VALUE"),
         (["--long-prompts", "refuse"], "{world}/prompts.csv:6: 49 tokens, and the model reads 32: shorten it, or"),
         (["--long-prompts", "skip", "--set", "long_prompts=refuse"], "long_prompts is set twice"),
     ],
@@ -226,7 +226,3 @@ def test_a_model_without_prompts_needs_a_file(world: Path, tmp_path: Path) -> No
     (tmp_path / "nulls.csv").write_text("caption,kind\none,null\n")
     with pytest.raises(InputError, match="nothing to scan"):
         told(ScanRun(model=str(tmp_path / "model"), prompts=str(tmp_path / "nulls.csv")))
-
-
-def test_the_command_offers_every_detector() -> None:
-    assert [each.value for each in DetectorName] == list(get_args(Detector))
