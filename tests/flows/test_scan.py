@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.artifacts import Artifact
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner, Result
@@ -26,6 +25,7 @@ from storage import Store, run_sql, verify
 from tasks.collect.prompt_files import PromptEntry, read_prompts
 from tasks.errors import InputError
 from tasks.scan.task import ScanParams
+from tests.support.artifacts import artifact
 from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -122,10 +122,9 @@ def test_the_table_ends_with_what_was_flagged(world: Path) -> None:
 
 def test_what_the_ui_shows(world: Path) -> None:
     found = scan(ScanRun(scan=ScanParams(alpha=float(ALPHA)), **files(world)))
-    page, table = Artifact.get("scan"), Artifact.get("suspects")
-    assert page is not None and table is not None
-    assert str(page.data).startswith(f"# Scan {found.scan_id}") and found.words.splitlines()[0] in str(page.data)
-    assert len(json.loads(str(table.data))) == 4
+    page = artifact("scan")
+    assert page.startswith(f"# Scan {found.scan_id}") and found.words.splitlines()[0] in page
+    assert len(json.loads(artifact("suspects"))) == 4
 
 
 def test_a_model_has_prompts_and_null_prompts_of_its_own(world: Path) -> None:

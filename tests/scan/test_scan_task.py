@@ -101,13 +101,14 @@ def test_only_what_is_new_is_computed(subject: Subject, passes: list[int]) -> No
 
 def test_an_interrupted_scan_goes_on(subject: Subject, passes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "SHARD", 2)
+    write = Store.write
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any, **where: Any) -> None:
+        write(*args, **where)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        write = Store.write
-        patched.setattr(Store, "write", lambda *args, **where: (write(*args, **where), interrupted()))
+        patched.setattr(Store, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             score_prompts(subject, PROMPTS, "norm")
     before = kept(subject)
