@@ -228,7 +228,7 @@ def test_copies_are_counted_verbatim_and_template_apart(local: Store) -> None:
     prompts = [prompt("a", "memorized") | {"memorization": "VM"}, prompt("b", "memorized") | {"memorization": "TM"}]
     local.write("prompts", "k", prompts, prompt_set="p")
     made = [("a", 0, 0.9), ("a", 1, 0.2), ("b", 0, 0.6)]
-    where = {"model_id": "m", "variant": "nemo", "condition": "prompt"}
+    where = {"model_id": "m", "variant": "nemo-union", "condition": "prompt"}
     rows = [{"prompt_id": p, "seed": s, "generation_id": f"{p}{s}", "bytes": b""} for p, s, _ in made]
     local.write("generations", "k", rows, **where)
     scores = [{"generation_id": f"{p}{s}", "reference_id": "x", "value": value} for p, s, value in made]
