@@ -15,10 +15,10 @@ import numpy as np
 
 from tasks.errors import InputError
 from tasks.evaluate.intervals import Statistic, clopper_pearson, interval, of_auc, of_ratio
-from tasks.evaluate.sscd import COPY_THRESHOLD, similarity
+from tasks.evaluate.sscd import COPY_THRESHOLD
 
 ByUnit = Mapping[str, np.ndarray]
-"""By unit, one row for each picture of its prompts: (pictures,) similarities or (pictures, width) embeddings."""
+"""By unit, the scores (n,) of its prompts' pictures, or of their pairs."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,6 @@ def by_unit(units: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
     for row, name in enumerate(units):
         places.setdefault(name, []).append(row)
     return {name: rows[found] for name, found in places.items()}
-
-
-def nearest(generated: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Cosines (n,) of generations (n, width) to the nearest of one prompt's training pictures (m, width).
-
-    A template prompt stands for several pictures, and a copy of any one is a copy.
-    """
-    return np.asarray(similarity(generated, originals).max(1))
 
 
 def mr(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Estimate:
@@ -104,30 +96,15 @@ def sscd_gen(similarities: ByUnit) -> Estimate:
     return _over_units("sscd_gen", np.array([np.median(seeds) for seeds in _filled(similarities)]), np.median)
 
 
-def seed_similarity(embeddings: ByUnit, metric: str = "seed_similarity") -> Estimate:
-    """Median pairwise cosine between seeds of one prompt, then the median over prompts; lower is more diverse.
+def seed_similarity(similarities: ByUnit) -> Estimate:
+    """How alike the seeds of one prompt are: the median over a unit's pairs, then over units; lower is more diverse.
 
-    Where prompts share an image, gather the pairs within each prompt by unit, for `similar_seeds`: pictures of
-    different captions differ by more than their seeds.
+    Pictures of different captions of an image differ by more than their seeds, so pairs are taken within each prompt
+    (or trigger), and gathered by unit.
 
     Args:
-        embeddings: unit vectors (seeds, width) of each prompt.
-
-    Raises:
-        InputError: a prompt has a single seed.
+        similarities: cosines (pairs,) between seeds.
     """
-    values = []
-    for name, seeds in embeddings.items():
-        if len(seeds) < 2:
-            raise InputError(
-                f"seed_similarity needs two seeds a prompt, {name} has {len(seeds)}: generate with more seeds"
-            )
-        values.append(np.median(similarity(seeds, seeds)[np.triu_indices(len(seeds), 1)]))
-    return _over_units(metric, np.array(values), np.median)
-
-
-def similar_seeds(similarities: ByUnit) -> Estimate:
-    """`seed_similarity` from cosines between seeds that are known already, (pairs,) of each unit's prompts."""
     return _over_units("seed_similarity", np.array([np.median(pairs) for pairs in _filled(similarities)]), np.median)
 
 

@@ -86,17 +86,9 @@ def test_the_deviation_of_a_single_value_is_unknown_rather_than_nothing() -> Non
     assert found["sscd_orig_max_mean"] == 0.3
 
 
-def test_nearest_of_several_pictures() -> None:
-    generated = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-    originals = np.array([[0.6, 0.8], [0.8, 0.6]])
-    assert figures.nearest(generated, originals) == pytest.approx([0.8, 0.8, 1.0])
-
-
-def test_diversity_is_the_median_pair() -> None:
-    seeds = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])  # pairs: 0.6, 0, 0.8
-    assert figures.seed_similarity({"a": seeds}).value == pytest.approx(0.6)
-    with pytest.raises(InputError, match="two seeds a prompt, a has 1"):
-        figures.seed_similarity({"a": seeds[:1]})
+def test_seed_similarity_is_the_median_pair_of_a_unit_then_the_median_unit() -> None:
+    figure = figures.seed_similarity({"a": np.array([0.6, 0.0, 0.8]), "b": np.array([0.2]), "c": np.array([0.1, 0.9])})
+    assert (figure.metric, figure.value, figure.n) == ("seed_similarity", pytest.approx(0.5), 3)
 
 
 def test_clip_is_a_mean_over_prompts() -> None:
@@ -118,7 +110,7 @@ def test_what_is_kept_of_the_clip_score_is_told_by_pairs() -> None:
 
 
 def test_no_generations() -> None:
-    for figure in (figures.mr, figures.mr_generations, figures.sscd_gen, figures.clip):
+    for figure in (figures.mr, figures.mr_generations, figures.sscd_gen, figures.seed_similarity, figures.clip):
         with pytest.raises(InputError, match="generate first"):
             figure({})
 

@@ -25,9 +25,10 @@ from flows.plan import Plan
 from flows.scan import ScanRun, scan, told
 from flows.settings import Settings
 from storage import Store, run_sql, verify
-from tasks.collect.prompt_files import PromptEntry, read_prompts
+from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
 from tasks.scan.detectors import Detector, ScanParams
+from tests.support.prompts import read_prompts
 from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from storage import Store, query, verify
-from tasks.collect.prompt_files import PromptEntry, read_prompts
+from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
 from tasks.keys import prompt_id
 from tasks.scan import task as door
 from tasks.scan.detectors import Detector, ScanParams, scores
 from tasks.subject import Subject
+from tests.support.prompts import read_prompts
 from tests.support.world import tiny_world
 
 PARAMS = ScanParams(seeds=2, alpha=0.25)
