@@ -85,7 +85,8 @@ def out_of_distribution(
 ) -> tuple[Neuron, ...]:
     """Neurons with |activation - mean| / std > theta, and the k of highest activation in each layer.
 
-    A neuron whose activation never varied (std 0) has no z-score and comes in by its activation only.
+    A neuron whose activation never varied (std 0) has no z-score and comes in by its activation only. The query
+    `nemo_zscores` mirrors the first half in SQL.
 
     Args:
         activations: by layer, (outputs,).

@@ -111,6 +111,8 @@ def localize_nemo(
 def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site) -> dict[str, float]:
     """How far two NeMo searches agree, such as a group refinement with the sequential one.
 
+    The query `iou` compares the sets of one search, layer by layer; this one set of two searches, over all layers.
+
     Returns:
         By prompt id, intersection over union of the neurons of all layers; 1 where both found none. Only prompts that
         both searches looked at.
