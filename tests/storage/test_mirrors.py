@@ -72,5 +72,5 @@ def test_feature_norms_add_up_in_sql_as_in_the_method(
     for row in query(store, "wanda_norms", model_id="m", subset="shops").to_pylist():
         assert row["norm"] == pytest.approx(row["sum_sq"] ** 0.5)
         found[row["step"], LAYERS.index(row["layer"])][row["feature"]] += row["sum_sq"]
-    for key, sums in wanted.items():
-        assert found[key] == pytest.approx(sums.numpy(), rel=1e-6)
+    for key, total in wanted.items():
+        assert found[key] == pytest.approx(total.numpy(), rel=1e-6)
