@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from tasks.errors import InputError
 from tasks.evaluate.intervals import Statistic, clopper_pearson, interval, of_auc, of_ratio
@@ -137,7 +138,7 @@ def auc(memorized: np.ndarray, others: np.ndarray) -> Estimate:
     Args:
         memorized, others: scores (n,) and (m,), one for each independent unit.
     """
-    area, sizes = _auc(memorized, others), (len(memorized), len(others))
+    area, sizes = float(roc_auc_score(*_labelled(memorized, others))), (len(memorized), len(others))
     low, high = of_auc(area, *sizes) if min(sizes) > 1 else (None, None)
     return Estimate("auc", area, low, high, sum(sizes))
 
@@ -152,21 +153,17 @@ def tpr_at_1fpr(memorized: np.ndarray, others: np.ndarray) -> Estimate:
     Args:
         memorized, others: scores (n,) and (m,), one for each independent unit.
     """
-    if not len(others):
-        raise InputError("a detector's threshold needs prompts that are not memorized: give some")
-    threshold = np.sort(others)[::-1][len(others) // 100]
-    found = int((memorized > threshold).sum())
+    false_positive_rates, rates, _ = roc_curve(*_labelled(memorized, others), drop_intermediate=False)
+    found = round(rates[false_positive_rates <= 0.01].max() * len(memorized))
     low, high = clopper_pearson(found, len(memorized))
     return Estimate("tpr_at_1fpr", found / len(memorized), low, high, len(memorized))
 
 
-def _auc(memorized: np.ndarray, others: np.ndarray) -> float:
-    """Mann and Whitney: the chance that a memorized prompt scores higher than another one, ties counting half."""
+def _labelled(memorized: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each is memorized, and its score, as scikit-learn has them."""
     if not len(memorized) or not len(others):
-        raise InputError("an AUC needs memorized prompts and others: one of the two groups is empty")
-    order = np.sort(others)
-    below, upto = np.searchsorted(order, memorized, "left"), np.searchsorted(order, memorized, "right")
-    return float((below + upto).mean() / (2 * len(others)))
+        raise InputError("a detector is judged on memorized prompts and others: one of the two groups is empty")
+    return np.repeat([True, False], [len(memorized), len(others)]), np.concatenate([memorized, others])
 
 
 def _filled(rows: ByUnit) -> list[np.ndarray]:

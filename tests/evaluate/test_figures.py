@@ -137,7 +137,7 @@ def test_an_auc_of_one_prompt_on_a_side_has_no_interval() -> None:
 def test_auc_is_the_share_of_pairs_won(memorized: list[int], others: list[int]) -> None:
     a, b = np.array(memorized, float), np.array(others, float)
     wanted = ((a[:, None] > b).mean() + (a[:, None] >= b).mean()) / 2
-    assert figures._auc(a, b) == pytest.approx(wanted)
+    assert figures.auc(a, b).value == pytest.approx(wanted)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=300))
@@ -145,6 +145,20 @@ def test_the_threshold_lets_one_in_a_hundred_pass(others: list[float]) -> None:
     b = np.array(others)
     figure = figures.tpr_at_1fpr(b, b)  # scored on the others themselves, it is the false positive rate
     assert figure.value <= 0.01
+
+
+SCORES = st.lists(st.integers(0, 30), min_size=1, max_size=320)
+
+
+@given(memorized=SCORES, others=SCORES)
+def test_tpr_is_the_share_above_the_lowest_threshold_that_one_in_a_hundred_exceeds(
+    memorized: list[int], others: list[int]
+) -> None:
+    threshold = min(score for score in others if sum(other > score for other in others) <= len(others) / 100)
+    wanted = sum(score > threshold for score in memorized)
+    figure = figures.tpr_at_1fpr(np.array(memorized, float), np.array(others, float))
+    assert figure.value == wanted / len(memorized)
+    assert (figure.low, figure.high) == clopper_pearson(wanted, len(memorized))
 
 
 def test_tpr_by_hand() -> None:
