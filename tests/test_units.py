@@ -170,7 +170,7 @@ Scores = list[list[float]]
 TAKEN: dict[str, Callable[[figures.ByUnit], list[Estimate]]] = {
     "sscd": lambda rows: [figures.mr(rows), figures.mr_generations(rows), *figures.sscd_orig(rows)],
     "sscd_gen": lambda rows: [figures.sscd_gen(rows)],
-    "sscd_pair": lambda rows: [figures.similar_seeds(rows)],
+    "sscd_pair": lambda rows: [figures.seed_similarity(rows)],
     "clip": lambda rows: [figures.clip(rows)],
 }
 
