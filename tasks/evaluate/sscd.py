@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tasks.errors import InputError
+from tasks.params import SPEED
 
 COPY_THRESHOLD = 0.7
 """A similarity above this counts as a copy."""
@@ -50,7 +51,7 @@ class SscdParams(BaseModel):
     ] = None
     side: Annotated[int, Field(ge=32, le=1024, description="pictures are resized to side x side, bicubic")] = 288
     threads: Annotated[
-        int, Field(ge=0, le=256, description="CPU threads of the ONNX model; 0 leaves it to the runtime")
+        int, Field(ge=0, le=256, description="CPU threads of the ONNX model; 0 leaves it to the runtime"), SPEED
     ] = 0
 
     @model_validator(mode="after")

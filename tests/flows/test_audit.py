@@ -176,6 +176,7 @@ def test_a_search_is_written_for_every_effort_once(params: AuditParams, audited:
 
 
 def test_another_refinement_is_held_against_the_published_one(params: AuditParams, tmp_path: Path) -> None:
+    assert params.settings is not None
     nemo = params.settings.nemo.model_copy(update={"refinement": "group"})
     settings = params.settings.model_copy(update={"nemo": nemo, "agreement": True, "memorized": 2, "scores": ()})
     plan = Plan(params.model_copy(update={"settings": settings, "store": str(tmp_path / "store")}))

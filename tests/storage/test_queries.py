@@ -258,7 +258,7 @@ def test_copies_are_counted_verbatim_and_template_apart(local: Store) -> None:
 )
 def test_copies_count_images_as_figures_do(tmp_path: Path, drawn: list[tuple[str, frozenset[int]]]) -> None:
     store = Store.open(tmp_path / content_key(*map(str, drawn)))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt_id": f"p{n}",
             "text": f" {text}  x" if n % 2 else f"{text} X",
