@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.collect.values import Statistics
 from tasks.errors import InputError
 from tasks.localize.search import (
     TIE,
@@ -24,6 +23,7 @@ from tasks.localize.search import (
     refinement_limit,
     replay,
 )
+from tasks.localize.statistics import Statistics
 
 ACTIVATIONS = [torch.tensor([5.5, 4.9, 1.1, 0.3]), torch.tensor([0.2, 0.6])]
 STANDARD = Statistics((torch.zeros(4), torch.zeros(2)), (torch.ones(4), torch.ones(2)))

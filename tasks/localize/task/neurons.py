@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from storage import Store, content_key
-from tasks.collect.values import Moments, Statistics, load_statistics
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
 from tasks.keys import values_id
 from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
 from tasks.localize.overlap import best_first, memorization_curve, stand_ins
 from tasks.localize.search import Candidates, Check, in_search_order, refinement_limit, replay
+from tasks.localize.statistics import Moments, Statistics, load_statistics
 from tasks.localize.task.detection import nemo_threshold, traced
 from tasks.localize.task.names import VERSION
 from tasks.progress import progress
