@@ -52,8 +52,7 @@ def ssim_orig(similarities: ByUnit) -> list[Estimate]:
     Args:
         similarities: of each generation to the nearest of its prompt's training images.
     """
-    over_seeds = {"ssim_orig_max": np.max, "ssim_orig_median": np.median}
     return [
-        over_units(metric, np.array([over(seeds) for seeds in similarities.values()]), np.median)
-        for metric, over in over_seeds.items()
+        over_units(metric, np.array([over_seeds(seeds) for seeds in similarities.values()]), np.median)
+        for metric, over_seeds in (("ssim_orig_max", np.max), ("ssim_orig_median", np.median))
     ]
