@@ -224,7 +224,7 @@ class Plan:
         neurons = mitigating.cut_id(self.nemo_id, prompts, seed=seed)
         weights = mitigating.cut_id(self.wanda_id, [localizing.ALL], self.wanda, seed)
         control = mitigating.cut_id(self.control_id, [localizing.ALL], self.wanda)
-        ids = {"nemo": neurons, "random-nemo": neurons}
+        ids = {"nemo-union": neurons, "random-nemo-union": neurons}
         if self.settings.own_cuts:
             ids |= dict.fromkeys(OWN_CUTS, mitigating.own_cut_id(self.nemo_id, prompts, seed))
         ids |= {"wanda": weights, "random-wanda": weights}
@@ -315,8 +315,8 @@ class Plan:
 
 
 def pruned_of(cuts: Mapping[str, str]) -> str | None:
-    """The pruned variant that makes surrogates for fine-tuning: Wanda's, else NeMo's."""
-    return cuts.get("wanda", cuts.get("nemo"))
+    """The pruned variant that makes surrogates for fine-tuning: Wanda's, else that of all NeMo's neurons."""
+    return cuts.get("wanda", cuts.get("nemo-union"))
 
 
 def selection_of(subject: Subject, settings: Settings) -> Selection:

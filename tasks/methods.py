@@ -17,10 +17,11 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, Field, create_model
 
-from storage import content_key
+from storage.keys import content_key
 from tasks.errors import InputError
+from tasks.params import SPEED, NoParams, Params, determining
 
 if TYPE_CHECKING:
     import torch
@@ -29,36 +30,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["detector", "localizer", "mitigation", "metric"]
 
+__all__ = ["SPEED", "NoParams", "Params"]
+
 GROUP = "engram.methods"
 """Entry points of other packages: each names a module, which registers its methods when it is imported."""
 OURS = ("tasks.scan", "tasks.localize", "tasks.mitigate", "tasks.evaluate")
 """Packages whose modules are looked through for our own methods."""
-
-
-class Params(BaseModel):
-    """Parameters of a method: published values are the defaults, and each description can be read alone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NoParams(Params):
-    """Of a method that has nothing to be set."""
-
-
-SPEED: Any = Field(json_schema_extra={"speed": True})
-"""Marks a parameter that changes how fast something is computed and nothing else: it is no part of any id."""
-
-
-def determining(params: BaseModel) -> dict[str, Any]:
-    """The parameters that determine a result, as JSON has them: all but those of speed."""
-    idle = {name for name, one in type(params).model_fields.items() if is_speed(one)}
-    return params.model_dump(mode="json", exclude=idle)
-
-
-def is_speed(one: Any) -> bool:
-    """Whether a pydantic field is one of speed alone."""
-    extra = one.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("speed"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ class Moments:
         )
 
     def statistics(self) -> Statistics:
-        """Means and (unbiased) standard deviations; 0 for a neuron that never changed.
+        """Means and (unbiased) standard deviations; 0 for a neuron that never changed. In SQL: `statistics_of`.
 
         Raises:
             InputError: fewer than two prompts.

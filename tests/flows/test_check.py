@@ -191,8 +191,8 @@ def test_schedules_latents_and_statistics_of_the_model(outline: Outline, tmp_pat
     ]
     torch.save(([torch.zeros(3)], [torch.zeros(3)]), tmp_path / "statistics.pt")
     own = Settings.model_validate(FITS | {"nemo": {"statistics": tmp_path / "statistics.pt"}})
-    (found,) = with_model(own, outline)
-    assert "the means have shapes [(3,)], the model's layers have widths" in found
+    (problem,) = with_model(own, outline)
+    assert "the means have shapes [(3,)], the model's layers have widths" in problem
 
 
 def test_what_is_left_out_is_said() -> None:

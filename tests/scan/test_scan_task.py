@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from storage import Store, query, verify
-from tasks.collect.prompt_files import PromptEntry, read_prompts
+from tasks.collect.prompt_files import PromptEntry
 from tasks.diffusion.model import Model
 from tasks.errors import InputError
 from tasks.keys import prompt_id
@@ -17,6 +17,7 @@ from tasks.methods import method, names
 from tasks.scan import task as door
 from tasks.scan.task import ScanParams
 from tasks.subject import Subject
+from tests.support.prompts import read_prompts
 from tests.support.world import tiny_world
 
 SEEDS = 2
@@ -101,13 +102,14 @@ def test_only_what_is_new_is_computed(subject: Subject, passes: list[int]) -> No
 
 def test_an_interrupted_scan_goes_on(subject: Subject, passes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "SHARD", 2)
+    write = Store.write
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any, **where: Any) -> None:
+        write(*args, **where)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        write = Store.write
-        patched.setattr(Store, "write", lambda *args, **where: (write(*args, **where), interrupted()))
+        patched.setattr(Store, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             score_prompts(subject, PROMPTS, "norm")
     before = kept(subject)

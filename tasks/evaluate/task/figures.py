@@ -86,7 +86,7 @@ def seed_similarity_figure(
         return []
     asked = [of[name] for name, _ in known]
     grouped = _by_unit(units_of(subject, asked), asked, list(known.values()))
-    return _of_prompts(asked, [figures.similar_seeds(grouped)])
+    return _of_prompts(asked, [figures.seed_similarity(grouped)])
 
 
 def change_figure(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> list[Estimate]:
