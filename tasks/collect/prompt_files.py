@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from tasks.errors import InputError, printable, refuse
+from tasks.errors import InputError, printable
 
 Kind = Literal["memorized", "null", "ordinary"]
 TEXT = ("caption", "prompt", "text")
@@ -74,17 +74,6 @@ class Read:
 
 Record = tuple[str, Mapping[str, Any]]
 """Where a prompt stands, and what is said of it, by names in lower case."""
-
-
-def read_prompts(path: Path, kind: Kind = "memorized") -> list[PromptEntry]:
-    """The prompts of a file, each text once, in the file's order; see `read_file`.
-
-    Raises:
-        InputError: the file cannot be read, or something in it cannot be used; all that is wrong at once.
-    """
-    found = read_file(path, kind)
-    refuse(found.problems)
-    return found.prompts
 
 
 def read_file(path: Path, kind: Kind = "memorized") -> Read:

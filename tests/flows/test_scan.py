@@ -22,10 +22,11 @@ from flows.plan import Plan
 from flows.scan import ScanRun, scan, scanned_and_nulls
 from flows.settings import Settings
 from storage import Store, run_sql, verify
-from tasks.collect.prompt_files import PromptEntry, read_prompts
+from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
 from tasks.scan.task import ScanParams
 from tests.support.artifacts import artifact
+from tests.support.prompts import read_prompts
 from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
