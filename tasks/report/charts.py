@@ -198,7 +198,7 @@ def _cells(axes: Axes, matrix: Matrix) -> tuple[float, float]:
             axes.add_patch(Rectangle((column + 0.02, row + 0.02), 0.96, 0.96, facecolor=HUES[0], alpha=shade))
             axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center")
     places, numbers = [number + 0.5 for number in range(count)], [str(number) for number in range(1, count + 1)]
-    named = [shorten(printable(label), 24, placeholder="…") for label in matrix.labels]
+    named = [shorten(printable(label), 20, placeholder="…") for label in matrix.labels]
     axes.set(xlim=(0, count), ylim=(count, 0), aspect="equal")
     axes.set_xticks(places, numbers)
     axes.set_yticks(places, [f"{name}\u2003{number}" for name, number in zip(named, numbers, strict=True)])
