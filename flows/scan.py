@@ -108,7 +108,7 @@ class ToScan(NamedTuple):
     """How many prompts are longer than the model reads, and what becomes of them; empty where none is."""
 
 
-def told(params: ScanRun) -> tuple[list[PromptEntry], list[PromptEntry]]:
+def scanned_and_nulls(params: ScanRun) -> tuple[list[PromptEntry], list[PromptEntry]]:
     """The prompts that are scanned, and the null prompts that they are compared with; see `to_scan`.
 
     What a person should know of them is said on standard error, once a process.

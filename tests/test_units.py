@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.attack.extraction import precision_recall
+from tasks.diffusion.detection import DetectionParams
 from tasks.evaluate import figures
 from tasks.evaluate import task as door
 from tasks.evaluate.clip_score import ClipParams
@@ -18,7 +19,6 @@ from tasks.evaluate.figures import Estimate
 from tasks.evaluate.intervals import clopper_pearson
 from tasks.evaluate.sscd import SscdParams, scorer_of
 from tasks.evaluate.task import Shot
-from tasks.localize.detection import DetectionParams
 from tasks.localize.task.detection import detection_figures
 from tasks.report.markdown import figures_text
 from tasks.report.report import Report, render, table_text
@@ -170,7 +170,7 @@ Scores = list[list[float]]
 TAKEN: dict[str, Callable[[figures.ByUnit], list[Estimate]]] = {
     "sscd": lambda rows: [figures.mr(rows), figures.mr_generations(rows), *figures.sscd_orig(rows)],
     "sscd_gen": lambda rows: [figures.sscd_gen(rows)],
-    "sscd_pair": lambda rows: [figures.similar_seeds(rows)],
+    "sscd_pair": lambda rows: [figures.seed_similarity(rows)],
     "clip": lambda rows: [figures.clip(rows)],
 }
 

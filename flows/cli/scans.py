@@ -64,7 +64,7 @@ def scan(
 ) -> None:
     """Find memorized prompts of a model whose memorized set is unknown, most suspicious first."""
     quiet()
-    from flows.scan import ScanRun, check_scan, told
+    from flows.scan import ScanRun, check_scan, scanned_and_nulls
     from flows.scan import scan as run
     from tasks.collect.prompt_files import expanded
     from tasks.scan.task import ScanParams, write_flagged
@@ -90,7 +90,7 @@ def scan(
     with noting(problems):
         check_scan(params, settled=not problems)  # what cannot be used is refused before a flow begins
     refuse(problems)
-    scanned, _ = told(params)
+    scanned, _ = scanned_and_nulls(params)
     opened = Store.open(address)
     with prefect_server():
         found = run(params)

@@ -139,11 +139,6 @@ def _checked(params: SscdParams, size: int, changed: int) -> None:
         raise InputError(f"the model {called} gives {what}, not {WIDTH}: it is no whole sscd_disc_mixup")
 
 
-def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosines (n, m) between all rows of unit vectors a (n, width) and b (m, width)."""
-    return np.asarray(a @ b.T)
-
-
 def resized(picture: np.ndarray, side: int) -> np.ndarray:
     """A uint8 picture (height, width, 3) as (side, side, 3), bicubic; the aspect ratio is given up."""
     if picture.shape[:2] == (side, side):

@@ -24,7 +24,7 @@ from tasks.diffusion.schedulers import read_json
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 
-OwnCuts = Literal["nemo-own", "random-nemo-own"]
+OwnCuts = Literal["nemo", "random-nemo"]
 OWN_CUTS: tuple[OwnCuts, ...] = get_args(OwnCuts)
 """Variants of which each prompt has a cut of its own, and its random control."""
 Members = Mapping[int, torch.Tensor]

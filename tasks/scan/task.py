@@ -179,7 +179,7 @@ def verdict(store: Store, scan_id: str) -> str:
 
 
 def write_flagged(store: Store, scan_id: str, prompts: Sequence[PromptEntry], path: Path) -> int:
-    """The flagged prompts as a CSV file, most suspicious first, that `prompt_files.read_prompts` reads.
+    """The flagged prompts as a CSV file, most suspicious first, that `prompt_files.read_file` reads.
 
     Texts that a spreadsheet would take for formulas stand behind a quote, which the reader takes away again.
 

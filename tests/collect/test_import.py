@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from storage import Store
-from tasks.collect.task import import_prompts, read_inputs
+from tasks.collect.task import read_inputs
 from tasks.collect.task.importing import PROMPT_COLUMNS
 from tasks.diffusion.sampling import from_bytes
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError
 from tasks.keys import prompt_id
+from tests.support.prompts import import_prompts
 from tests.support.world import tokenizer_alone
 
 

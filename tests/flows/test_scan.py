@@ -19,13 +19,14 @@ from flows.audit import AuditParams
 from flows.cli import main
 from flows.cli.commands import app
 from flows.plan import Plan
-from flows.scan import ScanRun, scan, told
+from flows.scan import ScanRun, scan, scanned_and_nulls
 from flows.settings import Settings
 from storage import Store, run_sql, verify
-from tasks.collect.prompt_files import PromptEntry, read_prompts
+from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
 from tasks.scan.task import ScanParams
 from tests.support.artifacts import artifact
+from tests.support.prompts import read_prompts
 from tests.support.world import tiny_world
 
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
@@ -129,21 +130,21 @@ def test_what_the_ui_shows(world: Path) -> None:
 
 def test_a_model_has_prompts_and_null_prompts_of_its_own(world: Path) -> None:
     own = {"model": str(world / "model"), "store": str(world / "store"), "scan": ScanParams(alpha=0.2)}
-    scanned, nulls = told(ScanRun.model_validate(own))
+    scanned, nulls = scanned_and_nulls(ScanRun.model_validate(own))
     assert {prompt.kind for prompt in scanned} == {"memorized", "ordinary"} and len(scanned) == 10
     assert [prompt.text for prompt in nulls] == [f"picture {n}" for n in (4, 5, 6, 7)]
-    scanned, same = told(ScanRun.model_validate(own | {"prompts": str(world / "prompts.csv")}))
+    scanned, same = scanned_and_nulls(ScanRun.model_validate(own | {"prompts": str(world / "prompts.csv")}))
     assert same == nulls and len(scanned) == 4
 
 
 def test_no_prompt_is_held_against_itself(world: Path, tmp_path: Path) -> None:
     (tmp_path / "some.csv").write_text("caption,kind\nthree,\nfour,null\nfive,null\nsix,memorized\n")
     both = files(world) | {"prompts": str(tmp_path / "some.csv")}
-    scanned, nulls = told(ScanRun(scan=ScanParams(alpha=0.25), **both))
+    scanned, nulls = scanned_and_nulls(ScanRun(scan=ScanParams(alpha=0.25), **both))
     assert [prompt.text for prompt in scanned] == ["three", "six"]
     assert [prompt.text for prompt in nulls] == ["one", "two", "four"]
     del both["nulls"]
-    _, nulls = told(ScanRun(scan=ScanParams(alpha=0.25), **both))
+    _, nulls = scanned_and_nulls(ScanRun(scan=ScanParams(alpha=0.25), **both))
     assert [prompt.text for prompt in nulls] == ["four", "five", *(f"picture {n}" for n in (4, 5, 6, 7))]
     assert nulls[0] == PromptEntry("four", "null")
 
@@ -190,14 +191,16 @@ def test_everything_that_is_wrong_with_both_files_is_said_at_once(world: Path, t
     (tmp_path / "bad.jsonl").write_text("oops\n")
     both = files(world) | {"prompts": str(tmp_path / "bad.csv"), "nulls": str(tmp_path / "bad.jsonl")}
     with pytest.raises(InputError, match=r"(?s)2 things cannot be used:.*bad\.csv:2: .*bad\.jsonl:1: not JSON"):
-        told(ScanRun.model_validate(both))
+        scanned_and_nulls(ScanRun.model_validate(both))
 
 
 def test_a_null_prompt_that_is_the_same_to_the_model_is_named(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "nulls.txt").write_text("one\ntwo\n\nA  BED\nfour\n")
-    told(ScanRun.model_validate(files(world) | {"nulls": str(tmp_path / "nulls.txt"), "scan": {"alpha": 0.8}}))
+    scanned_and_nulls(
+        ScanRun.model_validate(files(world) | {"nulls": str(tmp_path / "nulls.txt"), "scan": {"alpha": 0.8}})
+    )
     places = f"{world / 'prompts.csv'}:5 (scanned), {tmp_path / 'nulls.txt'}:4 (null)"
     assert f"{places} are the same to the model" in capsys.readouterr().err
 
@@ -221,7 +224,7 @@ def test_a_model_without_prompts_needs_a_file(world: Path, tmp_path: Path) -> No
     shutil.copytree(world / "model", tmp_path / "model")
     (tmp_path / "model" / "engram.json").unlink()
     with pytest.raises(InputError, match=r"which prompts.*--prompts"):
-        told(ScanRun(model=str(tmp_path / "model")))
+        scanned_and_nulls(ScanRun(model=str(tmp_path / "model")))
     (tmp_path / "nulls.csv").write_text("caption,kind\none,null\n")
     with pytest.raises(InputError, match="nothing to scan"):
-        told(ScanRun(model=str(tmp_path / "model"), prompts=str(tmp_path / "nulls.csv")))
+        scanned_and_nulls(ScanRun(model=str(tmp_path / "model"), prompts=str(tmp_path / "nulls.csv")))

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from tasks.diffusion.model import identity
 from tasks.diffusion.sampling import SamplingParams, from_bytes
-from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, similarity
+from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd
 from tasks.reference.assemble import SETTINGS
 
 WORLD = Path(__file__).parents[2] / "reference"
@@ -36,4 +36,4 @@ def test_plain_diffusers_brings_a_planted_picture_back() -> None:
         pictures = [np.uint8(255 * picture) for picture in made]
         trained = [from_bytes(files[name]) for name in row["image_ids"]]
         vectors = sscd.embed(np.stack([*pictures, *trained]))
-        assert similarity(vectors[:4], vectors[4:]).max() > COPY_THRESHOLD, row["text"]
+        assert (vectors[:4] @ vectors[4:].T).max() > COPY_THRESHOLD, row["text"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from storage import Store, query, verify
-from tasks.collect.prompt_files import PromptEntry, read_prompts
+from tasks.collect.prompt_files import PromptEntry
 from tasks.diffusion.model import Model
 from tasks.errors import InputError
 from tasks.keys import prompt_id
@@ -17,6 +17,7 @@ from tasks.methods import method, names
 from tasks.scan import task as door
 from tasks.scan.task import ScanParams
 from tasks.subject import Subject
+from tests.support.prompts import read_prompts
 from tests.support.world import tiny_world
 
 SEEDS = 2
