@@ -37,7 +37,7 @@ from tasks.report.task import Diagnosed
 from tasks.subject import Subject
 from tests.support.world import tiny_world
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
 
 SETTINGS: dict[str, Any] = {
     "memorized": 4,
