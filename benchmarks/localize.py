@@ -32,18 +32,18 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from tasks.collect.norms import feature_norms
-from tasks.collect.values import Moments, Statistics, load_statistics, value_activations
+from tasks.collect.values import value_activations
+from tasks.diffusion.detection import estimate_threshold, highest_by_seed, pairwise_scores, prompt_differences
 from tasks.diffusion.hooks import observed, scaled
 from tasks.diffusion.model import Model, audit_defaults, load_model
 from tasks.diffusion.noise import initial_noise, predict_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
 from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.ssim import similarity, to_unit_range
 from tasks.errors import InputError
-from tasks.localize.detection import estimate_threshold, highest_by_seed, pairwise_scores, prompt_differences
 from tasks.localize.nemo import NemoParams, by_layer, nemo
-from tasks.localize.overlap import iou
 from tasks.localize.search import TIE, Neuron, out_of_distribution
-from tasks.localize.ssim import similarity, to_unit_range
+from tasks.localize.statistics import Moments, Statistics, load_statistics
 from tasks.localize.wanda import memorized_weights
 
 SUBJECTS = ("a cat", "a red car", "an old house", "two birds", "a glass of water", "the sea", "a tree", "a violin")
@@ -273,7 +273,7 @@ def benchmark_wanda(model: Model, prompts: list[str], params: SamplingParams) ->
             memorized_weights(weight, found, flat, max(0.01, 1.01 / layer.inputs))
             for found in (sums[step, layer.index], plain[step, layer.index].double().square())
         )
-        overlaps.append(iou(first, second) if len(first) + len(second) else 1.0)
+        overlaps.append(agreement({layer.index: first}, {layer.index: second}))
     stored = sum(values.numel() * values.element_size() for values in sums.values())
     return {
         "wanda_prompts": len(prompts),
@@ -295,7 +295,7 @@ def clock(model: Model) -> float:
 
 
 def agreement(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> float:
-    """IOU of two sets of neurons over all layers; 1 when both are empty."""
+    """IOU of two sets of neurons or weights over all layers; 1 when both are empty."""
     first, second = ({(layer, n) for layer, members in found.items() for n in members.tolist()} for found in (a, b))
     return len(first & second) / len(first | second) if first | second else 1.0
 

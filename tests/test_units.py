@@ -11,16 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.attack.extraction import precision_recall
+from tasks.conditions import PROMPT
+from tasks.diffusion.detection import DetectionParams
 from tasks.evaluate import figures
 from tasks.evaluate import task as door
 from tasks.evaluate.clip_score import ClipParams
 from tasks.evaluate.figures import Estimate
+from tasks.evaluate.intervals import clopper_pearson
 from tasks.evaluate.sscd import SscdParams, scorer_of
 from tasks.evaluate.task import Shot
-from tasks.localize.detection import DetectionParams
 from tasks.localize.task.detection import detection_figures
 from tasks.report.markdown import figures_text
 from tasks.report.report import Report, render, table_text
+from tasks.report.standing import STANDINGS
 from tasks.report.task import rows_of
 from tasks.report.verdict import verdict
 from tasks.subject import Prompt, Subject, units_of
@@ -135,7 +138,7 @@ def test_five_captions_of_one_image_are_one_case(captions: tuple[Subject, list[S
     subject, shots, ids = captions
     found = {figure.metric: figure for figure in door.copy_figures(subject, shots, ids, SSCD)}
     assert {(figure.n, figure.prompts) for figure in found.values()} == {(2, 6)}
-    low, high = figures.clopper_pearson(1, 2)
+    low, high = clopper_pearson(1, 2)
     assert found["mr"] == Estimate("mr", 0.5, low, high, 2, 6)  # any caption
     assert found["mr_generations"].value == pytest.approx((1 / 10 + 0) / 2)
     assert found["sscd_orig_max"].value == pytest.approx((0.9 + 0.3) / 2)
@@ -144,13 +147,13 @@ def test_five_captions_of_one_image_are_one_case(captions: tuple[Subject, list[S
 
 def test_both_numbers_are_said_everywhere(captions: tuple[Subject, list[Shot], list[str]]) -> None:
     subject, shots, ids = captions
-    door.write_figures(subject, "audit", "original", "prompt", door.copy_figures(subject, shots, ids, SSCD))
+    door.write_figures(subject, "audit", "original", PROMPT, door.copy_figures(subject, shots, ids, SSCD))
     stored = {row["metric"]: (row["value"], row["n"]) for row in subject.open().read("metrics").to_pylist()}
     assert stored["mr"] == (0.5, 2) and stored["mr_prompts"] == (6, 2)
     rows = rows_of(subject.open(), "audit")
     assert {(row.n, row.prompts) for row in rows} == {(2, 6)}
-    assert "For 1 of 2 different memorized images, which 6 prompts share," in verdict(rows)
-    for text in (table_text(rows), figures_text(rows), render(Report("Audit", "", [], rows))):
+    assert "For 1 of 2 different memorized images, which 6 prompts share," in verdict(rows, STANDINGS)
+    for text in (table_text(rows), figures_text(rows, STANDINGS), render(Report("Audit", "", [], rows, STANDINGS))):
         assert "2 (6 prompts)" in text and "_prompts" not in text
 
 
@@ -158,9 +161,9 @@ def test_nothing_is_said_of_prompts_where_each_has_an_image_of_its_own(subject: 
     prompts = [asked("a", "x"), asked("b", "y", "z")]
     scored(subject, {("a/0", "x"): 0.9, ("b/0", "y"): 0.1, ("b/0", "z"): 0.2})
     found = door.copy_figures(subject, door.shots(prompts, 1), ["a/0", "b/0"], SSCD)
-    door.write_figures(subject, "audit", "original", "prompt", found)
+    door.write_figures(subject, "audit", "original", PROMPT, found)
     assert not any(row["metric"].endswith("_prompts") for row in subject.open().read("metrics").to_pylist())
-    assert verdict(rows_of(subject.open(), "audit")).startswith("For 1 of 2 memorized prompts the original")
+    assert verdict(rows_of(subject.open(), "audit"), STANDINGS).startswith("For 1 of 2 memorized prompts the original")
 
 
 Scores = list[list[float]]
@@ -169,7 +172,7 @@ Scores = list[list[float]]
 TAKEN: dict[str, Callable[[figures.ByUnit], list[Estimate]]] = {
     "sscd": lambda rows: [figures.mr(rows), figures.mr_generations(rows), *figures.sscd_orig(rows)],
     "sscd_gen": lambda rows: [figures.sscd_gen(rows)],
-    "sscd_pair": lambda rows: [figures.similar_seeds(rows)],
+    "sscd_pair": lambda rows: [figures.seed_similarity(rows)],
     "clip": lambda rows: [figures.clip(rows)],
 }
 
@@ -239,7 +242,7 @@ def test_what_is_extracted_counts_by_images() -> None:
     # Of x half of the claims are true, of y none; and x is out, y is not.
     assert (found.precision, found.claimed) == (0.25, 2)
     assert (found.recall, found.memorized) == (0.5, 2)
-    assert (found.hits, found.precision_interval) == (1, figures.clopper_pearson(0.5, 2))
+    assert (found.hits, found.precision_interval) == (1, clopper_pearson(0.5, 2))
     apart = precision_recall({"a": True, "b": False, "d": False}, ["a", "b", "c", "d"])
     assert (apart.claimed, apart.memorized, apart.recall) == (3, 4, 0.25)
 

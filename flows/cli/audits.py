@@ -136,8 +136,8 @@ def compare(
 ) -> None:
     """Compare two audits: every figure's change, and whether the model got worse; exit code 1 if it did."""
     quiet()
-    from flows.plan import CLAIMS
     from tasks.report import task as reporting
+    from tasks.report.standing import CLAIMS
 
     opened = looked_at(store)
     found = reporting.compare(opened, *reporting.audits_named(opened, before, after), CLAIMS, margin, alpha)
@@ -163,9 +163,9 @@ def results(
 
     opened = looked_at(store)
     chosen = reporting.latest(opened) if audit_id == "latest" else audit_id
-    told = reporting.record_of(opened, chosen)["params"]
+    params_json = reporting.record_of(opened, chosen)["params"]
     try:
-        command = command_of(AuditParams.model_validate_json(told))
+        command = command_of(AuditParams.model_validate_json(params_json))
     except ValidationError as error:
         raise InputError(f"the audit {chosen} has settings of another version: audit again") from error
     print(

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.conditions import Start
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import Key, generator, predict_noise
 from tasks.errors import Diverged, InputError
-
-Start = Literal["prompt", "noise", "other"]
+from tasks.params import SPEED
 
 
 class DoriParams(BaseModel):
@@ -51,6 +51,7 @@ class DoriParams(BaseModel):
         Field(
             ge=1, le=1024, description="pictures attacked in one batch, as memory allows; does not change the result"
         ),
+        SPEED,
     ] = 4
     also_at: Annotated[
         tuple[Annotated[int, Field(ge=0, le=10_000)], ...],

@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
     opened = Store.open(tmp_path / "store")
     names = {f"p{n}": f"picture {n}" for n in range(6)} | {"q": "another"}
     for prompt_set in ("p", "q"):
-        prompts = [
+        prompts: list[dict[str, Any]] = [
             {"prompt_id": name, "text": text, "kind": "memorized", "image_ids": [f"{name} x", f"{name} y"]}
             for name, text in names.items()
         ]
@@ -293,8 +293,8 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     Path("prompts.csv").write_text("Caption,kind\na cat,memorized\na dog,null\na sea,null\na tree,null\na house,null\n")
     tiny_world(tmp_path / "world")
-    asked = ("--model", "world/model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip")
-    asked += ("--set", "wanda.sparsity=0.1")
+    asked = ["--model", "world/model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip"]
+    asked += ["--set", "wanda.sparsity=0.1"]
     added = engram(store, "models", "add", "tiny", *asked, "--set", "seeds=7")
     assert added.exit_code == 0, added.exception
 
