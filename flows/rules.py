@@ -10,7 +10,7 @@ from flows.settings import Settings, managed
 from tasks.attack.extraction import check_clique, check_tiles
 from tasks.collect.values import enough_prompts, load_statistics
 from tasks.diffusion.outline import Outline, enough_timesteps
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import gathered
 from tasks.localize.detection import enough_scores, pairs
 from tasks.localize.importance import BY_GRADIENT
@@ -56,15 +56,15 @@ def with_prompts(settings: Settings, chosen: Selection) -> list[str]:
 
 def with_model(settings: Settings, outline: Outline) -> list[str]:
     """What settings cannot do with a model of this outline."""
-    unet, latent, picture, trained = outline.unet, outline.latent, outline.picture, outline.trained
+    latent, picture, trained = outline.latent, outline.picture, outline.trained
     site = Site(settings.nemo.site)
 
     def rows() -> None:
-        columns = min(layer.inputs for layer in layers_of(unet, Site.FEED_FORWARD_HIDDEN))
+        columns = min(layer.inputs for layer in outline.layers(Site.FEED_FORWARD_HIDDEN))
         candidates_of(columns, settings.wanda.sparsity)
 
     def statistics() -> None:
-        layers = layers_of(unet, site)
+        layers = outline.layers(site)
         if settings.nemo.statistics is not None:
             load_statistics(settings.nemo.statistics, layers)
 
@@ -85,10 +85,10 @@ def with_model(settings: Settings, outline: Outline) -> list[str]:
 
 def of_a_scan(params: ScanParams, outline: Outline) -> list[str]:
     """What a scan cannot do with a model of this outline."""
-    unet, latent = outline.unet, outline.latent
+    latent = outline.latent
 
     def attention() -> None:
-        attention_layer(layers_of(unet, Site.VALUE_ALL))
+        attention_layer(outline.layers(Site.VALUE_ALL))
 
     return gathered(
         attention if "entropy" in params.detectors else None,

@@ -15,8 +15,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage import Store
+from tasks.diffusion.families import Model
 from tasks.diffusion.hub import source_of
-from tasks.diffusion.model import Model, identity, load_model
+from tasks.diffusion.model import identity, load_model
 from tasks.diffusion.precision import Precision
 from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.errors import InputError
@@ -89,7 +90,7 @@ class Subject(BaseModel):
         words = [one for one in asked if not one.trigger]
         found: dict[str, torch.Tensor] = {}
         if words:
-            texts = model.embed([one.text for one in words])
+            texts = model.encode([one.text for one in words])
             found = {one.prompt_id: text for one, text in zip(words, texts, strict=True)}
         names = [one.prompt_id for one in asked if one.trigger]
         if names:
@@ -270,11 +271,11 @@ def forget_variant() -> None:
 
 @lru_cache(maxsize=1)
 def _variant(subject: Subject, variant: str, folder: Path) -> Model:
-    return subject.load().with_unet(folder)
+    return subject.load().with_denoiser_of(folder)
 
 
 @lru_cache(maxsize=1)
 def _own(subject: Subject, variant: str, folder: Path) -> tuple[Model, OwnCut]:
     base = subject.load()
-    model = base.with_weights(copy.deepcopy(base.unet))
-    return model, OwnCut(model.unet, json.loads((folder / "neurons.json").read_text()))
+    model = base.with_denoiser(copy.deepcopy(base.denoiser))
+    return model, OwnCut(model.denoiser, json.loads((folder / "neurons.json").read_text()))

@@ -1,7 +1,7 @@
 """NeMo's search for memorization neurons, over any score (Hintersdorf et al., NeurIPS 2024, Algorithms 3 and 4).
 
 The score of a candidate set says how much of the memory is left while the set is blocked: 1 is all of it. Nothing here
-knows a UNet, so a search can be followed by hand, or replayed.
+knows a denoiser, so a search can be followed by hand, or replayed.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
+from torch import nn
 
-from tasks.diffusion.folder import INDEX, OPTIONAL
+from tasks.diffusion.families import family_of, layers_of
+from tasks.diffusion.files import INDEX, read_json
+from tasks.diffusion.folder import OPTIONAL
 from tasks.diffusion.noise import generator
-from tasks.diffusion.schedulers import read_json
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 
 OwnCuts = Literal["nemo-own", "random-nemo-own"]
@@ -32,13 +34,13 @@ Members = Mapping[int, torch.Tensor]
 
 
 @torch.no_grad()
-def without_weights(unet: UNet2DConditionModel, site: Site, weights: Members) -> UNet2DConditionModel:
-    """A copy of the UNet with these weights set to zero.
+def without_weights(denoiser: nn.Module, site: Site, weights: Members) -> nn.Module:
+    """A copy of the denoiser with these weights set to zero.
 
     Raises:
         InputError: a layer or a weight that the site does not have.
     """
-    pruned, layers = _copy(unet, site, weights)
+    pruned, layers = _copy(denoiser, site, weights)
     for index, members in weights.items():
         weight: Any = layers[index].module.weight
         _check(members, weight.numel(), layers[index].name)
@@ -49,13 +51,13 @@ def without_weights(unet: UNet2DConditionModel, site: Site, weights: Members) ->
 
 
 @torch.no_grad()
-def without_neurons(unet: UNet2DConditionModel, site: Site, neurons: Members) -> UNet2DConditionModel:
-    """A copy of the UNet with the rows (and biases, where there are any) of these neurons set to zero.
+def without_neurons(denoiser: nn.Module, site: Site, neurons: Members) -> nn.Module:
+    """A copy of the denoiser with the rows (and biases, where there are any) of these neurons set to zero.
 
     Raises:
         InputError: a layer or a neuron that the site does not have.
     """
-    pruned, layers = _copy(unet, site, neurons)
+    pruned, layers = _copy(denoiser, site, neurons)
     for index, members in neurons.items():
         module: Any = layers[index].module
         _check(members, layers[index].outputs, layers[index].name)
@@ -67,26 +69,26 @@ def without_neurons(unet: UNet2DConditionModel, site: Site, neurons: Members) ->
 
 
 class OwnCut:
-    """A UNet that is cut for one prompt at a time: NeMo deactivates each prompt's own neurons (Hintersdorf et al.,
+    """A denoiser that is cut for one prompt at a time: NeMo deactivates each prompt's own neurons (Hintersdorf et al.,
     section 4), not those of all prompts together."""
 
-    def __init__(self, unet: UNet2DConditionModel, neurons: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
-        """Takes the UNet, which it changes, and by prompt and name of the layer the neurons to be cut."""
-        self.unet, self.neurons = unet, neurons
+    def __init__(self, denoiser: nn.Module, neurons: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+        """Takes the denoiser, which it changes, and by prompt and name of the layer the neurons to be cut."""
+        self.denoiser, self.neurons = denoiser, neurons
         touched = sorted({layer for layers in neurons.values() for layer in layers})
         self._whole = {
             name: value.clone()
             for layer in touched
-            for name, value in unet.get_submodule(layer).named_parameters(prefix=layer)
+            for name, value in denoiser.get_submodule(layer).named_parameters(prefix=layer)
         }
 
     @torch.no_grad()
     def cut_for(self, prompt: str) -> None:
         """Cuts the prompt's neurons, and no others; none where none were found for it."""
         for name, whole in self._whole.items():
-            self.unet.get_parameter(name).copy_(whole)
+            self.denoiser.get_parameter(name).copy_(whole)
         for layer, rows in self.neurons.get(prompt, {}).items():
-            for parameter in self.unet.get_submodule(layer).parameters():
+            for parameter in self.denoiser.get_submodule(layer).parameters():
                 parameter[list(rows)] = 0
 
 
@@ -124,13 +126,13 @@ from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
 ```"""
-CHANGED = """Only the UNet lies here; everything else is that of the base.
+CHANGED = """Only the denoiser lies here; everything else is that of the base.
 
 ```python
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, {kind}
 
-unet = UNet2DConditionModel.from_pretrained("path/to/this/folder")
-pipeline = DiffusionPipeline.from_pretrained("{base}", unet=unet)
+{part} = {kind}.from_pretrained("path/to/this/folder")
+pipeline = DiffusionPipeline.from_pretrained("{base}", {part}={part})
 ```"""
 
 
@@ -149,7 +151,7 @@ class Card:
     pruned: int
     """Weights that were set to zero."""
     total: int
-    """Weights of the UNet."""
+    """Weights of the denoiser."""
     members: dict[str, int] = field(default_factory=dict)
     """By layer name, how many neurons or weights were cut."""
     params: dict[str, Any] = field(default_factory=dict)
@@ -160,18 +162,21 @@ class Card:
     done: str = ""
     """What was done in place of setting anything to zero, as the end of "in which ..."; for what is no cut."""
 
-    def markdown(self, whole: bool) -> str:
-        """The card of a whole pipeline, or of its UNet alone."""
+    def markdown(self, whole: bool, denoiser: nn.Module | None = None) -> str:
+        """The card of a whole pipeline, or of its denoiser alone."""
         cut = self.cut or f"the members that {self.method} found to hold memorized training images"
         rows = "\n".join(f"| `{layer}` | {number:,} |" for layer, number in self.members.items())
         settings = "\n".join(f"- {name}: `{json.dumps(value)}`" for name, value in self.params.items())
-        words = f"in whose UNet {cut} are set to zero. Nothing was retrained, and nothing is needed at inference."
+        words = f"in whose denoiser {cut} are set to zero. Nothing was retrained, and nothing is needed at inference."
         share = (
-            f"- cut: {self.pruned:,} of {self.total:,} weights of the UNet ({self.pruned / self.total:.4%}),"
+            f"- cut: {self.pruned:,} of {self.total:,} weights of the denoiser ({self.pruned / self.total:.4%}),"
             f" at the site `{self.site}`\n"
         )
         table = f"| layer | members cut |\n|---|---:|\n{rows}\n\n"
-        use = WHOLE if whole else CHANGED.format(base=self.base)
+        use = WHOLE
+        if not whole and denoiser is not None:
+            part = family_of(denoiser).denoiser_name
+            use = CHANGED.format(base=self.base, part=part, kind=type(denoiser).__name__)
         if self.done:
             words, share, table = f"in which {self.done}. Nothing is needed at inference.", "", ""
         if self.site == "inference":
@@ -191,7 +196,7 @@ class Card:
         )
 
 
-def count_zeroed(before: UNet2DConditionModel, after: UNet2DConditionModel) -> tuple[int, int]:
+def count_zeroed(before: nn.Module, after: nn.Module) -> tuple[int, int]:
     """Weights that were not zero before and are now, and the number of all weights."""
     pruned = sum(
         int(((old != 0) & (new.to(old.device) == 0)).sum())
@@ -200,17 +205,17 @@ def count_zeroed(before: UNet2DConditionModel, after: UNet2DConditionModel) -> t
     return pruned, sum(parameter.numel() for parameter in after.parameters())
 
 
-def save_variant(unet: UNet2DConditionModel, folder: str | Path, card: Card) -> None:
-    """Writes the UNet alone, as safetensors, with its card; the base is named in the card and in `variant.json`.
+def save_variant(denoiser: nn.Module, folder: str | Path, card: Card) -> None:
+    """Writes the denoiser alone, as safetensors, with its card; the base is named in the card and in `variant.json`.
 
-    Loads by `UNet2DConditionModel.from_pretrained(folder)` and `Model.with_unet(folder)`.
+    Loads by `from_pretrained(folder)` of the denoiser's class and `Model.with_denoiser_of(folder)`.
 
     Raises:
         InputError: the folder is there already.
     """
     with _aside(Path(folder)) as aside:
-        _contiguous(unet).save_pretrained(aside, safe_serialization=True)
-        _write_card(aside, card, whole=False)
+        _contiguous(denoiser).save_pretrained(aside, safe_serialization=True)
+        _write_card(aside, card, denoiser)
 
 
 def save_card(folder: str | Path, card: Card) -> None:
@@ -220,11 +225,11 @@ def save_card(folder: str | Path, card: Card) -> None:
         InputError: the folder is there already.
     """
     with _aside(Path(folder)) as aside:
-        _write_card(aside, card, whole=False)
+        _write_card(aside, card)
 
 
-def save_pipeline(base: str | Path, unet: UNet2DConditionModel, folder: str | Path, card: Card) -> None:
-    """Writes the whole pipeline with this UNet; loads anywhere by `DiffusionPipeline.from_pretrained(folder)`.
+def save_pipeline(base: str | Path, denoiser: nn.Module, folder: str | Path, card: Card) -> None:
+    """Writes the whole pipeline with this denoiser; loads anywhere by `DiffusionPipeline.from_pretrained(folder)`.
 
     Args:
         base: folder of the pipeline that was cut; all its other components come along unchanged.
@@ -236,8 +241,8 @@ def save_pipeline(base: str | Path, unet: UNet2DConditionModel, folder: str | Pa
         try:
             pipeline = DiffusionPipeline.from_pretrained(
                 str(base),
-                unet=_contiguous(unet),
-                torch_dtype=unet.dtype,
+                **{family_of(denoiser).denoiser_name: _contiguous(denoiser)},
+                torch_dtype=denoiser.dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 **_left_out(Path(base)),
@@ -257,8 +262,8 @@ def _left_out(base: Path) -> dict[str, None]:
     return dict.fromkeys(lacking)
 
 
-def _write_card(folder: Path, card: Card, whole: bool) -> None:
-    (folder / "README.md").write_text(card.markdown(whole))
+def _write_card(folder: Path, card: Card, denoiser: nn.Module | None = None, whole: bool = False) -> None:
+    (folder / "README.md").write_text(card.markdown(whole, denoiser))
     (folder / "variant.json").write_text(json.dumps(asdict(card), indent=1) + "\n")
 
 
@@ -280,8 +285,8 @@ def _contiguous(module: Any) -> Any:
     return copy.deepcopy(module).to(memory_format=torch.contiguous_format)
 
 
-def _copy(unet: UNet2DConditionModel, site: Site, members: Members) -> tuple[UNet2DConditionModel, tuple[Any, ...]]:
-    pruned = copy.deepcopy(unet)
+def _copy(denoiser: nn.Module, site: Site, members: Members) -> tuple[nn.Module, tuple[Any, ...]]:
+    pruned = copy.deepcopy(denoiser)
     layers = layers_of(pruned, site)
     if unknown := sorted(index for index in members if not 0 <= index < len(layers)):
         raise InputError(f"site {site.value!r} has {len(layers)} layers, there is no layer {unknown[0]}")

@@ -12,11 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.diffusion.batches import in_batches
+from tasks.diffusion.families import Model
 from tasks.diffusion.hooks import attended
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import initial_noise, predict_noise
-from tasks.diffusion.schedulers import timestep_of
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.noise import initial_noise
+from tasks.diffusion.sites import Layer, Site
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError
 from tasks.localize.detection import detection_timestep, noise_differences, pairwise_scores
@@ -79,7 +78,7 @@ def norm_scores(model: Model, embeddings: torch.Tensor, prompt_ids: Sequence[str
 
     Args, Returns, Raises: as `scores`.
     """
-    first, null = _timestep(model, params, 0), model.unguided()
+    first, null = _timestep(model, params, 0), model.unconditional()
 
     def norms(text: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         guidance, _ = _guidance(model, text, null, noise, first)
@@ -104,13 +103,13 @@ def entropy_scores(
     Args, Returns: as `scores`.
 
     Raises:
-        InputError: as `scores`; the UNet has fewer cross-attention layers.
+        InputError: as `scores`; the denoiser has fewer cross-attention layers.
     """
-    first, layer = _timestep(model, params, 0), attention_layer(layers_of(model.unet, Site.VALUE_ALL))
+    first, layer = _timestep(model, params, 0), attention_layer(model.layers(Site.VALUE_ALL))
 
     def entropies(text: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         seen: list[torch.Tensor] = []
-        with attended(model.unet, layer, lambda weights: seen.append(weights.mean((1, 2)))):
+        with attended(model.denoiser, layer, lambda weights: seen.append(weights.mean((1, 2)))):
             _predicted(model, text, noise, first)
         return torch.special.entr(seen[0]).sum(1)
 
@@ -132,7 +131,7 @@ def anisotropy_scores(
 
     Args, Returns, Raises: as `scores`.
     """
-    first, last, null = _timestep(model, params, 0), _timestep(model, params, -3), model.unguided()
+    first, last, null = _timestep(model, params, 0), _timestep(model, params, -3), model.unconditional()
     scale = (4 * 64 * 64 / torch.Size(model.latent_shape).numel()) ** 0.5
 
     def figures(text: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -191,7 +190,7 @@ def _by_seed(
 
 def _timestep(model: Model, params: ScanParams, number: int) -> int:
     """A timestep of the model's schedule by its number; negative ones count from the end."""
-    return timestep_of(model.scheduler, params.steps, number)
+    return model.schedule.timestep(params.steps, number)
 
 
 def _guidance(
@@ -203,9 +202,9 @@ def _guidance(
 
 
 def _predicted(model: Model, text: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
-    predicted = predict_noise(model, noise, timestep, text).float()
+    predicted = model.predict(noise, timestep, text).noise.float()
     if not predicted.isfinite().all():
-        raise InputError("the UNet's predictions are not finite; load the model in float32 or bfloat16")
+        raise InputError("the denoiser's predictions are not finite; load the model in float32 or bfloat16")
     return predicted
 
 
@@ -216,5 +215,7 @@ def attention_layer(layers: Sequence[Layer]) -> Layer:
         InputError: there are fewer.
     """
     if len(layers) < 4:
-        raise InputError(f"entropy needs a fourth cross-attention layer, this UNet has {len(layers)}: scan with norm")
+        raise InputError(
+            f"entropy needs a fourth cross-attention layer, this denoiser has {len(layers)}: scan with norm"
+        )
     return layers[3]

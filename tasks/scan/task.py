@@ -55,7 +55,7 @@ def score_prompts(subject: Subject, prompts: Sequence[PromptEntry], detector: De
         for block in shards(todo, SHARD):
             texts = [prompt.text for prompt in block]
             ids = [prompt_id(text) for text in texts]
-            found = scores(model, detector, model.embed(texts), ids, params).tolist()
+            found = scores(model, detector, model.encode(texts), ids, params).tolist()
             rows = [
                 {"prompt_id": name, "params_id": params_id, "score": score}
                 for name, score in zip(ids, found, strict=True)

@@ -367,7 +367,7 @@ def test_a_prompts_pictures_are_made_with_its_own_neurons_cut(params: AuditParam
     neurons = json.loads((subject.stored(variant)[1] / "neurons.json").read_text())
     prompt = next(prompt for prompt in plan.memorized if neurons[prompt.prompt_id])
     model = subject.load()
-    unet = copy.deepcopy(model.unet)
+    unet = copy.deepcopy(model.denoiser)
     with torch.no_grad():
         for layer, rows in neurons[prompt.prompt_id].items():
             unet.get_submodule(layer).weight[rows] = 0
@@ -376,7 +376,8 @@ def test_a_prompts_pictures_are_made_with_its_own_neurons_cut(params: AuditParam
     made = evaluating.pictures_of(subject, variant, "prompt", ids)
     keys = [(prompt.prompt_id, shot.seed) for shot in wanted]
     cut, whole = (
-        generate(one, one.embed([prompt.text] * len(keys)), keys, sampling) for one in (model.with_weights(unet), model)
+        generate(one, one.encode([prompt.text] * len(keys)), keys, sampling)
+        for one in (model.with_denoiser(unet), model)
     )
     assert np.abs(np.stack([made[name] for name in ids]).astype(int) - cut).max() <= 1  # rounding may differ by batch
     assert (cut != whole).any()
@@ -384,16 +385,16 @@ def test_a_prompts_pictures_are_made_with_its_own_neurons_cut(params: AuditParam
 
 def test_trained_and_defended_variants(params: AuditParams, audited: Audited) -> None:
     subject = Plan(params).subject
-    before = subject.load().unet.state_dict()
+    before = subject.load().denoiser.state_dict()
     for name in RIVALS["erase"]:
-        after = subject.load(audited.variants[name]).unet.state_dict()
+        after = subject.load(audited.variants[name]).denoiser.state_dict()
         assert after.keys() == before.keys()
         changed = {key for key in before if not before[key].equal(after[key])}
         assert changed
         if name == "lora-finetune":
             assert all(".attn" in key and key.endswith(".weight") for key in changed)
     for name in RIVALS["defences"]:
-        assert subject.load(audited.variants[name]).unet.state_dict().keys() == before.keys()
+        assert subject.load(audited.variants[name]).denoiser.state_dict().keys() == before.keys()
         assert subject.weights_of(audited.variants[name]) == "original"
         assert subject.defence(audited.variants[name])[0] == name
     assert not list(subject.beside("checkpoints").glob("*"))

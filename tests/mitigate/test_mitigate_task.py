@@ -10,8 +10,9 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 from storage import Store
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.model import load_model
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as door
@@ -30,7 +31,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     subject = Subject(
         store=str(folder / "store"), model=str(tiny_world(folder / "world")), prompt_set="none", device="cpu"
     )
-    store, unet = subject.open(), subject.load().unet
+    store, unet = subject.open(), subject.load().denoiser
 
     def write(
         method: str, scope: str, site: Site, layer: int, step: int | None, members: list[int], scope_id: str = "all"
@@ -62,8 +63,8 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 def zeroed(subject: Subject, variant: str) -> dict[str, list[int]]:
     """By layer name, weights that a variant has lost."""
-    before = dict(subject.load().unet.named_parameters())
-    after = dict(subject.load(variant).unet.named_parameters())
+    before = dict(subject.load().denoiser.named_parameters())
+    after = dict(subject.load(variant).denoiser.named_parameters())
     lost = {
         name.removesuffix(".weight"): ((weight != 0) & (after[name] == 0)).flatten().nonzero().flatten().tolist()
         for name, weight in before.items()
@@ -73,7 +74,7 @@ def zeroed(subject: Subject, variant: str) -> dict[str, list[int]]:
 
 
 def test_every_kind_of_cut_takes_what_was_found(subject: Subject) -> None:
-    names = [layer.name for layer in layers_of(subject.load().unet, SITE)]
+    names = [layer.name for layer in layers_of(subject.load().denoiser, SITE)]
     cut = door.cut_weights(subject, "p", "all", PARAMS, "audit-7")
     assert list(cut) == ["wanda", "random-wanda"]
     assert zeroed(subject, cut["wanda"]) == {name: [1, 2, 9] for name in names}
@@ -113,7 +114,7 @@ def test_a_cut_whose_files_were_deleted_is_made_anew(subject: Subject) -> None:
 
 def test_neurons_are_cut_by_rows(subject: Subject) -> None:
     cut = door.cut_neurons(subject, "p", ["all"], "audit-7", Site.VALUE)
-    layers = layers_of(subject.load().unet, Site.VALUE)
+    layers = layers_of(subject.load().denoiser, Site.VALUE)
     rows = {layer.name: list(range(n * layer.inputs, (n + 1) * layer.inputs)) for n, layer in enumerate(layers)}
     assert zeroed(subject, cut["nemo"]) == rows
     assert len(zeroed(subject, cut["random-nemo"])) == len(layers)
@@ -123,11 +124,11 @@ def test_each_prompt_is_asked_with_its_own_neurons_cut(subject: Subject) -> None
     prompts = ["first", "second", "third"]
     cut = door.cut_own(subject, "p", prompts, "audit-7", Site.VALUE)
     assert list(cut) == ["nemo-own", "random-nemo-own"]
-    layers = layers_of(subject.load().unet, Site.VALUE)
-    before = {name: value.clone() for name, value in subject.load().unet.named_parameters()}
+    layers = layers_of(subject.load().denoiser, Site.VALUE)
+    before = {name: value.clone() for name, value in subject.load().denoiser.named_parameters()}
 
     def lost(variant: str, prompt: str) -> dict[str, list[int]]:
-        after = dict(subject.load(cut[variant], prompt).unet.named_parameters())
+        after = dict(subject.load(cut[variant], prompt).denoiser.named_parameters())
         rows = {
             layer.name: (after[f"{layer.name}.weight"] == 0).all(1).nonzero().flatten().tolist() for layer in layers
         }
@@ -144,7 +145,7 @@ def test_each_prompt_is_asked_with_its_own_neurons_cut(subject: Subject) -> None
     random = lost("random-nemo-own", "first")
     assert [len(random[name]) for name in names] == [2] * len(names)
     assert not any(set(random[name]) & set(first[name]) for name in names)
-    assert all(torch.equal(value, before[name]) for name, value in subject.load().unet.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in subject.load().denoiser.named_parameters())
     assert door.cut_own(subject, "p", prompts, "audit-8", Site.VALUE) == cut
     assert subject.is_cut_anew(cut["nemo-own"]) and not subject.is_cut_anew("original")
     # On average, of three prompts: 2 of each layer, 2 in all, none.
@@ -162,12 +163,12 @@ def test_a_variant_leaves_the_store_as_a_pipeline(subject: Subject, tmp_path: Pa
     door.export_variant(subject, variant, tmp_path / "whole")
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "whole")
     expected = subject.load(variant)
-    for one, two in ((loaded.unet, expected.unet), (loaded.vae, expected.vae)):
+    for one, two in ((loaded.denoiser, expected.denoiser), (loaded.vae, expected.vae)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert load_model(tmp_path / "whole", "cpu").embed(["picture"]).equal(expected.embed(["picture"]))
+    assert load_model(tmp_path / "whole", "cpu").encode(["picture"]).equal(expected.encode(["picture"]))
     card = (tmp_path / "whole" / "README.md").read_text()
-    layer = layers_of(expected.unet, SITE)[0].name
-    weights = sum(weight.numel() for weight in expected.unet.parameters())
+    layer = layers_of(expected.denoiser, SITE)[0].name
+    weights = sum(weight.numel() for weight in expected.denoiser.parameters())
     for fact in (words, f"cut: 21 of {weights:,} weights", "audit-7", f"`{layer}` | 3", "sparsity: `0.01`"):
         assert fact in card
     assert (
@@ -183,10 +184,10 @@ def test_only_what_changed_leaves_the_store_when_asked(subject: Subject, tmp_pat
     assert not (tmp_path / "changed" / "model_index.json").exists()
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "changed", use_safetensors=True)
     pipeline = StableDiffusionPipeline.from_pretrained(subject.model, unet=unet)
-    expected = subject.load(variant).unet
+    expected = subject.load(variant).denoiser
     assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), expected.parameters(), strict=True))
     card = (tmp_path / "changed" / "README.md").read_text()
-    assert "Only the UNet lies here" in card and f'from_pretrained("{subject.model}", unet=unet)' in card
+    assert "Only the denoiser lies here" in card and f'from_pretrained("{subject.model}", unet=unet)' in card
 
 
 def test_what_cannot_be_taken_out_is_refused(subject: Subject, tmp_path: Path) -> None:

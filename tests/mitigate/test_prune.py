@@ -11,8 +11,9 @@ from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.hooks import scaled
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.mitigate.prune import (
     Card,

@@ -14,7 +14,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.diffusion.noise import initial_noise
 from tests.support.world import tokenizer
 

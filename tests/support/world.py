@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 
 from tasks.diffusion.sampling import to_png
 from tasks.reference.clip import MODEL, TOKENS, WIDTH, save_clip, text_model
-from tasks.reference.unet import new_scheduler
+from tasks.reference.denoiser import new_scheduler
 
 SIDE = 32
 
@@ -31,7 +31,9 @@ def tokenizer_alone(folder: Path) -> Path:
     """Writes of a model's folder what its prompts are tokenized by, and nothing else."""
     tokenizer().save_pretrained(folder / "tokenizer")
     CLIPTextConfig(max_position_embeddings=TOKENS).save_pretrained(folder / "text_encoder")
-    (folder / "model_index.json").write_text(json.dumps({"tokenizer": ["transformers", "CLIPTokenizer"]}))
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline", "tokenizer": ["transformers", "CLIPTokenizer"]})
+    )
     return folder
 
 

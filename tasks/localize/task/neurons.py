@@ -8,7 +8,7 @@ import torch
 
 from storage import Store, content_key
 from tasks.collect.values import Moments, Statistics, load_statistics
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.keys import values_id
 from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
@@ -35,7 +35,7 @@ def nemo_id(
     """What NeMo's sets go by, whether or not they were found yet; detection must have run. See `localize_nemo`."""
     published = None
     if params.statistics is not None:
-        published = load_statistics(params.statistics, layers_of(subject.load().unet, params.site))
+        published = load_statistics(params.statistics, subject.load().layers(params.site))
     return content_key(
         VERSION,
         SEARCH,
@@ -65,7 +65,7 @@ def localize_nemo(
         that the refinement began with.
     """
     model, store = subject.load(), subject.open()
-    site, layers = params.site, layers_of(model.unet, params.site)
+    site, layers = params.site, model.layers(params.site)
     threshold = nemo_threshold(subject, threshold_nulls, params)
     published = None if params.statistics is None else load_statistics(params.statistics, layers)
     params_id = nemo_id(subject, threshold_nulls, nulls, params)
@@ -120,7 +120,7 @@ def replay_search(subject: Subject, prompt: Prompt, nemo_id: str, params: NemoPa
     Raises:
         InputError: the store has no such search, or the parameters are others.
     """
-    site, layers = params.site, layers_of(subject.load().unet, params.site)
+    site, layers = params.site, subject.load().layers(params.site)
     store = subject.open()
     threshold, checks = _checks(store, subject, prompt, nemo_id, layers)
     selection = [check for check in checks if check.phase == "select"]
@@ -147,7 +147,7 @@ def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site
     Raises:
         InputError: there are none.
     """
-    layers = layers_of(subject.load().unet, site)
+    layers = subject.load().layers(site)
     first, second = (
         {
             name: {(index, neuron) for index, members in found.items() for neuron in members.tolist()}
@@ -185,7 +185,7 @@ def memorization_left(
         The id of these curves.
     """
     model, store = subject.load(), subject.open()
-    site, layers = params.site, layers_of(model.unet, params.site)
+    site, layers = params.site, model.layers(params.site)
     params_id = curve_id(nemo_id, seed)
     known = traced(store, subject, params_id)
     sets = _neurons(subject, "nemo", nemo_id, site, layers)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import UNet2DConditionModel
+from torch import nn
 
 from storage import content_key
-from tasks.diffusion.model import Model
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.families import Model
+from tasks.diffusion.sites import Site
 from tasks.localize.importance import Importance
 from tasks.localize.wanda import WandaParams, over_steps
 from tasks.mitigate.prune import (
@@ -25,7 +25,7 @@ from tasks.mitigate.task.variants import VERSION, cut_id, put, put_row, weights_
 from tasks.sets import read_sets
 from tasks.subject import Subject
 
-Cut = Callable[[UNet2DConditionModel, Site, Members], UNet2DConditionModel]
+Cut = Callable[[nn.Module, Site, Members], nn.Module]
 RANDOM_CONTROLS = ("random-nemo", "random-nemo-own", "random-wanda")
 """The controls of the cuts, by method."""
 WORDS = {
@@ -50,7 +50,7 @@ def cut_neurons(
     Nothing where the search found nothing; no random cut where it found everything.
     """
     model = subject.load()
-    layers = layers_of(model.unet, site)
+    layers = model.layers(site)
     sets = read_sets(subject, "nemo", params_id, site, layers, prompt_ids)
     members = {
         layer.index: torch.unique(torch.cat([sets[name, None, layer.index] for name in prompt_ids])) for layer in layers
@@ -85,7 +85,7 @@ def cut_weights(
         params: how the sets of the steps are united; fewer steps than were localized may be.
     """
     model = subject.load()
-    layers = layers_of(model.unet, site)
+    layers = model.layers(site)
     sets = read_sets(subject, method, params_id, site, layers, [scope_id])
     universes = {layer.index: layer.outputs * layer.inputs for layer in layers}
     by_step = {(step, index): found for (_, step, index), found in sets.items() if step is not None}
@@ -115,7 +115,7 @@ def cut_scored(
     Nothing where Wanda, whose numbers they follow, found nothing.
     """
     model = subject.load()
-    layers = layers_of(model.unet, site)
+    layers = model.layers(site)
     sets = read_sets(subject, method, params_id, site, layers, [scope_id])
     members = {index: found for (_, _, index), found in sets.items()}
     if not any(len(found) for found in members.values()):
@@ -144,7 +144,7 @@ def _save(
     params: WandaParams | None = None,
     found_by: Members | None = None,
 ) -> str:
-    """Puts the pruned UNet into the store under a name that its content determines.
+    """Puts the pruned denoiser into the store under a name that its content determines.
 
     Args:
         found_by: what was localized, where `members` may be its random control.
@@ -156,9 +156,9 @@ def _save(
         # Found before by other settings: theirs and these are the same model.
         put_row(subject, variant, method, params_id, address, counts)
         return variant
-    unet = cut(model.unet, site, members)
-    zeroed, total = count_zeroed(model.unet, unet)
-    names = {layer.index: layer.name for layer in layers_of(model.unet, site)}
+    denoiser = cut(model.denoiser, site, members)
+    zeroed, total = count_zeroed(model.denoiser, denoiser)
+    names = {layer.index: layer.name for layer in model.layers(site)}
     card = Card(
         title=f"{Path(subject.source).name}, {method}",
         base=subject.source,
@@ -173,5 +173,5 @@ def _save(
         shared=shared(members, found_by) if found_by is not None and method in RANDOM_CONTROLS else 0.0,
         cut=WORDS[method],
     )
-    put(subject, variant, params_id, card, unet, counts=counts)
+    put(subject, variant, params_id, card, denoiser, counts=counts)
     return variant

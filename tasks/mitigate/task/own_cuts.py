@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from storage import content_key
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.mitigate.prune import Members, OwnCuts, random_like, shared
 from tasks.mitigate.task.variants import VERSION, cut_id, put, put_row, uncut_card, weights_in_store
 from tasks.sets import read_sets
@@ -25,7 +25,7 @@ def cut_own(
 
     Nothing where the search found nothing.
     """
-    layers = layers_of(subject.load().unet, site)
+    layers = subject.load().layers(site)
     sets = read_sets(subject, "nemo", params_id, site, layers, prompt_ids)
     found: dict[str, Members] = {
         name: {layer.index: sets[name, None, layer.index] for layer in layers} for name in prompt_ids

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from diffusers import UNet2DConditionModel
+from torch import nn
 
 from storage import Store, content_key
 from tasks.diffusion.precision import Precision
@@ -30,16 +30,16 @@ DONE: dict[Erasure | Defence | OwnCuts, str] = {
     "nemo-own": "each prompt is asked with the neurons silenced that NeMo found for it alone",
     "random-nemo-own": "each prompt is asked with as many random neurons of each layer silenced as NeMo found for it,"
     " a control",
-    "adversarial-finetune": "the UNet was trained to answer adversarial embeddings of memorized pictures with others",
-    "surrogate-finetune": "the UNet was trained to answer the prompts of memorized pictures with other pictures",
-    "ordinary-finetune": "the UNet was trained further on ordinary pictures alone",
-    "lora-finetune": "low-rank changes of the UNet's attention were trained to answer adversarial embeddings of"
+    "adversarial-finetune": "the denoiser was trained to answer adversarial embeddings of memorized images with others",
+    "surrogate-finetune": "the denoiser was trained to answer the prompts of memorized pictures with other pictures",
+    "ordinary-finetune": "the denoiser was trained further on ordinary pictures alone",
+    "lora-finetune": "low-rank changes of the denoiser's attention were trained to answer adversarial embeddings of"
     " memorized pictures with others",
     "perturbed-embedding": "prompt embeddings are moved until they steer the first step less, at inference",
     "random-tokens": "random words are added to prompts, at inference",
     "reweighted-attention": "cross-attention is kept from what sums a prompt up, at inference",
 }
-"""What a model card says of a mitigation that leaves no UNet with zeros."""
+"""What a model card says of a mitigation that leaves no denoiser with zeros."""
 
 
 def cut_id(found_id: str, scopes: Sequence[str], params: WandaParams | None = None, seed: int = 0) -> str:
@@ -91,7 +91,7 @@ def export_variant(subject: Subject, variant: str, folder: Path, changed_only: b
 
     Args:
         folder: must not be there yet.
-        changed_only: only the UNet, with a reference to the base; else the whole pipeline.
+        changed_only: only the denoiser, with a reference to the base; else the whole pipeline.
 
     Raises:
         InputError: there is no such variant, the model is gone, or the folder is there already.
@@ -99,11 +99,11 @@ def export_variant(subject: Subject, variant: str, folder: Path, changed_only: b
     if subject.weights_of(variant) == ORIGINAL:
         raise InputError(f"{variant!r} has the weights of the model at {subject.model} itself: name another variant")
     card = Card(**json.loads((subject.stored(variant)[1] / "variant.json").read_text()))
-    unet = subject.load(variant).unet
+    denoiser = subject.load(variant).denoiser
     if changed_only:
-        save_variant(unet, folder, card)
+        save_variant(denoiser, folder, card)
     else:
-        save_pipeline(subject.model, unet, folder, card)
+        save_pipeline(subject.model, denoiser, folder, card)
 
 
 def uncut_card(
@@ -111,10 +111,10 @@ def uncut_card(
     method: Erasure | Defence | OwnCuts,
     params: FineTuneParams | DefenceParams | None,
     audit_id: str,
-    site: Literal["unet", "inference"],
+    site: Literal["denoiser", "inference"],
     shared: float = 0.0,
 ) -> Card:
-    """The card of a variant whose UNet, where it has one of its own, has nothing set to zero."""
+    """The card of a variant whose denoiser, where it has one of its own, has nothing set to zero."""
     model = subject.load()
     return Card(
         title=f"{Path(subject.source).name}, {method}",
@@ -124,7 +124,7 @@ def uncut_card(
         audit_id=audit_id,
         site=site,
         pruned=0,
-        total=sum(weight.numel() for weight in model.unet.parameters()),
+        total=sum(weight.numel() for weight in model.denoiser.parameters()),
         params=params.model_dump(mode="json") if params is not None else {},
         shared=shared,
         done=DONE[method],
@@ -136,11 +136,11 @@ def put(
     variant: str,
     params_id: str,
     card: Card,
-    unet: UNet2DConditionModel | None = None,
+    denoiser: nn.Module | None = None,
     files: Mapping[str, str] = MappingProxyType({}),
     counts: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """Puts a variant into the store; without a UNet it has the weights of the original.
+    """Puts a variant into the store; without a denoiser it has the weights of the original.
 
     Args:
         files: by name, texts that are kept beside the weights.
@@ -149,8 +149,8 @@ def put(
     store = subject.open()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / variant
-        if unet is not None:
-            save_variant(unet, folder, card)
+        if denoiser is not None:
+            save_variant(denoiser, folder, card)
         else:
             save_card(folder, card)
         for name, text in files.items():
