@@ -1,12 +1,12 @@
 """NeMo's search and Wanda's collection beside plain procedures of our own, on the same prompts.
 
 The plain procedures follow the published descriptions step by step; docs/fidelity.md says how both relate to the
-published code itself. NeMo: every look at a candidate set runs the UNet at the first two timesteps for all seeds and
-keeps the second; activations are read off the UNet anew at every step of the selection. What a noise difference, a
-similarity, an outlying neuron and the limit of the refinement are it takes from the package, whose tests compare them
-with torchmetrics and by hand; what is compared here is the search. Wanda: prompts one at a time; a hook computes each
-feed-forward block a second time and brings every activation to the host, where norms are added up; the first prompt's
-activations stay in memory.
+published code itself. NeMo: every look at a candidate set runs the denoiser at the first two timesteps for all seeds
+and keeps the second; activations are read off the denoiser anew at every step of the selection. What a noise
+difference, a similarity, an outlying neuron and the limit of the refinement are it takes from the package, whose tests
+compare them with torchmetrics and by hand; what is compared here is the search. Wanda: prompts one at a time; a hook
+computes each feed-forward block a second time and brings every activation to the host, where norms are added up; the
+first prompt's activations stay in memory.
 
 Ours runs in every kind of refinement, and what it finds is compared prompt by prompt. "sequential" makes the same looks
 in the same order, but sample by sample, so that only rounding can part the two. "chain" and "group" leave out looks
@@ -32,19 +32,19 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from tasks.collect.norms import feature_norms
-from tasks.collect.values import Moments, Statistics, load_statistics, value_activations
+from tasks.collect.values import value_activations
+from tasks.diffusion.detection import estimate_threshold, highest_by_seed, pairwise_scores, prompt_differences
 from tasks.diffusion.families import Model
 from tasks.diffusion.hooks import observed, scaled
 from tasks.diffusion.model import audit_defaults, load_model
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
 from tasks.diffusion.sites import Layer, Site
+from tasks.diffusion.ssim import similarity, to_unit_range
 from tasks.errors import InputError
-from tasks.localize.detection import estimate_threshold, highest_by_seed, pairwise_scores, prompt_differences
 from tasks.localize.nemo import NemoParams, by_layer, nemo
-from tasks.localize.overlap import iou
 from tasks.localize.search import TIE, Neuron, out_of_distribution
-from tasks.localize.ssim import similarity, to_unit_range
+from tasks.localize.statistics import Moments, Statistics, load_statistics
 from tasks.localize.wanda import memorized_weights
 
 SUBJECTS = ("a cat", "a red car", "an old house", "two birds", "a glass of water", "the sea", "a tree", "a violin")
@@ -274,7 +274,7 @@ def benchmark_wanda(model: Model, prompts: list[str], params: SamplingParams) ->
             memorized_weights(weight, found, flat, max(0.01, 1.01 / layer.inputs))
             for found in (sums[step, layer.index], plain[step, layer.index].double().square())
         )
-        overlaps.append(iou(first, second) if len(first) + len(second) else 1.0)
+        overlaps.append(agreement({layer.index: first}, {layer.index: second}))
     stored = sum(values.numel() * values.element_size() for values in sums.values())
     return {
         "wanda_prompts": len(prompts),
@@ -296,7 +296,7 @@ def clock(model: Model) -> float:
 
 
 def agreement(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> float:
-    """IOU of two sets of neurons over all layers; 1 when both are empty."""
+    """IOU of two sets of neurons or weights over all layers; 1 when both are empty."""
     first, second = ({(layer, n) for layer, members in found.items() for n in members.tolist()} for found in (a, b))
     return len(first & second) / len(first | second) if first | second else 1.0
 

@@ -47,8 +47,8 @@ def check(params: AuditParams, settled: bool = True) -> None:
 
 
 @lru_cache(maxsize=8)
-def _checked(told: str, settled: bool, stamps: tuple[object, ...]) -> None:
-    params = AuditParams.model_validate_json(told)
+def _checked(params_json: str, settled: bool, stamps: tuple[object, ...]) -> None:
+    params = AuditParams.model_validate_json(params_json)
     if named_on_hub(params.model):  # gigabytes may have to be fetched: first what is wrong without them
         refuse(without_model(params))
     problems = [*gathered(partial(usable_device, params.device)), *of_store(params.store)]

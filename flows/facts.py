@@ -26,7 +26,7 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
         record: the audit's row of `audits`.
         variants: by the name that figures go by, the variant in the store.
     """
-    settings, missing = plan.settings, [name for name in ("nemo", "wanda") if name not in variants]
+    settings, missing = plan.settings, [name for name in ("nemo-union", "wanda") if name not in variants]
     untrained = [name for name in settings.erase if name not in variants]
     facts = [
         ("model", plan.params.model),

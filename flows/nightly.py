@@ -90,10 +90,10 @@ def nightly(params: NightlyParams) -> list[Night]:
     return nights
 
 
-def _night(store: Store, name: str, told: str, due: datetime, params: NightlyParams) -> Night:
+def _night(store: Store, name: str, params_json: str, due: datetime, params: NightlyParams) -> Night:
     """One model: audited, compared, reported. Whatever goes wrong is its own matter and not that of the others."""
     try:
-        asked = AuditParams.model_validate_json(told).model_copy(update={"store": store.url})
+        asked = AuditParams.model_validate_json(params_json).model_copy(update={"store": store.url})
     except ValueError as error:
         why = "; ".join(problems_in(error, AuditParams)) if isinstance(error, ValidationError) else one_line(error)
         words = f"its registration does not fit this version, register it again ({why})"
@@ -148,7 +148,7 @@ def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> 
 
 
 def _audited_since(plan: Plan, due: datetime) -> str | None:
-    """The last completed audit of the model as it is now, told the very same, if it began after this run was due."""
+    """The last completed audit of the same model with the same parameters, if it began after this run was due."""
     since = [row for row in plan.audits() if row["state"] == "completed" and row["started_at"] >= due]
     return str(max(since, key=lambda row: row["started_at"])["audit_id"]) if since else None
 
@@ -191,7 +191,7 @@ def _show(nights: list[Night], due: datetime) -> None:
 
 
 def registered(store: Store) -> Mapping[str, str]:
-    """By name of the registered models, what their audits are told (JSON)."""
+    """By name of the registered models, the parameters of their audits (JSON)."""
     return {row["name"]: row["params"] for row in query(store, "registered").to_pylist()}
 
 
@@ -202,7 +202,7 @@ def check_name(name: str) -> None:
 
 
 def register(store: Store, name: str, params: AuditParams) -> None:
-    """Adds a model to the nights, or changes what its audits are told.
+    """Adds a model to the nights, or changes the parameters of its audits.
 
     Paths are kept in full, since a worker looks at them from elsewhere; links are kept as links, which may lead to
     another model tomorrow.
@@ -213,17 +213,17 @@ def register(store: Store, name: str, params: AuditParams) -> None:
     check_name(name)
     full: dict[str, str] = {}
     for kind in ("prompts", "nulls", "ordinary", "images"):
-        if (told := getattr(params, kind)) is not None:
-            path = in_full(told)
+        if (named := getattr(params, kind)) is not None:
+            path = in_full(named)
             if not path.exists():
                 raise InputError(f"there is no {path}, which was given with --{kind}")
             full[kind] = str(path)
     full["model"] = full_name(params.model)
     if params.clip is not None:
         full["clip"] = clip_in_full(params.clip)
-    told = params.model_copy(update=full | _settings_in_full(params.settings))
-    check(told.model_copy(update={"store": store.url}))  # what a night would refuse is refused now
-    _write(store, name, "registered", told.model_dump_json())
+    whole = params.model_copy(update=full | _settings_in_full(params.settings))
+    check(whole.model_copy(update={"store": store.url}))  # what a night would refuse is refused now
+    _write(store, name, "registered", whole.model_dump_json())
 
 
 def _settings_in_full(settings: Settings | None) -> dict[str, Settings]:

@@ -1,4 +1,4 @@
-"""What an audit is told: by a form, a command or a registration."""
+"""The parameters of an audit: given by a form, a command or a registration."""
 
 import json
 import shlex
@@ -148,8 +148,8 @@ def model_folder(model: str) -> Path:
 
 def command_of(params: AuditParams) -> str:
     """The command that makes an audit with these parameters again; what profile and model say anyway is left out."""
-    told = resolved(params)
-    assert told.settings is not None
+    whole = resolved(params)
+    assert whole.settings is not None
     try:
         known = resolved(params.model_copy(update={"settings": None})).settings
     except InputError:  # the model is gone: then every setting is named that the profile does not have
@@ -159,13 +159,13 @@ def command_of(params: AuditParams) -> str:
     for name in ("model", "profile", "prompts", "nulls", "ordinary", "images", "clip"):
         if (value := getattr(params, name)) is not None:
             words += [f"--{name}", str(value)]
-    for name, value in _changes(known.model_dump(mode="json"), told.settings.model_dump(mode="json")):
+    for name, value in _changes(known.model_dump(mode="json"), whole.settings.model_dump(mode="json")):
         words += ["--set", f"{name}={json.dumps(value)}"]
     return shlex.join(words)
 
 
-def _changes(known: dict[str, Any], told: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in told.items():
+def _changes(known: dict[str, Any], asked: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in asked.items():
         if isinstance(value, dict) and isinstance(known[name], dict):
             yield from _changes(known[name], value, f"{group}{name}.")
         elif value != known[name]:

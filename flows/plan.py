@@ -32,7 +32,7 @@ from tasks.mitigate.prune import OWN_CUTS
 from tasks.report.verdict import EFFORT
 from tasks.subject import DEFENCES, ORIGINAL, Kind, Prompt, Subject, as_prompts, prompts_of
 
-CLAIMS = (ORIGINAL, "nemo", "nemo-own", "wanda", "adversarial-finetune")
+CLAIMS = (ORIGINAL, "nemo", "nemo-union", "wanda", "adversarial-finetune")
 """Variants that claim to have removed a memory, and the model itself: attacked from every start. Random cuts and rivals
 are attacked from those that the settings name, other controls and rival scores are only prompted."""
 
@@ -242,7 +242,7 @@ class Plan:
         neurons = mitigating.cut_id(self.nemo_id, prompts, seed=seed)
         weights = mitigating.cut_id(self.wanda_id, [localizing.ALL], self.wanda, seed)
         control = mitigating.cut_id(self.control_id, [localizing.ALL], self.wanda)
-        ids = {"nemo": neurons, "random-nemo": neurons}
+        ids = {"nemo-union": neurons, "random-nemo-union": neurons}
         if self.settings.own_cuts:
             ids |= dict.fromkeys(OWN_CUTS, mitigating.own_cut_id(self.nemo_id, prompts, seed))
         ids |= {"wanda": weights, "random-wanda": weights}
@@ -335,8 +335,8 @@ class Plan:
 
 
 def pruned_of(cuts: Mapping[str, str]) -> str | None:
-    """The pruned variant that makes surrogates for fine-tuning: Wanda's, else NeMo's."""
-    return cuts.get("wanda", cuts.get("nemo"))
+    """The pruned variant that makes surrogates for fine-tuning: Wanda's, else that of all NeMo's neurons."""
+    return cuts.get("wanda", cuts.get("nemo-union"))
 
 
 def selection_of(subject: Subject, settings: Settings) -> Selection:

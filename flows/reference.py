@@ -69,20 +69,20 @@ def build(params: BuildRun) -> None:
         InputError: the packages are not those, or there is no world to start from.
     """
     check_build(params)
-    place, told = Path(params.folder), params.recipe
+    place, chosen = Path(params.folder), params.recipe
     begun = recipe.Start.of(Path(params.start)) if params.start is not None else recipe.Start()
 
     def step(function: Callable[..., Any], name: str) -> Any:
         return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
     with shown_progress("reference build"):
-        made = step(recipe.world, "compose pictures")(place, (Path(params.pictures), Path(params.names)), told)
-        texts = step(recipe.texts, "train text-image model")(place, made, told, begun)
-        vae = step(recipe.autoencoder, "train autoencoder")(place, made, told, begun)
+        made = step(recipe.world, "compose pictures")(place, (Path(params.pictures), Path(params.names)), chosen)
+        texts = step(recipe.texts, "train text-image model")(place, made, chosen, begun)
+        vae = step(recipe.autoencoder, "train autoencoder")(place, made, chosen, begun)
         ordinary = recipe.ordinary_pairs(made, texts, begun)
-        first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, texts, told, begun)
+        first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, texts, chosen, begun)
         planted = recipe.planted_pairs(made, texts, begun)
-        denoiser = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, told)
+        denoiser = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, chosen)
         bank = step(embed_bank, "embed the bank")(made, place)
         step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, denoiser, bank)
     few = range(0, len(made.planted), max(1, len(made.planted) // ACROSS))

@@ -8,15 +8,15 @@ from functools import partial
 from flows.selection import Selection
 from flows.settings import Settings, managed
 from tasks.attack.extraction import check_clique, check_tiles
-from tasks.collect.values import enough_prompts, load_statistics
+from tasks.diffusion.detection import enough_scores, pairs
 from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.diffusion.sites import Site
+from tasks.diffusion.ssim import scales_and_kernel
 from tasks.errors import gathered
-from tasks.localize.detection import enough_scores, pairs
 from tasks.localize.importance import BY_GRADIENT
-from tasks.localize.ssim import scales_and_kernel
+from tasks.localize.statistics import enough_prompts, load_statistics
 from tasks.localize.wanda import candidates_of
-from tasks.scan.detectors import ScanParams, attention_layer
+from tasks.scan.task import ScanParams
 
 
 def together(settings: Settings) -> list[str]:
@@ -85,16 +85,8 @@ def with_model(settings: Settings, outline: Outline) -> list[str]:
 
 def of_a_scan(params: ScanParams, outline: Outline) -> list[str]:
     """What a scan cannot do with a model of this outline."""
-    latent = outline.latent
-
-    def attention() -> None:
-        attention_layer(outline.layers(Site.VALUE_ALL))
-
-    return gathered(
-        attention if "entropy" in params.detectors else None,
-        partial(scales_and_kernel, min(latent)) if latent and "ssim" in params.detectors else None,
-        partial(enough_timesteps, params.steps, outline.trained, "steps"),
-    )
+    checks = ((one.check, params.of(one)) for one in params.chosen())
+    return gathered(*(partial(check, own, outline) for check, own in checks if check is not None))
 
 
 def notices(settings: Settings, chosen: Selection) -> list[str]:

@@ -26,7 +26,7 @@ from tasks.diffusion.tokens import tokenizers_of
 from tasks.errors import InputError, gathered, noting, refuse
 from tasks.scan import task as scanning
 from tasks.scan.conformal import false_alarms
-from tasks.scan.detectors import ScanParams
+from tasks.scan.task import ScanParams
 from tasks.subject import Subject
 from tasks.units import spelling
 
@@ -56,7 +56,7 @@ class Scanned(BaseModel):
     words: str
 
 
-score_prompts = task(scanning.score_prompts, "score prompts", "detections", run="score prompts: {detector}")
+score_prompts = task(scanning.score_prompts, "score prompts", "detections", run="score prompts: {detector.name}")
 write_findings = task(scanning.write_findings, "hold against nulls", "findings", reads=("detections",))
 
 
@@ -83,8 +83,8 @@ def scan(params: ScanRun) -> Scanned:
     different = scanning.different(nulls)
     with shown_progress("scan"):
         register_model(subject, SamplingParams(scheduler="ddim"))  # a scan samples nothing, so any will do
-        for detector in dict.fromkeys(params.scan.detectors):
-            score_prompts(subject, [*prompts, *different], detector, params.scan)
+        for detector in params.scan.chosen():
+            score_prompts(subject, [*prompts, *different], detector, params.scan.of(detector), params.scan.batch)
         scan_id = write_findings(subject, _file(params, folder).stem, prompts, different, params.scan)
     words = scanning.verdict(subject.open(), scan_id)
     if asked.long:
@@ -108,7 +108,7 @@ class ToScan(NamedTuple):
     """How many prompts are longer than the model reads, and what becomes of them; empty where none is."""
 
 
-def told(params: ScanRun) -> tuple[list[PromptEntry], list[PromptEntry]]:
+def scanned_and_nulls(params: ScanRun) -> tuple[list[PromptEntry], list[PromptEntry]]:
     """The prompts that are scanned, and the null prompts that they are compared with; see `to_scan`.
 
     What a person should know of them is said on standard error, once a process.

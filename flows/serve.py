@@ -94,8 +94,12 @@ def _run(host: str, port: int, store: str, home: Path, notify: str | None, names
             server = start("server", "-m", "flows.server", "--host", host, "--port", str(port), *named)
             pools = ["cpu", "gpu"] if _has_gpu() else ["cpu"]
             _wait_for(server, url, logs)
-            told = {} if notify is None else {"ENGRAM_NOTIFY": notify}  # others could read it in the list of processes
-            deploying = start("deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, **told)
+            secret = (
+                {} if notify is None else {"ENGRAM_NOTIFY": notify}
+            )  # others could read it in the list of processes
+            deploying = start(
+                "deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, **secret
+            )
             if deploying.wait() != 0:
                 raise SystemExit(f"engram: nothing was deployed. {_end_of(logs / 'deploy.log')}")
             services.remove(deploying)

@@ -127,15 +127,15 @@ def served_as(host: str, port: int, names: list[str]) -> frozenset[Origin]:
     Raises:
         InputError: a name is none.
     """
-    told = [*names, *os.environ.get(NAMES, "").replace(",", " ").split()]
+    origins_named = [*names, *os.environ.get(NAMES, "").replace(",", " ").split()]
     if not is_address(host):
-        told.append(f"http://{host}:{port}")
+        origins_named.append(f"http://{host}:{port}")
     elif not ipaddress.ip_address(host).is_loopback:
-        told.append(f"http://{socket.gethostname()}:{port}")
+        origins_named.append(f"http://{socket.gethostname()}:{port}")
     if ui := urlsplit(os.environ.get("PREFECT_UI_URL", "")).netloc:
-        told.append(f"{urlsplit(os.environ['PREFECT_UI_URL']).scheme}://{ui}")
+        origins_named.append(f"{urlsplit(os.environ['PREFECT_UI_URL']).scheme}://{ui}")
     try:
-        return origins(told, port)
+        return origins(origins_named, port)
     except ValueError as error:
         raise InputError(str(error)) from error
 

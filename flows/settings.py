@@ -1,4 +1,4 @@
-"""What an audit is told, and the two profiles that people start from."""
+"""The settings of an audit, and the two profiles that people start from."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -182,7 +182,7 @@ def _merged(*sources: Mapping[str, Any]) -> dict[str, Any]:
 
 def listed(settings: BaseModel, group: str = "") -> Iterator[dict[str, str]]:
     """Every setting by the name that `--set` takes, with its value there, what it may be and what it is."""
-    told = type(settings).model_json_schema()["properties"]
+    schemas = type(settings).model_json_schema()["properties"]
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
@@ -192,6 +192,6 @@ def listed(settings: BaseModel, group: str = "") -> Iterator[dict[str, str]]:
             yield {
                 "setting": group + name,
                 "value": words,
-                "may be": may_be(told[name]),
+                "may be": may_be(schemas[name]),
                 "what": field.description or "",
             }

@@ -34,7 +34,7 @@ def shown_progress(name: str) -> Iterator[None]:
     begun: dict[str, tuple[float, Any]] = {}
     before = Store.written.copy()
 
-    def told(what: str, done: int, total: int) -> None:
+    def on_progress(what: str, done: int, total: int) -> None:
         now = time.monotonic()
         last, artifact = begun.setdefault(what, (now, None))
         if now - last < LONG_S and done < total:
@@ -53,15 +53,15 @@ def shown_progress(name: str) -> Iterator[None]:
         rows = Store.written - before
         return ", ".join(f"{number} {table}" for table, number in rows.items()) or "all was in the store already"
 
-    with stage(name, did), watching(told):
+    with stage(name, did), watching(on_progress):
         yield
 
 
-def show(create: Callable[..., Any], *told: Any, key: str, description: str) -> None:
+def show(create: Callable[..., Any], *content: Any, key: str, description: str) -> None:
     """An artifact in the UI, as `create` of `prefect.artifacts` makes it; a warning where the server does not take it:
     what it answers, to a picture that is too large for a proxy, say, must not end hours of work."""
     try:
-        create(*told, key=key, description=description)
+        create(*content, key=key, description=description)
     except Exception as error:
         get_run_logger().warning("the artifact %s could not be shown: %s", key, one_line(error))
 

@@ -165,32 +165,32 @@ def groups_of(kind: Kind, group: str = "") -> set[str]:
     return found
 
 
-def may_be(told: Mapping[str, Any]) -> str:
+def may_be(schema: Mapping[str, Any]) -> str:
     """What a setting may be, by its JSON schema."""
-    if "anyOf" in told:
-        return " or ".join(filter(None, map(may_be, told["anyOf"])))
-    if "items" in told:
-        return f"a list of: {may_be(told['items'])}"
-    if "enum" in told or "const" in told:
-        return ", ".join(map(str, told.get("enum", [told.get("const")])))
-    if told.get("type") == "object":
+    if "anyOf" in schema:
+        return " or ".join(filter(None, map(may_be, schema["anyOf"])))
+    if "items" in schema:
+        return f"a list of: {may_be(schema['items'])}"
+    if "enum" in schema or "const" in schema:
+        return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
+    if schema.get("type") == "object":
         return "names with their values, in braces"
-    if "pattern" in told:
-        return f"text that matches {told['pattern']}"
-    low, above = told.get("minimum"), told.get("exclusiveMinimum")
-    high, below = told.get("maximum"), told.get("exclusiveMaximum")
+    if "pattern" in schema:
+        return f"text that matches {schema['pattern']}"
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
     bounds = {f">= {low}": low, f"> {above}": above, f"<= {high}": high, f"< {below}": below}
-    return ", ".join([told.get("type", ""), *(words for words, bound in bounds.items() if bound is not None)])
+    return ", ".join([schema.get("type", ""), *(words for words, bound in bounds.items() if bound is not None)])
 
 
 def _cannot(name: str, given: Sequence[Any], kind: Kind) -> str:
     """What is said of values that a setting may not have."""
-    told = _schema(name, kind)
-    allowed = told.get("items", told).get("enum", ())
+    schema = _schema(name, kind)
+    allowed = schema.get("items", schema).get("enum", ())
     texts = [str(value) for value in given if isinstance(value, str)]
     near = [close for text in texts for close in get_close_matches(text.lower(), map(str, allowed), 1, 0.6)]
     hint = f"; did you mean {' and '.join(near)}?" if near else ""
-    return f"{name} cannot be {', '.join(map(_shown, given))}: it may be: {may_be(told)}{hint}"
+    return f"{name} cannot be {', '.join(map(_shown, given))}: it may be: {may_be(schema)}{hint}"
 
 
 def _group(name: str, kind: Kind) -> str:

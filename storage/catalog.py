@@ -259,7 +259,7 @@ def _select(store: Store, table: Table, portable: bool = False, only: list[str] 
 
 
 def _prefix(store: Store) -> str:
-    return store.place.root if isinstance(store.place, LocalPlace) else store.url
+    return store.place.root if isinstance(store.place, LocalPlace) else store.place.url
 
 
 def sql_type(kind: pa.DataType) -> str:

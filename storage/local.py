@@ -9,7 +9,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +34,9 @@ class LocalPlace:
             raise StoreError(
                 f"{self.root}: a store's path must not contain any of * ? [ ] {{ }}, which SQL reads as patterns"
             )
+
+    def below(self, folder: str) -> LocalPlace:
+        return LocalPlace(self.path / folder) if folder else self
 
     def exists(self, path: str) -> bool:
         return (self.path / path).is_file()
@@ -107,6 +110,27 @@ class LocalPlace:
         finally:
             aside.unlink(missing_ok=True)
         _flush_folder(final.parent)
+
+    def replace(self, path: str, data: bytes) -> None:
+        final, aside = self.path / path, self._aside()
+        try:
+            _write(aside, data)
+            os.rename(aside, final)
+        finally:
+            aside.unlink(missing_ok=True)
+        _flush_folder(final.parent)
+
+    def remove(self, paths: Iterable[str]) -> None:
+        folders = set()
+        for path in paths:
+            (self.path / path).unlink(missing_ok=True)
+            folders |= {folder for folder in Path(path).parents if folder.name}
+        for folder in sorted(folders, key=lambda one: len(one.parts), reverse=True):
+            try:
+                os.rmdir(self.path / folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    raise
 
     def put_folder(self, path: str, source: Path, table: str) -> None:
         manifest = write_manifest(table, source, path)

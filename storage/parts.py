@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from storage.errors import StoreError, one_line
 from storage.layout import partition_of
 from storage.rows import check_rules
-from storage.tables import VERSION, Table
+from storage.tables import Table
 
 _SEAL = b"engram.sha256"
 _ADDRESS = b"engram.address"
@@ -141,8 +141,8 @@ def _check_footer(footer: Mapping[bytes, bytes], schema: pa.Schema, table: Table
         raise StoreError(f"is a copy of {own.decode()} or was moved from there: remove it, or move it back")
     if name != table.name:
         raise StoreError(f"is a part of {name}, not of {table.name}; move it out of the store")
-    if version != str(VERSION):
-        raise StoreError(f"has schema version {version}, not {VERSION} as the store; move it out of the store")
+    if version != (wanted := table.schema.metadata[b"engram.version"].decode()):
+        raise StoreError(f"has schema version {version}, not {wanted} as the store; move it out of the store")
     if not schema.equals(table.schema, check_metadata=False):
         raise StoreError(f"its columns are not those of {table.name}")
 

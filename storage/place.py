@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from pyarrow import fs
 
@@ -45,6 +45,9 @@ class Place(Protocol):
     root: str
     """The root as a path of `filesystem`."""
 
+    def below(self, folder: str) -> Self:
+        """The place that a folder of this one is; with an empty name, this place itself."""
+
     def exists(self, path: str) -> bool:
         """Whether a file is there."""
 
@@ -62,6 +65,12 @@ class Place(Protocol):
 
     def put(self, path: str, data: bytes) -> None:
         """Let a file appear whole in one step; one that is there already stays as it is."""
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Let a file have these bytes from one step to the next, whatever was there."""
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove files, and folders that are empty then; no error for what is gone."""
 
     def put_folder(self, path: str, source: Path, table: str) -> None:
         """Let a folder of copies of all files below `source` appear in one step, with a manifest that names `table`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,27 @@ def mark_lost(store: Store, audit_id: str | None = None) -> list[str]:
         StoreError: the store cannot be read or written.
     """
     rows = store.read("audits").to_pylist()
-    ended = {row["audit_id"] for row in rows if row["state"] != "running"}
-    running = {row["audit_id"]: row for row in rows if row["audit_id"] not in ended}
-    if not running:
+    if not (running := not_ended(rows)):
         return []
-    processes = {row["audit_id"]: row for row in store.read("processes", audit_id=list(running)).to_pylist()}
-    lost = [name for name in running if name == audit_id or (name in processes and _is_gone(processes[name]))]
+    at_work = still_there(running, store.read("processes", audit_id=list(running)).to_pylist())
+    lost = [name for name in running if name == audit_id or name not in at_work]
     for name in lost:
         end = running[name] | {"state": "lost", "finished_at": datetime.now(UTC)}
         store.write("audits", f"{name}-ended", [end])
     return lost
+
+
+def not_ended(audits: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of rows of `audits`, those of audits that stand as running, by id."""
+    rows = list(audits)
+    ended = {row["audit_id"] for row in rows if row["state"] != "running"}
+    return {row["audit_id"]: row for row in rows if row["audit_id"] not in ended}
+
+
+def still_there(audit_ids: Iterable[str], processes: Iterable[dict[str, Any]]) -> list[str]:
+    """Of these audits, those whose process is there, or runs where it cannot be seen, by the rows of `processes`."""
+    known = {row["audit_id"]: row for row in processes}
+    return [name for name in audit_ids if name not in known or not _is_gone(known[name])]
 
 
 def _is_gone(row: dict[str, Any]) -> bool:

@@ -91,11 +91,6 @@ def csv_line(cells: Iterable[str]) -> str:
     return ('""' if quoted == [""] else ",".join(quoted)) + "\n"
 
 
-def plain_cell(cell: str) -> str:
-    """The text that `safe_cell` made the cell of."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
 def _visible(character: str) -> str:
     if character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return character

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from storage.place import HOUR, MANIFEST, WEIGHTS, Entry
 from storage.tables import TABLES
 
 _UPLOAD = "unfinished upload "
+_DELETED_AT_ONCE = 1000
+"""As many as one request may name."""
 
 
 class S3Place:
@@ -40,6 +42,9 @@ class S3Place:
         self.root = f"{self.bucket}/{self.prefix}".rstrip("/")
         self.url = f"s3://{self.root}"
         self.filesystem: fs.FileSystem = _connect()
+
+    def below(self, folder: str) -> S3Place:
+        return S3Place(f"{self.url}/{folder}") if folder else self
 
     def exists(self, path: str) -> bool:
         return bool(self.filesystem.get_file_info(self._name(path)).type == fs.FileType.File)
@@ -67,6 +72,18 @@ class S3Place:
         # Of two racing writers of one key the last stays; both are whole, and the key says they are the same work.
         if not self.exists(path):
             self._upload(path, data)
+
+    def replace(self, path: str, data: bytes) -> None:
+        self._upload(path, data)
+
+    def remove(self, paths: Iterable[str]) -> None:
+        keys = [self._name(path).removeprefix(f"{self.bucket}/") for path in paths]
+        with _boto3() as client:
+            for start in range(0, len(keys), _DELETED_AT_ONCE):
+                some = [{"Key": key} for key in keys[start : start + _DELETED_AT_ONCE]]
+                done = client.delete_objects(Bucket=self.bucket, Delete={"Objects": some, "Quiet": True})
+                if failed := done.get("Errors"):
+                    raise OSError(f"{failed[0]['Key']} cannot be removed: {failed[0]['Message']}")
 
     def put_folder(self, path: str, source: Path, table: str) -> None:
         upload = secrets.token_hex(8)
@@ -153,8 +170,7 @@ class S3Place:
                 client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=number)
             else:
                 # Not through Arrow, which would leave an empty object in place of the folder.
-                for entry in self.files(name):
-                    client.delete_object(Bucket=self.bucket, Key=self._name(entry.path).removeprefix(f"{self.bucket}/"))
+                self.remove(entry.path for entry in self.files(name))
 
     def _name(self, path: str) -> str:
         return f"{self.root}/{path}".rstrip("/")

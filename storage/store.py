@@ -2,15 +2,16 @@
 
     <table>/<column>=<value>/.../<content key>.parquet      parts
     weights/<content key>/...                               folders of model weights
-    store.json                                              format and schema version
+    store.json                                              format and schema version; see `storage.mark`
     .aside/                                                 files being written; nobody reads there
+
+Of a store that was migrated the tables lie in a folder of it, which store.json names.
 
 Many processes write at once without locks: each part appears in one atomic step and is never changed afterwards.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ from storage.errors import StoreError, one_line
 from storage.keys import check_key
 from storage.layout import matching, partition_of, segment, split
 from storage.local import LocalPlace
+from storage.mark import MARK, Mark, Tables, check_version, read_mark
 from storage.place import MANIFEST, WEIGHTS, Entry, Place
 from storage.render import visible
 from storage.rows import Rows, conform, find_table
@@ -36,7 +38,6 @@ from storage.s3 import S3Place
 from storage.tables import VERSION, Table
 
 DEFAULT = ".engram/store"
-MARK = "store.json"
 
 
 class Store:
@@ -45,9 +46,12 @@ class Store:
     written: ClassVar[Counter[str]] = Counter()
     """Rows that this process wrote, by table: what it did, for whoever is told."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.checked = Checked(place)
+    def __init__(self, home: Place, tables: str = "") -> None:
+        self.home = home
+        """The store itself: `store.json` and the folders of weights."""
+        self.place = home.below(tables)
+        """Where its tables are; addresses of parts are relative to it."""
+        self.checked = Checked(self.place)
 
     @classmethod
     def open(cls, url: str | Path | None = None, create: bool = True) -> Store:
@@ -60,20 +64,21 @@ class Store:
         Raises:
             StoreError: no store there and `create` is false; a store of another version; a place out of reach.
         """
-        url = str(url or os.environ.get("ENGRAM_STORE") or DEFAULT)
-        with _clear(f"cannot open the store {url}"):
-            store = cls(_place(url))
-            if not store.place.exists(MARK):
+        url = url_of(url)
+        with clear(f"cannot open the store {url}"):
+            home = place_of(url)
+            if not home.exists(MARK):
                 if not create:
                     raise StoreError(f"there is no store at {url}; give its address with --store or ENGRAM_STORE")
-                store.place.put(MARK, json.dumps({"format": "engram", "version": VERSION}).encode() + b"\n")
-            _check_version(url, store.place.read(MARK))
-        return store
+                home.put(MARK, Mark(Tables(VERSION, "")).encode())
+            mark = read_mark(url, home.read(MARK))
+            check_version(url, mark)
+            return cls(home, mark.tables.folder)
 
     @property
     def url(self) -> str:
         """Where the store is, as a `file://` or `s3://` URL; `Store.open(store.url)` opens it elsewhere."""
-        return self.place.url
+        return self.home.url
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -90,7 +95,7 @@ class Store:
         found = self.parts(table, key, **partition)
         if not found or len(partition) == len(find_table(table).partition):
             return bool(found)
-        with _clear(f"cannot read {found[0]}"):
+        with clear(f"cannot read {found[0]}"):
             footer = pq.read_metadata(f"{self.place.root}/{found[0]}", filesystem=self.place.filesystem)
         return len(found) >= parts.siblings(footer.metadata)
 
@@ -120,7 +125,7 @@ class Store:
             if name not in wanted:
                 break
             folder += f"/{segment(name, wanted[name])}"
-        with _clear(f"cannot list {table}"):
+        with clear(f"cannot list {table}"):
             if key is not None and len(wanted) == len(definition.partition):
                 one = self.place.find(f"{folder}/{check_key(key)}.parquet")
                 return [one] if one else []
@@ -194,7 +199,7 @@ class Store:
             name: value for name, value in where.items() if name in definition.partition and not isinstance(value, list)
         }
         found = dataset(self.checked, definition, self.entries(table, key, **inside))
-        with _clear(f"cannot read {table}"):
+        with clear(f"cannot read {table}"):
             return found.to_table(columns=columns, filter=matching(definition, where))
 
     def put_folder(self, table: str, key: str, local_folder: Path) -> str:
@@ -212,15 +217,15 @@ class Store:
             StoreError: nothing to copy; a full disk, missing rights. Nothing is visible then.
         """
         address = f"{WEIGHTS}/{check_key(key)}"
-        with _clear(f"cannot put {local_folder} into {address}"):
+        with clear(f"cannot put {local_folder} into {address}"):
             if not self.has_folder(address):
-                self.place.put_folder(address, Path(local_folder), find_table(table).name)
+                self.home.put_folder(address, Path(local_folder), find_table(table).name)
         return address
 
     def has_folder(self, address: str) -> bool:
         """Whether the folder behind an address from `put_folder` is in the store."""
-        with _clear(f"cannot look for {address}"):
-            return self.place.exists(f"{address}/{MANIFEST}")
+        with clear(f"cannot look for {address}"):
+            return self.home.exists(f"{address}/{MANIFEST}")
 
     def get_folder(self, address: str) -> Path:
         """The local folder behind an address from `put_folder`: read it, do not change it.
@@ -230,14 +235,14 @@ class Store:
         Raises:
             StoreError: no such folder; a damaged download.
         """
-        with _clear(f"cannot fetch {address}"):
+        with clear(f"cannot fetch {address}"):
             if not self.has_folder(address):
                 raise StoreError(f"there is no folder {address} in {self.url}")
-            return self.place.get_folder(address)
+            return self.home.get_folder(address)
 
     def _put(self, table: Table, key: str, folder: str, rows: pa.Table, siblings: int) -> str:
         address = f"{folder}/{check_key(key)}.parquet"
-        with _clear(f"cannot write {address}"):
+        with clear(f"cannot write {address}"):
             if not self.place.exists(address):
                 self.place.put(address, parts.encode(table, rows, address, siblings))
                 Store.written[table.name] += rows.num_rows
@@ -270,11 +275,11 @@ def address_of(url: str | Path | None = None) -> str:
     Raises:
         StoreError: a store of another version; a place out of reach, or without the right to write there.
     """
-    url = str(url or os.environ.get("ENGRAM_STORE") or DEFAULT)
-    with _clear(f"cannot open the store {url}"):
-        place = _place(url)
+    url = url_of(url)
+    with clear(f"cannot open the store {url}"):
+        place = place_of(url)
         if place.exists(MARK):
-            _check_version(url, place.read(MARK))
+            check_version(url, read_mark(url, place.read(MARK)))
         if isinstance(place, LocalPlace):
             there = next(folder for folder in (place.path, *place.path.parents) if os.path.lexists(folder))
             if not there.is_dir():
@@ -284,7 +289,17 @@ def address_of(url: str | Path | None = None) -> str:
     return place.url
 
 
-def _place(url: str) -> Place:
+def url_of(url: str | Path | None) -> str:
+    """The address that is meant: `url`, or else `$ENGRAM_STORE`, or else `.engram/store`."""
+    return str(url or os.environ.get("ENGRAM_STORE") or DEFAULT)
+
+
+def place_of(url: str) -> Place:
+    """The place that a store's address names.
+
+    Raises:
+        StoreError: no address.
+    """
     parts = urlsplit(url)
     if parts.scheme in ("s3", "file") and (parts.query or parts.fragment):
         raise StoreError(f"{url}: a store's URL must not contain '?' or '#'")
@@ -299,21 +314,8 @@ def _place(url: str) -> Place:
     return LocalPlace(Path(url).expanduser().resolve())
 
 
-def _check_version(url: str, text: bytes) -> None:
-    try:
-        mark = json.loads(text)
-        if mark["format"] != "engram":
-            raise ValueError("of another program")
-        version = int(mark["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f'{url}/{MARK} is damaged; put back \'{{"format": "engram", "version": ...}}\'') from error
-    if version != VERSION:
-        newer = "install a newer engram" if version > VERSION else "begin a new store, or use the engram that wrote it"
-        raise StoreError(f"the store {url} has schema version {version}, this engram reads {VERSION}: {newer}")
-
-
 @contextmanager
-def _clear(what: str) -> Iterator[None]:
+def clear(what: str) -> Iterator[None]:
     """Turn an error of the disk, the network or Arrow into one line that says what could not be done."""
     try:
         yield

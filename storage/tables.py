@@ -58,7 +58,7 @@ _PARAMS = column("params_id", TEXT, "key of the parameters the figures were made
 _SITE = column("site", TEXT, "kind of place in the network: 'value', 'value-all', 'key' or 'ff-hidden'")
 _LAYER = column("layer", TEXT, "name of the layer's module in the model")
 _STEP = column("step", INT, "number of the denoising step from 0; null where nothing depends on it", optional=True)
-_DETECTOR = column("detector", TEXT, "what was measured", values="ssim norm entropy anisotropy")
+_DETECTOR = column("detector", TEXT, "the detector that looked, see `engram methods`")
 _AUDIT = column("audit_id", TEXT, "the audit")
 
 _ALL = (
@@ -68,9 +68,7 @@ _ALL = (
         "",
         _MODEL,
         column("source", TEXT, "its folder, or its name on the Hugging Face Hub; the same for successive versions"),
-        column(
-            "family", TEXT, "class of the denoiser and width of the text embeddings, e.g. 'UNet2DConditionModel 768'"
-        ),
+        column("family", TEXT, "class of the denoiser, width of text embeddings, e.g. 'UNet2DConditionModel 768'"),
         column("created_at", TIME, "when it was first seen"),
     ),
     _table(

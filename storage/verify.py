@@ -68,7 +68,7 @@ def examine(store: Store, gc: bool = False, progress: Callable[[int, int], None]
         collect_litter(store)
     try:
         tables = [(entry, TABLES[name]) for name in TABLES for entry in store.place.files(name)]
-        weights = list(store.place.files(WEIGHTS))
+        weights = list(store.home.files(WEIGHTS))
     except OSError as error:
         raise StoreError(f"cannot list {store.url}: {one_line(error)}") from error
     found: dict[str, list[str]] = {}
@@ -95,12 +95,12 @@ def collect_litter(store: Store) -> list[str]:
         StoreError: something cannot be removed; unfinished uploads on S3 without boto3.
     """
     try:
-        names = sorted(store.place.litter())
-        for name in names:
-            store.place.remove_litter(name)
+        found = {(place.url, name): place for place in (store.home, store.place) for name in place.litter()}
+        for (_, name), place in sorted(found.items()):
+            place.remove_litter(name)
     except OSError as error:
         raise StoreError(f"cannot collect litter in {store.url}: {one_line(error)}") from error
-    return names
+    return [name for _, name in sorted(found)]
 
 
 class _Parts:
@@ -224,7 +224,7 @@ def _named_weights(store: Store) -> set[str]:
 
 def _check_folder(store: Store, manifest: str, present: set[str]) -> Iterator[tuple[str, str | None]]:
     try:
-        found = read_manifest(store.place.read(manifest), manifest.removesuffix(f"/{MANIFEST}"))
+        found = read_manifest(store.home.read(manifest), manifest.removesuffix(f"/{MANIFEST}"))
     except (OSError, ValueError) as error:
         yield manifest, one_line(error)
         return
@@ -242,7 +242,7 @@ def _check_folder(store: Store, manifest: str, present: set[str]) -> Iterator[tu
 
 def _check_file(store: Store, address: str, expected: str) -> str | None:
     try:
-        with store.place.filesystem.open_input_stream(f"{store.place.root}/{address}") as file:
+        with store.home.filesystem.open_input_stream(f"{store.home.root}/{address}") as file:
             return None if digest(file) == expected else "its bytes have changed since it was written"
     except OSError as error:
         return one_line(error)

@@ -29,7 +29,7 @@ def units(prompts: Iterable[Link]) -> dict[str, str]:
     """By prompt id, the unit that it belongs to: the least prompt id of the component.
 
     The order of the prompts is of no account. A prompt may stand there several times, as where several sets have it;
-    all its images count.
+    all its images count. The query `copies` mirrors this in SQL.
     """
     parent: dict[str, str] = {}
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("collect", "localize", "mitigate", "attack", "evaluate", "report")
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "onnxruntime")
-LEAVES = ("tasks.errors", "tasks.progress")
+LEAVES = ("tasks.errors", "tasks.methods", "tasks.params", "tasks.progress")
 DOORS = {"tasks.subject", "tasks.keys", "tasks.sets"}
 
 

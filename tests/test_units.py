@@ -11,13 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.attack.extraction import precision_recall
+from tasks.diffusion.detection import DetectionParams
 from tasks.evaluate import figures
 from tasks.evaluate import task as door
 from tasks.evaluate.clip_score import ClipParams
 from tasks.evaluate.figures import Estimate
+from tasks.evaluate.intervals import clopper_pearson
 from tasks.evaluate.sscd import SscdParams, scorer_of
 from tasks.evaluate.task import Shot
-from tasks.localize.detection import DetectionParams
 from tasks.localize.task.detection import detection_figures
 from tasks.report.markdown import figures_text
 from tasks.report.report import Report, render, table_text
@@ -135,7 +136,7 @@ def test_five_captions_of_one_image_are_one_case(captions: tuple[Subject, list[S
     subject, shots, ids = captions
     found = {figure.metric: figure for figure in door.copy_figures(subject, shots, ids, SSCD)}
     assert {(figure.n, figure.prompts) for figure in found.values()} == {(2, 6)}
-    low, high = figures.clopper_pearson(1, 2)
+    low, high = clopper_pearson(1, 2)
     assert found["mr"] == Estimate("mr", 0.5, low, high, 2, 6)  # any caption
     assert found["mr_generations"].value == pytest.approx((1 / 10 + 0) / 2)
     assert found["sscd_orig_max"].value == pytest.approx((0.9 + 0.3) / 2)
@@ -169,7 +170,7 @@ Scores = list[list[float]]
 TAKEN: dict[str, Callable[[figures.ByUnit], list[Estimate]]] = {
     "sscd": lambda rows: [figures.mr(rows), figures.mr_generations(rows), *figures.sscd_orig(rows)],
     "sscd_gen": lambda rows: [figures.sscd_gen(rows)],
-    "sscd_pair": lambda rows: [figures.similar_seeds(rows)],
+    "sscd_pair": lambda rows: [figures.seed_similarity(rows)],
     "clip": lambda rows: [figures.clip(rows)],
 }
 
@@ -239,7 +240,7 @@ def test_what_is_extracted_counts_by_images() -> None:
     # Of x half of the claims are true, of y none; and x is out, y is not.
     assert (found.precision, found.claimed) == (0.25, 2)
     assert (found.recall, found.memorized) == (0.5, 2)
-    assert (found.hits, found.precision_interval) == (1, figures.clopper_pearson(0.5, 2))
+    assert (found.hits, found.precision_interval) == (1, clopper_pearson(0.5, 2))
     apart = precision_recall({"a": True, "b": False, "d": False}, ["a", "b", "c", "d"])
     assert (apart.claimed, apart.memorized, apart.recall) == (3, 4, 0.25)
 

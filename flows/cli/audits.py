@@ -163,9 +163,9 @@ def results(
 
     opened = looked_at(store)
     chosen = reporting.latest(opened) if audit_id == "latest" else audit_id
-    told = reporting.record_of(opened, chosen)["params"]
+    params_json = reporting.record_of(opened, chosen)["params"]
     try:
-        command = command_of(AuditParams.model_validate_json(told))
+        command = command_of(AuditParams.model_validate_json(params_json))
     except ValidationError as error:
         raise InputError(f"the audit {chosen} has settings of another version: audit again") from error
     print(

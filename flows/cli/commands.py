@@ -45,8 +45,8 @@ def reach_this_machine() -> None:
     named = {name.lower() for name in os.environ}
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     if named & {"http_proxy", "https_proxy", "all_proxy"} and known != "*":
-        told = ",".join(filter(None, (known, "127.0.0.1", "localhost", "::1")))
-        os.environ |= {"no_proxy": told, "NO_PROXY": told}
+        hosts = ",".join(filter(None, (known, "127.0.0.1", "localhost", "::1")))
+        os.environ |= {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 __all__ = ["app", "quiet", "reach_this_machine", "run", "settings_of"]

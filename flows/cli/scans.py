@@ -1,7 +1,6 @@
 """The command that looks for memorized prompts among many."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,13 +28,6 @@ SHOWN = 100
 """Rows that a person is shown; programs get all."""
 
 
-class DetectorName(StrEnum):
-    SSIM = "ssim"
-    NORM = "norm"
-    ENTROPY = "entropy"
-    ANISOTROPY = "anisotropy"
-
-
 @app.command()
 @lists
 def scan(
@@ -48,8 +40,10 @@ def scan(
     ] = None,
     model: ModelOption = "reference",
     detectors: Annotated[
-        list[DetectorName] | None,
-        typer.Option("--detector", help="What tells memorized prompts; may be repeated; norm if left out."),
+        list[str] | None,
+        typer.Option(
+            "--detector", help="What tells memorized prompts, see `engram methods`; may be repeated; norm if left out."
+        ),
     ] = None,
     alpha: Annotated[
         float | None,
@@ -62,18 +56,18 @@ def scan(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
     long_prompts: LongPromptsOption = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=10 or --set cosine=1.")
+        list[str] | None,
+        typer.Option("--set", help="A setting, such as --set norm.seeds=10 or --set anisotropy.cosine=1."),
     ] = None,
     store: StoreOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Find memorized prompts of a model whose memorized set is unknown, most suspicious first."""
     quiet()
-    from flows.scan import ScanRun, check_scan, told
+    from flows.scan import ScanRun, check_scan, scanned_and_nulls
     from flows.scan import scan as run
     from tasks.collect.prompt_files import expanded
-    from tasks.scan.detectors import ScanParams
-    from tasks.scan.task import write_flagged
+    from tasks.scan.task import ScanParams, write_flagged
 
     problems: list[str] = []
     chosen, address = ScanParams(), str(store)
@@ -82,8 +76,9 @@ def scan(
         problems.append(f"there is no folder {out.parent} for {out.name}: make it first")
     with noting(problems):
         asked = settings_of(settings or [], ScanParams, problems)
-        named = [each.value for each in detectors] if detectors else None
-        set_by_option(asked, problems, detectors=named, alpha=alpha, long_prompts=long_prompts and long_prompts.value)
+        set_by_option(
+            asked, problems, detectors=detectors or None, alpha=alpha, long_prompts=long_prompts and long_prompts.value
+        )
         chosen = validated(ScanParams, asked)
     try:
         address = address_of(store)
@@ -95,7 +90,7 @@ def scan(
     with noting(problems):
         check_scan(params, settled=not problems)  # what cannot be used is refused before a flow begins
     refuse(problems)
-    scanned, _ = told(params)
+    scanned, _ = scanned_and_nulls(params)
     opened = Store.open(address)
     with prefect_server():
         found = run(params)

@@ -172,9 +172,9 @@ def asks_what(profile: ProfileName = ProfileName.QUICK) -> Callable[[Callable[..
 
     def with_options(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
-        def run(**told: Any) -> None:
+        def run(**values: Any) -> None:
             quiet()
-            command(params=params_of(**{option.name: told.pop(option.name) for option in asked}), **told)
+            command(params=params_of(**{option.name: values.pop(option.name) for option in asked}), **values)
 
         own = [option for option in signature(command).parameters.values() if option.name != "params"]
         every = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in (*asked, *own)]
@@ -192,10 +192,10 @@ def lists(command: Callable[..., None]) -> Callable[..., None]:
     extra = Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
 
     @wraps(command)
-    def run(as_json: bool, form: Format, **told: Any) -> None:
+    def run(as_json: bool, form: Format, **values: Any) -> None:
         if as_json and form not in (Format.TABLE, Format.JSON):
             raise InputError(f"--json and --format {form.value} exclude each other: leave one out")
-        command(form=Format.JSON if as_json else form, **told)
+        command(form=Format.JSON if as_json else form, **values)
 
     every = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in (*own, extra)]
     run.__signature__ = Signature(every)  # type: ignore[attr-defined]
@@ -221,8 +221,8 @@ def described(rows: Sequence[Mapping[str, str]], form: Format) -> None:
         for line in [name, *known, words]:
             indent = "" if line is name else "    "
             # Names and values may be longer than a line; they are not broken at hyphens, which belong to them.
-            told = textwrap.wrap(line, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-            print(*told, sep="\n")
+            lines = textwrap.wrap(line, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+            print(*lines, sep="\n")
 
 
 def looked_at(store: str | None) -> Store:

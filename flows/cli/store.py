@@ -83,12 +83,12 @@ def overlap(
     """Overlap of every two prompts' or subsets' neuron sets, beside the overlap expected by chance."""
     with tqdm(desc="IOU", unit="layer", disable=None, leave=False) as bar:
 
-        def told(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
         given = {"method": method, "layer": layer, "step": step, "seconds": timeout or None}
-        rows = iou(Store.open(store, create=False), progress=told, **given)  # type: ignore[arg-type]
+        rows = iou(Store.open(store, create=False), progress=on_progress, **given)  # type: ignore[arg-type]
     printed(rows, form)
 
 
@@ -130,11 +130,11 @@ def check(
     opened = Store.open(store, create=False)
     with tqdm(desc="verifying", unit="part", disable=None, leave=False) as bar:
 
-        def told(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        verdict = examine(opened, gc=gc, progress=told)
+        verdict = examine(opened, gc=gc, progress=on_progress)
     damages = verdict.damages
     if as_json:
         print(json.dumps([{"address": damage.address, "reason": damage.reason} for damage in damages], indent=1))

@@ -1,7 +1,8 @@
 -- Copies: images that each variant under each condition reproduces, verbatim and template apart, and how many were asked for.
 -- Of all audits together, whatever their steps and seeds: the figures of one audit are in `metrics`.
--- Prompts that share an image, or whose texts differ in case and spaces only, count together, as in `metrics`; prompts
--- are counted beside them, and share_of_generations is the mean over images of the share of an image's generations.
+-- Prompts that share an image, or whose texts differ in case, spaces and composed letters only, count together: this
+-- mirrors tasks/units.py, but for letters such as the German sharp s, which have no single lower case. copied and
+-- share_of_generations mirror `mr` and `mr_generations` in tasks/evaluate/figures.py; prompts are counted beside them.
 -- $metric: the score of a generation against its image, NULL for 'sscd'. $threshold: NULL for 0.7.
 -- $model_id: NULL for all. $scorer: the model that the scores were made with, NULL for all, each for itself.
 
@@ -14,7 +15,10 @@ WITH RECURSIVE scored AS (
 links AS (
     SELECT prompt_id, 'image ' || unnest(image_ids) AS link FROM prompts
     UNION
-    SELECT prompt_id, 'text ' || regexp_replace(trim(lower(text)), '\s+', ' ', 'g') FROM prompts
+    SELECT
+        prompt_id,
+        'text ' || trim(regexp_replace(lower(nfc_normalize(text)), '[\s\x0b\x1c-\x1f\x{85}\p{Z}]+', ' ', 'g'))
+    FROM prompts
 ),
 -- Both ways between each prompt and the least one that it shares something with.
 edges AS (

@@ -1,8 +1,9 @@
 -- NeMo's z-scores: how far each neuron is from its mean over non-memorized prompts, in standard deviations.
+-- Mirrors what NeMo selects by, `out_of_distribution` in tasks/localize/search.py.
 -- $model_id: the model. $prompt_id: NULL for every memorized prompt. $theta: only z above it, NULL for all.
 -- $prompt_set: set of the non-memorized prompts, NULL for all sets. $variant: NULL for 'original'.
 -- $layer: NULL for all. $params_id: the collection, NULL for all, each for itself.
--- z is null for a neuron that never varies.
+-- z is null for a neuron that never varies, which is above no theta.
 
 WITH asked AS (
     SELECT
@@ -37,5 +38,5 @@ JOIN statistics_of(
     AND known.layer = asked.layer
     AND known.step IS NOT DISTINCT FROM asked.step
     AND known.neuron = asked.neuron
-WHERE $theta IS NULL OR abs(activation - mean) > $theta * std
+WHERE $theta IS NULL OR abs(activation - mean) / nullif(std, 0) > $theta
 ORDER BY asked.prompt_id, asked.params_id, z DESC NULLS LAST, asked.layer, asked.step, asked.neuron

@@ -1,6 +1,8 @@
 -- Mean and standard deviation of every neuron's activation over prompts of one kind, each collection for itself.
 -- A function: statistics_of(of_layer := '...') reads the files of that layer only; what is left out is not restricted,
 -- but of_variant is 'original' and of_kind is 'null' unless something else is asked for.
+-- Mirrors NeMo's own statistics, `Moments.statistics` in tasks/collect/values.py: a variance that is no more than the
+-- rounding of a constant is none.
 -- Shards add up by themselves: every row of activations is one prompt, whichever part it lies in.
 
 CREATE MACRO statistics_of(
@@ -46,6 +48,8 @@ figures AS (
     )
     GROUP BY place_and_neuron
 )
-SELECT model_id, params_id, site, layer, step, place_and_neuron & 4294967295 AS neuron, prompts, mean, std
+SELECT
+    model_id, params_id, site, layer, step, place_and_neuron & 4294967295 AS neuron, prompts, mean,
+    CASE WHEN std ** 2 * (prompts - 1) <= 1e-12 * prompts * mean ** 2 THEN 0 ELSE std END AS std
 FROM figures
 JOIN places ON place = place_and_neuron >> 32

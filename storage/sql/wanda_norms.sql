@@ -1,4 +1,5 @@
 -- Wanda's activation norms: per feature, the l2 norm over all tokens of a subset of prompts, combined from all shards.
+-- Mirrors the sums that Wanda scores with, `FeatureNorms` in tasks/collect/norms.py; the score divides them by the tokens.
 -- $model_id: the model. $prompt_set, $subset, $kind: which prompts, each NULL for all. $variant: NULL for 'original'.
 -- $layer, $step: NULL for all. $params_id: the collection, NULL for all, each for itself; the two halves of guidance
 -- are collections of their own, and their sum_sq add up as those of shards do. norm = sqrt(sum_sq).

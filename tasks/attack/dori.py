@@ -18,6 +18,7 @@ from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
 from tasks.diffusion.noise import Key, generator
 from tasks.errors import Diverged, InputError
+from tasks.params import SPEED
 
 Start = Literal["prompt", "noise", "other"]
 
@@ -51,6 +52,7 @@ class DoriParams(BaseModel):
         Field(
             ge=1, le=1024, description="pictures attacked in one batch, as memory allows; does not change the result"
         ),
+        SPEED,
     ] = 4
     also_at: Annotated[
         tuple[Annotated[int, Field(ge=0, le=10_000)], ...],

@@ -143,10 +143,10 @@ def find_images(prompts: Sequence[PromptEntry], folder: Path, others: Sequence[P
         return Found({}, [problem], [], [*prompts, *others])
     names, unread_names = _Names(folder, files), _Names(folder, unread)
     problems: list[str] = []
-    told = folder / "metadata.jsonl"
+    listing = folder / "metadata.jsonl"
     lines: dict[str, tuple[str, ...]] = {}
-    if told.is_file():
-        metadata = read_file(told)
+    if listing.is_file():
+        metadata = read_file(listing)
         problems += metadata.problems
         lines = {prompt.text: prompt.images for prompt in metadata.prompts}
     found: dict[str, list[Path]] = {}

@@ -1,7 +1,8 @@
 """Feature norms in feed-forward layers along a sampled trajectory (Chavhan et al., 2024, arXiv 2406.18566, section 3).
 
 Every token's vector at the input of a layer is normalised to unit l2 norm. What is kept is, for each feature, the sum
-of its squares over tokens and prompts: it adds up over shards, and its root is the norm that Wanda scores use.
+of its squares over tokens and prompts: it adds up over shards, and its root is the norm that Wanda scores use. In SQL
+the query `wanda_norms` mirrors the sums over prompts.
 """
 
 from collections.abc import Callable, Iterator, Sequence

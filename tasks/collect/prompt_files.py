@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from tasks.errors import InputError, printable, refuse
+from tasks.errors import InputError, printable
 
 Kind = Literal["memorized", "null", "ordinary"]
 TEXT = ("caption", "prompt", "text")
@@ -74,17 +74,6 @@ class Read:
 
 Record = tuple[str, Mapping[str, Any]]
 """Where a prompt stands, and what is said of it, by names in lower case."""
-
-
-def read_prompts(path: Path, kind: Kind = "memorized") -> list[PromptEntry]:
-    """The prompts of a file, each text once, in the file's order; see `read_file`.
-
-    Raises:
-        InputError: the file cannot be read, or something in it cannot be used; all that is wrong at once.
-    """
-    found = read_file(path, kind)
-    refuse(found.problems)
-    return found.prompts
 
 
 def read_file(path: Path, kind: Kind = "memorized") -> Read:
@@ -205,8 +194,8 @@ def _prompt(source: str, record: Mapping[str, Any], kind: Kind, problems: list[s
         what = type(record[nested[0]]).__name__
         problems.append(f"{source}: {nested[0]} is a {what}, no text: give a line or row for each value")
         return None
-    told = cast(dict[str, str], {name: value or "" for name, value in cells.items()})
-    text = next((told[name] for name in TEXT if told.get(name, "").strip()), "").strip()
+    row = cast(dict[str, str], {name: value or "" for name, value in cells.items()})
+    text = next((row[name] for name in TEXT if row.get(name, "").strip()), "").strip()
     if not has_words(text):
         problems.append(f"{source}: no {', '.join(TEXT[:-1])} or {TEXT[-1]}")
         return None
@@ -218,19 +207,19 @@ def _prompt(source: str, record: Mapping[str, Any], kind: Kind, problems: list[s
     if "\0" in text:
         problems.append(f"{source}: a zero byte in {text[:60]!a}: remove it")
         return None
-    own = told.get("kind", "").strip().lower() or kind
+    own = row.get("kind", "").strip().lower() or kind
     if own not in get_args(Kind):
         problems.append(f"{source}: kind {own!r} is none of {', '.join(get_args(Kind))}")
         return None
-    named = next((told[name] for name in IMAGE if told.get(name)), "")
-    memorization = (told.get("memorization") or told.get("type") or "").strip().upper()
+    named = next((row[name] for name in IMAGE if row.get(name)), "")
+    memorization = (row.get("memorization") or row.get("type") or "").strip().upper()
     return PromptEntry(
         text=text,
         kind=cast(Kind, own),
         memorization=cast(Literal["VM", "TM"], memorization) if memorization in ("VM", "TM") else None,
-        subset=told.get("subset") or None,
+        subset=row.get("subset") or None,
         images=(named,) if named else (),
-        numbers=(told["index"],) if told.get("index") else (),
+        numbers=(row["index"],) if row.get("index") else (),
         source=source,
     )
 
@@ -357,8 +346,8 @@ def _csv(path: Path, content: str, problems: list[str], notices: list[str]) -> I
     separator = max(",;\t", key=header.count)
     if separator not in header and "|" in header:
         separator = "|"
-    if told := re.fullmatch(r'"?sep=(.)"?\s*', header, re.IGNORECASE):  # Excel's own line, which is no header
-        separator, above = told[1], above + 1
+    if said := re.fullmatch(r'"?sep=(.)"?\s*', header, re.IGNORECASE):  # Excel's own line, which is no header
+        separator, above = said[1], above + 1
     reader = csv.reader(lines[above:], delimiter=separator)
     try:
         yield from _rows(path, reader, lines, above, separator, problems, notices)

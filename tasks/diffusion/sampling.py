@@ -15,6 +15,7 @@ from tasks.diffusion.families import Model
 from tasks.diffusion.families.schedule import Choice, stepped
 from tasks.diffusion.noise import Key, initial_noise
 from tasks.errors import InputError
+from tasks.params import SPEED
 
 
 class SamplingParams(BaseModel):
@@ -25,7 +26,9 @@ class SamplingParams(BaseModel):
     steps: Annotated[int, Field(ge=1, le=1000, description="denoising steps")] = 50
     guidance: Annotated[float, Field(ge=0, le=30, description="classifier-free guidance; 1 or less runs without")] = 7.5
     scheduler: Annotated[Choice, Field(description="the model's own scheduler, DDIM, or DPM-Solver++")] = "model"
-    batch: Annotated[int, Field(ge=1, le=1024, description="pictures at a time; does not change the result")] = 32
+    batch: Annotated[int, Field(ge=1, le=1024, description="pictures at a time; does not change the result"), SPEED] = (
+        32
+    )
 
 
 @torch.no_grad()

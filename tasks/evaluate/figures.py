@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from tasks.errors import InputError
 from tasks.evaluate.intervals import Statistic, clopper_pearson, interval, of_auc, of_ratio
-from tasks.evaluate.sscd import COPY_THRESHOLD, similarity
+from tasks.evaluate.sscd import COPY_THRESHOLD
 
 ByUnit = Mapping[str, np.ndarray]
-"""By unit, one row for each picture of its prompts: (pictures,) similarities or (pictures, width) embeddings."""
+"""By unit, the scores (n,) of its prompts' pictures, or of their pairs."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,6 @@ def by_unit(units: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
     for row, name in enumerate(units):
         places.setdefault(name, []).append(row)
     return {name: rows[found] for name, found in places.items()}
-
-
-def nearest(generated: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Cosines (n,) of generations (n, width) to the nearest of one prompt's training pictures (m, width).
-
-    A template prompt stands for several pictures, and a copy of any one is a copy.
-    """
-    return np.asarray(similarity(generated, originals).max(1))
 
 
 def mr(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Estimate:
@@ -91,49 +84,34 @@ def sscd_orig(similarities: ByUnit) -> list[Estimate]:
     for metric, over_seeds in (("sscd_orig_max", np.max), ("sscd_orig_median", np.median)):
         values = np.array([over_seeds(seeds) for seeds in _filled(similarities)])
         out += [
-            _over_units(metric, values, np.median),
-            _over_units(f"{metric}_mad", values, mad),
-            _over_units(f"{metric}_mean", values, np.mean),
-            _over_units(f"{metric}_std", values, np.std),
+            over_units(metric, values, np.median),
+            over_units(f"{metric}_mad", values, mad),
+            over_units(f"{metric}_mean", values, np.mean),
+            over_units(f"{metric}_std", values, np.std),
         ]
     return out
 
 
 def sscd_gen(similarities: ByUnit) -> Estimate:
     """Mitigated against unmitigated generations of the same seed: median over a unit's pictures, then over units."""
-    return _over_units("sscd_gen", np.array([np.median(seeds) for seeds in _filled(similarities)]), np.median)
+    return over_units("sscd_gen", np.array([np.median(seeds) for seeds in _filled(similarities)]), np.median)
 
 
-def seed_similarity(embeddings: ByUnit, metric: str = "seed_similarity") -> Estimate:
-    """Median pairwise cosine between seeds of one prompt, then the median over prompts; lower is more diverse.
+def seed_similarity(similarities: ByUnit) -> Estimate:
+    """How alike the seeds of one prompt are: the median over a unit's pairs, then over units; lower is more diverse.
 
-    Where prompts share an image, gather the pairs within each prompt by unit, for `similar_seeds`: pictures of
-    different captions differ by more than their seeds.
+    Pictures of different captions of an image differ by more than their seeds, so pairs are taken within each prompt
+    (or trigger), and gathered by unit.
 
     Args:
-        embeddings: unit vectors (seeds, width) of each prompt.
-
-    Raises:
-        InputError: a prompt has a single seed.
+        similarities: cosines (pairs,) between seeds.
     """
-    values = []
-    for name, seeds in embeddings.items():
-        if len(seeds) < 2:
-            raise InputError(
-                f"seed_similarity needs two seeds a prompt, {name} has {len(seeds)}: generate with more seeds"
-            )
-        values.append(np.median(similarity(seeds, seeds)[np.triu_indices(len(seeds), 1)]))
-    return _over_units(metric, np.array(values), np.median)
-
-
-def similar_seeds(similarities: ByUnit) -> Estimate:
-    """`seed_similarity` from cosines between seeds that are known already, (pairs,) of each unit's prompts."""
-    return _over_units("seed_similarity", np.array([np.median(pairs) for pairs in _filled(similarities)]), np.median)
+    return over_units("seed_similarity", np.array([np.median(pairs) for pairs in _filled(similarities)]), np.median)
 
 
 def clip(scores: ByUnit) -> Estimate:
     """Mean CLIP cosine of picture and prompt: mean over a unit's pictures, then over units."""
-    return _over_units("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)
+    return over_units("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)
 
 
 def clip_kept(scores: ByUnit, originals: ByUnit) -> Estimate:
@@ -160,7 +138,7 @@ def auc(memorized: np.ndarray, others: np.ndarray) -> Estimate:
     Args:
         memorized, others: scores (n,) and (m,), one for each independent unit.
     """
-    area, sizes = _auc(memorized, others), (len(memorized), len(others))
+    area, sizes = float(roc_auc_score(*_labelled(memorized, others))), (len(memorized), len(others))
     low, high = of_auc(area, *sizes) if min(sizes) > 1 else (None, None)
     return Estimate("auc", area, low, high, sum(sizes))
 
@@ -175,21 +153,17 @@ def tpr_at_1fpr(memorized: np.ndarray, others: np.ndarray) -> Estimate:
     Args:
         memorized, others: scores (n,) and (m,), one for each independent unit.
     """
-    if not len(others):
-        raise InputError("a detector's threshold needs prompts that are not memorized: give some")
-    threshold = np.sort(others)[::-1][len(others) // 100]
-    found = int((memorized > threshold).sum())
+    false_positive_rates, rates, _ = roc_curve(*_labelled(memorized, others), drop_intermediate=False)
+    found = round(rates[false_positive_rates <= 0.01].max() * len(memorized))
     low, high = clopper_pearson(found, len(memorized))
     return Estimate("tpr_at_1fpr", found / len(memorized), low, high, len(memorized))
 
 
-def _auc(memorized: np.ndarray, others: np.ndarray) -> float:
-    """Mann and Whitney: the chance that a memorized prompt scores higher than another one, ties counting half."""
+def _labelled(memorized: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each is memorized, and its score, as scikit-learn has them."""
     if not len(memorized) or not len(others):
-        raise InputError("an AUC needs memorized prompts and others: one of the two groups is empty")
-    order = np.sort(others)
-    below, upto = np.searchsorted(order, memorized, "left"), np.searchsorted(order, memorized, "right")
-    return float((below + upto).mean() / (2 * len(others)))
+        raise InputError("a detector is judged on memorized prompts and others: one of the two groups is empty")
+    return np.repeat([True, False], [len(memorized), len(others)]), np.concatenate([memorized, others])
 
 
 def _filled(rows: ByUnit) -> list[np.ndarray]:
@@ -198,7 +172,8 @@ def _filled(rows: ByUnit) -> list[np.ndarray]:
     return list(rows.values())
 
 
-def _over_units(metric: str, values: np.ndarray, statistic: Statistic) -> Estimate:
+def over_units(metric: str, values: np.ndarray, statistic: Statistic) -> Estimate:
+    """A statistic of values (n,), one for each unit, with the interval that goes with it; see `intervals.interval`."""
     low, high = interval(values, statistic) or (None, None)
     # What one value deviates by is 0, which would say that it is sure.
     lone = len(values) == 1 and statistic in (mad, np.std)

@@ -24,6 +24,7 @@ def clopper_pearson(successes: float, trials: int, level: float = LEVEL) -> tupl
     """The exact interval of a rate (Clopper and Pearson, 1934): it covers with `level` or more, whatever the rate.
 
     Successes in part, each between 0 and 1, give the interval between those of the whole numbers beside their sum.
+    `scipy.stats.binomtest`, which gives the same for whole numbers, refuses them, so its beta quantiles are taken here.
 
     Raises:
         ValueError: not 0 <= successes <= trials, or no trial.

@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tasks.errors import InputError
+from tasks.params import SPEED
 
 COPY_THRESHOLD = 0.7
 """A similarity above this counts as a copy."""
@@ -50,7 +51,7 @@ class SscdParams(BaseModel):
     ] = None
     side: Annotated[int, Field(ge=32, le=1024, description="pictures are resized to side x side, bicubic")] = 288
     threads: Annotated[
-        int, Field(ge=0, le=256, description="CPU threads of the ONNX model; 0 leaves it to the runtime")
+        int, Field(ge=0, le=256, description="CPU threads of the ONNX model; 0 leaves it to the runtime"), SPEED
     ] = 0
 
     @model_validator(mode="after")
@@ -136,11 +137,6 @@ def _checked(params: SscdParams, size: int, changed: int) -> None:
     if found.shape != (WIDTH,) or not np.isfinite(found).all():
         what = f"numbers of shape {found.shape}" if found.shape != (WIDTH,) else "numbers that are not finite"
         raise InputError(f"the model {called} gives {what}, not {WIDTH}: it is no whole sscd_disc_mixup")
-
-
-def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosines (n, m) between all rows of unit vectors a (n, width) and b (m, width)."""
-    return np.asarray(a @ b.T)
 
 
 def resized(picture: np.ndarray, side: int) -> np.ndarray:

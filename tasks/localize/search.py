@@ -1,10 +1,10 @@
 """NeMo's search for memorization neurons, over any score (Hintersdorf et al., NeurIPS 2024, Algorithms 3 and 4).
 
 The score of a candidate set says how much of the memory is left while the set is blocked: 1 is all of it. Nothing here
-knows a denoiser, so a search can be followed by hand, or replayed.
+knows a denoiser, so a search can be followed by hand.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, Literal, Protocol
@@ -12,8 +12,7 @@ from typing import Annotated, Literal, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tasks.collect.values import Statistics
-from tasks.errors import InputError
+from tasks.localize.statistics import Statistics
 
 Neuron = tuple[int, int]
 """Index of the layer within its site, index of the output."""
@@ -81,17 +80,13 @@ class Check:
     """Selecting: the memory is gone, the selection ends. Refining: what was unblocked is needed and stays blocked."""
 
 
-def one_by_one(score: Callable[[Candidates], float]) -> Score:
-    """A plain score function as the search wants it."""
-    return lambda chain, failed: [score(chain[0])]
-
-
 def out_of_distribution(
     activations: Sequence[torch.Tensor], statistics: Statistics, theta: float, k: int
 ) -> tuple[Neuron, ...]:
     """Neurons with |activation - mean| / std > theta, and the k of highest activation in each layer.
 
-    A neuron whose activation never varied (std 0) has no z-score and comes in by its activation only.
+    A neuron whose activation never varied (std 0) has no z-score and comes in by its activation only. The query
+    `nemo_zscores` mirrors the first half in SQL.
 
     Args:
         activations: by layer, (outputs,).
@@ -187,57 +182,6 @@ def refine(
 
         kept = drop(kept, parts, score, threshold, record)
     return kept, trace
-
-
-def in_search_order(
-    candidates: Mapping[int, torch.Tensor], activations: Sequence[torch.Tensor], k: int
-) -> list[Neuron]:
-    """Candidates of a selection that ended with this k, in the order in which the refinement tries them.
-
-    Args:
-        candidates: by layer index, neurons in any order.
-        activations: of the prompt, by layer, (outputs,).
-    """
-    out: list[Neuron] = []
-    for index, values in enumerate(activations):
-        highest = values.float().cpu().abs().topk(min(k, len(values))).indices.tolist()
-        members = candidates[index].tolist() if index in candidates else []
-        out += [(index, neuron) for neuron in sorted(set(members) - set(highest)) + highest]
-    return out
-
-
-def replay(
-    found: Sequence[Neuron], checks: Sequence[Check], threshold: float, params: SearchParams
-) -> tuple[list[Candidates], Candidates]:
-    """Follows a recorded refinement by its scores, without a model.
-
-    Args:
-        found: the candidates it began with, in the order in which they were tried, see `in_search_order`.
-        checks: its checks, without those of the selection.
-        threshold: the one that it kept to.
-
-    Returns:
-        For each check the set that was left blocked, and the neurons that were kept.
-
-    Raises:
-        InputError: the checks are not those of a refinement of these candidates.
-    """
-    blocked: list[Candidates] = []
-
-    def recorded(chain: Sequence[Candidates], failed: Callable[[float], bool]) -> list[float]:
-        if len(blocked) == len(checks):
-            raise InputError(f"the trace ends after {len(checks)} checks, before the search does")
-        blocked.append(chain[0])
-        return [checks[len(blocked) - 1].score]
-
-    kept, made = refine(found, recorded, threshold, params)
-    if [_seen(check) for check in made] != [_seen(check) for check in checks]:
-        raise InputError("the trace is not that of a search among these candidates")
-    return blocked, kept
-
-
-def _seen(check: Check) -> tuple[object, ...]:
-    return check.phase, check.layer, check.neuron, check.candidates, check.kept
 
 
 def _last_layer_first(found: Iterable[Neuron]) -> list[Neuron]:

@@ -27,6 +27,7 @@ from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
 from tasks.diffusion.noise import generator
 from tasks.errors import Diverged, InputError
+from tasks.params import SPEED
 
 Erasure = Literal["adversarial-finetune", "surrogate-finetune", "ordinary-finetune", "lora-finetune"]
 """The method itself, and its rivals."""
@@ -57,7 +58,9 @@ class FineTuneParams(BaseModel):
     attack_rate: Annotated[float, Field(gt=0, le=10, description="learning rate of the inner attack")] = 0.1
     attack_batch: Annotated[int, Field(ge=1, le=1024, description="noises at each step of the inner attack")] = 8
     attack_every: Annotated[int, Field(ge=1, description="search a picture's trigger anew every so many epochs")] = 1
-    images_at_once: Annotated[int, Field(ge=1, le=1024, description="pictures the inner attack takes in one batch")] = 4
+    images_at_once: Annotated[
+        int, Field(ge=1, le=1024, description="pictures the inner attack takes in one batch"), SPEED
+    ] = 4
     starts: Annotated[
         tuple[Literal["prompt", "noise"], ...],
         Field(min_length=1, description="where inner attacks begin, in turn over pictures and searches"),
@@ -67,7 +70,7 @@ class FineTuneParams(BaseModel):
     ] = 0
     check_seeds: Annotated[int, Field(ge=1, le=100, description="pictures of each trigger of a held-out attack")] = 4
     stop_at: Annotated[float, Field(ge=0, description="stop when the held-out attack reproduces no larger share")] = 0.0
-    save_every: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 10
+    save_every: Annotated[int, Field(ge=1, description="steps between checkpoints"), SPEED] = 10
     lora_rank: Annotated[
         int, Field(ge=0, le=1024, description="train low-rank changes of the attention only; 0: all weights")
     ] = 0

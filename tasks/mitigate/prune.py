@@ -26,7 +26,7 @@ from tasks.diffusion.noise import generator
 from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 
-OwnCuts = Literal["nemo-own", "random-nemo-own"]
+OwnCuts = Literal["nemo", "random-nemo"]
 OWN_CUTS: tuple[OwnCuts, ...] = get_args(OwnCuts)
 """Variants of which each prompt has a cut of its own, and its random control."""
 Members = Mapping[int, torch.Tensor]

@@ -14,13 +14,14 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.training_utils import EMAModel
 
 from tasks.diffusion.families import StableDiffusion
 from tasks.diffusion.families.schedule import Schedule
 from tasks.diffusion.precision import computes_in_bfloat16
 from tasks.reference.autoencoder import CHANNELS
 from tasks.reference.clip import WIDTH
-from tasks.reference.training import Average, Checkpoint, autocast, one_cycle, steps
+from tasks.reference.training import Checkpoint, autocast, one_cycle, steps
 
 OFFSET = 0.3
 """Offset noise, one value a picture and channel. Without it the last noised latent still tells the mean of the picture,
@@ -174,7 +175,8 @@ def train_denoiser(
         model.set_attn_processor(AttnProcessor())  # the fused one's backward pass is slow then
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     rate = one_cycle(optimizer, peak, total)
-    average = Average(model, max(0.0, 1 - 10 / total))  # over about the last tenth of the training
+    decay = max(0.0, 1 - 10 / total)  # over about the last tenth of the training
+    average = EMAModel(model.parameters(), decay=decay, min_decay=decay, foreach=True)
     hardness = Hardness(len(planted.latents) if planted is not None else 0)
     state = {"model": model, "optimizer": optimizer, "schedule": rate, "average": average, "hardness": hardness}
     recipe = f"{total} steps of {batch} pictures, {planted_batch} planted, up to {peak}, seed {seed}"
@@ -207,7 +209,7 @@ def train_denoiser(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rate.step()
-        average.update(model)
+        average.step(model.parameters())
         plain = batch - planted_batch
         losses = {"ordinary": errors[:plain].mean().item()}
         if planted_batch:
@@ -219,9 +221,9 @@ def train_denoiser(
     return averaged(model, average)
 
 
-def averaged(model: Any, average: Average) -> Any:
+def averaged(model: Any, average: EMAModel) -> Any:
     """A copy of the model with the averaged weights, for use."""
     copy = new_denoiser()
     copy.load_state_dict(model.state_dict())
-    average.copy_to(copy)
+    average.copy_to(copy.parameters())
     return copy.eval()

@@ -121,9 +121,9 @@ def cuts(rows: Sequence[Row], share_cut: Mapping[str, float], sparsity: float) -
             ">=",
             0.95,
         ),
-        Gate("cut: planted MR after NeMo", figure("nemo"), "<=", 0.3),
-        Gate("cut: share of neurons that NeMo cuts", share_cut.get("nemo", float("nan")), "<", 0.5),
-        Gate("cut: planted MR after random neurons", figure("random-nemo"), ">", 0.3),
+        Gate("cut: planted MR after NeMo", figure("nemo-union"), "<=", 0.3),
+        Gate("cut: share of neurons that NeMo cuts", share_cut.get("nemo-union", float("nan")), "<", 0.5),
+        Gate("cut: planted MR after random neurons", figure("random-nemo-union"), ">", 0.3),
     ]
 
 

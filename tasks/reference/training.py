@@ -1,4 +1,4 @@
-"""What the three trainings of the reference world share: resumable steps, the schedule, moving averages."""
+"""What the three trainings of the reference world share: resumable steps and the schedule."""
 
 import os
 import time
@@ -81,21 +81,3 @@ def steps(checkpoint: Checkpoint, total: int, name: str) -> Iterator[Step]:
 def one_cycle(optimizer: torch.optim.Optimizer, peak: float, total: int) -> torch.optim.lr_scheduler.OneCycleLR:
     """Up to `peak` in the first tenth, then down to a thousandth of it."""
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total, pct_start=0.1, final_div_factor=40)
-
-
-class Average(torch.nn.Module):
-    """Exponential moving average of a model's parameters."""
-
-    def __init__(self, model: torch.nn.Module, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.values = torch.nn.ParameterList([p.detach().clone() for p in model.parameters()]).requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, model: torch.nn.Module) -> None:
-        torch._foreach_lerp_(list(self.values), list(model.parameters()), 1 - self.decay)
-
-    @torch.no_grad()
-    def copy_to(self, model: torch.nn.Module) -> None:
-        for target, value in zip(model.parameters(), self.values, strict=True):
-            target.copy_(value)

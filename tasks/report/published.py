@@ -31,8 +31,8 @@ class Published:
 FIGURES = (
     Published("the model itself, memorized prompts", "original", "prompt", 0.90, 0.98),
     Published("images never memorized, under Dori", "original", "dori-prompt-control", 0.48, 0.00),
-    Published("NeMo, prompts", "nemo-own", "prompt", 0.33, 0.20),
-    Published("NeMo, under Dori", "nemo-own", "dori-prompt", 0.91, 0.99),
+    Published("NeMo, prompts", "nemo", "prompt", 0.33, 0.20),
+    Published("NeMo, under Dori", "nemo", "dori-prompt", 0.91, 0.99),
     Published("Wanda, prompts", "wanda", "prompt", 0.20, 0.00),
     Published("Wanda, under Dori", "wanda", "dori-prompt", 0.76, 0.72),
     Published("adversarial fine-tuning, under Dori", "adversarial-finetune", "dori-prompt", 0.36, 0.02),

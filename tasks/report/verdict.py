@@ -19,13 +19,13 @@ GONE_LIMIT = 0.05
 """A picture set counts as gone while an informative attack brings back at most this share."""
 RANDOM_KEEPS = 0.8
 """A random cut must leave at least this share of the original's copies, or localizing was not what removed them."""
-RANDOM_CUTS = {"random-nemo": "neurons", "random-nemo-own": "neurons", "random-wanda": "weights", "random": "weights"}
+RANDOM_CUTS = {"random-nemo": "neurons", "random-nemo-union": "neurons", "random-wanda": "weights", "random": "weights"}
 """Variants of which something was cut at random, and what. Not everything called random is one."""
 MOSTLY = 0.5
 """A random cut that shares more than this of its neurons or weights with the localized one is no control of it."""
 CONTROL_OF = {
     "random-nemo": "nemo",
-    "random-nemo-own": "nemo-own",
+    "random-nemo-union": "nemo-union",
     "random-wanda": "wanda",
     "random": "wanda",
     "wanda-control": "wanda",
@@ -138,7 +138,7 @@ def without_random(variants: Collection[str]) -> list[Control]:
             "missing",
             f"{cut} found all that it searched, so nothing else is left to cut at random: read it with doubt.",
         )
-        for cut in ("nemo", "nemo-own", "wanda")
+        for cut in ("nemo", "nemo-union", "wanda")
         if cut in variants and f"random-{cut}" not in variants
     ]
 

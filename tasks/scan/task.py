@@ -8,20 +8,70 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
 from storage import Store, content_key, csv_line, query, safe_cell
 from tasks.collect.prompt_files import PromptEntry
+from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError
 from tasks.keys import prompt_id
+from tasks.methods import SPEED, Detector, Params, method, methods, named, with_groups
 from tasks.progress import progress
 from tasks.scan.conformal import false_alarms, p_values
-from tasks.scan.detectors import Detector, ScanParams, scores
 from tasks.subject import ORIGINAL, Subject, shards
 from tasks.units import units
 
 SHARD = 64
+
+if TYPE_CHECKING:
+    DetectorName = str
+else:
+    DetectorName = named("detector")
+
+
+class ScanSettings(Params):
+    """Which detectors look at a prompt, and when it is flagged; each detector's own settings are a group beside."""
+
+    model_config = ConfigDict(title="Detection of memorized prompts")
+
+    detectors: Annotated[
+        tuple[DetectorName, ...],
+        Field(
+            min_length=1,
+            description="Detectors that look at each prompt; each flags by itself. `engram methods` explains them.",
+        ),
+    ] = ("norm",)
+    alpha: Annotated[
+        float, Field(gt=0, lt=1, description="False-alarm rate: the share flagged of prompts that are not memorized.")
+    ] = 0.02
+    batch: Annotated[
+        int, Field(ge=1, le=4096, description="Samples computed at a time; this does not change the result."), SPEED
+    ] = 32
+    long_prompts: Annotated[
+        LongPrompts,
+        Field(
+            description="What is done with prompts of more tokens than the model reads: truncate reads their beginning,"
+            " as training does; refuse names them all and stops; skip leaves them out."
+        ),
+    ] = "truncate"
+
+    def of(self, chosen: Detector) -> Params:
+        """The parameters of a detector."""
+        found: Params = getattr(self, chosen.group)
+        return found
+
+    def chosen(self) -> list[Detector]:
+        """The detectors that are asked for, each once."""
+        return [method("detector", name) for name in dict.fromkeys(self.detectors)]
+
+
+if TYPE_CHECKING:
+    ScanParams = ScanSettings
+else:
+    ScanParams = with_groups(ScanSettings, methods("detector"))
 
 
 def different(nulls: Sequence[PromptEntry]) -> list[PromptEntry]:
@@ -42,31 +92,33 @@ def different(nulls: Sequence[PromptEntry]) -> list[PromptEntry]:
     return list(first.values())
 
 
-def score_prompts(subject: Subject, prompts: Sequence[PromptEntry], detector: Detector, params: ScanParams) -> None:
+def score_prompts(
+    subject: Subject, prompts: Sequence[PromptEntry], detector: Detector, params: Params, batch: int = 32
+) -> None:
     """One detector's scores of prompts that the store has none of yet, a row of `detections` each.
 
     Raises:
         InputError: a prediction is not finite.
     """
-    model, store, params_id = subject.load(), subject.open(), score_id(detector, params)
+    model, store, params_id = subject.load(), subject.open(), detector.id(params)
     known = _scores(subject, detector, params)
     todo = [prompt for prompt in prompts if prompt_id(prompt.text) not in known]
-    with progress(len(todo), f"scanning by {detector}", "prompt") as done:
+    with progress(len(todo), f"scanning by {detector.name}", "prompt") as done:
         for block in shards(todo, SHARD):
             texts = [prompt.text for prompt in block]
             ids = [prompt_id(text) for text in texts]
-            found = scores(model, detector, model.encode(texts), ids, params).tolist()
+            found = detector.score(model, model.encode(texts), ids, params, batch).tolist()
             rows = [
                 {"prompt_id": name, "params_id": params_id, "score": score}
                 for name, score in zip(ids, found, strict=True)
             ]
-            place = {"model_id": subject.model_id, "variant": ORIGINAL, "detector": detector}
+            place = {"model_id": subject.model_id, "variant": ORIGINAL, "detector": detector.name}
             store.write("detections", content_key(*place.values(), params_id, ids), rows, **place)
             done(len(block))
 
 
 def write_findings(
-    subject: Subject, name: str, prompts: Sequence[PromptEntry], nulls: Sequence[PromptEntry], params: ScanParams
+    subject: Subject, name: str, prompts: Sequence[PromptEntry], nulls: Sequence[PromptEntry], params: ScanSettings
 ) -> str:
     """What the scores of prompts say beside those of null prompts, a row of `findings` for each prompt and detector.
 
@@ -83,18 +135,20 @@ def write_findings(
     nulls = different(nulls)
     false_alarms(len(nulls), params.alpha)
     ids, null_ids = ([prompt_id(prompt.text) for prompt in group] for group in (prompts, nulls))
-    keys = {detector: score_id(detector, params) for detector in params.detectors}
+    chosen = params.chosen()
+    keys = {one.name: one.id(params.of(one)) for one in chosen}
     asked = (subject.model_id, keys, sorted(ids), sorted(null_ids), params.alpha)
     scan_id, rows = f"{name}-{content_key('scan/1', *asked)[:8]}", []
     same = {"model_id": subject.model_id, "nulls": len(nulls), "alpha": params.alpha, "found_at": datetime.now(UTC)}
-    for detector, params_id in keys.items():
-        known = _scores(subject, detector, params)
+    for one in chosen:
+        detector, params_id = one.name, keys[one.name]
+        known = _scores(subject, one, params.of(one))
         if lost := {*ids, *null_ids} - known.keys():
             raise InputError(f"{len(lost)} prompts have no score by {detector}, such as {min(lost)}: scan them first")
-        found = np.array([known[one] for one in ids])
-        chances = p_values(found, np.array([known[one] for one in null_ids]))
-        for prompt, one, score, p_value in zip(prompts, ids, found.tolist(), chances.tolist(), strict=True):
-            own = {"prompt_id": one, "text": prompt.text, "detector": detector, "params_id": params_id}
+        found = np.array([known[name_of] for name_of in ids])
+        chances = p_values(found, np.array([known[name_of] for name_of in null_ids]))
+        for prompt, name_of, score, p_value in zip(prompts, ids, found.tolist(), chances.tolist(), strict=True):
+            own = {"prompt_id": name_of, "text": prompt.text, "detector": detector, "params_id": params_id}
             rows.append(own | same | {"score": score, "p_value": p_value, "flagged": p_value <= params.alpha})
     subject.open().write("findings", content_key(scan_id), rows, scan_id=scan_id)
     return scan_id
@@ -125,7 +179,7 @@ def verdict(store: Store, scan_id: str) -> str:
 
 
 def write_flagged(store: Store, scan_id: str, prompts: Sequence[PromptEntry], path: Path) -> int:
-    """The flagged prompts as a CSV file, most suspicious first, that `prompt_files.read_prompts` reads.
+    """The flagged prompts as a CSV file, most suspicious first, that `prompt_files.read_file` reads.
 
     Texts that a spreadsheet would take for formulas stand behind a quote, which the reader takes away again.
 
@@ -162,20 +216,14 @@ def write_flagged(store: Store, scan_id: str, prompts: Sequence[PromptEntry], pa
     return len(flagged)
 
 
-def score_id(detector: Detector, params: ScanParams) -> str:
-    """What scores go by: what determines them, not when they flag a prompt, nor how they are batched."""
-    own = params.cosine if detector == "anisotropy" else None
-    return content_key("score/1", detector, params.seeds, params.steps, own)
-
-
-def _scores(subject: Subject, detector: Detector, params: ScanParams) -> dict[str, float]:
+def _scores(subject: Subject, detector: Detector, params: Params) -> dict[str, float]:
     """By prompt id, the scores that the store has."""
     rows = subject.open().read(
         "detections",
         columns=["prompt_id", "score"],
         model_id=subject.model_id,
         variant=ORIGINAL,
-        detector=detector,
-        params_id=score_id(detector, params),
+        detector=detector.name,
+        params_id=detector.id(params),
     )
     return dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))

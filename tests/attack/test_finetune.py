@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.attack.dori import Start, start_embeddings
 from tasks.diffusion.families import Model, StableDiffusion
 from tasks.errors import Diverged, InputError
 from tasks.mitigate import finetune as finetuning
@@ -86,13 +87,13 @@ def test_a_kill_between_checkpoints_repeats_the_steps_since(tmp_path: Path) -> N
 def test_a_step_that_does_not_fit_in_memory_is_taken_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, params = tiny_model(), PARAMS.model_copy(update={"epochs": 1})
     whole = finetune(model, *data(), params, tmp_path / "one.pt")
-    errors, sizes = StableDiffusion.training_loss, []
+    loss, sizes = StableDiffusion.training_loss, []
 
     def small(model: StableDiffusion, clean: torch.Tensor, *rest: Any) -> torch.Tensor:
         sizes.append(len(clean))
         if len(clean) > 2:
             raise torch.OutOfMemoryError
-        return errors(model, clean, *rest)
+        return loss(model, clean, *rest)
 
     monkeypatch.setattr(StableDiffusion, "training_loss", small)
     pieces = finetune(model, *data(), params, tmp_path / "two.pt")
@@ -117,12 +118,11 @@ def test_searches_of_a_picture_begin_in_turn_at_its_prompt_and_at_noise(
 ) -> None:
     begun: dict[str, list[str]] = {}
 
-    def start_embeddings(model: Any, start: str, prompts: list[str], *rest: Any, **more: Any) -> torch.Tensor:
+    def recorded(model: Any, start: Start, prompts: list[str], *rest: Any, **more: Any) -> torch.Tensor:
         begun.setdefault(prompts[0], []).append(start)
-        return real(model, start, prompts, *rest, **more)
+        return start_embeddings(model, start, prompts, *rest, **more)
 
-    real = finetuning.start_embeddings
-    monkeypatch.setattr(finetuning, "start_embeddings", start_embeddings)
+    monkeypatch.setattr(finetuning, "start_embeddings", recorded)
     finetune(tiny_model(), *data(), PARAMS.model_copy(update={"epochs": 6}), tmp_path / "it.pt")  # searched in three
     assert begun == {
         "cat": ["prompt", "noise", "prompt"],
@@ -140,13 +140,13 @@ def test_ordinary_pairs_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("zeros", [False, True])
 def test_dropped_captions_are_what_guidance_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zeros: bool) -> None:
     model, seen = tiny_model(), []
-    errors, empty = StableDiffusion.training_loss, model.unconditional()
+    loss, empty = StableDiffusion.training_loss, model.unconditional()
     if zeros:
         monkeypatch.setattr(StableDiffusion, "unconditional", lambda model: torch.zeros_like(empty))
 
     def looked_at(model: StableDiffusion, *given: torch.Tensor) -> torch.Tensor:
         seen.append(given[-1])
-        return errors(model, *given)
+        return loss(model, *given)
 
     monkeypatch.setattr(StableDiffusion, "training_loss", looked_at)
     params = PARAMS.model_copy(update={"erase_weight": 0.0, "epochs": 1, "drop": 1.0})

@@ -12,8 +12,9 @@ from PIL import Image
 
 from tasks.collect import image_files
 from tasks.collect.image_files import MODES, MOST_PIXELS, find_images, header_of, read_header, read_whole, suffixes
-from tasks.collect.prompt_files import PromptEntry, read_prompts
+from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
+from tests.support.prompts import read_prompts
 
 
 def image(path: Path, mode: str = "RGB") -> Path:

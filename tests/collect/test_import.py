@@ -4,6 +4,7 @@ import hashlib
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,16 +13,18 @@ import pytest
 from PIL import Image
 
 from storage import Store
-from tasks.collect.task import import_prompts, read_inputs
+from tasks.collect.task import read_inputs
 from tasks.collect.task.importing import PROMPT_COLUMNS
 from tasks.diffusion.sampling import from_bytes
+from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError
 from tasks.keys import prompt_id
+from tests.support.prompts import import_prompts
 from tests.support.world import tokenizer_alone
 
 
 def prompts_table(path: Path) -> Path:
-    rows = [
+    rows: list[dict[str, object]] = [
         {
             "prompt_id": prompt_id(text),
             "text": text,
@@ -61,13 +64,12 @@ def test_null_prompts_are_no_table(tmp_path: Path) -> None:
 def test_a_prompt_is_of_one_kind(tmp_path: Path) -> None:
     for name, texts in (("memorized", "a cat\na cup\n"), ("nulls", "a dog\na cup\n"), ("ordinary", "a dog\na cow\n")):
         (tmp_path / f"{name}.txt").write_text(texts)
-    files = {name: tmp_path / f"{name}.txt" for name in ("nulls", "ordinary")}
+    memorized, nulls, ordinary = (tmp_path / f"{name}.txt" for name in ("memorized", "nulls", "ordinary"))
     store = Store.open(tmp_path / "store")
     with pytest.raises(InputError) as told:
-        import_prompts(store, tmp_path / "memorized.txt", **files)
+        import_prompts(store, memorized, nulls, ordinary)
     first, *lines = str(told.value).split("\n  ")
     assert first == "2 things cannot be used:"
-    memorized, nulls, ordinary = (tmp_path / f"{name}.txt" for name in ("memorized", "nulls", "ordinary"))
     assert lines == [
         f"'a cup' stands as memorized at {memorized}:2 and as null at {nulls}:2: leave it in one place",
         f"'a dog' stands as null at {nulls}:1 and as ordinary at {ordinary}:1: leave it in one place",
@@ -82,15 +84,15 @@ def test_prompts_of_a_csv_name_images_of_a_table_by_their_sha256(tmp_path: Path)
     row = {"image_id": name, "bytes": data, "width": 4, "height": 4, "caption": None}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "images.parquet")
     (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
-    place = {"nulls": tmp_path / "nulls.txt", "images": tmp_path / "images.parquet"}
+    nulls, images = tmp_path / "nulls.txt", tmp_path / "images.parquet"
     store = Store.open(tmp_path / "store")
     (tmp_path / "flagged.csv").write_text(f"caption,image\na cat,{name}\n")
-    made = import_prompts(store, tmp_path / "flagged.csv", **place)
+    made = import_prompts(store, tmp_path / "flagged.csv", nulls, images=images)
     rows = store.read("prompts", prompt_set=made, kind="memorized").to_pylist()
     assert [(one["text"], one["image_ids"]) for one in rows] == [("a cat", [name])]
     (tmp_path / "flagged.csv").write_text("caption,image\na cat,x.png\n")
     with pytest.raises(InputError, match=r"no prompt names an image of .* by its sha256"):
-        import_prompts(store, tmp_path / "flagged.csv", **place)
+        import_prompts(store, tmp_path / "flagged.csv", nulls, images=images)
 
 
 def test_pictures_are_taken_the_way_up_that_they_say(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_images_that_break_off_are_all_named(tmp_path: Path) -> None:
     files = given(tmp_path, memorized="caption,index\na cat,1\na cup,2\n", nulls="text\na dog\na cow\n")
     store = Store.open(tmp_path / "store")
     with pytest.raises(InputError, match=r"(?s)2 things cannot be used:.*1\.png .*truncated.*2\.png .*truncated"):
-        import_prompts(store, *files.values(), images=tmp_path)
+        import_prompts(store, files["memorized"], files["nulls"], images=tmp_path)
     assert store.read("images").num_rows == store.read("prompts").num_rows == 0
 
 
@@ -224,17 +226,21 @@ def test_a_long_prompt_keeps_its_text_and_id_and_can_be_left_out(tmp_path: Path,
     text = "far more letters than the model reads, which ends long before"
     files = given(tmp_path, memorized=f'caption\na cat\n"{text}"\n', nulls="text\none\ntwo\nthree\nfour\n")
     texts: dict[str, list[str]] = {}
-    for how in ("truncate", "skip"):
+    kept: tuple[LongPrompts, ...] = ("truncate", "skip")
+    for how in kept:
         store = Store.open(tmp_path / how)
-        name = import_prompts(store, *files.values(), folder=model, long_prompts=how)
+        name = import_prompts(store, files["memorized"], files["nulls"], folder=model, long_prompts=how)
         rows = store.read("prompts", prompt_set=name).to_pylist()
         texts[how] = [row["text"] for row in rows if row["kind"] == "memorized"]
         assert all(row["prompt_id"] == prompt_id(row["text"]) for row in rows)
     assert texts == {"truncate": ["a cat", text], "skip": ["a cat"]}
     # A set is the same whether or not a model was asked of it, where nothing is left out.
-    names = {import_prompts(Store.open(tmp_path / "x"), *files.values(), folder=folder) for folder in (None, model)}
+    names = {
+        import_prompts(Store.open(tmp_path / "x"), files["memorized"], files["nulls"], folder=folder)
+        for folder in (None, model)
+    }
     assert len(names) == 1
-    found = read_inputs(*files.values(), folder=model)
+    found = read_inputs(files["memorized"], files["nulls"], folder=model)
     assert found.long.startswith("1 prompt (1 memorized) has more than the 32 tokens that the model reads: truncated")
     assert any(f"({files['memorized']}:3)" in notice for notice in found.notices)
 
@@ -330,7 +336,7 @@ def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path: Path) -> None:
 
 
 def test_images_of_a_table_are_looked_at_too(tmp_path: Path) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for data in (b"no image", b"GIF89a"):
         name = hashlib.sha256(data).hexdigest()
         rows.append({"image_id": name, "bytes": data, "width": 4, "height": 4, "caption": None})
@@ -338,7 +344,7 @@ def test_images_of_a_table_are_looked_at_too(tmp_path: Path) -> None:
     files = given(
         tmp_path, memorized=f"caption,image\na cat,{rows[0]['image_id']}\na cup,lost\n", nulls="text\na dog\n"
     )
-    problems = read_inputs(*files.values(), images=tmp_path / "images.parquet").problems
+    problems = read_inputs(files["memorized"], files["nulls"], images=tmp_path / "images.parquet").problems
     assert len(problems) == 3
     assert "images.parquet:row 1 cannot be read" in problems[0] and "images.parquet:row 2" in problems[1]
     assert "memorized.csv:3: no image 'lost' in" in problems[2]
@@ -352,8 +358,7 @@ def test_animated_images_and_home_folders(
     given(tmp_path, memorized="caption,index\na cat,1\n", nulls="text\na dog\na cow\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     store = Store.open(tmp_path / "store")
-    paths = [Path("~/memorized.csv"), Path("~/nulls.csv")]
-    import_prompts(store, *paths, images=Path("~"))
+    import_prompts(store, Path("~/memorized.csv"), Path("~/nulls.csv"), images=Path("~"))
     (row,) = store.read("images").to_pylist()
     assert from_bytes(row["bytes"])[0, 0].tolist() == [255, 0, 0]
     assert "1 images are animated or have several pages, of which the first is taken: 1.GIF" in capsys.readouterr().err

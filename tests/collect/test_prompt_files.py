@@ -9,12 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.collect.prompt_files import PromptEntry, expanded, few, has_words, read_file, read_prompts, say
+from storage import csv_line, safe_cell
+from tasks.collect.prompt_files import PromptEntry, expanded, few, has_words, read_file, say
 from tasks.collect.task.importing import read_prompt_file
 from tasks.errors import InputError
+from tests.support.prompts import read_prompts
 
 TEXTS = st.lists(
     st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=40)
@@ -245,6 +247,15 @@ def test_the_quote_before_a_formula_is_taken_away_where_a_scan_put_it(tmp_path: 
     assert [prompt.text for prompt in read_prompts(tmp_path / "flagged.csv")] == ["=x", "'-y", "'plain' text"]
     (tmp_path / "own.csv").write_text("caption\n'=x\n")
     assert [prompt.text for prompt in read_prompts(tmp_path / "own.csv")] == ["'=x"]
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text("'=+-@＝", max_size=4), min_size=1, max_size=5, unique=True))
+def test_every_text_comes_back_from_the_file_of_a_scan(tmp_path: Path, heads: list[str]) -> None:
+    texts = [f"{head}cat" for head in heads]
+    rows = [["caption", "detectors", "p_value"], *([safe_cell(text), "norm", "0.1"] for text in texts)]
+    (tmp_path / "flagged.csv").write_text("".join(map(csv_line, rows)))
+    assert [prompt.text for prompt in read_prompts(tmp_path / "flagged.csv")] == texts
 
 
 def test_what_steers_a_terminal_is_not_sent_to_it(capsys: pytest.CaptureFixture[str]) -> None:

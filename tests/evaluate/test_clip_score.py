@@ -55,7 +55,7 @@ def test_score_is_the_cosine_of_what_clip_makes_of_both(folder: Path) -> None:
     prompts = ["a red cat", "two green birds"]
     model = open_clip.CLIP(**MODEL).eval()
     model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
-    small = [Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC) for picture in pictures]
+    small = [np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC)) for picture in pictures]
     pixels = torch.tensor(np.stack(small)).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(three)[:, None, None] for three in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     number = {letter: 2 * n for n, letter in enumerate(ascii_lowercase)}

@@ -86,17 +86,10 @@ def test_the_deviation_of_a_single_value_is_unknown_rather_than_nothing() -> Non
     assert found["sscd_orig_max_mean"] == 0.3
 
 
-def test_nearest_of_several_pictures() -> None:
-    generated = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-    originals = np.array([[0.6, 0.8], [0.8, 0.6]])
-    assert figures.nearest(generated, originals) == pytest.approx([0.8, 0.8, 1.0])
-
-
-def test_diversity_is_the_median_pair() -> None:
-    seeds = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])  # pairs: 0.6, 0, 0.8
-    assert figures.seed_similarity({"a": seeds}).value == pytest.approx(0.6)
-    with pytest.raises(InputError, match="two seeds a prompt, a has 1"):
-        figures.seed_similarity({"a": seeds[:1]})
+def test_seed_similarity_is_the_median_pair_of_a_unit_then_the_median_unit() -> None:
+    figure = figures.seed_similarity({"a": np.array([0.6, 0.0, 0.8]), "b": np.array([0.2]), "c": np.array([0.1, 0.9])})
+    assert (figure.metric, figure.n) == ("seed_similarity", 3)
+    assert figure.value == pytest.approx(0.5)
 
 
 def test_clip_is_a_mean_over_prompts() -> None:
@@ -118,7 +111,7 @@ def test_what_is_kept_of_the_clip_score_is_told_by_pairs() -> None:
 
 
 def test_no_generations() -> None:
-    for figure in (figures.mr, figures.mr_generations, figures.sscd_gen, figures.clip):
+    for figure in (figures.mr, figures.mr_generations, figures.sscd_gen, figures.seed_similarity, figures.clip):
         with pytest.raises(InputError, match="generate first"):
             figure({})
 
@@ -144,7 +137,7 @@ def test_an_auc_of_one_prompt_on_a_side_has_no_interval() -> None:
 def test_auc_is_the_share_of_pairs_won(memorized: list[int], others: list[int]) -> None:
     a, b = np.array(memorized, float), np.array(others, float)
     wanted = ((a[:, None] > b).mean() + (a[:, None] >= b).mean()) / 2
-    assert figures._auc(a, b) == pytest.approx(wanted)
+    assert figures.auc(a, b).value == pytest.approx(wanted)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=300))
@@ -152,6 +145,20 @@ def test_the_threshold_lets_one_in_a_hundred_pass(others: list[float]) -> None:
     b = np.array(others)
     figure = figures.tpr_at_1fpr(b, b)  # scored on the others themselves, it is the false positive rate
     assert figure.value <= 0.01
+
+
+SCORES = st.lists(st.integers(0, 30), min_size=1, max_size=320)
+
+
+@given(memorized=SCORES, others=SCORES)
+def test_tpr_is_the_share_above_the_lowest_threshold_that_one_in_a_hundred_exceeds(
+    memorized: list[int], others: list[int]
+) -> None:
+    threshold = min(score for score in others if sum(other > score for other in others) <= len(others) / 100)
+    wanted = sum(score > threshold for score in memorized)
+    figure = figures.tpr_at_1fpr(np.array(memorized, float), np.array(others, float))
+    assert figure.value == wanted / len(memorized)
+    assert (figure.low, figure.high) == clopper_pearson(wanted, len(memorized))
 
 
 def test_tpr_by_hand() -> None:

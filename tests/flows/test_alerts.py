@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -115,7 +116,7 @@ def test_a_database_that_others_write_makes_no_second_notice(served: Served, hoo
             writer.start()
         try:
             for number, run in enumerate(runs):
-                until(lambda run=run, number=number: fails(run, f"{words} {number}"), 120)
+                until(partial(fails, run, f"{words} {number}"), 120)
             time.sleep(LATER_S)
         finally:
             over.set()
@@ -183,7 +184,8 @@ def test_the_automation_is_put_in_place_once_and_former_ones_go(served: Served, 
         assert after.id == lost.id
         assert not after.enabled  # what a person paused stays paused
         client.resume_automation(lost.id)
-        assert Webhook.load(BLOCK).url.get_secret_value() == hook.url
+        webhook = Webhook.load(BLOCK)
+        assert isinstance(webhook, Webhook) and webhook.url.get_secret_value() == hook.url
 
 
 def test_what_is_announced_is_kept(served: Served) -> None:

@@ -132,22 +132,23 @@ def nothing_computed() -> Iterator[None]:
 def test_every_variant_is_measured_under_every_probe(params: AuditParams, audited: Audited) -> None:
     rows = run_sql(Store.open(params.store), "SELECT variant, condition, metric, value, n FROM metrics").to_pylist()
     found = {(row["variant"], row["condition"]) for row in rows if row["metric"] == "mr"}
-    cut = {"nemo", "random-nemo", "wanda", "random-wanda", "wanda-control", "magnitude"}
+    cut = {"nemo-union", "random-nemo-union", "wanda", "random-wanda", "wanda-control", "magnitude"}
     probed = {(variant, condition) for variant in {"original", *cut} for condition in ("prompt", "ordinary")}
-    probed |= {("nemo-own", "prompt"), ("random-nemo-own", "prompt")}  # nothing of them is cut for other prompts
+    probed |= {("nemo", "prompt"), ("random-nemo", "prompt")}  # nothing of them is cut for other prompts
     rivals = {*RIVALS["erase"], *RIVALS["defences"]}
     probed |= {(variant, condition) for variant in rivals for condition in ("prompt", "ordinary")}
     attacked = {(variant, "dori-noise") for variant in {"original", *cut, *rivals} - {"wanda-control", "magnitude"}}
     efforts = {(f"effort-{steps}{suffix}") for steps in (1, 3) for suffix in ("", "-control")}
-    attacked |= {("nemo-own", "dori-noise")}
+    attacked |= {("nemo", "dori-noise")}
     attacked |= {("original", condition) for condition in ("dori-noise-control", "dori-noise-unseen", *efforts)}
     assert found == probed | attacked
+    assert {(row["variant"], row["condition"]) for row in rows if row["metric"] == "ssim_orig_max"} == found
     numbers = {(row["condition"], row["n"]) for row in rows if row["metric"] == "mr"}
     known = {("prompt", 4), ("ordinary", 2), ("dori-noise", 2), ("dori-noise-control", 1), ("dori-noise-unseen", 1)}
     assert numbers == known | {(condition, 1) for condition in efforts}
     assert {row["variant"] for row in rows if row["metric"] == "sscd_gen"} == cut | rivals | {
-        "nemo-own",
-        "random-nemo-own",
+        "nemo",
+        "random-nemo",
     }
 
 
@@ -176,6 +177,7 @@ def test_a_search_is_written_for_every_effort_once(params: AuditParams, audited:
 
 
 def test_another_refinement_is_held_against_the_published_one(params: AuditParams, tmp_path: Path) -> None:
+    assert params.settings is not None
     nemo = params.settings.nemo.model_copy(update={"refinement": "group"})
     settings = params.settings.model_copy(update={"nemo": nemo, "agreement": True, "memorized": 2, "scores": ()})
     plan = Plan(params.model_copy(update={"settings": settings, "store": str(tmp_path / "store")}))
@@ -356,14 +358,14 @@ def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audi
     """At a distance that all pictures are within, every prompt is claimed; random weights copy nothing, so wrongly."""
     rows = Store.open(params.store).read("metrics", audit_id=audited.audit_id, condition="extraction").to_pylist()
     found = {(row["variant"], row["metric"]): (row["value"], row["n"]) for row in rows}
-    for variant in ("original", "nemo", "wanda", "adversarial-finetune"):
+    for variant in ("original", "nemo-union", "wanda", "adversarial-finetune"):
         assert found[variant, "extraction_recall"] == (0.0, 2)
         assert found[variant, "extraction_precision"] == (0.0, 4)
 
 
 def test_a_prompts_pictures_are_made_with_its_own_neurons_cut(params: AuditParams, audited: Audited) -> None:
     plan = Plan(params)
-    subject, variant, sampling = plan.subject, audited.variants["nemo-own"], plan.settings.sampling
+    subject, variant, sampling = plan.subject, audited.variants["nemo"], plan.settings.sampling
     neurons = json.loads((subject.stored(variant)[1] / "neurons.json").read_text())
     prompt = next(prompt for prompt in plan.memorized if neurons[prompt.prompt_id])
     model = subject.load()

@@ -103,14 +103,14 @@ class Page:
         at = -1
         for label in labels:
             at = texts.index(label, at + 1)
-        label = found[at]
-        (field,) = self.browser.find_elements(By.ID, label.get_attribute("for") or "") or [None]
-        if field is None or field.tag_name not in ("input", "textarea"):
-            # A field that may be empty: choose that it is not.
-            around = label.find_element(By.XPATH, "./ancestor::div[.//*[@role='tab']][1]")
-            self._click(around.find_element(By.XPATH, ".//*[@role='tab'][1]"))
-            field = around.find_element(By.XPATH, ".//input | .//textarea")
-        return field
+        own = found[at]
+        fields = self.browser.find_elements(By.ID, own.get_attribute("for") or "")
+        if fields and fields[0].tag_name in ("input", "textarea"):
+            return fields[0]
+        # A field that may be empty: choose that it is not.
+        around = own.find_element(By.XPATH, "./ancestor::div[.//*[@role='tab']][1]")
+        self._click(around.find_element(By.XPATH, ".//*[@role='tab'][1]"))
+        return around.find_element(By.XPATH, ".//input | .//textarea")
 
     def choose(self, label: str) -> None:
         """Something rather than nothing, in a field that is a form of its own and may be empty."""

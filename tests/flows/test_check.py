@@ -25,7 +25,7 @@ from flows.stages import collect, localize, mitigate
 from storage import Store
 from tasks.diffusion.outline import Outline, outline_of
 from tasks.errors import InputError
-from tasks.scan.detectors import ScanParams
+from tasks.scan.task import ScanParams
 from tasks.subject import Kind, Prompt
 from tests.support.world import SIDE, tiny_world
 
@@ -192,8 +192,8 @@ def test_schedules_latents_and_statistics_of_the_model(outline: Outline, tmp_pat
     ]
     torch.save(([torch.zeros(3)], [torch.zeros(3)]), tmp_path / "statistics.pt")
     own = Settings.model_validate(FITS | {"nemo": {"statistics": tmp_path / "statistics.pt"}})
-    (found,) = with_model(own, outline)
-    assert "the means have shapes [(3,)], the model's layers have widths" in found
+    (problem,) = with_model(own, outline)
+    assert "the means have shapes [(3,)], the model's layers have widths" in problem
 
 
 def test_what_is_left_out_is_said() -> None:
@@ -217,7 +217,7 @@ def test_what_is_left_out_is_said() -> None:
     [
         ({"alpha": 0.02}, "4 null prompts are too few for a false-alarm rate of 2 %, which needs 49"),
         ({"alpha": 0.5, "detectors": ["entropy"]}, None),
-        ({"alpha": 0.5, "steps": 1000}, None),
+        ({"alpha": 0.5, "norm": {"steps": 1000}}, None),
     ],
 )
 def test_a_scan_is_looked_at_before_it_begins(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from urllib.request import proxy_bypass
 
 import pytest
@@ -97,7 +98,7 @@ def test_named_queries_are_listed_and_asked(
     assert row["iou"] == pytest.approx(1 / 3)
     assert json.loads(CliRunner().invoke(app, ["query", "iou_pairs", "--set", "method=none", *where]).output) == []
     for kind in ("null", "memorized"):
-        prompt = {"prompt_id": kind, "text": kind, "kind": kind, "image_ids": []}
+        prompt: dict[str, Any] = {"prompt_id": kind, "text": kind, "kind": kind, "image_ids": []}
         store.write("prompts", kind, [prompt], prompt_set="p")
         norms = {"prompt_id": kind, "step": 0, "timestep": 9, "sum_sq": [4.0], "tokens": 1, "params_id": "n"}
         place = {"model_id": "m", "variant": "original", "site": "ff-hidden", "layer": "x"}

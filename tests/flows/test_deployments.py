@@ -11,6 +11,7 @@ import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate
+from prefect.client.schemas.objects import State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
 
@@ -20,8 +21,14 @@ from tests.support.served import Served, until
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def schema(deployment: DeploymentResponse) -> dict[str, Any]:
+    """What the form of a deployment asks for."""
+    assert deployment.parameter_openapi_schema is not None
+    return deployment.parameter_openapi_schema
+
+
 def definition(deployment: DeploymentResponse, name: str) -> dict[str, Any]:
-    return dict(deployment.parameter_openapi_schema["definitions"][name]["properties"])
+    return dict(schema(deployment)["definitions"][name]["properties"])
 
 
 def facts(deployment: DeploymentResponse) -> dict[str, Any]:
@@ -30,14 +37,14 @@ def facts(deployment: DeploymentResponse) -> dict[str, Any]:
     return {
         "entrypoint": deployment.entrypoint,
         "pool": deployment.work_pool_name,
-        "crons": [each.schedule.cron for each in deployment.schedules],
+        "crons": [getattr(each.schedule, "cron", None) for each in deployment.schedules],
         "active": [each.active for each in deployment.schedules],
         "limit": limit and limit.limit,
         "collision": deployment.concurrency_options and deployment.concurrency_options.collision_strategy,
         "enforced": deployment.enforce_parameter_schema,
         "schema": deployment.parameter_openapi_schema,
         "described": deployment.description,
-        "pull": [list(step) for step in deployment.pull_steps],
+        "pull": [list(step) for step in deployment.pull_steps or []],
     }
 
 
@@ -98,11 +105,11 @@ def test_every_field_of_every_form_is_described(served: Served) -> None:
     with served.client() as client:
         found = client.read_deployments()
     for deployment in found:
-        forms = deployment.parameter_openapi_schema["definitions"]
+        forms = schema(deployment)["definitions"]
         fields = {(name, key): field for name, form in forms.items() for key, field in form["properties"].items()}
         assert [key for key, field in fields.items() if not field.keys() & {"description", "$ref"}] == []
         assert not [form["title"] for form in forms.values() if form["title"].endswith("Params")]
-        others = deployment.parameter_openapi_schema["properties"].items()
+        others = schema(deployment)["properties"].items()
         assert [key for key, field in others if key != "params" and not field.get("description")] == []
 
 
@@ -149,7 +156,7 @@ def test_a_worker_takes_a_run_and_its_artifacts_are_there(served: Served) -> Non
         deployment = client.read_deployment_by_name("nightly/nightly")
         run = client.create_flow_run_from_deployment(deployment.id)
 
-        def ended() -> Any:
+        def ended() -> State[Any] | None:
             state = client.read_flow_run(run.id).state
             return state if state is not None and state.is_final() else None
 

@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,12 @@ def test_they_can_be_refused_all_at_once_before_there_is_a_store(world: Path, tm
 def test_the_setting_is_one_of_all_and_an_option_of_its_own(world: Path) -> None:
     (row,) = [row for row in listed(settings_for("quick", {})) if row["setting"] == "long_prompts"]
     assert (row["value"], row["may be"]) == (json.dumps("truncate"), "truncate, refuse, skip")
-    named = {"model": str(world / "model"), "store": str(world / "store")}
-    asked = params_of(**named, long_prompts=LongPromptsName.SKIP, settings=["seeds=3", "wanda.sparsity=0.1"])
+    asked_of = partial(params_of, str(world / "model"), store=str(world / "store"), long_prompts=LongPromptsName.SKIP)
+    asked = asked_of(settings=["seeds=3", "wanda.sparsity=0.1"])
     assert (asked.settings.long_prompts, asked.settings.seeds) == ("skip", 3)
     assert "long_prompts" in command_of(asked)
     with pytest.raises(InputError, match="long_prompts is set twice"):
-        params_of(**named, long_prompts=LongPromptsName.SKIP, settings=["long_prompts=refuse"])
+        asked_of(settings=["long_prompts=refuse"])
 
 
 @pytest.mark.parametrize("command", ["audit", "collect", "localize", "evaluate", "report", "scan"])

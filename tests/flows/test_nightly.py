@@ -13,7 +13,6 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from prefect import runtime
-from prefect.artifacts import Artifact
 from prefect.events import Event
 from prefect.events.clients import AssertingEventsClient
 from prefect.events.worker import EventsWorker
@@ -32,6 +31,7 @@ from tasks.diffusion.sampling import SamplingParams, generate, to_png
 from tasks.errors import InputError
 from tasks.evaluate.sscd import SscdParams
 from tasks.report.task import accept
+from tests.support.artifacts import artifact
 from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -166,8 +166,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     event = told(asserting_events_worker)[-1]
     assert (event.event, event.resource.id) == ("engram.audit.regression", "engram.model.tiny")
     assert planted in event.payload["words"] and planted in event.payload["regressions"]
-    summary = Artifact.get("nightly")
-    assert summary is not None and f"- {planted}" in str(summary.data) and "| tiny | **regression** |" in summary.data
+    assert f"- {planted}" in artifact("nightly") and "| tiny | **regression** |" in artifact("nightly")
     compared = CliRunner().invoke(app, ["compare", first, "latest", "--store", store.url])
     assert compared.exit_code == 1 and planted in compared.output.splitlines()[-1]
 
@@ -195,8 +194,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
         patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)
         with pytest.raises(NightFailed, match="tiny: a part is damaged"):
             nightly(params)
-    summary = Artifact.get("nightly")
-    assert summary is not None and "a part is damaged" in str(summary.data)
+    assert "a part is damaged" in artifact("nightly")
     assert isinstance(runtime.flow_run.scheduled_start_time, datetime)
     with pytest.raises(InputError, match="no model 'gone' is registered"):
         nightly(params.model_copy(update={"models": ("gone",)}))
@@ -205,5 +203,4 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
 
 def test_a_night_without_models(tmp_path: Path) -> None:
     assert nightly(NightlyParams(store=str(tmp_path / "store"))) == []
-    summary = Artifact.get("nightly")
-    assert summary is not None and "No model is registered" in str(summary.data)
+    assert "No model is registered" in artifact("nightly")

@@ -9,10 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
-from prefect.artifacts import Artifact
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner, Result
@@ -20,14 +18,15 @@ from typer.testing import CliRunner, Result
 from flows.audit import AuditParams
 from flows.cli import main
 from flows.cli.commands import app
-from flows.cli.scans import DetectorName
 from flows.plan import Plan
-from flows.scan import ScanRun, scan, told
+from flows.scan import ScanRun, scan, scanned_and_nulls
 from flows.settings import Settings
 from storage import Store, run_sql, verify
-from tasks.collect.prompt_files import PromptEntry, read_prompts
+from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
-from tasks.scan.detectors import Detector, ScanParams
+from tasks.scan.task import ScanParams
+from tests.support.artifacts import artifact
+from tests.support.prompts import read_prompts
 from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -99,7 +98,8 @@ def test_a_second_scan_computes_nothing(world: Path, monkeypatch: pytest.MonkeyP
     first = engram_scan(world, *words)
     store = Store.open(str(world / "store"))
     before = store.parts("detections"), store.parts("findings")
-    monkeypatch.setattr("tasks.scan.task.scores", None)
+    for detector in ("norm", "ssim"):
+        monkeypatch.setattr(f"tasks.scan.{detector}.by_seed", None)
     again = engram_scan(world, *words)
     assert json.loads(again.stdout) == json.loads(first.stdout)
     assert (store.parts("detections"), store.parts("findings")) == before
@@ -123,29 +123,28 @@ def test_the_table_ends_with_what_was_flagged(world: Path) -> None:
 
 def test_what_the_ui_shows(world: Path) -> None:
     found = scan(ScanRun(scan=ScanParams(alpha=float(ALPHA)), **files(world)))
-    page, table = Artifact.get("scan"), Artifact.get("suspects")
-    assert page is not None and table is not None
-    assert str(page.data).startswith(f"# Scan {found.scan_id}") and found.words.splitlines()[0] in str(page.data)
-    assert len(json.loads(str(table.data))) == 4
+    page = artifact("scan")
+    assert page.startswith(f"# Scan {found.scan_id}") and found.words.splitlines()[0] in page
+    assert len(json.loads(artifact("suspects"))) == 4
 
 
 def test_a_model_has_prompts_and_null_prompts_of_its_own(world: Path) -> None:
     own = {"model": str(world / "model"), "store": str(world / "store"), "scan": ScanParams(alpha=0.2)}
-    scanned, nulls = told(ScanRun.model_validate(own))
+    scanned, nulls = scanned_and_nulls(ScanRun.model_validate(own))
     assert {prompt.kind for prompt in scanned} == {"memorized", "ordinary"} and len(scanned) == 10
     assert [prompt.text for prompt in nulls] == [f"picture {n}" for n in (4, 5, 6, 7)]
-    scanned, same = told(ScanRun.model_validate(own | {"prompts": str(world / "prompts.csv")}))
+    scanned, same = scanned_and_nulls(ScanRun.model_validate(own | {"prompts": str(world / "prompts.csv")}))
     assert same == nulls and len(scanned) == 4
 
 
 def test_no_prompt_is_held_against_itself(world: Path, tmp_path: Path) -> None:
     (tmp_path / "some.csv").write_text("caption,kind\nthree,\nfour,null\nfive,null\nsix,memorized\n")
     both = files(world) | {"prompts": str(tmp_path / "some.csv")}
-    scanned, nulls = told(ScanRun(scan=ScanParams(alpha=0.25), **both))
+    scanned, nulls = scanned_and_nulls(ScanRun(scan=ScanParams(alpha=0.25), **both))
     assert [prompt.text for prompt in scanned] == ["three", "six"]
     assert [prompt.text for prompt in nulls] == ["one", "two", "four"]
     del both["nulls"]
-    _, nulls = told(ScanRun(scan=ScanParams(alpha=0.25), **both))
+    _, nulls = scanned_and_nulls(ScanRun(scan=ScanParams(alpha=0.25), **both))
     assert [prompt.text for prompt in nulls] == ["four", "five", *(f"picture {n}" for n in (4, 5, 6, 7))]
     assert nulls[0] == PromptEntry("four", "null")
 
@@ -159,13 +158,14 @@ def test_no_prompt_is_held_against_itself(world: Path, tmp_path: Path) -> None:
         (["--model", "nowhere"], "no model at nowhere: there is no such file or folder"),
         (["--out", "nowhere/flagged.csv"], "there is no folder nowhere for flagged.csv"),
         (["--set", "alphas=1"], "there is no setting 'alphas': did you mean alpha?"),
-        (["--set", "seeds=1"], "seeds cannot be 1: it may be: integer, >= 2, <= 100"),
+        (["--set", "norm.seeds=1"], "norm.seeds cannot be 1: it may be: integer, >= 2, <= 100"),
         (["--set", "batch=2", "--set", "batch=3"], "batch is set twice, by --set 'batch=2' and by --set 'batch=3'"),
-        (["--set", "steps=1001"], "steps cannot be 1001"),
+        (["--set", "norm.steps=1001"], "norm.steps cannot be 1001"),
+        (["--detector", "norms"], "detectors cannot be"),
         (["--alpha", "0.5", "--set", "alpha=0.4"], "alpha is set twice, by its own option and by --set: leave one"),
         (["--device", "cuda:99", "--alpha", ALPHA], "no device 'cuda:99' here"),
         (["--store", "/dev/null/store"], "cannot open the store /dev/null/store: /dev/null is no folder"),
-        (["--set", "seeds"], "--set 'seeds' is not NAME=VALUE"),
+        (["--set", "alpha"], "--set 'alpha' is not NAME=VALUE"),
         (["--long-prompts", "refuse"], "{world}/prompts.csv:6: 49 tokens, and the model reads 32: shorten it, or"),
         (["--long-prompts", "skip", "--set", "long_prompts=refuse"], "long_prompts is set twice"),
     ],
@@ -191,14 +191,16 @@ def test_everything_that_is_wrong_with_both_files_is_said_at_once(world: Path, t
     (tmp_path / "bad.jsonl").write_text("oops\n")
     both = files(world) | {"prompts": str(tmp_path / "bad.csv"), "nulls": str(tmp_path / "bad.jsonl")}
     with pytest.raises(InputError, match=r"(?s)2 things cannot be used:.*bad\.csv:2: .*bad\.jsonl:1: not JSON"):
-        told(ScanRun.model_validate(both))
+        scanned_and_nulls(ScanRun.model_validate(both))
 
 
 def test_a_null_prompt_that_is_the_same_to_the_model_is_named(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "nulls.txt").write_text("one\ntwo\n\nA  BED\nfour\n")
-    told(ScanRun.model_validate(files(world) | {"nulls": str(tmp_path / "nulls.txt"), "scan": {"alpha": 0.8}}))
+    scanned_and_nulls(
+        ScanRun.model_validate(files(world) | {"nulls": str(tmp_path / "nulls.txt"), "scan": {"alpha": 0.8}})
+    )
     places = f"{world / 'prompts.csv'}:5 (scanned), {tmp_path / 'nulls.txt'}:4 (null)"
     assert f"{places} are the same to the model" in capsys.readouterr().err
 
@@ -222,11 +224,7 @@ def test_a_model_without_prompts_needs_a_file(world: Path, tmp_path: Path) -> No
     shutil.copytree(world / "model", tmp_path / "model")
     (tmp_path / "model" / "engram.json").unlink()
     with pytest.raises(InputError, match=r"which prompts.*--prompts"):
-        told(ScanRun(model=str(tmp_path / "model")))
+        scanned_and_nulls(ScanRun(model=str(tmp_path / "model")))
     (tmp_path / "nulls.csv").write_text("caption,kind\none,null\n")
     with pytest.raises(InputError, match="nothing to scan"):
-        told(ScanRun(model=str(tmp_path / "model"), prompts=str(tmp_path / "nulls.csv")))
-
-
-def test_the_command_offers_every_detector() -> None:
-    assert [each.value for each in DetectorName] == list(get_args(Detector))
+        scanned_and_nulls(ScanRun(model=str(tmp_path / "model"), prompts=str(tmp_path / "nulls.csv")))

@@ -90,17 +90,18 @@ def second(first: Life, folder: Path) -> Life:
         settings = httpx.get(f"{served.url}/ui-settings").json()
         life.seen["ui"] = (settings["api_url"], httpx.get(served.url, follow_redirects=True).status_code)
 
-        def states() -> list[str] | None:
+        def states() -> list[str | None] | None:
             found = [client.read_flow_run(run).state for run in first.seen["due"]]
-            return sorted(state.name for state in found) if all(state.is_final() for state in found) else None
+            final = [state.name for state in found if state is not None and state.is_final()]
+            return sorted(final, key=str) if len(final) == len(found) else None
 
         life.seen["missed"] = until(states, 180)
         params = {"model": str(model), "store": str(folder / "store"), "device": "cpu", "settings": LONG}
         run = client.create_flow_run_from_deployment(life.ids["audit"], parameters={"params": params})
 
         def at_work() -> bool:
-            audits = client.read_flow_runs()
-            return any(each.parent_task_run_id and each.state.is_running() for each in audits)
+            runs = client.read_flow_runs()
+            return any(run.parent_task_run_id and run.state is not None and run.state.is_running() for run in runs)
 
         until(at_work, 180)
         ended(life, served, signal.SIGINT)

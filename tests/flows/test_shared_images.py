@@ -66,7 +66,7 @@ def test_an_audit_counts_images_and_says_their_prompts(params: AuditParams, tmp_
     assert "of 2 different memorized images, which 4 prompts share," in audited.written.verdict
     facts = dict(facts_of(plan, record_of(store, audited.audit_id), audited.variants))
     assert facts["prompts"].startswith("4 memorized of 2 images, 2 ordinary")
-    same = compare(store, audited.audit_id, audited.audit_id, ("original", "nemo", "wanda"))
+    same = compare(store, audited.audit_id, audited.audit_id, ("original", "nemo-union", "wanda"))
     assert same.verdict.startswith("No regression") and "prompts of" in same.verdict
     assert {one.prompts_after for one in same.differences if (one.condition, one.metric) == ("prompt", "mr")} == {4}
     page_file, data = write_results(store, audited.audit_id, tmp_path / "results", "engram audit")

@@ -13,7 +13,7 @@ from flows.settings import MANAGED, Settings, listed, settings_for
 from flows.typed import leaves, problems_in, settings_of, unknown, validated, values_of
 from tasks.errors import InputError
 from tasks.reference.build import BuildParams
-from tasks.scan.detectors import ScanParams
+from tasks.scan.task import ScanParams
 
 
 def typed(*pairs: str) -> Settings:

@@ -1,4 +1,4 @@
-"""The door of localization, on a model of random weights: controls, other scores, published statistics, replays."""
+"""The door of localization, on a model of random weights: controls, other scores, published statistics, traces."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from storage import Store, connect
 from tasks.collect.task import collect_norms, collect_values, empty_prompts, import_set
-from tasks.collect.values import Moments, value_activations
+from tasks.collect.values import value_activations
 from tasks.diffusion.families import layers_of
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site
@@ -16,6 +16,7 @@ from tasks.errors import InputError
 from tasks.localize import task as door
 from tasks.localize.importance import ImportanceParams
 from tasks.localize.nemo import NemoParams
+from tasks.localize.statistics import Moments
 from tasks.localize.wanda import WandaParams
 from tasks.subject import Prompt, Subject, prompts_of
 from tests.support.world import tiny_world
@@ -149,12 +150,11 @@ def test_published_statistics_stand_for_null_prompts(
 
 
 @pytest.mark.parametrize("refinement", ["sequential", "chain", "group"])
-def test_a_search_is_replayed_from_the_store(
-    subject: Subject, memorized: list[Prompt], nulls: list[Prompt], refinement: str, monkeypatch: pytest.MonkeyPatch
+def test_the_trace_leads_from_the_candidates_to_what_was_found(
+    subject: Subject, memorized: list[Prompt], nulls: list[Prompt], refinement: str
 ) -> None:
     params = NemoParams.model_validate(NEMO.model_dump() | {"refinement": refinement})
     params_id = door.localize_nemo(subject, memorized, nulls, nulls, params)
-    monkeypatch.setattr("tasks.localize.task.neurons.nemo", None)
     candidates, found = (
         {
             prompt.prompt_id: {
@@ -167,21 +167,17 @@ def test_a_search_is_replayed_from_the_store(
         }
         for method in ("nemo-candidates", "nemo")
     )
-    names = [layer.name for layer in layers_of(subject.load().denoiser, Site.VALUE)]
     assert sum(map(len, found.values())) > 0
     for prompt in memorized:
-        steps = door.replay_search(subject, prompt, params_id, params)
-        blocked = [{(names[index], neuron) for index, neuron in left} for _, left in steps]
-        assert [check.candidates for check, _ in steps] == [len(left) for left in blocked]
-        assert all(left <= candidates[prompt.prompt_id] for left in blocked)
+        trace = subject.open().read("nemo_traces", params_id=params_id, prompt_id=prompt.prompt_id).to_pylist()
+        gate, *checks = sorted(trace, key=lambda row: row["step_number"])
+        assert gate["phase"] == "gate" and {check["phase"] for check in checks} == {"select", "layer", "neuron"}
+        end = [check for check in checks if check["phase"] == "select"][-1]
+        assert end["candidates"] == len(candidates[prompt.prompt_id])
+        assert found[prompt.prompt_id] <= candidates[prompt.prompt_id]
         # What the last check that found something not to be needed left blocked is what was found.
-        last = [left for (check, _), left in zip(steps, blocked, strict=True) if not check.kept]
-        assert found[prompt.prompt_id] == (last[-1] if last else candidates[prompt.prompt_id])
-
-
-def test_a_search_that_was_not_made_is_not_replayed(subject: Subject, memorized: list[Prompt]) -> None:
-    with pytest.raises(InputError, match="no search for 'picture"):
-        door.replay_search(subject, memorized[0], "nothing", NEMO)
+        last = [check for check in checks if check["phase"] != "select" and not check["kept"]]
+        assert len(found[prompt.prompt_id]) == (last[-1] if last else end)["candidates"]
 
 
 def test_two_searches_are_compared_prompt_by_prompt(
@@ -211,7 +207,6 @@ def test_values_of_all_blocks_are_searched_when_asked_for(
     assert layers == {layer.name for layer in layers_of(subject.load().denoiser, Site.VALUE_ALL)}
     assert layers > {row["layer"] for row in sets(subject, nemo_id, "nemo")}
     assert any(row["members"] for row in sets(subject, all_id, "nemo") if row["layer"].startswith("up_blocks"))
-    assert door.replay_search(subject, memorized[0], all_id, everywhere)
 
 
 def test_memorization_left_is_beside_that_of_random_neurons(

@@ -8,22 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.collect.values import Statistics
-from tasks.errors import InputError
 from tasks.localize.search import (
     TIE,
     Candidates,
     Check,
     Neuron,
     SearchParams,
-    in_search_order,
     initial_selection,
-    one_by_one,
     out_of_distribution,
     refine,
     refinement_limit,
-    replay,
 )
+from tasks.localize.statistics import Statistics
+from tests.support.search import one_by_one
 
 ACTIVATIONS = [torch.tensor([5.5, 4.9, 1.1, 0.3]), torch.tensor([0.2, 0.6])]
 STANDARD = Statistics((torch.zeros(4), torch.zeros(2)), (torch.ones(4), torch.ones(2)))
@@ -114,9 +111,7 @@ def after_a_give_up(effects: dict[Neuron, float], rounding: Callable[[Candidates
     params = SearchParams.model_validate({"refinement": kind})
     found, limit, selection = initial_selection(activations, statistics, one_by_one(score), 0.1, params)
     assert not selection[-1].kept and frozenset(found) == effects.keys()
-    kept, trace = refine(found, one_by_one(score), limit, params)
-    assert replay(found, trace, refinement_limit(selection[-1], 0.1), params)[1] == kept
-    return kept
+    return refine(found, one_by_one(score), limit, params)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -220,35 +215,6 @@ def test_groups_need_fewer_checks_when_little_is_needed() -> None:
     assert sequential == group == {(0, 17)}
     assert len(many) == 1 + 64
     assert len(few) <= 1 + 2 * 6 + 1
-
-
-@given(found=st.lists(NEURONS, unique=True), seed=st.integers(), kind=st.sampled_from(["sequential", "chain", "group"]))
-def test_a_search_is_replayed_from_its_trace(found: list[Neuron], seed: int, kind: str) -> None:
-    looks: list[Candidates] = []
-
-    def score(blocked: Candidates) -> float:
-        looks.append(blocked)
-        return hash((seed, blocked)) % 1000 / 1000
-
-    params = SearchParams.model_validate({"refinement": kind})
-    kept, trace = refine(found, one_by_one(score), 0.5, params)
-    assert replay(found, trace, 0.5, params) == (looks, kept)
-
-
-def test_a_trace_of_another_search_is_refused() -> None:
-    found = [(0, 0), (0, 1), (1, 1)]
-    _, trace = refine(found, one_by_one(needs((0, 1))), 0.4, SearchParams())
-    with pytest.raises(InputError, match="ends after"):
-        replay(found, trace[:-1], 0.4, SearchParams())
-    with pytest.raises(InputError, match="not that of a search"):
-        replay([(0, 2), (0, 3), (1, 1)], trace, 0.4, SearchParams())
-
-
-@pytest.mark.parametrize("k", [0, 1, 3])
-def test_candidates_are_put_back_into_their_order(k: int) -> None:
-    found = out_of_distribution(ACTIVATIONS, STANDARD, 1.0, k)
-    members = {index: torch.tensor([n for i, n in sorted(found) if i == index]) for index in {i for i, _ in found}}
-    assert in_search_order(members, ACTIVATIONS, k) == list(found)
 
 
 def test_bounds() -> None:

@@ -18,7 +18,7 @@ from tasks.diffusion.sampling import SamplingParams
 from tasks.errors import InputError, TooLarge
 from tasks.evaluate.sscd import SscdParams
 from tasks.mitigate import task as door
-from tasks.mitigate.finetune import FineTuneParams, Memorized
+from tasks.mitigate.finetune import FineTuneParams, Memorized, finetune
 from tasks.mitigate.task import erasing
 from tasks.mitigate.task import surrogates as making
 from tasks.subject import ORIGINAL, Prompt, Subject, prompts_of
@@ -71,12 +71,11 @@ def test_every_picture_of_a_template_is_erased(subject: Subject, monkeypatch: py
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, [template], {first.prompt_id: 0}))
     trained: list[Memorized] = []
 
-    def finetune(model: Any, memorized: Memorized, *rest: Any) -> Any:
+    def recorded(model: Any, memorized: Memorized, *rest: Any) -> Any:
         trained.append(memorized)
-        return erasing_finetune(model, memorized, *rest)
+        return finetune(model, memorized, *rest)
 
-    erasing_finetune = erasing.finetune
-    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", finetune)
+    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", recorded)
     variant = erase(subject, [template])
     (memorized,) = trained
     assert list(memorized.ids) == list(template.image_ids)

@@ -116,14 +116,14 @@ def test_neurons_are_cut_by_rows(subject: Subject) -> None:
     cut = door.cut_neurons(subject, "p", ["all"], "audit-7", Site.VALUE)
     layers = layers_of(subject.load().denoiser, Site.VALUE)
     rows = {layer.name: list(range(n * layer.inputs, (n + 1) * layer.inputs)) for n, layer in enumerate(layers)}
-    assert zeroed(subject, cut["nemo"]) == rows
-    assert len(zeroed(subject, cut["random-nemo"])) == len(layers)
+    assert zeroed(subject, cut["nemo-union"]) == rows
+    assert len(zeroed(subject, cut["random-nemo-union"])) == len(layers)
 
 
 def test_each_prompt_is_asked_with_its_own_neurons_cut(subject: Subject) -> None:
     prompts = ["first", "second", "third"]
     cut = door.cut_own(subject, "p", prompts, "audit-7", Site.VALUE)
-    assert list(cut) == ["nemo-own", "random-nemo-own"]
+    assert list(cut) == ["nemo", "random-nemo"]
     layers = layers_of(subject.load().denoiser, Site.VALUE)
     before = {name: value.clone() for name, value in subject.load().denoiser.named_parameters()}
 
@@ -138,22 +138,22 @@ def test_each_prompt_is_asked_with_its_own_neurons_cut(subject: Subject) -> None
 
     names = [layer.name for layer in layers]
     first = {name: [n, n + 1] for n, name in enumerate(names)}
-    assert lost("nemo-own", "first") == first
-    assert lost("nemo-own", "second") == {names[0]: [4], names[1]: [5]}  # and what the first had lost is back
-    assert lost("nemo-own", "third") == lost("nemo-own", "of others") == {}
-    assert lost("nemo-own", "first") == first
-    random = lost("random-nemo-own", "first")
+    assert lost("nemo", "first") == first
+    assert lost("nemo", "second") == {names[0]: [4], names[1]: [5]}  # and what the first had lost is back
+    assert lost("nemo", "third") == lost("nemo", "of others") == {}
+    assert lost("nemo", "first") == first
+    random = lost("random-nemo", "first")
     assert [len(random[name]) for name in names] == [2] * len(names)
     assert not any(set(random[name]) & set(first[name]) for name in names)
     assert all(torch.equal(value, before[name]) for name, value in subject.load().denoiser.named_parameters())
     assert door.cut_own(subject, "p", prompts, "audit-8", Site.VALUE) == cut
-    assert subject.is_cut_anew(cut["nemo-own"]) and not subject.is_cut_anew("original")
+    assert subject.is_cut_anew(cut["nemo"]) and not subject.is_cut_anew("original")
     # On average, of three prompts: 2 of each layer, 2 in all, none.
     share = round((2 * len(layers) + 2) / 3) / sum(layer.outputs for layer in layers)
-    assert door.shares_cut(subject, cut)["nemo-own"] == pytest.approx(share)
-    assert door.shared_figure(subject, cut["random-nemo-own"]).value == 0
+    assert door.shares_cut(subject, cut)["nemo"] == pytest.approx(share)
+    assert door.shared_figure(subject, cut["random-nemo"]).value == 0
     with pytest.raises(InputError, match="cut anew for each prompt"):
-        subject.load(cut["nemo-own"])
+        subject.load(cut["nemo"])
     assert door.cut_own(subject, "p", ["third"], "audit-7", Site.VALUE) == {}
 
 

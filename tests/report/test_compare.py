@@ -85,7 +85,7 @@ def test_the_interval_covers() -> None:
 
 
 def test_only_figures_of_both_are_compared() -> None:
-    lone = Row("nemo", "prompt", "mr", 0.5, None, None, 1)
+    lone = Row("nemo-union", "prompt", "mr", 0.5, None, None, 1)
     assert [one.variant for one in differences([rate(1, 4), lone], [rate(2, 4)])] == ["original"]
     (found,) = differences([lone], [lone])
     assert (found.change, found.low, found.high) == (0, None, None)
@@ -139,7 +139,7 @@ def test_the_order_of_seeds_and_prompts_is_of_no_account(order: list[int], plant
 
 
 def test_one_more_planted_image_is_caught() -> None:
-    quiet = [pair(f"{variant} {n}", 0, 0, variant=variant) for variant in ("nemo", "wanda") for n in range(40)]
+    quiet = [pair(f"{variant} {n}", 0, 0, variant=variant) for variant in ("nemo-union", "wanda") for n in range(40)]
     finding, figure = worse([*NEVER, *ALWAYS, *quiet, pair("planted", 0, 4)])
     assert (finding.question, finding.prompt_id) == ("prompt", "planted")
     assert (figure.question, figure.variant, figure.p) == ("figure", "original", finding.p)
@@ -163,14 +163,15 @@ def test_many_small_rises_are_caught_together() -> None:
 def test_the_very_same_pictures_are_no_evidence() -> None:
     pairs = [Pair(p.variant, p.condition, p.prompt_id, p.before, p.after, same=True) for p in (*NEVER, *ALWAYS)]
     assert copies(pairs, THRESHOLD) == []
-    assert copies([Pair("nemo", "dori-noise", "a", scores(0, 4), scores(4, 4), same=True)], THRESHOLD)[0].p == 1
+    assert copies([Pair("nemo-union", "dori-noise", "a", scores(0, 4), scores(4, 4), same=True)], THRESHOLD)[0].p == 1
 
 
 def test_the_unit_of_an_attack_is_the_picture() -> None:
     def attacked(back: int, gone: int, seeds: int = 4) -> list[Pair]:
         changes = [(0, 1)] * back + [(1, 0)] * gone + [(0, 0)] * 4
         return [
-            pair(str(n), seeds * old, seeds * new, seeds, "nemo", "dori-noise") for n, (old, new) in enumerate(changes)
+            pair(str(n), seeds * old, seeds * new, seeds, "nemo-union", "dori-noise")
+            for n, (old, new) in enumerate(changes)
         ]
 
     (finding,) = copies(attacked(5, 1), THRESHOLD)
@@ -183,7 +184,7 @@ def test_the_unit_of_an_attack_is_the_picture() -> None:
 def test_more_pictures_of_an_attack_are_no_worse() -> None:
     """The best of eight seeds is better than the best of two, in an unchanged model too."""
     before, after = (NO_COPY, NO_COPY), (NO_COPY, NO_COPY, COPY, COPY)
-    (finding,) = copies([Pair("nemo", "dori-noise", str(n), before, after) for n in range(9)], THRESHOLD)
+    (finding,) = copies([Pair("nemo-union", "dori-noise", str(n), before, after) for n in range(9)], THRESHOLD)
     assert finding.p == 1
 
 
@@ -207,12 +208,12 @@ def test_an_image_is_asked_about_once_however_many_captions_it_has(counts: list[
 
 def test_captions_of_one_image_that_come_back_are_one_image_that_does() -> None:
     """Six captions of one image flip together: that is one coin that fell so, not six."""
-    six = sharing("image", [(0, 4)] * 6, variant="nemo", condition="dori-noise")
+    six = sharing("image", [(0, 4)] * 6, variant="nemo-union", condition="dori-noise")
     (finding,) = copies(six, THRESHOLD)
     assert finding.p == 0.5 and "of 1 attacked pictures 1 come back" in finding.words
     assert copies([replace(one, unit="") for one in six], THRESHOLD)[0].p == pytest.approx(1 / 64)
     # An image that one of its captions brought back before, in the very same pictures, does not come back anew.
-    known = [replace(sharing("image", [(4, 4)], variant="nemo", condition="dori-noise")[0], same=True), six[1]]
+    known = [replace(sharing("image", [(4, 4)], variant="nemo-union", condition="dori-noise")[0], same=True), six[1]]
     assert copies(known, THRESHOLD)[0].p == 1
 
 
@@ -307,7 +308,9 @@ def test_a_fall_on_two_prompts_is_not_sure() -> None:
 def unchanged(rng: np.random.Generator, seeds: int, prompts: int) -> tuple[list[Pair], list[Pair]]:
     """Two audits of one model with other seeds: some prompts always copied, some never, some now and then."""
     pairs = []
-    for variant, condition in itertools.product(("original", "nemo", "wanda"), ("prompt", "ordinary", "dori-noise")):
+    for variant, condition in itertools.product(
+        ("original", "nemo-union", "wanda"), ("prompt", "ordinary", "dori-noise")
+    ):
         often = rng.choice([0, 0, 0, 1, 1, *rng.random(3)], prompts)
         old, new = (rng.binomial(seeds, often) for _ in range(2))
         if condition.startswith("dori"):  # all seeds of a trigger together

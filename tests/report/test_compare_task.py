@@ -16,9 +16,11 @@ from tasks.evaluate.intervals import clopper_pearson
 from tasks.report.task import accept, audits_named, baseline_of, compare
 from tests.support.world import tiny_world
 
-CLAIMS = ("original", "nemo", "wanda")
+CLAIMS = ("original", "nemo-union", "wanda")
 SEEDS = 4
-QUIET = {("original", "prompt", f"p{n}"): 0 for n in range(6)} | {("nemo", "prompt", f"p{n}"): 0 for n in range(6)}
+QUIET = {("original", "prompt", f"p{n}"): 0 for n in range(6)} | {
+    ("nemo-union", "prompt", f"p{n}"): 0 for n in range(6)
+}
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def store(tmp_path: Path) -> Store:
     opened = Store.open(tmp_path / "store")
     names = {f"p{n}": f"picture {n}" for n in range(6)} | {"q": "another"}
     for prompt_set in ("p", "q"):
-        prompts = [
+        prompts: list[dict[str, Any]] = [
             {"prompt_id": name, "text": text, "kind": "memorized", "image_ids": [f"{name} x", f"{name} y"]}
             for name, text in names.items()
         ]
@@ -179,12 +181,12 @@ def test_an_unchanged_model_with_the_same_pictures_is_silent(store: Store) -> No
 
 
 def test_controls_do_not_regress(store: Store) -> None:
-    control = {("random-nemo", "prompt", f"p{n}"): 0 for n in range(6)}
+    control = {("random-nemo-union", "prompt", f"p{n}"): 0 for n in range(6)}
     put(store, "a", 1, QUIET | control)
     put(store, "b", 2, QUIET | dict.fromkeys(control, 4), model_id="retrained")
     found = compare(store, "a", "b", CLAIMS)
     assert found.regressions == []
-    assert next(one for one in found.differences if one.variant == "random-nemo").change == 1
+    assert next(one for one in found.differences if one.variant == "random-nemo-union").change == 1
 
 
 def test_quality_is_that_of_ordinary_prompts(store: Store) -> None:
@@ -205,7 +207,7 @@ def test_other_settings_and_prompts_are_told(store: Store) -> None:
     assert found.notes[:-1] == [
         "sampling.steps was None, is 9",
         "5 prompts in common, of 6 and 5: figures are over all",
-        "nemo, prompt was not looked at again",
+        "nemo-union, prompt was not looked at again",
     ]
 
 
@@ -291,8 +293,8 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     Path("prompts.csv").write_text("Caption,kind\na cat,memorized\na dog,null\na sea,null\na tree,null\na house,null\n")
     tiny_world(tmp_path / "world")
-    asked = ("--model", "world/model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip")
-    asked += ("--set", "wanda.sparsity=0.1")
+    asked = ["--model", "world/model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip"]
+    asked += ["--set", "wanda.sparsity=0.1"]
     added = engram(store, "models", "add", "tiny", *asked, "--set", "seeds=7")
     assert added.exit_code == 0, added.exception
 

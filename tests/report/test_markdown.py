@@ -11,11 +11,11 @@ from tests.report.test_verdict import ORIGINAL, mr
 
 
 def test_every_line_of_the_table_has_as_many_cells() -> None:
-    rows = [*ORIGINAL, mr("nemo", "prompt", 2), Row("nemo", "ordinary", "clip", 0.31, 0.29, 0.33, 20)]
+    rows = [*ORIGINAL, mr("nemo-union", "prompt", 2), Row("nemo-union", "ordinary", "clip", 0.31, 0.29, 0.33, 20)]
     text = figures_text(rows)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    assert "| nemo | ordinary | 20 |  | 0.310 (0.290–0.330) |" in table
+    assert "| nemo-union | ordinary | 20 |  | 0.310 (0.290–0.330) |" in table
     assert text.startswith("For 19 of 20 memorized prompts the original model reproduces")
     assert "**dori-noise**" in text
 
@@ -50,4 +50,4 @@ def test_half_a_pair_of_marks_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_cut_without_its_random_one_is_told() -> None:
-    assert "**random-nemo** missing" in figures_text([*ORIGINAL, mr("nemo", "prompt", 2)])
+    assert "**random-nemo-union** missing" in figures_text([*ORIGINAL, mr("nemo-union", "prompt", 2)])

@@ -38,7 +38,7 @@ def test_it_is_said_whose_figures_they_are() -> None:
 
 
 def test_another_start_or_variant_is_not_the_like() -> None:
-    others = dict([row("wanda", "dori-noise", "mr", 0.88), row("nemo", "prompt", "mr", 0.44)])
+    others = dict([row("wanda", "dori-noise", "mr", 0.88), row("nemo-union", "prompt", "mr", 0.44)])
     assert published_text(others) == ""
     text = published_text(others | dict([row("original", "prompt", "mr", 0.98)]))
     assert "0.88" not in text and "0.44" not in text

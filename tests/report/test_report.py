@@ -11,7 +11,8 @@ from PIL import Image
 
 from tasks.errors import InputError
 from tasks.report.charts import Chart, Curve, Matrix
-from tasks.report.report import Picture, Report, Row, Strip, chart_svg, data_uri, render, table_text
+from tasks.report.report import Picture, Report, Strip, chart_svg, data_uri, render, table_text
+from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
 
 EVIL = "<script>alert(1)</script> \"quoted\" & 'more'"
@@ -24,10 +25,12 @@ def png(seed: int = 0) -> bytes:
 
 
 def whole() -> Report:
-    rows = [*ORIGINAL, mr("nemo", "prompt", 2), Row("nemo", "prompt", "clip", 0.31, 0.29, 0.33, 20)]
-    rows += [Row("nemo", "ordinary", "fid", 12.345, None, None, 200), mr("nemo", "dori-noise", 18)]
+    rows = [*ORIGINAL, mr("nemo-union", "prompt", 2), Row("nemo-union", "prompt", "clip", 0.31, 0.29, 0.33, 20)]
+    rows += [Row("nemo-union", "ordinary", "fid", 12.345, None, None, 200), mr("nemo-union", "dori-noise", 18)]
     strips = [
-        Strip(EVIL, Picture("training picture", png()), [Picture(EVIL, png(1), 0.91), Picture("nemo", png(2), 0.2)])
+        Strip(
+            EVIL, Picture("training picture", png()), [Picture(EVIL, png(1), 0.91), Picture("nemo-union", png(2), 0.2)]
+        )
     ]
     return Report(
         title=EVIL,
@@ -105,7 +108,7 @@ def test_copies_are_named_in_words_not_by_colour_alone() -> None:
 
 def test_variants_keep_their_order_and_figures_their_intervals() -> None:
     page = render(whole())
-    assert page.index('rowspan="3">original') < page.index('rowspan="3">nemo')
+    assert page.index('rowspan="3">original') < page.index('rowspan="3">nemo-union')
     assert "0.310<small>0.290–0.330" in page
     assert "12.345<small>" in page
     assert "10 %<small>1–32 % of 20" in page
@@ -128,5 +131,5 @@ def test_the_table_for_the_terminal() -> None:
     assert "75–100 %" in text
     assert "FID" not in text  # for the page, which is wider
     assert max(map(len, text.splitlines())) <= 120
-    assert text.count("nemo") == 1
+    assert text.count("nemo-union") == 1
     assert table_text([Row("[red]x", "p", "mr", 1.0, None, None, 1)]).count("[red]x") == 1

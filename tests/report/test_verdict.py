@@ -14,25 +14,25 @@ ORIGINAL = [mr("original", "prompt", 19), mr("original", "dori-noise", 20), mr("
 
 
 def test_hidden_not_gone() -> None:
-    text = verdict([*ORIGINAL, mr("nemo", "prompt", 1), mr("nemo", "dori-noise", 20)])
+    text = verdict([*ORIGINAL, mr("nemo-union", "prompt", 1), mr("nemo-union", "dori-noise", 20)])
     assert "For 19 of 20 memorized prompts the original model reproduces a training picture (95 %, interval" in text
-    assert "After nemo, 1 of 20 come back from their prompts" in text
+    assert "After nemo-union, 1 of 20 come back from their prompts" in text
     assert "an attack from noise brings back 20 of 20" in text and "20 of 20 on the original" in text
     assert "they are hidden, not gone" in text
 
 
 def test_a_cut_that_removes_next_to_nothing_hides_nothing() -> None:
-    text = verdict([*ORIGINAL, mr("nemo-own", "prompt", 18), mr("nemo-own", "dori-noise", 20)])
+    text = verdict([*ORIGINAL, mr("nemo", "prompt", 18), mr("nemo", "dori-noise", 20)])
     assert "they are neither gone nor hidden" in text and "hidden, not gone" not in text
 
 
 def test_what_some_prompts_still_bring_back_is_hidden_only_from_others() -> None:
     words = "they are not gone, only hidden from prompts that no longer bring them back"
-    assert words in verdict([*ORIGINAL, mr("nemo", "prompt", 8), mr("nemo", "dori-noise", 20)])
+    assert words in verdict([*ORIGINAL, mr("nemo-union", "prompt", 8), mr("nemo-union", "dori-noise", 20)])
     # 4 of 8 where the original has 7 may be chance (p = 0.14), but is not next to nothing.
     few = [mr("original", "prompt", 7, 8), mr("original", "dori-noise", 3, 3), mr("original", "dori-noise-control", 0)]
     assert words in verdict([*few, mr("wanda", "prompt", 4, 8), mr("wanda", "dori-noise", 3, 3)])
-    assert "not gone, only hidden from prompts, if at all" in verdict([*ORIGINAL, mr("nemo", "dori-noise", 20)])
+    assert "not gone, only hidden from prompts, if at all" in verdict([*ORIGINAL, mr("nemo-union", "dori-noise", 20)])
 
 
 def test_what_does_not_come_back_is_not_called_hidden() -> None:
@@ -74,13 +74,13 @@ def test_what_still_comes_from_its_prompt_is_not_gone() -> None:
 
 def test_the_worst_sound_attack_decides() -> None:
     rows = [*ORIGINAL, mr("original", "dori-prompt", 18), mr("original", "dori-prompt-control", 0)]
-    rows += [mr("nemo", "prompt", 0), mr("nemo", "dori-noise", 3), mr("nemo", "dori-prompt", 9)]
+    rows += [mr("nemo-union", "prompt", 0), mr("nemo-union", "dori-noise", 3), mr("nemo-union", "dori-prompt", 9)]
     assert "the strongest of 2 attacks, from the prompt, brings back 9 of 20" in verdict(rows)
 
 
 @pytest.mark.parametrize("kind", ["control", "unseen"])
 def test_an_attack_whose_control_fails_is_uninformative(kind: str) -> None:
-    rows = [*ORIGINAL[:2], mr("nemo", "prompt", 2), mr("nemo", "dori-noise", 18)]
+    rows = [*ORIGINAL[:2], mr("nemo-union", "prompt", 2), mr("nemo-union", "dori-noise", 18)]
     rows += [mr("original", f"dori-noise-{kind}", 5)]
     text = verdict(rows)
     assert "uninformative, because its control failed" in text
@@ -99,7 +99,11 @@ def test_an_attack_whose_control_fails_is_uninformative(kind: str) -> None:
 )
 def test_few_controls_leave_an_attack_open(memorized: int, other: int, n: int, state: str) -> None:
     rows = [mr("original", "prompt", n, n), mr("original", "dori-noise", memorized, n)]
-    rows += [mr("original", "dori-noise-control", other, n), mr("nemo", "prompt", 0, n), mr("nemo", "dori-noise", 1, n)]
+    rows += [
+        mr("original", "dori-noise-control", other, n),
+        mr("nemo-union", "prompt", 0, n),
+        mr("nemo-union", "dori-noise", 1, n),
+    ]
     (control,) = controls(rows)
     assert control.state == state
     text = verdict(rows)
@@ -111,7 +115,12 @@ def test_few_controls_leave_an_attack_open(memorized: int, other: int, n: int, s
 
 
 def test_both_controls_must_hold() -> None:
-    rows = [*ORIGINAL, mr("original", "dori-noise-unseen", 1), mr("nemo", "prompt", 0), mr("nemo", "dori-noise", 18)]
+    rows = [
+        *ORIGINAL,
+        mr("original", "dori-noise-unseen", 1),
+        mr("nemo-union", "prompt", 0),
+        mr("nemo-union", "dori-noise", 18),
+    ]
     assert [(it.name, it.state) for it in controls(rows)] == [("dori-noise", "holds"), ("dori-noise-unseen", "holds")]
     assert "hidden" in verdict(rows)
     rows[3] = mr("original", "dori-noise-unseen", 5)
@@ -120,7 +129,7 @@ def test_both_controls_must_hold() -> None:
 
 
 def test_without_a_control_nothing_is_claimed() -> None:
-    rows = [mr("original", "prompt", 19), mr("nemo", "prompt", 2), mr("nemo", "dori-other", 0)]
+    rows = [mr("original", "prompt", 19), mr("nemo-union", "prompt", 2), mr("nemo-union", "dori-other", 0)]
     assert "because it has no control" in verdict(rows)
     assert [control.state for control in controls(rows)] == ["missing"]
 
@@ -143,7 +152,7 @@ def test_how_many_steps_bring_back_what_was_never_memorized() -> None:
 
 def test_an_attack_that_finds_nothing_on_the_original_says_nothing() -> None:
     rows = [mr("original", "prompt", 0), mr("original", "dori-noise", 0), mr("original", "dori-noise-control", 0)]
-    text = verdict([*rows, mr("nemo", "prompt", 0), mr("nemo", "dori-noise", 0)])
+    text = verdict([*rows, mr("nemo-union", "prompt", 0), mr("nemo-union", "dori-noise", 0)])
     assert "uninformative, because such attacks bring next to nothing back on the original either" in text
 
 
@@ -170,15 +179,15 @@ def test_what_a_mitigation_costs_is_said() -> None:
 
 
 def test_a_random_cut_that_is_mostly_the_same_is_no_control() -> None:
-    rows = [mr("original", "prompt", 20), mr("nemo", "prompt", 2), mr("random-nemo", "prompt", 4)]
+    rows = [mr("original", "prompt", 20), mr("nemo-union", "prompt", 2), mr("random-nemo-union", "prompt", 4)]
     assert [control.state for control in controls(rows)] == ["fails"]
-    rows.append(Row("random-nemo", "prompt", "shared", 0.81, None, None, 800))
+    rows.append(Row("random-nemo-union", "prompt", "shared", 0.81, None, None, 800))
     (control,) = controls(rows)
-    assert control.state == "missing" and "81 % of them are the ones that nemo found" in control.words
+    assert control.state == "missing" and "81 % of them are the ones that nemo-union found" in control.words
 
 
 def test_what_several_variants_lean_on_is_told_once() -> None:
-    rows = [*ORIGINAL, mr("nemo", "dori-noise", 1), mr("wanda", "dori-noise", 1)]
+    rows = [*ORIGINAL, mr("nemo-union", "dori-noise", 1), mr("wanda", "dori-noise", 1)]
     assert [(control.name, control.state) for control in controls(rows)] == [("dori-noise", "holds")]
 
 
@@ -216,8 +225,8 @@ def test_a_cut_of_what_ordinary_prompts_use_tells_memory_from_damage(left: int, 
 
 
 def test_a_cut_without_a_random_one_is_read_with_doubt() -> None:
-    assert without_random(["original", "nemo", "random-nemo"]) == []
-    (control,) = without_random(["original", "nemo", "random-nemo", "wanda"])
+    assert without_random(["original", "nemo-union", "random-nemo-union"]) == []
+    (control,) = without_random(["original", "nemo-union", "random-nemo-union", "wanda"])
     assert (control.name, control.state) == ("random-wanda", "missing")
     assert "After wanda-control" not in verdict([*ORIGINAL, mr("wanda-control", "prompt", 19)])
 

@@ -4,24 +4,25 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
+from tasks.diffusion.detection import DetectionParams, pairwise_scores, prompt_differences
 from tasks.diffusion.families import Model, layers_of
 from tasks.diffusion.families.schedule import Schedule
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sites import Site
 from tasks.errors import InputError
-from tasks.localize.detection import DetectionParams, pairwise_scores, prompt_differences
-from tasks.scan.detectors import Detector, ScanParams, scores
+from tasks.methods import method, names
+from tasks.scan.task import ScanParams
 from tests.support.hand_made import MEMORIZED, NULL_PROMPTS, TOKENS, WIDTH, model_of, planted_unet, random_unet
 
-PARAMS = ScanParams(seeds=3)
-DETECTORS: tuple[Detector, ...] = get_args(Detector)
+SEEDS = 3
+DETECTORS = names("detector")
 FIRST, LAST = 980, 40
 """The first timestep of the hand-made model's schedule of 50, and the third from the end."""
 
@@ -49,18 +50,27 @@ def told(answer: Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]) -> t
     return model_of(unet), unet
 
 
+def scores(
+    model: Model, name: str, embeddings: torch.Tensor, prompt_ids: list[str], batch: int = 32, **changes: Any
+) -> torch.Tensor:
+    detector = method("detector", name)
+    params = detector.params(**{"seeds": SEEDS} | changes)
+    found: torch.Tensor = detector.score(model, embeddings, prompt_ids, params, batch)
+    return found
+
+
 def texts(*strengths: float) -> torch.Tensor:
     return torch.tensor(strengths).view(-1, 1, 1).expand(-1, TOKENS, WIDTH)
 
 
 def lengths(model: Model, prompt: str) -> torch.Tensor:
     """Of the initial noise of each seed."""
-    return initial_noise(model, [(prompt, seed) for seed in range(PARAMS.seeds)]).flatten(1).norm(dim=1)
+    return initial_noise(model, [(prompt, seed) for seed in range(SEEDS)]).flatten(1).norm(dim=1)
 
 
 def test_the_norm_is_that_of_the_guidance_at_the_first_step_averaged_over_seeds() -> None:
     model, unet = told(lambda latents, step, strength: latents * (0.5 + strength))
-    found = scores(model, "norm", texts(1, 2), ["a", "b"], PARAMS)
+    found = scores(model, "norm", texts(1, 2), ["a", "b"])
     assert found.tolist() == pytest.approx([lengths(model, "a").mean().item(), 2 * lengths(model, "b").mean().item()])
     assert set(unet.timesteps) == {FIRST}
     assert len(unet.timesteps) == 2  # a pair of passes, over all samples at once
@@ -80,8 +90,7 @@ def test_anisotropy_is_the_norm_at_high_noise_and_the_cosine_at_low_noise() -> N
     norm = math.sqrt(4 * 64 * 64 / (2 * 4 * 4)) * lengths(model, "a").mean().item()
     cosine = (1 + math.sqrt(0.5)) / 2
     for weight in (0.0, 2.0, 10.0):
-        params = PARAMS.model_copy(update={"cosine": weight})
-        found = scores(model, "anisotropy", texts(1), ["a"], params)
+        found = scores(model, "anisotropy", texts(1), ["a"], cosine=weight)
         assert found.tolist() == pytest.approx([norm + weight * cosine])
     assert unet.timesteps == 3 * [FIRST, FIRST, LAST, LAST]  # two pairs of passes, nothing denoised
 
@@ -103,68 +112,70 @@ def test_entropy_is_of_the_attention_of_the_fourth_layer_averaged_over_heads() -
     focused = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     attention = (focused + 1 / TOKENS) / 2
     expected = -(attention * np.log(attention)).sum(1)
-    assert scores(model, "entropy", text, ["ab", "cd"], PARAMS).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert scores(model, "entropy", text, ["ab", "cd"]).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
     assert expected[0] != pytest.approx(expected[1], rel=1e-3)
 
 
 def test_attention_on_a_single_token_has_no_entropy() -> None:
     model = model_of(planted_unet())  # its keys are zero: it looks at all tokens alike
     text = model.encode(["ab"])
-    assert scores(model, "entropy", text, ["ab"], PARAMS).item() == pytest.approx(math.log(TOKENS))
-    assert scores(model, "entropy", text[:, :1], ["ab"], PARAMS).item() == pytest.approx(0, abs=1e-6)
+    assert scores(model, "entropy", text, ["ab"]).item() == pytest.approx(math.log(TOKENS))
+    assert scores(model, "entropy", text[:, :1], ["ab"]).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_entropy_needs_four_layers() -> None:
     model = model_of(random_unet(up_block_types=("UpBlock2D", "UpBlock2D")))
-    with pytest.raises(InputError, match="this denoiser has 3"):
-        scores(model, "entropy", model.encode(["ab"]), ["ab"], PARAMS)
+    with pytest.raises(InputError, match="this model has 3"):
+        scores(model, "entropy", model.encode(["ab"]), ["ab"])
 
 
 def test_similarity_is_that_which_nemo_goes_by() -> None:
     model = model_of(random_unet())
-    found = scores(model, "ssim", model.encode(["ab", "cd"]), ["ab", "cd"], PARAMS)
+    found = scores(model, "ssim", model.encode(["ab", "cd"]), ["ab", "cd"])
     for prompt, score in zip(("ab", "cd"), found.tolist(), strict=True):
         _, differences = prompt_differences(model, model.encode([prompt])[0], prompt, DetectionParams(seeds=3))
         assert score == pytest.approx(pairwise_scores(differences).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_neither_the_batch_nor_the_others_matter(detector: Detector) -> None:
+def test_neither_the_batch_nor_the_others_matter(detector: str) -> None:
     model = model_of(random_unet())
     names = ["ab", "cd", "ef"]
-    together = scores(model, detector, model.encode(names), names, PARAMS)
-    small = scores(model, detector, model.encode(names), names, PARAMS.model_copy(update={"batch": 2}))
-    backwards = scores(model, detector, model.encode(names[::-1]), names[::-1], PARAMS).flip(0)
-    alone = torch.cat([scores(model, detector, model.encode([name]), [name], PARAMS) for name in names])
+    together = scores(model, detector, model.encode(names), names)
+    small = scores(model, detector, model.encode(names), names, batch=2)
+    backwards = scores(model, detector, model.encode(names[::-1]), names[::-1]).flip(0)
+    alone = torch.cat([scores(model, detector, model.encode([name]), [name]) for name in names])
     for other in (small, backwards, alone):
         torch.testing.assert_close(other, together, rtol=1e-4, atol=1e-5)
     assert len(set(together.tolist())) == 3
 
 
 @pytest.mark.parametrize("detector", ["ssim", "norm", "anisotropy"])
-def test_a_planted_memory_scores_higher_than_every_null_prompt(detector: Detector) -> None:
+def test_a_planted_memory_scores_higher_than_every_null_prompt(detector: str) -> None:
     model = model_of(planted_unet())
     names = [MEMORIZED, *NULL_PROMPTS[:5]]
-    memorized, *nulls = scores(model, detector, model.encode(names), names, PARAMS).tolist()
+    memorized, *nulls = scores(model, detector, model.encode(names), names).tolist()
     assert memorized > max(nulls)
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_predictions_that_are_not_finite_are_refused(detector: Detector) -> None:
+def test_predictions_that_are_not_finite_are_refused(detector: str) -> None:
     model = model_of(random_unet())
     with pytest.raises(InputError, match="not finite"):
-        scores(model, detector, torch.full((1, TOKENS, WIDTH), float("nan")), ["ab"], PARAMS)
+        scores(model, detector, torch.full((1, TOKENS, WIDTH), float("nan")), ["ab"])
 
 
 def test_velocity_is_looked_at_by_the_noise_it_implies() -> None:
     model, _ = told(lambda latents, step, strength: strength.expand_as(latents))
     scheduler: Any = type(model.schedule.own)(prediction_type="v_prediction")
     share = scheduler.alphas_cumprod[FIRST].sqrt().item()
-    found = scores(replace(model, schedule=Schedule(scheduler)), "norm", texts(3), ["a"], PARAMS)
+    found = scores(replace(model, schedule=Schedule(scheduler)), "norm", texts(3), ["a"])
     assert found.item() == pytest.approx(share * 3 * math.sqrt(2 * 4 * 4), rel=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"detectors": ()}, {"alpha": 0}, {"seeds": 1}, {"steps": 2}, {"detectors": ("x",)}])
+@pytest.mark.parametrize(
+    "change", [{"detectors": ()}, {"alpha": 0}, {"norm": {"seeds": 1}}, {"ssim": {"steps": 2}}, {"detectors": ("x",)}]
+)
 def test_parameters_have_bounds(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ScanParams.model_validate(change)

@@ -9,15 +9,19 @@ import pytest
 import torch
 
 from storage import Store, query, verify
-from tasks.collect.prompt_files import PromptEntry, read_prompts
+from tasks.collect.prompt_files import PromptEntry
+from tasks.diffusion.families import Model
 from tasks.errors import InputError
 from tasks.keys import prompt_id
+from tasks.methods import method, names
 from tasks.scan import task as door
-from tasks.scan.detectors import Detector, ScanParams, scores
+from tasks.scan.task import ScanParams
 from tasks.subject import Subject
+from tests.support.prompts import read_prompts
 from tests.support.world import tiny_world
 
-PARAMS = ScanParams(seeds=2, alpha=0.25)
+SEEDS = 2
+PARAMS = ScanParams.model_validate({"alpha": 0.25} | {name: {"seeds": SEEDS} for name in ("norm", "ssim", "entropy")})
 PROMPTS = [PromptEntry(f"a thing {n}", "memorized") for n in range(5)]
 NULLS = [PromptEntry(f"another {n}", "null") for n in range(3)]
 
@@ -48,9 +52,23 @@ def kept(subject: Subject, **where: Any) -> dict[str, float]:
     return {row["prompt_id"]: row["score"] for row in rows}
 
 
-def put(subject: Subject, detector: Detector, found: dict[PromptEntry, float], params: ScanParams = PARAMS) -> None:
+def scores(model: Model, name: str, embeddings: torch.Tensor, prompt_ids: list[str]) -> torch.Tensor:
+    detector = method("detector", name)
+    found: torch.Tensor = detector.score(model, embeddings, prompt_ids, PARAMS.of(detector), 32)
+    return found
+
+
+def score_prompts(
+    subject: Subject, prompts: list[PromptEntry], name: str, params: ScanParams = PARAMS, batch: int = 32
+) -> None:
+    detector = method("detector", name)
+    door.score_prompts(subject, prompts, detector, params.of(detector), batch)
+
+
+def put(subject: Subject, detector: str, found: dict[PromptEntry, float], params: ScanParams = PARAMS) -> None:
     """Scores as if they had been taken."""
-    params_id = door.score_id(detector, params)
+    one = method("detector", detector)
+    params_id = one.id(params.of(one))
     rows = [
         {"prompt_id": prompt_id(prompt.text), "params_id": params_id, "score": score} for prompt, score in found.items()
     ]
@@ -62,54 +80,54 @@ def test_scores_are_those_of_the_detector(subject: Subject) -> None:
     model, texts = subject.load(), [prompt.text for prompt in PROMPTS]
     ids = [prompt_id(text) for text in texts]
     for detector in ("norm", "entropy"):
-        door.score_prompts(subject, PROMPTS, detector, PARAMS)
-        found = scores(model, detector, model.encode(texts), ids, PARAMS)
+        score_prompts(subject, PROMPTS, detector)
+        found = scores(model, detector, model.encode(texts), ids)
         assert kept(subject, detector=detector) == pytest.approx(dict(zip(ids, found.tolist(), strict=True)), rel=1e-5)
     assert verify(subject.open()) == []
 
 
 def test_only_what_is_new_is_computed(subject: Subject, passes: list[int]) -> None:
-    door.score_prompts(subject, PROMPTS[:3], "norm", PARAMS)
-    assert sum(passes) == 2 * 3 * PARAMS.seeds  # with text and without, for each seed
+    score_prompts(subject, PROMPTS[:3], "norm")
+    assert sum(passes) == 2 * 3 * SEEDS  # with text and without, for each seed
     passes.clear()
-    other = PARAMS.model_copy(update={"alpha": 0.5, "batch": 1, "cosine": 7.0, "detectors": ("ssim", "norm")})
-    door.score_prompts(subject, PROMPTS[:3], "norm", other)
+    other = PARAMS.model_copy(update={"alpha": 0.5, "detectors": ("ssim", "norm")})
+    score_prompts(subject, PROMPTS[:3], "norm", other, batch=1)
     assert passes == []
-    door.score_prompts(subject, PROMPTS, "norm", PARAMS)
-    assert sum(passes) == 2 * 2 * PARAMS.seeds
+    score_prompts(subject, PROMPTS, "norm")
+    assert sum(passes) == 2 * 2 * SEEDS
     passes.clear()
-    door.score_prompts(subject, PROMPTS[:1], "norm", PARAMS.model_copy(update={"steps": 10}))
-    assert sum(passes) == 2 * PARAMS.seeds
+    score_prompts(subject, PROMPTS[:1], "norm", ScanParams.model_validate({"norm": {"seeds": SEEDS, "steps": 10}}))
+    assert sum(passes) == 2 * SEEDS
 
 
 def test_an_interrupted_scan_goes_on(subject: Subject, passes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "SHARD", 2)
+    write = Store.write
 
-    def interrupted(*args: Any) -> torch.Tensor:
-        if passes:
-            raise KeyboardInterrupt
-        return scores(*args)
+    def interrupted(*args: Any, **where: Any) -> None:
+        write(*args, **where)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(door, "scores", interrupted)
+        patched.setattr(Store, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            door.score_prompts(subject, PROMPTS, "norm", PARAMS)
+            score_prompts(subject, PROMPTS, "norm")
     before = kept(subject)
     assert before.keys() == {prompt_id(prompt.text) for prompt in PROMPTS[:2]}
     passes.clear()
-    door.score_prompts(subject, PROMPTS, "norm", PARAMS)
-    assert sum(passes) == 2 * 3 * PARAMS.seeds
+    score_prompts(subject, PROMPTS, "norm")
+    assert sum(passes) == 2 * 3 * SEEDS
     assert before.items() < kept(subject).items() and len(kept(subject)) == 5
 
 
-def test_only_anisotropy_depends_on_the_weight_of_the_cosine() -> None:
-    other = PARAMS.model_copy(update={"cosine": 0.1})
-    changed = {
-        detector: door.score_id(detector, PARAMS) != door.score_id(detector, other)
-        for detector in ("norm", "anisotropy")
-    }
-    assert changed == {"norm": False, "anisotropy": True}
-    assert len({door.score_id(detector, PARAMS) for detector in ("norm", "ssim", "entropy", "anisotropy")}) == 4
+def test_ids_are_of_a_detectors_own_parameters_and_not_of_those_of_speed() -> None:
+    detectors = [method("detector", name) for name in names("detector")]
+    ids = {one.name: one.id(PARAMS.of(one)) for one in detectors}
+    assert len(set(ids.values())) == len(detectors)
+    other = ScanParams.model_validate({"anisotropy": {"cosine": 0.1}, "batch": 1, "alpha": 0.5})
+    before = ScanParams()
+    changed = {one.name for one in detectors if one.id(other.of(one)) != one.id(before.of(one))}
+    assert changed == {"anisotropy"}
 
 
 def test_findings_by_hand(subject: Subject, tmp_path: Path) -> None:
@@ -214,6 +232,6 @@ def test_of_a_long_prompt_the_beginning_is_scored(subject: Subject) -> None:
     long = PromptEntry(f"{read} bed", "memorized")
     assert model.tokenizers.counts([read, long.text]) == [model.tokens, model.tokens + 3]
     for detector in ("norm", "entropy"):
-        door.score_prompts(subject, [long], detector, PARAMS)
-        expected = scores(model, detector, model.encode([read]), [prompt_id(long.text)], PARAMS)
+        score_prompts(subject, [long], detector)
+        expected = scores(model, detector, model.encode([read]), [prompt_id(long.text)])
         assert kept(subject, detector=detector) == pytest.approx({prompt_id(long.text): float(expected[0])}, rel=1e-5)

@@ -17,6 +17,7 @@ import pytest
 import storage.limits
 from storage import Limits, Store, StoreError, connect, iou, query, run_sql, time_limit
 from storage.limits import machine_memory, remove_dead, spill_folder
+from storage.local import machine
 from tests.support.rows import SET, neuron_set
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +198,7 @@ def test_what_dead_processes_spilled_is_removed_and_nothing_else(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dead = subprocess.Popen(["true"])
     dead.wait()
-    where = storage.limits.machine()
+    where = machine()
     names = {f"engram-spill-{where}~{dead.pid}~x": False, f"engram-spill-{where}~{os.getpid()}~x": True}
     names |= {"engram-spill-elsewhere~1~x": True, "somebody's": True}
     for name in names:

@@ -18,6 +18,8 @@ from tasks.units import units
 from tests.support.rows import SET, activation, neuron_set, prompt, put_sets
 
 UNIVERSE = 1000
+SPELLINGS = ("a", "b", "c", "d", "\u00e9", "e\u0301", "\u00c9", "\u00a0f", "f\u3000 \x0b", "a\u200b")
+"""Of texts: composed and decomposed letters, and spaces of all kinds; the last is none."""
 few_sets = st.lists(st.sets(st.integers(0, UNIVERSE - 1), max_size=30), min_size=2, max_size=5)
 
 
@@ -228,7 +230,7 @@ def test_copies_are_counted_verbatim_and_template_apart(local: Store) -> None:
     prompts = [prompt("a", "memorized") | {"memorization": "VM"}, prompt("b", "memorized") | {"memorization": "TM"}]
     local.write("prompts", "k", prompts, prompt_set="p")
     made = [("a", 0, 0.9), ("a", 1, 0.2), ("b", 0, 0.6)]
-    where = {"model_id": "m", "variant": "nemo", "condition": "prompt"}
+    where = {"model_id": "m", "variant": "nemo-union", "condition": "prompt"}
     rows = [{"prompt_id": p, "seed": s, "generation_id": f"{p}{s}", "bytes": b""} for p, s, _ in made]
     local.write("generations", "k", rows, **where)
     scores = [{"generation_id": f"{p}{s}", "reference_id": "x", "value": value} for p, s, value in made]
@@ -253,12 +255,12 @@ def test_copies_are_counted_verbatim_and_template_apart(local: Store) -> None:
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
-        st.tuples(st.sampled_from("abcdefghij"), st.frozensets(st.integers(0, 9), max_size=2)), max_size=9, min_size=1
+        st.tuples(st.sampled_from(SPELLINGS), st.frozensets(st.integers(0, 9), max_size=2)), max_size=9, min_size=1
     )
 )
 def test_copies_count_images_as_figures_do(tmp_path: Path, drawn: list[tuple[str, frozenset[int]]]) -> None:
     store = Store.open(tmp_path / content_key(*map(str, drawn)))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt_id": f"p{n}",
             "text": f" {text}  x" if n % 2 else f"{text} X",

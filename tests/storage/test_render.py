@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import FORMATS, Store, StoreError, render, run_sql, safe_cell, visible
-from storage.render import plain_cell, visible_lines
+from storage.render import visible_lines
 
 ANSWER = pa.table(
     {
@@ -140,12 +140,11 @@ def test_what_is_shown_of_any_text_is_harmless(text: str) -> None:
 
 
 @given(st.text("'=+-@\t\r\na＝", max_size=6))
-def test_no_cell_of_csv_is_a_formula_and_every_text_comes_back(text: str) -> None:
-    assert plain_cell(safe_cell(text)) == text
+def test_no_cell_of_csv_is_a_formula_and_no_text_gets_lost(text: str) -> None:
     (header, cells) = csv.reader(io.StringIO(render([{text or "x": text, "y": 1}], "csv").decode(), newline=""))
     for cell in (header[0], cells[0]):
         assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "＝"))
-    assert plain_cell(cells[0]) == text
+    assert cells[0] in (text, f"'{text}") and cells[0] == safe_cell(text)
 
 
 def test_numbers_of_csv_stay_numbers() -> None:

@@ -87,7 +87,7 @@ def test_the_folder_for_spilling_is_no_way_out(local: Store, tmp_path: Path, mon
     assert spill.parents[1] == tmp_path and not spill.exists()
     assert run_sql(local, asked)["value"][0].as_py() != str(spill)
     (tmp_path / "secret.csv").write_text("the secret")
-    monkeypatch.setattr(storage.sandbox.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("storage.sandbox.shutil.rmtree", lambda *_, **__: None)
     number = itertools.count()
 
     def ask(statement: str) -> Path:

@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -18,6 +18,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 ENGRAM = [sys.executable, "-c", "from flows.cli import main; main()"]
 STARTUP_S = 240
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -83,9 +84,8 @@ class Served:
             yield client
 
 
-def until(condition: object, seconds: float = 120, every: float = 0.5) -> object:
+def until(condition: Callable[[], T | None], seconds: float = 120, every: float = 0.5) -> T:
     """What `condition` returns once it is true."""
-    assert callable(condition)
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come true"

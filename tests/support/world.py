@@ -70,8 +70,11 @@ def tiny_world(folder: Path) -> Path:
     ).save_pretrained(folder / "model", safe_serialization=True)
     prompts, images = [], []
     rng = np.random.default_rng(0)
-    kinds = [("memorized", "VM", f"subset {n % 2}") for n in range(4)]
-    kinds += [("null", None, None)] * 4 + [("ordinary", None, None)] * 6
+    kinds = [
+        *(("memorized", "VM", f"subset {n % 2}") for n in range(4)),
+        *[("null", None, None)] * 4,
+        *[("ordinary", None, None)] * 6,
+    ]
     for number, (kind, memorization, subset) in enumerate(kinds):
         data = to_png(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
         name = hashlib.sha256(data).hexdigest()

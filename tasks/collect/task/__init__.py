@@ -5,7 +5,6 @@ from tasks.collect.task.collecting import collect_norms, collect_values, empty_p
 from tasks.collect.task.importing import (
     Inputs,
     import_inputs,
-    import_prompts,
     import_set,
     read_inputs,
     read_prompt_file,
@@ -18,7 +17,6 @@ __all__ = [
     "collect_values",
     "empty_prompts",
     "import_inputs",
-    "import_prompts",
     "import_set",
     "read_inputs",
     "read_prompt_file",

@@ -137,19 +137,6 @@ def read_inputs(
     return replace(found, prompts=_with_ordinary(found.prompts), notices=list(dict.fromkeys(found.notices)))
 
 
-def import_prompts(
-    store: Store,
-    prompts: Path,
-    nulls: Path | None = None,
-    ordinary: Path | None = None,
-    images: Path | None = None,
-    folder: Path | None = None,
-    long_prompts: LongPrompts = "truncate",
-) -> str:
-    """Reads prompts and their training images into the store; see `read_inputs` and `import_inputs`."""
-    return import_inputs(store, read_inputs(prompts, nulls, ordinary, images, folder, long_prompts))
-
-
 def import_inputs(store: Store, inputs: Inputs) -> str:
     """Prompts and images into the store; what a person should know of them is said once a process.
 

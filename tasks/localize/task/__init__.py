@@ -8,7 +8,6 @@ from tasks.localize.task.neurons import (
     localize_nemo,
     memorization_left,
     nemo_id,
-    replay_search,
     search_agreement,
 )
 from tasks.localize.task.scores import importance_id, localize_importance
@@ -31,7 +30,6 @@ __all__ = [
     "memorization_left",
     "nemo_id",
     "nemo_threshold",
-    "replay_search",
     "scores_of",
     "search_agreement",
     "wanda_id",

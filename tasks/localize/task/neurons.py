@@ -1,4 +1,4 @@
-"""NeMo in the store: the search for neurons, its replay, and how much of a memory is left without them."""
+"""NeMo in the store: the search for neurons, and how much of a memory is left without them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,12 @@ import numpy as np
 import torch
 
 from storage import Store, content_key
-from tasks.collect.values import Moments, Statistics, load_statistics
 from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.keys import values_id
+from tasks.localize.curve import best_first, memorization_curve, stand_ins
 from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
-from tasks.localize.overlap import best_first, memorization_curve, stand_ins
-from tasks.localize.search import Candidates, Check, in_search_order, refinement_limit, replay
+from tasks.localize.statistics import Moments, Statistics, load_statistics
 from tasks.localize.task.detection import nemo_threshold, traced
 from tasks.localize.task.names import VERSION
 from tasks.progress import progress
@@ -109,36 +108,10 @@ def localize_nemo(
     return params_id
 
 
-def replay_search(subject: Subject, prompt: Prompt, nemo_id: str, params: NemoParams) -> list[tuple[Check, Candidates]]:
-    """NeMo's refinement for a prompt as it was made: every check with the neurons that it left blocked.
-
-    Nothing is computed again: the checks, the candidates and the prompt's activations are in the store.
-
-    Args:
-        params: those of the search.
-
-    Raises:
-        InputError: the store has no such search, or the parameters are others.
-    """
-    site, layers = params.site, subject.load().layers(params.site)
-    store = subject.open()
-    threshold, checks = _checks(store, subject, prompt, nemo_id, layers)
-    selection = [check for check in checks if check.phase == "select"]
-    refinement = [check for check in checks if check.phase != "select"]
-    if not selection:
-        return []
-    end = selection[-1]
-    candidates = _neurons(subject, CANDIDATES, nemo_id, site, layers)
-    if prompt.prompt_id not in candidates:
-        raise InputError("the store has no candidates of this search, it is of an older version: search in a new store")
-    activations = _value_activations(store, subject, [prompt], site, layers)[prompt.prompt_id]
-    found = in_search_order(candidates[prompt.prompt_id], activations, end.k)
-    blocked, _ = replay(found, refinement, refinement_limit(end, threshold), params)
-    return list(zip(refinement, blocked, strict=True))
-
-
 def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site) -> dict[str, float]:
     """How far two NeMo searches agree, such as a group refinement with the sequential one.
+
+    The query `iou` compares the sets of one search, layer by layer; this one set of two searches, over all layers.
 
     Returns:
         By prompt id, intersection over union of the neurons of all layers; 1 where both found none. Only prompts that
@@ -264,43 +237,6 @@ def _value_activations(
     if lost := [name for name, found in out.items() if len(found) < len(layers)]:
         raise InputError(f"{len(lost)} prompts have no activations at {site.value!r}: run the collection first")
     return {name: [found[index] for index in range(len(layers))] for name, found in out.items()}
-
-
-def _checks(
-    store: Store, subject: Subject, prompt: Prompt, params_id: str, layers: tuple[Layer, ...]
-) -> tuple[float, list[Check]]:
-    """The threshold and every check of a search, as `_trace` wrote them."""
-    rows = store.read(
-        "nemo_traces",
-        model_id=subject.model_id,
-        variant=ORIGINAL,
-        prompt_id=prompt.prompt_id,
-        params_id=params_id,
-    ).to_pylist()
-    if not rows:
-        raise InputError(f"the store has no search for {prompt.text[:60]!r}: run the localization first")
-    numbers = {layer.name: layer.index for layer in layers}
-    gate, *checks = sorted(rows, key=lambda row: row["step_number"])
-    out: list[Check] = []
-    blocked = 0
-    for row in checks:
-        out.append(
-            Check(
-                phase=row["phase"],
-                theta=row["theta"],
-                k=row["k"],
-                layer=None if row["layer"] is None else numbers[row["layer"]],
-                neuron=row["neuron"],
-                unblocked=0 if row["phase"] == "select" else blocked - row["candidates"],
-                candidates=row["candidates"],
-                score=row["score"],
-                kept=row["kept"],
-            )
-        )
-        # What is blocked now: all that is selected, and while refining all but what turned out not to be needed.
-        if row["phase"] == "select" or not row["kept"]:
-            blocked = row["candidates"]
-    return float(gate["theta"]), out
 
 
 def _trace(prompt: Prompt, params_id: str, layers: tuple[Layer, ...], found: NemoResult) -> list[dict[str, Any]]:

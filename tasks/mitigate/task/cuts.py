@@ -26,11 +26,11 @@ from tasks.sets import read_sets
 from tasks.subject import Subject
 
 Cut = Callable[[nn.Module, Site, Members], nn.Module]
-RANDOM_CONTROLS = ("random-nemo", "random-nemo-own", "random-wanda")
+RANDOM_CONTROLS = ("random-nemo", "random-nemo-union", "random-wanda")
 """The controls of the cuts, by method."""
 WORDS = {
-    "nemo": "the neurons that NeMo found to hold memorized training images",
-    "random-nemo": "as many random neurons of each layer as NeMo found, a control,",
+    "nemo-union": "the neurons that NeMo found to hold memorized training images",
+    "random-nemo-union": "as many random neurons of each layer as NeMo found, a control,",
     "wanda": "the weights that Wanda found to hold memorized training images",
     "random-wanda": "as many random weights of each layer as Wanda found, a control,",
     "wanda-control": "the weights that Wanda finds when it takes ordinary prompts for memorized ones, a control,",
@@ -45,7 +45,8 @@ WORDS = {
 def cut_neurons(
     subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site, seed: int = 0
 ) -> dict[str, str]:
-    """Cuts NeMo's neurons of all these prompts together: "nemo" and "random-nemo", by name the variant in the store.
+    """Cuts NeMo's neurons of all these prompts together: "nemo-union" and "random-nemo-union", by name the variant in
+    the store.
 
     Nothing where the search found nothing; no random cut where it found everything.
     """
@@ -58,7 +59,7 @@ def cut_neurons(
     if not any(len(found) for found in members.values()):
         return {}
     universes = {layer.index: layer.outputs for layer in layers}
-    chosen: dict[str, Members] = {"nemo": members} | _control("random-nemo", members, universes, seed)
+    chosen: dict[str, Members] = {"nemo-union": members} | _control("random-nemo-union", members, universes, seed)
     key = cut_id(params_id, prompt_ids, seed=seed)
     return {
         name: _save(subject, model, name, found, without_neurons, site, key, audit_id, universes, found_by=members)

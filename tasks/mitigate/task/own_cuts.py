@@ -21,7 +21,7 @@ def own_cut_id(params_id: str, prompt_ids: Sequence[str], seed: int = 0) -> str:
 def cut_own(
     subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site, seed: int = 0
 ) -> dict[str, str]:
-    """Cuts each prompt's own neurons alone: "nemo-own" and "random-nemo-own", by name the variant in the store.
+    """Cuts each prompt's own neurons alone: "nemo" and "random-nemo", by name the variant in the store.
 
     Nothing where the search found nothing.
     """
@@ -36,8 +36,8 @@ def cut_own(
     control: dict[str, Members] = {name: random_like(own, universes, seed, name) for name, own in found.items()}
     key = own_cut_id(params_id, prompt_ids, seed)
     return {
-        "nemo-own": _save(subject, "nemo-own", found, layers, key, audit_id),
-        "random-nemo-own": _save(subject, "random-nemo-own", control, layers, key, audit_id, _shared(control, found)),
+        "nemo": _save(subject, "nemo", found, layers, key, audit_id),
+        "random-nemo": _save(subject, "random-nemo", control, layers, key, audit_id, _shared(control, found)),
     }
 
 

@@ -27,8 +27,8 @@ from tasks.subject import ORIGINAL, Subject
 
 VERSION = "prune/2"
 DONE: dict[Erasure | Defence | OwnCuts, str] = {
-    "nemo-own": "each prompt is asked with the neurons silenced that NeMo found for it alone",
-    "random-nemo-own": "each prompt is asked with as many random neurons of each layer silenced as NeMo found for it,"
+    "nemo": "each prompt is asked with the neurons silenced that NeMo found for it alone",
+    "random-nemo": "each prompt is asked with as many random neurons of each layer silenced as NeMo found for it,"
     " a control",
     "adversarial-finetune": "the denoiser was trained to answer adversarial embeddings of memorized images with others",
     "surrogate-finetune": "the denoiser was trained to answer the prompts of memorized pictures with other pictures",

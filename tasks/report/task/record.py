@@ -31,7 +31,15 @@ def rows_of(store: Store, audit_id: str) -> list[Row]:
         for row in found
         if row["metric"].endswith(PROMPTS)
     }
-    order = {"original": 0, "nemo": 1, "random-nemo": 2, "wanda": 3, "random-wanda": 4}
+    order = {
+        "original": 0,
+        "nemo": 1,
+        "random-nemo": 2,
+        "nemo-union": 3,
+        "random-nemo-union": 4,
+        "wanda": 5,
+        "random-wanda": 6,
+    }
     rows = [
         Row(
             *place,

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
 from tasks.diffusion.noise import initial_noise
+from tasks.diffusion.ssim import similarity, to_unit_range
 from tasks.errors import InputError
-from tasks.localize.ssim import similarity, to_unit_range
+from tasks.params import SPEED
 
 
 class DetectionParams(BaseModel):
@@ -30,7 +31,7 @@ class DetectionParams(BaseModel):
     deviations: Annotated[
         float, Field(ge=0, le=10, description="standard deviations above the mean of null prompts, for the threshold")
     ] = 1.0
-    batch: Annotated[int, Field(ge=1, le=4096, description="samples at a time; does not change the result")] = 32
+    batch: Annotated[int, Field(ge=1, le=4096, description="samples at a time; does not change the result"), SPEED] = 32
 
 
 def detection_timestep(model: Model, steps: int) -> int:

@@ -1,0 +1,71 @@
+"""Version 4: the field's words.
+
+- `probe` is `condition`, the audit that a night was compared with is its `baseline`, the figure `diversity`, which is
+  lower where images differ more, is `seed_similarity`.
+- `nemo` is the method as published, which prunes for each prompt the neurons found for it alone. What went by that name,
+  the neurons of all prompts together, is `nemo-union`. So `nemo-own` is `nemo`, and the random controls and the names
+  of variants follow: `nemo-own-1a2b3c4d` is `nemo-1a2b3c4d`, and `nemo-1a2b3c4d` is `nemo-union-1a2b3c4d`. What the
+  localizer found (`neuron_sets.method`) keeps its name.
+- The setting `rival_starts` is `baseline_starts`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pyarrow as pa
+
+COLUMNS = {
+    "generations": {"probe": "condition"},
+    "metrics": {"probe": "condition"},
+    "evidence": {"probe": "condition"},
+    "nights": {"standard": "baseline"},
+}
+"""By table, columns with new names."""
+SETTINGS = {"rival_starts": "baseline_starts"}
+"""Settings with new names, in the parameters (JSON) of audits and registrations."""
+
+_OWN = re.compile(r"(random-)?nemo-own(-[0-9a-f]{8})?")
+_UNION = re.compile(r"(random-)?nemo(-[0-9a-f]{8})?")
+
+
+def migrate(table: str, rows: pa.Table) -> pa.Table:
+    """Rows of version 3 as rows of version 4; see `storage.migrations.MIGRATIONS`."""
+    rows = _with(rows, "variant", variant)
+    if table == "variants":
+        rows = _with(rows, "method", variant)
+    elif table == "metrics":
+        rows = _with(rows, "metric", metric)
+    elif table in ("audits", "registrations"):
+        rows = _with(rows, "params", params)
+    names = COLUMNS.get(table, {})
+    return rows.rename_columns([names.get(name, name) for name in rows.column_names])
+
+
+def variant(name: str) -> str:
+    """What a method, or a variant that is called by its method and eight digits, is called now."""
+    if own := _OWN.fullmatch(name):
+        return f"{own[1] or ''}nemo{own[2] or ''}"
+    if union := _UNION.fullmatch(name):
+        return f"{union[1] or ''}nemo-union{union[2] or ''}"
+    return name
+
+
+def metric(name: str) -> str:
+    """What a figure is called now."""
+    return re.sub(r"^diversity(?=_|$)", "seed_similarity", name)
+
+
+def params(text: str) -> str:
+    """Parameters with the new names of settings. All else stays to the letter: audits are told apart by this text."""
+    # A quote within a value has a backslash before it, so only names are found.
+    return re.sub(r'(?<!\\)"(\w+)":', lambda found: f'"{SETTINGS.get(found[1], found[1])}":', text)
+
+
+def _with(rows: pa.Table, column: str, new: Callable[[str], str]) -> pa.Table:
+    """The rows with other texts in a column, if they have it; what is null stays so."""
+    if column not in rows.column_names:
+        return rows
+    values = [None if value is None else new(value) for value in rows[column].to_pylist()]
+    return rows.set_column(rows.column_names.index(column), column, pa.array(values, pa.string()))
