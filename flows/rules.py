@@ -16,6 +16,7 @@ from tasks.errors import gathered
 from tasks.localize.importance import BY_GRADIENT
 from tasks.localize.statistics import enough_prompts, load_statistics
 from tasks.localize.wanda import candidates_of
+from tasks.mitigate.inference import check_defence
 from tasks.scan.task import ScanParams
 
 
@@ -77,6 +78,7 @@ def with_model(settings: Settings, outline: Outline) -> list[str]:
         partial(check_tiles, *picture, settings.extraction.tiles) if picture and tiled else None,
         partial(enough_timesteps, settings.sampling.steps, trained, "sampling.steps"),
         partial(enough_timesteps, settings.nemo.steps, trained, "nemo.steps"),
+        *(partial(check_defence, kind, outline.family) for kind in settings.defences),
         partial(enough_timesteps, settings.importance.timesteps, trained, "importance.timesteps")
         if gradients
         else None,

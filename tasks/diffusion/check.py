@@ -5,6 +5,7 @@ are compared, from the same latents under the same prompt, and the images that t
 """
 
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -74,13 +75,18 @@ def _of_pipeline(model: Model, start: torch.Tensor, params: SamplingParams) -> t
     _, height, width = model.latent_shape
     last: list[torch.Tensor] = []
 
-    def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        last[:] = [tensors["latents"]]
-        return {}
-
     decoded = model.vae.dtype == model.dtype
     try:
         pipeline = _pipeline(model, params)
+        step = pipeline.scheduler.step
+
+        @wraps(step)  # pipelines look at what it takes
+        def kept(*given: Any, **named: Any) -> Any:
+            stepped = step(*given, **named)
+            last[:] = [stepped[0]]
+            return stepped
+
+        pipeline.scheduler.step = kept
         pipeline.set_progress_bar_config(disable=True)
         made = pipeline(
             [PROMPT],
@@ -90,7 +96,7 @@ def _of_pipeline(model: Model, start: torch.Tensor, params: SamplingParams) -> t
             guidance_scale=params.guidance,
             latents=start,
             output_type="pt" if decoded else "latent",
-            callback_on_step_end=keep,
+            **model.asked_of_pipeline,
         ).images
     except Exception as error:  # of code that is not ours, about a config that nobody foresaw
         raise InputError(f"the pipeline of {model.source} cannot sample by itself: {line_of(error)}") from error

@@ -141,7 +141,7 @@ def _of_components(folder: Path, index: dict[str, Any], classes: Mapping[str, tu
 
 def _of_tokenizer(folder: Path) -> Iterator[str]:
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+    if not {"tokenizer.json", "spiece.model"} & names and not {"vocab.json", "merges.txt"} <= names:
         yield f"{folder} has no tokenizer.json, nor vocab.json and merges.txt: download the model again"
         return
     # Textual inversion by several vectors: pipelines write them all where a prompt has the first.

@@ -16,6 +16,7 @@ from tasks.diffusion.families import Model
 from tasks.diffusion.noise import Key, generator, initial_noise
 from tasks.diffusion.sampling import SamplingParams, first_timestep
 from tasks.diffusion.sites import Site
+from tasks.errors import InputError
 
 Defence = Literal["perturbed-embedding", "random-tokens", "reweighted-attention"]
 
@@ -52,6 +53,9 @@ def defended(
         Embeddings (n, rows, width), and within which context those of some rows are denoised: see
         `tasks.diffusion.sampling.generate`.
 
+    Raises:
+        InputError: the model cannot be defended so.
+
     Args:
         kind: none leaves everything as it is.
         sampling: how the pictures are made.
@@ -60,6 +64,8 @@ def defended(
         triggers: embeddings (n, rows, width) to be asked in place of the prompts. They have no words to add to, but all
             else is done to them as to prompts.
     """
+    if kind is not None:
+        check_defence(kind, type(model))
     words = list(prompts)
     if kind == "random-tokens" and triggers is None:
         words = with_random_words(model, words, keys, params)
@@ -71,6 +77,15 @@ def defended(
     lengths = torch.tensor(model.tokenizers.counts(words), device=model.device).clamp(max=model.tokens)
     # The last of a prompt's own tokens is the end of the text, which sums it up.
     return embeddings, lambda rows: reweighted_attention(model, lengths[rows] - 1, params.rescale)
+
+
+def check_defence(kind: Defence, family: type[Model]) -> None:
+    """Raises InputError where models of a family cannot be defended so."""
+    if kind == "reweighted-attention" and not family.start_token:
+        raise InputError(
+            "reweighted-attention turns attention to the token that begins every prompt, and prompts of "
+            f"{family.__name__} begin with none: leave it out of --set 'defences=[...]'"
+        )
 
 
 def with_random_words(model: Model, prompts: Sequence[str], keys: Sequence[Key], params: DefenceParams) -> list[str]:

@@ -18,7 +18,7 @@ class EntropyParams(SeededParams):
 
 
 def _check(params: EntropyParams, outline: Outline) -> None:
-    attention_layer(outline.layers(Site.VALUE_ALL))
+    attention_layer(outline.family, outline.layers(Site.VALUE_ALL))
     check_steps(params, outline)
 
 
@@ -50,7 +50,7 @@ def entropy(
     Raises:
         InputError: a prediction is not finite, or the model has fewer cross-attention layers.
     """
-    first, layer = timestep(model, params, 0), attention_layer(model.layers(Site.VALUE_ALL))
+    first, layer = timestep(model, params, 0), attention_layer(type(model), model.layers(Site.VALUE_ALL))
 
     def entropies(text: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         seen: list[torch.Tensor] = []
@@ -61,12 +61,17 @@ def entropy(
     return by_seed(model, embeddings, prompt_ids, params.seeds, batch, entropies).mean(1)
 
 
-def attention_layer(layers: Sequence[Layer]) -> Layer:
+def attention_layer(family: type[Model], layers: Sequence[Layer]) -> Layer:
     """The fourth cross-attention layer in order of execution: in SD 1.x the second of the second down block.
 
     Raises:
-        InputError: there are fewer.
+        InputError: there are fewer, or prompts begin with no such token.
     """
+    if not family.start_token:
+        raise InputError(
+            "entropy looks at the attention that leaves the token which begins every prompt, and prompts of "
+            f"{family.__name__} begin with none: scan with norm"
+        )
     if len(layers) < 4:
         raise InputError(f"entropy needs a fourth cross-attention layer, this model has {len(layers)}: scan with norm")
     return layers[3]

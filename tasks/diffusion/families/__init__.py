@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from tasks.diffusion.families.model import Model
+from tasks.diffusion.families.pixart import PixArtAlpha, PixArtSigma
 from tasks.diffusion.families.sdxl import StableDiffusionXL
 from tasks.diffusion.families.unet import StableDiffusion
 from tasks.diffusion.sites import Layer, Site
@@ -13,7 +14,7 @@ from tasks.diffusion.sites import Layer, Site
 __all__ = ["FAMILIES", "Model", "StableDiffusion", "family_in", "family_of", "layers_of"]
 
 FAMILIES: Mapping[str, type[Model]] = {
-    family.pipeline_class.__name__: family for family in (StableDiffusion, StableDiffusionXL)
+    family.pipeline_class.__name__: family for family in (StableDiffusion, StableDiffusionXL, PixArtAlpha, PixArtSigma)
 }
 """By pipeline, its family."""
 

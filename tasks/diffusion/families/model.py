@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -60,6 +61,8 @@ class Model(ABC):
     """Whether every prompt begins with the same token, and what fills it up is attended to, too, as with CLIP."""
     from_first_step: ClassVar[bool]
     """Whether the pipeline tells its scheduler to begin at step 0: it counts where a schedule names a step twice."""
+    asked_of_pipeline: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """What the pipeline's call has to be given to sample as audits do."""
 
     # Before any weights are loaded
 
