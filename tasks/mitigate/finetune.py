@@ -172,25 +172,28 @@ def finetune(
     run.denoiser.requires_grad_(False)
     for weight, average in zip(run.weights, run.average, strict=True):
         weight.copy_(average)
-    if params.lora_rank:
-        run.denoiser.fuse_lora()
-        run.denoiser.unload_lora()
+    if run.lora is not None:
+        run.lora.merge_and_unload()
+        del run.denoiser.peft_config
     return FineTuned(run.denoiser, run.history, run.stopped)
 
 
-def _add_lora(denoiser: Any, params: FineTuneParams) -> None:
-    """Low-rank changes, at first none, beside the four projections of every attention; they alone take gradients."""
-    from peft import LoraConfig  # takes a second to import, and few trainings need it
+def _with_lora(denoiser: Any, params: FineTuneParams) -> Any:
+    """Puts low-rank changes, at first none, beside the four projections of every attention, and returns what merges
+    them; they alone take gradients."""
+    from peft import LoraConfig, LoraModel  # takes a second to import, and few trainings need it
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
-        denoiser.add_adapter(
+        return LoraModel(
+            denoiser,
             LoraConfig(
                 r=params.lora_rank,
                 lora_alpha=params.lora_rank,
                 init_lora_weights="gaussian",
                 target_modules=["to_q", "to_k", "to_v", "to_out.0"],
-            )
+            ),
+            "default",
         )
 
 
@@ -204,8 +207,7 @@ class _Run:
         # In evaluation mode: these denoisers have no batch statistics, and dropout would draw from a global generator.
         self.denoiser = cast(Any, copy.deepcopy(model.denoiser))
         self.denoiser.eval().requires_grad_(not params.lora_rank)
-        if params.lora_rank:
-            _add_lora(self.denoiser, params)
+        self.lora = _with_lora(self.denoiser, params) if params.lora_rank else None
         self.model = replace(model, denoiser=self.denoiser)
         self.weights = [weight for weight in self.denoiser.parameters() if weight.requires_grad]
         self.average = [weight.detach().clone() for weight in self.weights]

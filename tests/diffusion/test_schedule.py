@@ -12,7 +12,7 @@ import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
 from tasks.diffusion.families import Model
-from tasks.diffusion.families.schedule import Choice, read_schedule
+from tasks.diffusion.families.schedule import Choice, Schedule, read_schedule
 from tasks.diffusion.folder import problems_of
 from tasks.diffusion.model import load_model
 from tasks.diffusion.noise import initial_noise
@@ -179,3 +179,18 @@ def test_what_samples_is_judged_only_where_it_is_asked_for(v_folder: Path, tmp_p
     assert found_of(loaded, "ddim", 2).isfinite().all()
     with pytest.raises(InputError, match="IPNDMScheduler"):
         found_of(loaded, "model", 2)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_noise_and_clean_latents_follow_from_what_is_predicted(predicts: str) -> None:
+    own: Any = DDIMScheduler(**TRAINED, prediction_type=predicts)
+    schedule, times = Schedule(own), torch.tensor([0, 500, 999])
+    clean, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy = schedule.add_noise(clean, noise, times)
+    torch.testing.assert_close(noisy, own.add_noise(clean, noise, times))
+    torch.testing.assert_close(schedule.add_noise(clean, noise, 500)[1], noisy[1])
+    output = noise if predicts == "epsilon" else own.get_velocity(clean, noise, times)
+    found = schedule.prediction(output, noisy, times)
+    torch.testing.assert_close(found.noise, noise, atol=1e-5, rtol=1e-4)
+    # Little is left of the image at the end: rounding grows by as much.
+    torch.testing.assert_close(found.clean, clean, atol=1e-4, rtol=1e-3)
