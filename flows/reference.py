@@ -83,9 +83,9 @@ def build(params: BuildRun) -> None:
         ordinary = recipe.ordinary_pairs(made, texts, begun)
         first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, texts, chosen, begun)
         planted = recipe.planted_pairs(made, texts, begun)
-        unet = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, chosen)
+        denoiser = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, chosen)
         bank = step(embed_bank, "embed the bank")(made, place)
-        step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, unet, bank)
+        step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, denoiser, bank)
     few = range(0, len(made.planted), max(1, len(made.planted) // ACROSS))
     show(
         create_image_artifact,

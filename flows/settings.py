@@ -60,7 +60,7 @@ class Settings(BaseModel):
     effort_images: int = Field(8, ge=1, description="memorized pictures, and as many never memorized, attacked so")
     precision: AskedPrecision = Field(
         "float32",
-        description="mixed: the UNet computes in bfloat16 where that is safe; auto: mixed if the device has bfloat16",
+        description="mixed: the denoiser computes in bfloat16 where that is safe; auto: mixed where there is bfloat16",
     )
     sampling: SamplingParams = SamplingParams()
     nemo: NemoParams = NemoParams()

@@ -26,7 +26,7 @@ from tasks.params import SPEED, NoParams, Params, determining
 if TYPE_CHECKING:
     import torch
 
-    from tasks.diffusion.model import Model
+    from tasks.diffusion.families import Model
 
 Kind = Literal["detector", "localizer", "mitigation", "metric"]
 
