@@ -184,8 +184,11 @@ def test_what_stood_on_the_store_works(url: str, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["audits", "--store", url]).exit_code == 0
     drifted = run_sql(store, "SELECT count(*) AS n, sum(abs(change)) AS sum FROM drift").to_pylist()
     assert drifted[0]["n"] > 100 and drifted[0]["sum"] == 0
-    for address in store.read("variants")["weights"].drop_null().to_pylist():
-        assert (store.get_folder(address) / "variant.json").exists()
+    for row in store.read("variants").to_pylist():
+        if row["weights"]:
+            before = json.loads((store.get_folder(row["weights"]) / "variant.json").read_text())
+            named = {"method": row["method"], "title": f"model, {row['method']}"}
+            assert json.loads(row["card"]) == before | named
     if not url.startswith("s3://"):
         write_catalog(store, tmp_path / "catalog.duckdb")
 
@@ -212,6 +215,21 @@ def test_a_damaged_part_is_refused_by_name_and_the_migration_goes_on_without_it(
     damaged.unlink()
     migrate(old)
     assert len(examine(Store.open(old)).damages) == 1
+
+
+def test_a_variant_whose_files_are_gone_has_no_card(old: Path) -> None:
+    gone, changed = sorted(path.parent for path in old.glob("weights/*/variant.json"))[:2]
+    shutil.rmtree(gone)
+    card = changed / "variant.json"
+    text = card.read_text()
+    card.write_text(text.replace("{", "{ "))
+    with pytest.raises(StoreError, match=f"weights/{changed.name}/variant.json has changed since it was written"):
+        migrate(old)
+    card.write_text(text)
+    migrate(old)
+    store = Store.open(old)
+    assert [row["card"] for row in store.read("variants", weights=f"weights/{gone.name}").to_pylist()] == [None]
+    assert [damage.address for damage in examine(store).damages] == [f"weights/{gone.name}"]
 
 
 def test_nothing_is_written_by_a_dry_run(old: Path, unpacked: Path) -> None:
