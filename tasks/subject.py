@@ -198,9 +198,10 @@ class Subject(BaseModel):
         Raises:
             InputError: no such variant.
         """
-        row = self.row(variant)
-        # Stores that were migrated from version 3 have it beside the weights.
-        text = row["card"] or (self.open().get_folder(row["weights"]) / "variant.json").read_text()
+        if (text := self.row(variant)["card"]) is None:
+            raise InputError(
+                f"the files of {variant!r} were gone when the store was migrated: run the mitigation again"
+            )
         card: dict[str, Any] = json.loads(text)
         return card
 
