@@ -12,11 +12,12 @@ from flows.check import check
 from flows.facts import facts_of
 from flows.lineage import task
 from flows.params import AuditParams
-from flows.plan import EXTRACTION, LOCALITY, Condition, Plan, pruned_of
+from flows.plan import Plan, Trial, pruned_of
 from flows.ready import check_ready
 from flows.show import show, show_audit, show_chart, shown_progress, uri
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
+from tasks.conditions import EXTRACTION, LOCALITY, ORDINARY, PROMPT
 from tasks.errors import Diverged, InputError, TooLarge
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.sscd import scorer_of
@@ -36,6 +37,9 @@ class Audited(BaseModel):
     written: reporting.Written
 
 
+PRUNED = ("neuron_sets", "variants")
+"""What pruning writes."""
+
 register_model = task(collecting.register_model, "register model", "models", "variants")
 collect_values = task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
 collect_norms = task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
@@ -46,10 +50,10 @@ localize_wanda = task(localizing.localize_wanda, "Wanda", "neuron_sets", reads=(
 localize_control = task(localizing.localize_wanda, "Wanda on ordinary", "neuron_sets", reads=("activations",))
 localize_importance = task(localizing.localize_importance, "other scores", "neuron_sets", reads=("images",))
 localize_triggers = task(localizing.localize_wanda, "Wanda on triggers", "neuron_sets", reads=("triggers",))
-cut_neurons = task(mitigating.cut_neurons, "cut neurons", "variants", reads=("neuron_sets",))
-cut_own = task(mitigating.cut_own, "cut each prompt's neurons", "variants", reads=("neuron_sets",))
-cut_weights = task(mitigating.cut_weights, "cut weights", "variants", reads=("neuron_sets",))
-cut_scored = task(mitigating.cut_scored, "cut by other scores", "variants", reads=("neuron_sets",))
+prune_neurons = task(mitigating.prune_neurons, "prune neurons", *PRUNED, reads=("neuron_sets",))
+prune_per_prompt = task(mitigating.prune_per_prompt, "prune each prompt's neurons", *PRUNED, reads=("neuron_sets",))
+prune_weights = task(mitigating.prune_weights, "prune weights", *PRUNED, reads=("neuron_sets",))
+prune_scored = task(mitigating.prune_scored, "prune by other scores", "variants", reads=("neuron_sets",))
 defend = task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
 erase = task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
 attack_images = task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
@@ -105,7 +109,7 @@ def localize(params: AuditParams) -> None:
 
 @flow(name="mitigate", flow_run_name="mitigate")
 def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]:
-    """Variants of the model: cut, trained, or defended at inference.
+    """Variants of the model: pruned, trained, or defended at inference.
 
     Args:
         audit_id: the audit that the model cards name, if any.
@@ -123,17 +127,17 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
     with shown_progress("mitigate"):
         searched = [prompt.prompt_id for prompt in plan.memorized]
-        cuts = cut_neurons(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
+        cuts = prune_neurons(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
         if settings.own_cuts:
-            cuts |= cut_own(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
-        cuts |= cut_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
+            cuts |= prune_per_prompt(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
+        cuts |= prune_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
         if "wanda" in cuts:
             control = (subject, plan.control_id, localizing.ALL, plan.wanda, audit_id)
-            cuts |= cut_weights(*control, method="wanda-control")
+            cuts |= prune_weights(*control, method="wanda-control")
             for score in settings.scores:
                 chosen = settings.importance.model_copy(update={"score": score})
                 found = localizing.importance_id(subject, *plan.pictured, chosen, plan.wanda_id, plan.wanda)
-                cuts |= cut_scored(subject, score, found, localizing.ALL, audit_id)
+                cuts |= prune_scored(subject, score, found, localizing.ALL, audit_id)
         for defence in settings.defences:
             defend(subject, defence, settings.defence, audit_id)
         pruned = pruned_of(cuts)
@@ -165,10 +169,10 @@ def attack(params: AuditParams) -> None:
     if not plan.attacked:
         _nothing("attacked", "--set attacked=N, with training images")
     with shown_progress("attack"):
-        for condition in plan.conditions(plan.variants()):
-            if condition.start is not None:
-                dori = plan.dori(condition)
-                attack_images(plan.subject, condition.variant, condition.asked, plan.pool, dori, plan.settings.seed)
+        for trial in plan.trials(plan.variants()):
+            if trial.condition.start is not None:
+                dori = plan.dori(trial.condition)
+                attack_images(plan.subject, trial.variant, trial.prompts, plan.pool, dori, plan.settings.seed)
 
 
 @flow(name="diagnose", flow_run_name="diagnose")
@@ -233,9 +237,9 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
     points = [one.prompt_id for one in [*triggers, *starts]]
     words, maps = reporting.write_locality(plan.subject, audit_id, found, points, plan.nemo_id, plan.trigger_wanda_id)
     show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
-    for number, picture in enumerate(maps, 1):
-        key = f"locality-{number}"
-        show(create_image_artifact, uri(picture), key=key, description="Triggers, their starts and prompts")
+    for number, drawing in enumerate(maps, 1):
+        key, picture = f"locality-{number}", uri(drawing.encode(), "svg+xml")
+        show(create_image_artifact, picture, key=key, description="Triggers, their starts and prompts")
 
 
 @flow(name="evaluate", flow_run_name="evaluate")
@@ -253,8 +257,8 @@ def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
     check_ready("evaluate", plan)
     audit_id = audit_of(plan, audit_id)
     with shown_progress("evaluate"):
-        for condition in plan.conditions(plan.variants()):
-            evaluate_condition(plan, audit_id, condition, condition.name, condition.condition)
+        for trial in plan.trials(plan.variants()):
+            evaluate_trial(plan, audit_id, trial, trial.name, trial.condition.name)
 
 
 @flow(name="report", flow_run_name="report")
@@ -274,18 +278,16 @@ def report(params: AuditParams, audit_id: str | None = None) -> Audited:
     subject, settings = plan.subject, plan.settings
     record = reporting.record_of(subject.open(), audit_id)
     variants = plan.variants()
-    conditions = [
-        condition
-        for condition in plan.conditions(variants)
-        if condition.condition != EXTRACTION and condition.steps is None
+    # Many generations of one prompt are nothing to look at, and attacks of so many steps are a curve.
+    trials = [
+        trial for trial in plan.trials(variants) if trial.condition != EXTRACTION and trial.condition.steps is None
     ]
-    shown = {condition.label: plan.pictures(condition) for condition in conditions}
-    own = [
-        condition
-        for condition in conditions
-        if condition.start is not None and subject.weights_of(condition.variant) == condition.variant
-    ]
-    searches = {_search_name(condition): plan.trigger_ids(condition) for condition in own}
+    shown = {(trial.name, trial.variant, trial.condition): plan.generations(trial) for trial in trials}
+    searches = {
+        _search_name(trial): plan.trigger_ids(trial)
+        for trial in trials
+        if trial.condition.is_attack and subject.weights_of(trial.variant) == trial.variant
+    }
     trained = {name: mitigating.history_of(subject, variants[name]) for name in settings.erase if name in variants}
     found = reporting.Localized(wanda=plan.wanda_id, control=plan.control_id, curve=plan.curve_id)
     path = reporting.page_path(subject, audit_id)
@@ -315,39 +317,39 @@ def audit_of(plan: Plan, audit_id: str | None) -> str:
     return str(max(mine, key=lambda row: row["started_at"])["audit_id"])
 
 
-def _evaluate(plan: Plan, audit_id: str, condition: Condition, name: str, kind: str) -> None:
-    """Pictures of a variant under a condition, their scores and figures. `name` and `kind` only name the task's run."""
-    subject, settings, wanted = plan.subject, plan.settings, plan.shots(condition)
-    ids = evaluating.generate_pictures(subject, condition.variant, condition.condition, wanted, settings.sampling)
-    if condition.condition == EXTRACTION:
-        where = (subject, condition.variant, condition.condition)
+def _evaluate(plan: Plan, audit_id: str, trial: Trial, name: str, kind: str) -> None:
+    """Generations of a variant under a condition, their scores and estimates. `name` and `kind` only name the run."""
+    subject, settings, wanted, condition = plan.subject, plan.settings, plan.shots(trial), trial.condition
+    where = (subject, trial.variant, condition)
+    ids = evaluating.generate_pictures(*where, wanted, settings.sampling)
+    if condition == EXTRACTION:
         found = evaluating.extraction_figures(*where, wanted, ids, settings.extraction, settings.sscd)
-        evaluating.write_figures(subject, audit_id, condition.name, condition.condition, found)
+        evaluating.write_figures(subject, audit_id, trial.name, condition, found)
         return
-    evaluating.score_copies(subject, condition.variant, condition.condition, wanted, ids, settings.sscd)
+    evaluating.score_copies(*where, wanted, ids, settings.sscd)
     found = evaluating.copy_figures(subject, wanted, ids, settings.sscd)
-    evaluating.score_structure(subject, condition.variant, condition.condition, wanted, ids)
+    evaluating.score_structure(*where, wanted, ids)
     found += evaluating.structure_figures(subject, wanted, ids)
     found += evaluating.seed_similarity_figure(subject, wanted, ids, settings.sscd)
     originals: list[str] = []
-    if condition.variant != ORIGINAL and condition.start is None:
-        originals = evaluating.generation_ids(subject, ORIGINAL, condition.condition, wanted, settings.sampling)
-        evaluating.score_change(subject, condition.variant, condition.condition, ids, originals, settings.sscd)
+    if trial.variant != ORIGINAL and condition.start is None:
+        originals = evaluating.generation_ids(subject, ORIGINAL, condition, wanted, settings.sampling)
+        evaluating.score_change(*where, ids, originals, settings.sscd)
         found += evaluating.change_figure(subject, wanted, ids, settings.sscd)
-    if condition.aligned:
-        evaluating.score_alignment(subject, condition.variant, condition.condition, wanted, ids, plan.clip)
+    if condition == ORDINARY:
+        evaluating.score_alignment(*where, wanted, ids, plan.clip)
         found += evaluating.alignment_figures(subject, wanted, ids, originals, plan.clip)
-        found += evaluating.quality_figures(subject, condition.variant, condition.condition, wanted, ids, plan.clip)
-    if condition.variant == ORIGINAL and condition.condition == "prompt":
+        found += evaluating.quality_figures(*where, wanted, ids, plan.clip)
+    if trial.variant == ORIGINAL and condition == PROMPT:
         found += localizing.detection_figures(subject, plan.memorized, plan.ordinary, settings.nemo)
-    if condition.name in mitigating.RANDOM_CONTROLS and condition.condition == "prompt":
-        found.append(mitigating.shared_figure(subject, condition.variant))
-    evaluating.write_figures(subject, audit_id, condition.name, condition.condition, found)
+    if trial.name in mitigating.RANDOM_CONTROLS and condition == PROMPT:
+        found.append(mitigating.shared_figure(subject, trial.variant))
+    evaluating.write_figures(subject, audit_id, trial.name, condition, found)
 
 
 try_triggers = task(_try, "try triggers", "generations", "scores", reads=("triggers",))
 write_diagnosis = task(_diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
-evaluate_condition = task(
+evaluate_trial = task(
     _evaluate,
     "evaluate",
     "generations",
@@ -364,6 +366,6 @@ def _nothing(done: str, how: str) -> None:
         get_run_logger().warning("nothing is %s: %s", done, how)
 
 
-def _search_name(condition: Condition) -> str:
-    kind = {"control": ", never memorized", "unseen": ", never seen"}.get(condition.condition.rpartition("-")[2], "")
-    return f"{condition.name}, from {condition.start}{kind}"
+def _search_name(trial: Trial) -> str:
+    kind = {"control": ", never memorized", "unseen": ", never seen"}.get(trial.condition.whose, "")
+    return f"{trial.name}, from {trial.condition.start}{kind}"

@@ -3,15 +3,16 @@
 import io
 import re
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.conditions import ORDINARY, PROMPT
 from tasks.errors import InputError
 from tasks.report.charts import Chart, Curve, Matrix
-from tasks.report.report import Picture, Report, Strip, chart_svg, data_uri, render, table_text
+from tasks.report.report import Picture, Report, Strip, data_uri, render, table_text
+from tasks.report.standing import STANDINGS
 from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
 
@@ -25,8 +26,8 @@ def png(seed: int = 0) -> bytes:
 
 
 def whole() -> Report:
-    rows = [*ORIGINAL, mr("nemo-union", "prompt", 2), Row("nemo-union", "prompt", "clip", 0.31, 0.29, 0.33, 20)]
-    rows += [Row("nemo-union", "ordinary", "fid", 12.345, None, None, 200), mr("nemo-union", "dori-noise", 18)]
+    rows = [*ORIGINAL, mr("nemo-union", "prompt", 2), Row("nemo-union", PROMPT, "clip", 0.31, 0.29, 0.33, 20)]
+    rows += [Row("nemo-union", ORDINARY, "fid", 12.345, None, None, 200), mr("nemo-union", "dori-noise", 18)]
     strips = [
         Strip(
             EVIL, Picture("training picture", png()), [Picture(EVIL, png(1), 0.91), Picture("nemo-union", png(2), 0.2)]
@@ -37,6 +38,7 @@ def whole() -> Report:
         subtitle="quick profile",
         facts=[("model", EVIL)],
         rows=rows,
+        standings=STANDINGS,
         strips=strips,
         attacks=[Chart("Loss", "step", "loss", [Curve(EVIL, np.linspace(1, 0.1, 50).tolist())] * 8, smooth=5)],
         matrices=[Matrix("Wanda", ["one", EVIL], [[1, 0.4], [0.4, 1]], note="By chance: 0.01.")],
@@ -64,18 +66,6 @@ class Tags(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-
-
-def test_a_chart_is_a_picture_of_its_own() -> None:
-    curves = [Curve(EVIL, [0.5, 1.0, 0.25])] * 7
-    root = ElementTree.fromstring(chart_svg(Chart(EVIL, "step", "loss", curves, note=EVIL, smooth=2)))
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    texts = [it.text for it in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts.count(EVIL) == 2 + 7
-    lines = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
-    assert len(lines) == 14
-    lowest = float(root.attrib["height"])
-    assert all(float(it.attrib.get("y", 0)) < lowest for it in root.iter("{http://www.w3.org/2000/svg}text"))
 
 
 def test_the_page_is_whole_and_needs_nothing_else() -> None:
@@ -115,7 +105,7 @@ def test_variants_keep_their_order_and_figures_their_intervals() -> None:
 
 
 def test_a_report_of_figures_alone() -> None:
-    page = render(Report("Audit", "", [], ORIGINAL))
+    page = render(Report("Audit", "", [], ORIGINAL, STANDINGS))
     assert "Pictures</h2>" not in page
     assert "No mitigation was audited" in page
 
@@ -132,4 +122,4 @@ def test_the_table_for_the_terminal() -> None:
     assert "FID" not in text  # for the page, which is wider
     assert max(map(len, text.splitlines())) <= 120
     assert text.count("nemo-union") == 1
-    assert table_text([Row("[red]x", "p", "mr", 1.0, None, None, 1)]).count("[red]x") == 1
+    assert table_text([Row("[red]x", PROMPT, "mr", 1.0, None, None, 1)]).count("[red]x") == 1

@@ -12,6 +12,7 @@ import numpy as np
 
 from storage import content_key
 from tasks.attack.extraction import ExtractionParams, extract, precision_recall, tile_distances
+from tasks.conditions import Condition
 from tasks.diffusion.sampling import from_bytes
 from tasks.evaluate import clip_score, figures, quality, sscd, ssim
 from tasks.evaluate.clip_score import ClipParams
@@ -122,7 +123,7 @@ def alignment_figures(
 
 
 def quality_figures(
-    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
 ) -> list[Estimate]:
     """FID and KID of CLIP image embeddings, generations against their prompts' own pictures; nothing without those, and
     no value of fewer than `quality.LEAST` different ones.
@@ -150,7 +151,7 @@ def quality_figures(
 def extraction_figures(
     subject: Subject,
     variant: str,
-    condition: str,
+    condition: Condition,
     wanted: Sequence[Shot],
     ids: Sequence[str],
     params: ExtractionParams,
@@ -204,20 +205,22 @@ def extraction_figures(
     ]
 
 
-def write_figures(subject: Subject, audit_id: str, variant: str, condition: str, found: Sequence[Estimate]) -> None:
+def write_figures(
+    subject: Subject, audit_id: str, variant: str, condition: Condition, found: Sequence[Estimate]
+) -> None:
     """Rows of `metrics`; a variant goes by the name of its method, so that audits compare.
 
     A figure of more prompts than images is followed by one that says how many: of `mr` it is `mr_prompts`. One that is
     not a number has no value.
     """
-    place = {"variant": variant, "condition": condition}
+    place = {"variant": variant, "condition": condition.name}
     rows: list[dict[str, Any]] = []
     for one in found:
         value = None if math.isnan(one.value) else one.value
         rows.append(place | {"metric": one.metric, "value": value, "low": one.low, "high": one.high, "n": one.n})
         if one.prompts not in (None, one.n):
             rows.append(place | {"metric": f"{one.metric}{PROMPTS}", "value": float(one.prompts), "n": one.n})
-    subject.open().write("metrics", content_key(audit_id, variant, condition), rows, audit_id=audit_id)
+    subject.open().write("metrics", content_key(audit_id, variant, condition.name), rows, audit_id=audit_id)
 
 
 def _to_nearest(

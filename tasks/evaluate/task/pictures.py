@@ -1,14 +1,14 @@
 """Pictures of every variant under every condition, made once and kept."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 
 from storage import content_key
+from tasks.conditions import Condition
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
 from tasks.errors import InputError
 from tasks.mitigate.inference import defended
@@ -43,63 +43,61 @@ def shots(asked: Sequence[Prompt], seeds: int, triggers: Mapping[str, Sequence[s
 
 
 def generation_ids(
-    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], sampling: SamplingParams
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], sampling: SamplingParams
 ) -> list[str]:
     """The ids that `generate_pictures` gives, whether or not it ran yet."""
     settings, model_id = sampling.model_dump(exclude={"batch"}), subject.model_id
     return [
-        content_key(VERSION, model_id, variant, condition, shot.prompt.prompt_id, shot.trigger_id, shot.seed, settings)
+        content_key(
+            VERSION, model_id, variant, condition.name, shot.prompt.prompt_id, shot.trigger_id, shot.seed, settings
+        )
         for shot in wanted
     ]
 
 
 def generate_pictures(
-    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], sampling: SamplingParams
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], sampling: SamplingParams
 ) -> list[str]:
     """Makes the pictures that the store does not have, and returns the ids of all."""
     store = subject.open()
     ids = generation_ids(subject, variant, condition, wanted, sampling)
-    place = {"model_id": subject.model_id, "variant": variant, "condition": condition}
+    place = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
     known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
     todo = [(name, shot) for name, shot in zip(ids, wanted, strict=True) if name not in known]
     defence = subject.defence(variant)
     names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
     found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
-    with progress(len(todo), f"generating {variant}, {condition}", "picture") as done:
-        for block in _blocks(todo, sampling.batch, subject.is_cut_anew(variant)):
-            model = subject.load(variant, block[0][1].prompt.prompt_id)
-            texts = [shot.prompt.text for _, shot in block]
-            triggers = torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
-            keys = [(shot.asker, shot.seed) for _, shot in block]
-            embeddings, around = defended(model, *defence, sampling, texts, keys, triggers)
-            pictures = generate(model, embeddings, keys, sampling, done, around)
-            rows = [
-                {
-                    "prompt_id": shot.prompt.prompt_id,
-                    "trigger_id": shot.trigger_id,
-                    "seed": shot.seed,
-                    "generation_id": name,
-                    "bytes": to_png(picture),
-                }
-                for (name, shot), picture in zip(block, pictures, strict=True)
-            ]
-            store.write("generations", content_key([name for name, _ in block]), rows, **place)
+    with progress(len(todo), f"generating {variant}, {condition.name}", "picture") as done:
+        for prompt_id, some in subject.by_model(variant, todo, lambda one: one[1].prompt.prompt_id):
+            with subject.loaded(variant, prompt_id) as model:
+                for block in shards(some, sampling.batch):
+                    texts = [shot.prompt.text for _, shot in block]
+                    triggers = (
+                        torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
+                    )
+                    keys = [(shot.asker, shot.seed) for _, shot in block]
+                    embeddings, around = defended(model, *defence, sampling, texts, keys, triggers)
+                    pictures = generate(model, embeddings, keys, sampling, done, around)
+                    rows = [
+                        {
+                            "prompt_id": shot.prompt.prompt_id,
+                            "trigger_id": shot.trigger_id,
+                            "seed": shot.seed,
+                            "generation_id": name,
+                            "bytes": to_png(picture),
+                        }
+                        for (name, shot), picture in zip(block, pictures, strict=True)
+                    ]
+                    store.write("generations", content_key([name for name, _ in block]), rows, **place)
     return ids
 
 
-def _blocks(todo: Sequence[tuple[str, Shot]], size: int, apart: bool) -> Iterator[Sequence[tuple[str, Shot]]]:
-    """Pictures that are made together; where prompts must stay apart, of one prompt each."""
-    groups = [list(of) for _, of in groupby(todo, lambda one: one[1].prompt.prompt_id)] if apart else [todo]
-    for group in groups:
-        yield from shards(group, size)
-
-
-def pictures_of(subject: Subject, variant: str, condition: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+def pictures_of(subject: Subject, variant: str, condition: Condition, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Generations of this variant, or of the original, and training images, by name; uint8 (height, width, 3)."""
     return {name: from_bytes(data) for name, data in files_of(subject, variant, condition, names).items()}
 
 
-def files_of(subject: Subject, variant: str, condition: str, names: Sequence[str]) -> dict[str, bytes]:
+def files_of(subject: Subject, variant: str, condition: Condition, names: Sequence[str]) -> dict[str, bytes]:
     """The same as they are stored: where there are thousands, they are decoded one by one.
 
     Raises:
@@ -116,7 +114,7 @@ def files_of(subject: Subject, variant: str, condition: str, names: Sequence[str
             lost.difference_update(found)
 
     for of in dict.fromkeys((variant, ORIGINAL)):
-        find("generations", "generation_id", model_id=subject.model_id, variant=of, condition=condition)
+        find("generations", "generation_id", model_id=subject.model_id, variant=of, condition=condition.name)
     find("images", "image_id")
     if lost:
         raise InputError(f"the store has no picture {min(lost)}: generate first, and import prompts with their images")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from storage import Store, content_key
+from tasks.conditions import Condition
 from tasks.diffusion.model import device_of
 from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.evaluate import clip_score
@@ -24,7 +25,7 @@ and name of the picture; 2 KiB each. Names are hashes, so they cannot go stale."
 
 
 def score_copies(
-    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
 ) -> None:
     """SSCD of each picture against every training image of its prompt (metric 'sscd'), and between the seeds of each
     prompt ('sscd_pair')."""
@@ -36,7 +37,9 @@ def score_copies(
     _score(subject, pairs, variant, condition, params)
 
 
-def score_structure(subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str]) -> None:
+def score_structure(
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], ids: Sequence[str]
+) -> None:
     """SSIM of each generation against every training image of its prompt (metric 'ssim')."""
     store = subject.open()
     known = scores_of(store, "ssim", SCORER, ids)
@@ -51,7 +54,7 @@ def score_structure(subject: Subject, variant: str, condition: str, wanted: Sequ
     files = files_of(subject, variant, condition, list(dict.fromkeys(name for pair in todo for name in pair)))
     size = picture_size(subject.load())
     trained = {image: fitted(from_bytes(files[image]), size) for image in {image for _, image in todo}}
-    with progress(len(todo), f"SSIM of {variant}, {condition}", "image") as done:
+    with progress(len(todo), f"SSIM of {variant}, {condition.name}", "image") as done:
         rows = []
         for name, image in todo:
             value = ssim(from_bytes(files[name]), trained[image])
@@ -61,7 +64,12 @@ def score_structure(subject: Subject, variant: str, condition: str, wanted: Sequ
 
 
 def score_change(
-    subject: Subject, variant: str, condition: str, ids: Sequence[str], originals: Sequence[str], params: SscdParams
+    subject: Subject,
+    variant: str,
+    condition: Condition,
+    ids: Sequence[str],
+    originals: Sequence[str],
+    params: SscdParams,
 ) -> None:
     """SSCD of each picture against the original model's of the same prompt and seed (metric 'sscd_gen')."""
     pairs = [("sscd_gen", name, original) for name, original in zip(ids, originals, strict=True)]
@@ -69,7 +77,7 @@ def score_change(
 
 
 def score_alignment(
-    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
 ) -> None:
     """CLIP score of each picture against its prompt (metric 'clip')."""
     store, scorer = subject.open(), clip_score.scorer_of(params)
@@ -95,7 +103,7 @@ def scores_of(store: Store, metric: str, scorer: str, ids: Sequence[str]) -> dic
 
 
 def sscd_vectors(
-    subject: Subject, variant: str, condition: str, names: Sequence[str], params: SscdParams
+    subject: Subject, variant: str, condition: Condition, names: Sequence[str], params: SscdParams
 ) -> dict[str, np.ndarray]:
     """SSCD embeddings of pictures, unit vectors (512,), by name.
 
@@ -105,7 +113,7 @@ def sscd_vectors(
     todo = [name for name in names if (measure.scorer, of, name) not in _CACHE]
     files = files_of(subject, variant, condition, todo)
     size = picture_size(subject.load()) if todo else (0, 0)
-    with progress(len(todo), f"SSCD of {variant}, {condition}", "picture") as done:
+    with progress(len(todo), f"SSCD of {variant}, {condition.name}", "picture") as done:
         for name in todo:
             _CACHE[measure.scorer, of, name] = measure.embed(fitted(from_bytes(files[name]), size)[None])[0]
             done(1)
@@ -113,7 +121,7 @@ def sscd_vectors(
 
 
 def clip_vectors(
-    subject: Subject, variant: str, condition: str, names: Sequence[str], params: ClipParams
+    subject: Subject, variant: str, condition: Condition, names: Sequence[str], params: ClipParams
 ) -> dict[str, np.ndarray]:
     """CLIP embeddings of pictures, unit vectors (width,), by name."""
     scorer, of = clip_score.scorer_of(params), subject.model_id
@@ -125,7 +133,7 @@ def clip_vectors(
 
 
 def _score(
-    subject: Subject, pairs: Sequence[tuple[str, str, str]], variant: str, condition: str, params: SscdParams
+    subject: Subject, pairs: Sequence[tuple[str, str, str]], variant: str, condition: Condition, params: SscdParams
 ) -> None:
     """Cosines of SSCD embeddings: (metric, generation, generation or image)."""
     store, scorer = subject.open(), _sscd(subject, params).scorer
