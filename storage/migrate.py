@@ -7,13 +7,13 @@
     <table>/...         the former parts; never changed, and removed by `drop_former` alone
     weights/...         stay where they are: their versions are their own
 
-What a part's rows become is told by `storage.migrations`. Keys stay, seals are made anew, and the records of what audits
-rest on (`audit_parts`) name the new addresses and seals.
+What a part's rows become is told by `storage.migrations`. Keys stay, seals are made anew, and the records of what
+audits rest on (`audit_parts`) name the new addresses and seals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -184,7 +184,7 @@ class _Move:
                         if on_progress:
                             on_progress(len(seen), total)
 
-    def converted(self, former: list[str]) -> Iterator[str]:
+    def converted(self, former: list[str]) -> Generator[str, None, None]:
         """Put these parts in place, a few at once, and name each that is; none is begun once one has failed."""
         with ThreadPoolExecutor(self.at_once) as pool:
             futures = [pool.submit(self.convert, address) for address in former]

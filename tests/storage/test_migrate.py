@@ -317,7 +317,12 @@ def test_what_is_done_is_not_done_again(old: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_Move, "at_once", 1)
     with pytest.raises(KeyboardInterrupt):
         migrate(old)
-    monkeypatch.setattr(_Move, "convert", lambda self, one: (converted.append(one), convert(self, one))[1])
+
+    def noted(self: Any, address: str) -> None:
+        converted.append(address)
+        convert(self, address)
+
+    monkeypatch.setattr(_Move, "convert", noted)
     done = migrate(old)
     assert done is not None and Counter(converted).most_common(1)[0][1] == 1 and len(converted) == done.parts
     assert examine(Store.open(old)).damages == []
@@ -392,7 +397,8 @@ def test_two_at_once_come_to_the_same_end(
 ) -> None:
     whole = shutil.copytree(unpacked, tmp_path / "whole")
     migrate(whole)
-    convert, inner = _Move.convert, []
+    convert = _Move.convert
+    inner: list[bool] = []
 
     def other(self: Any, address: str) -> None:
         if not inner:
