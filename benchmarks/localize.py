@@ -32,17 +32,18 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from tasks.collect.norms import feature_norms
-from tasks.collect.values import Moments, Statistics, load_statistics, value_activations
+from tasks.collect.values import value_activations
+from tasks.diffusion.detection import estimate_threshold, highest_by_seed, pairwise_scores, prompt_differences
 from tasks.diffusion.hooks import observed, scaled
 from tasks.diffusion.model import Model, audit_defaults, load_model
 from tasks.diffusion.noise import initial_noise, predict_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
 from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.ssim import similarity, to_unit_range
 from tasks.errors import InputError
-from tasks.localize.detection import estimate_threshold, highest_by_seed, pairwise_scores, prompt_differences
 from tasks.localize.nemo import NemoParams, by_layer, nemo
 from tasks.localize.search import TIE, Neuron, out_of_distribution
-from tasks.localize.ssim import similarity, to_unit_range
+from tasks.localize.statistics import Moments, Statistics, load_statistics
 from tasks.localize.wanda import memorized_weights
 
 SUBJECTS = ("a cat", "a red car", "an old house", "two birds", "a glass of water", "the sea", "a tree", "a violin")

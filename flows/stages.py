@@ -325,6 +325,8 @@ def _evaluate(plan: Plan, audit_id: str, trial: Trial, name: str, kind: str) -> 
         return
     evaluating.score_copies(*where, wanted, ids, settings.sscd)
     found = evaluating.copy_figures(subject, wanted, ids, settings.sscd)
+    evaluating.score_structure(subject, condition.variant, condition.condition, wanted, ids)
+    found += evaluating.structure_figures(subject, wanted, ids)
     found += evaluating.seed_similarity_figure(subject, wanted, ids, settings.sscd)
     originals: list[str] = []
     if trial.variant != ORIGINAL and condition.start is None:

@@ -3,8 +3,8 @@
 import hashlib
 
 from storage import content_key
+from tasks.diffusion.detection import DetectionParams
 from tasks.diffusion.sampling import SamplingParams
-from tasks.localize.detection import DetectionParams
 
 SEED = 0
 """The seed of the trajectories that feature norms are taken along: one for each prompt, as published."""

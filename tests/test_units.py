@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tasks.attack.extraction import precision_recall
 from tasks.conditions import PROMPT
+from tasks.diffusion.detection import DetectionParams
 from tasks.evaluate import figures
 from tasks.evaluate import task as door
 from tasks.evaluate.clip_score import ClipParams
@@ -19,7 +20,6 @@ from tasks.evaluate.figures import Estimate
 from tasks.evaluate.intervals import clopper_pearson
 from tasks.evaluate.sscd import SscdParams, scorer_of
 from tasks.evaluate.task import Shot
-from tasks.localize.detection import DetectionParams
 from tasks.localize.task.detection import detection_figures
 from tasks.report.markdown import figures_text
 from tasks.report.report import Report, render, table_text

@@ -12,19 +12,19 @@ from typing import Annotated, Literal
 import torch
 from pydantic import ConfigDict, Field
 
-from tasks.collect.values import Statistics
-from tasks.diffusion.model import Model
-from tasks.diffusion.sites import Layer, Site
-from tasks.errors import InputError
-from tasks.localize.detection import (
+from tasks.diffusion.detection import (
     DetectionParams,
     detection_timestep,
     highest_by_seed,
     pairwise_scores,
     prompt_differences,
 )
+from tasks.diffusion.model import Model
+from tasks.diffusion.sites import Layer, Site
+from tasks.errors import InputError
 from tasks.localize.scorer import BlockedScore
 from tasks.localize.search import Check, Neuron, SearchParams, initial_selection, refine
+from tasks.localize.statistics import Statistics
 
 
 class NemoParams(DetectionParams, SearchParams):

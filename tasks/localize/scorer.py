@@ -17,12 +17,12 @@ from operator import itemgetter
 import torch
 
 from tasks.diffusion.batches import in_batches
+from tasks.diffusion.detection import noise_differences
 from tasks.diffusion.hooks import scaled
 from tasks.diffusion.model import Model
 from tasks.diffusion.sites import Layer
-from tasks.localize.detection import noise_differences
+from tasks.diffusion.ssim import similarity
 from tasks.localize.search import AHEAD, Candidates
-from tasks.localize.ssim import similarity
 
 
 class BlockedScore:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tasks.collect.values import Statistics
+from tasks.localize.statistics import Statistics
 
 Neuron = tuple[int, int]
 """Index of the layer within its site, index of the output."""

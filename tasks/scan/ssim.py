@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from tasks.diffusion.detection import detection_timestep, noise_differences, pairwise_scores
 from tasks.diffusion.model import Model
 from tasks.diffusion.outline import Outline
-from tasks.localize.detection import detection_timestep, noise_differences, pairwise_scores
-from tasks.localize.ssim import scales_and_kernel
+from tasks.diffusion.ssim import scales_and_kernel
 from tasks.methods import detector
 from tasks.scan.noise import SeededParams, by_seed, check_steps
 
@@ -35,7 +35,7 @@ def _check(params: SsimParams, outline: Outline) -> None:
 def ssim(
     model: Model, embeddings: torch.Tensor, prompt_ids: Sequence[str], params: SsimParams, batch: int
 ) -> torch.Tensor:
-    """The mean SSIM over pairs of seeds, at the second timestep of the schedule; see `tasks.localize.detection`.
+    """The mean SSIM over pairs of seeds, at the second timestep of the schedule; see `tasks.diffusion.detection`.
 
     Args, Returns: see `tasks.methods.Score`.
     """

@@ -91,6 +91,33 @@ def test_a_trigger_counts_where_any_picture_of_it_is_a_copy(subject: Subject) ->
     assert triggers_that_copy(subject, shots, ["a", "b", "c", "d"], SSCD) == {"t", "v"}
 
 
+def test_structure_is_of_the_nearest_training_image_cropped_as_it_was_trained_on(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
+    other = np.random.default_rng(1).integers(0, 255, (32, 32, 3), np.uint8)
+    files = {"wide": to_png(wide), "other": to_png(other), "copy": to_png(wide[:, 16:48]), "new": to_png(255 - other)}
+    files["third"] = files["other"]
+    monkeypatch.setattr(
+        scores, "files_of", lambda subject, variant, condition, names: {name: files[name] for name in names}
+    )
+    monkeypatch.setattr(scores, "picture_size", lambda model: (32, 32))
+    monkeypatch.setattr(Subject, "load", lambda self: None)
+    one, two = asked("p", "other", "wide"), asked("q", "third")
+    shots, ids = [Shot(one, None, 0), Shot(two, None, 0), Shot(asked("r"), None, 0)], ["copy", "new", "none"]
+    door.score_structure(subject, "original", "prompt", shots, ids)
+    rows = subject.open().read("scores", metric="ssim").to_pylist()
+    values = {(row["generation_id"], row["reference_id"]): row["value"] for row in rows}
+    assert values.keys() == {("copy", "wide"), ("copy", "other"), ("new", "third")}
+    assert values["copy", "wide"] == 1 and values["new", "third"] < values["copy", "other"] < 0.5
+    best, _ = door.structure_figures(subject, shots, ids)
+    assert (best.metric, best.n, best.prompts) == ("ssim_orig_max", 2, 2)
+    assert best.value == pytest.approx((1 + values["new", "third"]) / 2)
+    monkeypatch.setattr(scores, "ssim", None)  # what is in the store is not computed again
+    door.score_structure(subject, "original", "prompt", shots, ids)
+    assert door.structure_figures(subject, shots[2:], ids[2:]) == []
+
+
 def test_seeds_beyond_this_audits_do_not_count(subject: Subject) -> None:
     scored(subject, "sscd_pair", {("g0", "g1"): 0.1, ("g0", "g2"): 0.9, ("g1", "g2"): 0.9})
     prompt = asked("p")

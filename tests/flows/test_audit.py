@@ -142,6 +142,7 @@ def test_every_variant_is_measured_under_every_probe(params: AuditParams, audite
     attacked |= {("nemo", "dori-noise")}
     attacked |= {("original", condition) for condition in ("dori-noise-control", "dori-noise-unseen", *efforts)}
     assert found == probed | attacked
+    assert {(row["variant"], row["condition"]) for row in rows if row["metric"] == "ssim_orig_max"} == found
     numbers = {(row["condition"], row["n"]) for row in rows if row["metric"] == "mr"}
     known = {("prompt", 4), ("ordinary", 2), ("dori-noise", 2), ("dori-noise-control", 1), ("dori-noise-unseen", 1)}
     assert numbers == known | {(condition, 1) for condition in efforts}

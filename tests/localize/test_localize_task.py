@@ -8,13 +8,14 @@ import torch
 
 from storage import Store, connect
 from tasks.collect.task import collect_norms, collect_values, empty_prompts, import_set
-from tasks.collect.values import Moments, value_activations
+from tasks.collect.values import value_activations
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.localize import task as door
 from tasks.localize.importance import ImportanceParams
 from tasks.localize.nemo import NemoParams
+from tasks.localize.statistics import Moments
 from tasks.localize.wanda import WandaParams
 from tasks.subject import Prompt, Subject, prompts_of
 from tests.support.world import tiny_world

@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from tasks.collect.values import Moments, Statistics, value_activations
+from tasks.collect.values import value_activations
+from tasks.diffusion.detection import DetectionParams, detection_timestep, noise_differences, prompt_differences
 from tasks.diffusion.hooks import scaled
 from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.ssim import similarity
 from tasks.errors import InputError
 from tasks.localize.curve import best_first, memorization_curve, stand_ins
-from tasks.localize.detection import DetectionParams, detection_timestep, noise_differences, prompt_differences
 from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
 from tasks.localize.scorer import BlockedScore
 from tasks.localize.search import TIE, Candidates, Neuron, SearchParams, refine
-from tasks.localize.ssim import similarity
+from tasks.localize.statistics import Moments, Statistics
 from tests.support.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
 from tests.support.search import one_by_one
 

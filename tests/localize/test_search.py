@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.collect.values import Statistics
 from tasks.localize.search import (
     TIE,
     Candidates,
@@ -20,6 +19,7 @@ from tasks.localize.search import (
     refine,
     refinement_limit,
 )
+from tasks.localize.statistics import Statistics
 from tests.support.search import one_by_one
 
 ACTIVATIONS = [torch.tensor([5.5, 4.9, 1.1, 0.3]), torch.tensor([0.2, 0.6])]

@@ -11,11 +11,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tasks.diffusion.detection import DetectionParams, pairwise_scores, prompt_differences
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
-from tasks.localize.detection import DetectionParams, pairwise_scores, prompt_differences
 from tasks.methods import method, names
 from tasks.scan.task import ScanParams
 from tests.support.hand_made import MEMORIZED, NULL_PROMPTS, TOKENS, WIDTH, model_of, planted_unet, random_unet

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from storage import Store, query
 from tasks.collect.norms import FeatureNorms
-from tasks.collect.values import Moments
 from tasks.localize.search import out_of_distribution
+from tasks.localize.statistics import Moments
 from tests.support.rows import activation, prompt
 
 NEURONS, INPUTS, STEPS, LAYERS = 4, 3, 2, ("down", "mid")

@@ -14,7 +14,7 @@ from storage import content_key
 from tasks.attack.extraction import ExtractionParams, extract, precision_recall, tile_distances
 from tasks.conditions import Condition
 from tasks.diffusion.sampling import from_bytes
-from tasks.evaluate import clip_score, figures, quality, sscd
+from tasks.evaluate import clip_score, figures, quality, sscd, ssim
 from tasks.evaluate.clip_score import ClipParams
 from tasks.evaluate.figures import Estimate
 from tasks.evaluate.sscd import COPY_THRESHOLD, SscdParams
@@ -32,13 +32,7 @@ def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], p
     Where prompts are verbatim (VM) and template memories (TM), MR and similarities of each kind follow, under the same
     names with `_vm` and `_tm`: of the prompts of this kind. An image that has both counts in either.
     """
-    known = scores_of(subject.open(), "sscd", sscd.scorer_of(params), ids)
-    rows = [
-        # The store may hold scores against other images, that the prompt had in an earlier set.
-        (shot.prompt, max(known[name, image] for image in shot.prompt.image_ids))
-        for name, shot in zip(ids, wanted, strict=True)
-        if shot.prompt.image_ids
-    ]
+    rows = _to_nearest(subject, "sscd", sscd.scorer_of(params), wanted, ids)
     if not rows:
         return []
 
@@ -59,6 +53,16 @@ def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], p
             if one.metric in ("mr", "sscd_orig_max", "sscd_orig_median")
         ]
     return every
+
+
+def structure_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -> list[Estimate]:
+    """The structural similarities to training images, over the prompts that have any; see `copy_figures`."""
+    rows = _to_nearest(subject, "ssim", ssim.SCORER, wanted, ids)
+    if not rows:
+        return []
+    asked = [prompt for prompt, _ in rows]
+    grouped = _by_unit(units_of(subject, asked), asked, [value for _, value in rows])
+    return _of_prompts(asked, ssim.ssim_orig(grouped))
 
 
 def triggers_that_copy(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> set[str]:
@@ -217,6 +221,19 @@ def write_figures(
         if one.prompts not in (None, one.n):
             rows.append(place | {"metric": f"{one.metric}{PROMPTS}", "value": float(one.prompts), "n": one.n})
     subject.open().write("metrics", content_key(audit_id, variant, condition.name), rows, audit_id=audit_id)
+
+
+def _to_nearest(
+    subject: Subject, metric: str, scorer: str, wanted: Sequence[Shot], ids: Sequence[str]
+) -> list[tuple[Prompt, float]]:
+    """Each generation's prompt, and its score against the nearest of the prompt's training images, where it has any."""
+    known = scores_of(subject.open(), metric, scorer, ids)
+    return [
+        # The store may hold scores against other images, that the prompt had in an earlier set.
+        (shot.prompt, max(known[name, image] for image in shot.prompt.image_ids))
+        for name, shot in zip(ids, wanted, strict=True)
+        if shot.prompt.image_ids
+    ]
 
 
 def _by_unit(of: Mapping[str, str], asked: Sequence[Prompt], values: Sequence[float]) -> dict[str, np.ndarray]:

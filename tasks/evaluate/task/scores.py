@@ -1,4 +1,4 @@
-"""What single pictures score: SSCD against training images and against each other, CLIP against their prompts."""
+"""What single pictures score: SSCD and SSIM against training images, SSCD among themselves, CLIP against prompts."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,6 +14,7 @@ from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.evaluate import clip_score
 from tasks.evaluate.clip_score import ClipParams, ClipScore, aligned
 from tasks.evaluate.sscd import Sscd, SscdParams
+from tasks.evaluate.ssim import SCORER, ssim
 from tasks.evaluate.task.pictures import Shot, files_of
 from tasks.progress import progress
 from tasks.subject import Subject
@@ -34,6 +35,30 @@ def score_copies(
         groups.setdefault((shot.prompt.prompt_id, shot.trigger_id), []).append(name)
     pairs += [("sscd_pair", a, b) for names in groups.values() for a, b in combinations(names, 2)]
     _score(subject, pairs, variant, condition, params)
+
+
+def score_structure(subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str]) -> None:
+    """SSIM of each generation against every training image of its prompt (metric 'ssim')."""
+    store = subject.open()
+    known = scores_of(store, "ssim", SCORER, ids)
+    todo = [
+        (name, image)
+        for name, shot in zip(ids, wanted, strict=True)
+        for image in shot.prompt.image_ids
+        if (name, image) not in known
+    ]
+    if not todo:
+        return
+    files = files_of(subject, variant, condition, list(dict.fromkeys(name for pair in todo for name in pair)))
+    size = picture_size(subject.load())
+    trained = {image: fitted(from_bytes(files[image]), size) for image in {image for _, image in todo}}
+    with progress(len(todo), f"SSIM of {variant}, {condition}", "image") as done:
+        rows = []
+        for name, image in todo:
+            value = ssim(from_bytes(files[name]), trained[image])
+            rows.append({"generation_id": name, "reference_id": image, "scorer": SCORER, "value": value})
+            done(1)
+    store.write("scores", content_key("ssim", SCORER, todo), rows, metric="ssim")
 
 
 def score_change(

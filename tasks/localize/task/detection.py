@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from storage import Store, content_key
+from tasks.diffusion.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
 from tasks.errors import InputError
 from tasks.evaluate.figures import Estimate, auc, tpr_at_1fpr
 from tasks.keys import detection_id
-from tasks.localize.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
 from tasks.localize.nemo import NemoParams
 from tasks.progress import progress
 from tasks.subject import ORIGINAL, Prompt, Subject, units_of

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from storage import Store, content_key
-from tasks.collect.values import Moments, Statistics, load_statistics
 from tasks.diffusion.sites import Layer, Site, layers_of
 from tasks.errors import InputError
 from tasks.keys import values_id
 from tasks.localize.curve import best_first, memorization_curve, stand_ins
 from tasks.localize.nemo import NemoParams, NemoResult, gate, nemo
+from tasks.localize.statistics import Moments, Statistics, load_statistics
 from tasks.localize.task.detection import nemo_threshold, traced
 from tasks.localize.task.names import VERSION
 from tasks.progress import progress

@@ -9,8 +9,8 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from tasks.diffusion.ssim import scales_and_kernel, similarity, to_unit_range
 from tasks.errors import InputError
-from tasks.localize.ssim import scales_and_kernel, similarity, to_unit_range
 
 
 def images(n: int, side: int, seed: int) -> torch.Tensor:

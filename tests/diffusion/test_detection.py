@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tasks.errors import InputError
-from tasks.localize.detection import (
+from tasks.diffusion.detection import (
     DetectionParams,
     detection_timestep,
     estimate_threshold,
@@ -13,7 +12,8 @@ from tasks.localize.detection import (
     pairwise_scores,
     prompt_differences,
 )
-from tasks.localize.ssim import to_unit_range
+from tasks.diffusion.ssim import to_unit_range
+from tasks.errors import InputError
 from tests.support.hand_made import MEMORIZED, NULL_PROMPTS, model_of, planted_unet, random_unet
 
 PARAMS = DetectionParams(seeds=4)

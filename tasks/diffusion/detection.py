@@ -15,8 +15,8 @@ from tasks.diffusion.batches import in_batches
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import initial_noise, predict_noise
 from tasks.diffusion.schedulers import timestep_of
+from tasks.diffusion.ssim import similarity, to_unit_range
 from tasks.errors import InputError
-from tasks.localize.ssim import similarity, to_unit_range
 from tasks.params import SPEED
 
 
