@@ -28,11 +28,12 @@ from flows.params import resolved
 from flows.plan import Plan
 from flows.settings import Settings, settings_for
 from storage import Store, examine, run_sql, verify
+from tasks.conditions import PROMPT
 from tasks.diffusion.sampling import generate
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
-from tasks.evaluate.sscd import Sscd
 from tasks.report.task import Diagnosed
+from tasks.scorers.sscd import Sscd
 from tasks.subject import Subject
 from tests.support.world import tiny_world
 
@@ -374,8 +375,8 @@ def test_a_prompts_pictures_are_made_with_its_own_neurons_cut(params: AuditParam
         for layer, rows in neurons[prompt.prompt_id].items():
             unet.get_submodule(layer).weight[rows] = 0
     wanted = evaluating.shots([prompt], plan.settings.seeds)
-    ids = evaluating.generation_ids(subject, variant, "prompt", wanted, sampling)
-    made = evaluating.pictures_of(subject, variant, "prompt", ids)
+    ids = evaluating.generation_ids(subject, variant, PROMPT, wanted, sampling)
+    made = evaluating.images_of(subject, variant, PROMPT, ids)
     keys = [(prompt.prompt_id, shot.seed) for shot in wanted]
     cut, whole = (
         generate(one, one.embed([prompt.text] * len(keys)), keys, sampling) for one in (model.with_weights(unet), model)

@@ -16,11 +16,11 @@ from tasks.collect.task import import_set
 from tasks.diffusion.noise import Key
 from tasks.diffusion.sampling import SamplingParams
 from tasks.errors import InputError, TooLarge
-from tasks.evaluate.sscd import SscdParams
 from tasks.mitigate import task as door
 from tasks.mitigate.finetune import FineTuneParams, Memorized, finetune
 from tasks.mitigate.task import erasing
 from tasks.mitigate.task import surrogates as making
+from tasks.scorers.sscd import SscdParams
 from tasks.subject import ORIGINAL, Prompt, Subject, prompts_of
 from tests.support.world import tiny_world
 

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import fisher_exact
 
 from tasks.conditions import ORDINARY, PROMPT, Condition, dori
-from tasks.evaluate.intervals import clopper_pearson
+from tasks.intervals import clopper_pearson
 from tasks.report.compare import (
     ALPHA,
     MINOR,
@@ -171,7 +172,7 @@ def test_the_unit_of_an_attack_is_the_picture() -> None:
     def attacked(back: int, gone: int, seeds: int = 4) -> list[Pair]:
         changes = [(0, 1)] * back + [(1, 0)] * gone + [(0, 0)] * 4
         return [
-            pair(str(n), seeds * old, seeds * new, seeds, "nemo-union", "dori-noise")
+            pair(str(n), seeds * old, seeds * new, seeds, "nemo-union", dori("noise"))
             for n, (old, new) in enumerate(changes)
         ]
 
@@ -192,8 +193,8 @@ def test_more_pictures_of_an_attack_are_no_worse() -> None:
 # Prompts that share an image
 
 
-def sharing(unit: str, counts: list[tuple[int, int]], **other: str) -> list[Pair]:
-    return [replace(pair(f"{unit} {n}", *both, **other), unit=unit) for n, both in enumerate(counts)]  # type: ignore[arg-type]
+def sharing(unit: str, counts: list[tuple[int, int]], **other: Any) -> list[Pair]:
+    return [replace(pair(f"{unit} {n}", *both, **other), unit=unit) for n, both in enumerate(counts)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=6))
@@ -348,7 +349,7 @@ def test_the_procedure_uses_up_alpha_and_no_more() -> None:
     alarms = 0
     for draws in rng.choice(attainable, (trials, 6)):
         findings = [
-            Finding("prompt", "v", "p", str(n), "", float(draw), attainable, 1.0 if n < 2 else MINOR)
+            Finding("prompt", "v", PROMPT, str(n), "", float(draw), attainable, 1.0 if n < 2 else MINOR)
             for n, draw in enumerate(draws)
         ]
         alarms += bool(regressions(findings))

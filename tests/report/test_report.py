@@ -12,8 +12,9 @@ from PIL import Image
 from tasks.conditions import ORDINARY, PROMPT
 from tasks.errors import InputError
 from tasks.report.charts import Chart, Curve, Matrix
-from tasks.report.report import Picture, Report, Row, Strip, chart_svg, data_uri, render, table_text
+from tasks.report.report import Picture, Report, Strip, chart_svg, data_uri, render, table_text
 from tasks.report.standing import STANDINGS
+from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
 
 EVIL = "<script>alert(1)</script> \"quoted\" & 'more'"

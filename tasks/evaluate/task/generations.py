@@ -1,4 +1,4 @@
-"""Pictures of every variant under every condition, made once and kept."""
+"""Generations of every variant under every condition, made once and kept."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,23 @@ VERSION = "evaluate/1"
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One variant under one condition, with the prompts it is asked."""
+
+    name: str
+    """The variant, by the name that its estimates go by."""
+    variant: str
+    """The same, as the store knows it."""
+    condition: Condition
+    prompts: list[Prompt]
+    """Asked, or those whose images are attacked."""
+    seeds: int
+    """Generations of each prompt or trigger."""
+
+
+@dataclass(frozen=True)
 class Shot:
-    """One picture to be made: for a prompt, or for a trigger that was found for the prompt's image."""
+    """One image to be made: for a prompt, or for a trigger that was found for the prompt's image."""
 
     prompt: Prompt
     trigger_id: str | None
@@ -29,7 +44,7 @@ class Shot:
 
     @property
     def asker(self) -> str:
-        """What seeds the initial noise beside the seed: the prompt, so that variants compare picture by picture."""
+        """What seeds the initial noise beside the seed: the prompt, so that variants compare image by image."""
         return self.prompt.prompt_id
 
 
@@ -46,7 +61,7 @@ def shots(asked: Sequence[Prompt], seeds: int, triggers: Mapping[str, Sequence[s
 def generation_ids(
     subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], sampling: SamplingParams
 ) -> list[str]:
-    """The ids that `generate_pictures` gives, whether or not it ran yet."""
+    """The ids that `generate_images` gives, whether or not it ran yet."""
     settings, model_id = sampling.model_dump(exclude={"batch"}), subject.model_id
     return [
         content_key(
@@ -56,10 +71,10 @@ def generation_ids(
     ]
 
 
-def generate_pictures(
+def generate_images(
     subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], sampling: SamplingParams
 ) -> list[str]:
-    """Makes the pictures that the store does not have, and returns the ids of all."""
+    """Makes the images that the store does not have, and returns the ids of all."""
     store = subject.open()
     ids = generation_ids(subject, variant, condition, wanted, sampling)
     place = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
@@ -68,36 +83,36 @@ def generate_pictures(
     defence = subject.defence(variant)
     names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
     found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
-    with progress(len(todo), f"generating {variant}, {condition.name}", "picture") as done:
+    with progress(len(todo), f"generating {variant}, {condition.name}", "image") as done:
         for block in _blocks(todo, sampling.batch, subject.is_cut_anew(variant)):
             model = subject.load(variant, block[0][1].prompt.prompt_id)
             texts = [shot.prompt.text for _, shot in block]
             triggers = torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
             keys = [(shot.asker, shot.seed) for _, shot in block]
             embeddings, around = defended(model, *defence, sampling, texts, keys, triggers)
-            pictures = generate(model, embeddings, keys, sampling, done, around)
+            images = generate(model, embeddings, keys, sampling, done, around)
             rows = [
                 {
                     "prompt_id": shot.prompt.prompt_id,
                     "trigger_id": shot.trigger_id,
                     "seed": shot.seed,
                     "generation_id": name,
-                    "bytes": to_png(picture),
+                    "bytes": to_png(image),
                 }
-                for (name, shot), picture in zip(block, pictures, strict=True)
+                for (name, shot), image in zip(block, images, strict=True)
             ]
             store.write("generations", content_key([name for name, _ in block]), rows, **place)
     return ids
 
 
 def _blocks(todo: Sequence[tuple[str, Shot]], size: int, apart: bool) -> Iterator[Sequence[tuple[str, Shot]]]:
-    """Pictures that are made together; where prompts must stay apart, of one prompt each."""
+    """Images that are made together; where prompts must stay apart, of one prompt each."""
     groups = [list(of) for _, of in groupby(todo, lambda one: one[1].prompt.prompt_id)] if apart else [todo]
     for group in groups:
         yield from shards(group, size)
 
 
-def pictures_of(subject: Subject, variant: str, condition: Condition, names: Sequence[str]) -> dict[str, np.ndarray]:
+def images_of(subject: Subject, variant: str, condition: Condition, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Generations of this variant, or of the original, and training images, by name; uint8 (height, width, 3)."""
     return {name: from_bytes(data) for name, data in files_of(subject, variant, condition, names).items()}
 
@@ -122,5 +137,5 @@ def files_of(subject: Subject, variant: str, condition: Condition, names: Sequen
         find("generations", "generation_id", model_id=subject.model_id, variant=of, condition=condition.name)
     find("images", "image_id")
     if lost:
-        raise InputError(f"the store has no picture {min(lost)}: generate first, and import prompts with their images")
+        raise InputError(f"the store has no image {min(lost)}: generate first, and import prompts with their images")
     return found
