@@ -238,9 +238,9 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
     points = [one.prompt_id for one in [*triggers, *starts]]
     words, maps = reporting.write_locality(plan.subject, audit_id, found, points, plan.nemo_id, plan.trigger_wanda_id)
     show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
-    for number, picture in enumerate(maps, 1):
-        key = f"locality-{number}"
-        show(create_image_artifact, uri(picture), key=key, description="Triggers, their starts and prompts")
+    for number, drawing in enumerate(maps, 1):
+        key, picture = f"locality-{number}", uri(drawing.encode(), "svg+xml")
+        show(create_image_artifact, picture, key=key, description="Triggers, their starts and prompts")
 
 
 @flow(name="evaluate", flow_run_name="evaluate")

@@ -13,12 +13,12 @@ rest on (`audit_parts`) name the new addresses and seals.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,8 +38,6 @@ from storage.tables import TABLES, VERSION, Table
 
 OnProgress = Callable[[int, int], None]
 """Called with the parts done and the parts in all."""
-
-_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -137,6 +135,7 @@ def drop_former(url: str | Path | None = None, dry_run: bool = False) -> Amount 
 class _Move:
     """Parts on their way from one place to another, and from one version to the next ones."""
 
+    at_once: ClassVar[int] = 4
     source: Place
     target: Place
     tables: dict[str, Table]
@@ -145,7 +144,7 @@ class _Move:
     """By former address, what a part said and what the new one says."""
 
     def entries(self) -> list[Entry]:
-        """The former parts, those that name others last.
+        """The former parts.
 
         Raises:
             StoreError: something lies there that may hide a part.
@@ -154,8 +153,7 @@ class _Move:
         for entry in found:
             if entry.fault:
                 raise StoreError(f"{visible(entry.path)} {entry.fault}")
-        parts = [entry for entry in found if entry.path.endswith(".parquet")]
-        return sorted(parts, key=lambda entry: (_table(entry.path) == RECORD, entry.path))
+        return [entry for entry in found if entry.path.endswith(".parquet")]
 
     def refuse_running(self, lost: Iterable[str]) -> None:
         """Raises StoreError where an audit is at work, which would write on into the former place."""
@@ -174,25 +172,28 @@ class _Move:
         there = {entry.path for name in TABLES for entry in self.target.files(name)}
         seen: set[str] = set()
         # A writer that had the store open may have added a part in the meantime.
-        while entries := [entry for entry in self.entries() if entry.path not in seen]:
-            done, total = len(seen), len(seen) + len(entries)
-            seen |= {entry.path for entry in entries}
-            counted = threading.Lock()
+        while former := [entry.path for entry in self.entries() if entry.path not in seen]:
+            total = len(seen) + len(former)
+            records = [one for one in former if _table(one) == RECORD]
+            for some in (sorted(set(former) - set(records)), records):
+                missing = [one for one in some if self.address(one) not in there]
+                seen |= set(some) - set(missing)
+                with closing(self.converted(missing)) as done:
+                    for address in done:
+                        seen.add(address)
+                        if on_progress:
+                            on_progress(len(seen), total)
 
-            def one(entry: Entry) -> None:
-                nonlocal done
-                if self.address(entry.path) not in there:
-                    self.convert(entry.path)
-                with counted:
-                    done += 1
-                    if on_progress:
-                        on_progress(done, total)  # noqa: B023 (runs within this turn)
-
-            for some in (
-                [entry for entry in entries if _table(entry.path) != RECORD],
-                [entry for entry in entries if _table(entry.path) == RECORD],
-            ):
-                _each(one, some)
+    def converted(self, former: list[str]) -> Iterator[str]:
+        """Put these parts in place, a few at once, and name each that is; none is begun once one has failed."""
+        with ThreadPoolExecutor(self.at_once) as pool:
+            futures = [pool.submit(self.convert, address) for address in former]
+            try:
+                for address, future in zip(former, futures, strict=True):
+                    future.result()
+                    yield address
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def convert(self, address: str) -> None:
         """Put one part in place."""
@@ -264,17 +265,6 @@ def _migrated(name: str, rows: pa.Table, version: int) -> pa.Table:
     for step in range(version + 1, VERSION + 1):
         rows = MIGRATIONS[step](name, rows)
     return rows
-
-
-def _each(work: Callable[[Entry], None], entries: list[Entry]) -> None:
-    """Do the work for each, a few at once; none is begun any more once one has failed."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        futures = [pool.submit(work, entry) for entry in entries]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _table(address: str) -> str:

@@ -112,8 +112,8 @@ class Column:
     """Where it stands, from left to right."""
     cases: str = ""
     """What its n counts, where that is not images."""
-    decides: bool = False
-    """Whether the page draws it."""
+    drawn: bool = False
+    """Whether the page draws it, a share, beside its value."""
 
     def text(self, value: float) -> str:
         """A value in the digits it deserves."""

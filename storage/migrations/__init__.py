@@ -38,7 +38,7 @@ def tables_of(version: int) -> dict[str, Table]:
 
 
 def kept_schemas(tables: Mapping[str, Table]) -> str:
-    """What is kept of tables, for `tables_of`: names, folders, types, which values may be null and which are allowed."""
+    """What is kept of tables for `tables_of`: names, folders, types, what may be null and which values are allowed."""
     blocks = []
     for name, table in tables.items():
         columns = [f"   {json.dumps(field.name)}: {json.dumps(_kept(field))}" for field in table.schema]

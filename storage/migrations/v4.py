@@ -2,10 +2,10 @@
 
 - `probe` is `condition`, the audit that a night was compared with is its `baseline`, the figure `diversity`, which is
   lower where images differ more, is `seed_similarity`.
-- `nemo` is the method as published, which prunes for each prompt the neurons found for it alone. What went by that name,
-  the neurons of all prompts together, is `nemo-union`. So `nemo-own` is `nemo`, and the random controls and the names
-  of variants follow: `nemo-own-1a2b3c4d` is `nemo-1a2b3c4d`, and `nemo-1a2b3c4d` is `nemo-union-1a2b3c4d`. What the
-  localizer found (`neuron_sets.method`) keeps its name.
+- `nemo` is the method as published, which prunes for each prompt the neurons found for it alone: `nemo-own` until now.
+  What went by that name, the neurons of all prompts together, is `nemo-union`. Random controls and names of variants
+  follow: `nemo-own-1a2b3c4d` is `nemo-1a2b3c4d`, and `nemo-1a2b3c4d` is `nemo-union-1a2b3c4d`. What the localizer found
+  (`neuron_sets.method`) keeps its name.
 - The setting `rival_starts` is `baseline_starts`.
 """
 

@@ -29,7 +29,7 @@ BY_KIND = ("mr", "sscd_orig_max", "sscd_orig_median")
     control="The original model, and attacks on images that were never memorized.",
     applies=lambda condition, variant: condition != EXTRACTION,
     columns=(
-        Column("mr", "Copy rate", ".0%", "lower", narrow=True, order=10, decides=True),
+        Column("mr", "Copy rate", ".0%", "lower", narrow=True, order=10, drawn=True),
         Column("mr_vm", "Copy rate, VM", ".0%", "lower", order=11),
         Column("mr_tm", "Copy rate, TM", ".0%", "lower", order=12),
         Column("mr_generations", "Copy rate, of generations", ".1%", "lower", order=13),

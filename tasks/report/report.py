@@ -17,8 +17,7 @@ from rich.table import Table
 from tasks.conditions import Condition
 from tasks.errors import InputError
 from tasks.methods import Column, columns, metrics
-from tasks.report import charts
-from tasks.report.charts import Chart, Matrix
+from tasks.report.charts import Chart, Matrix, inline
 from tasks.report.standing import Standings
 from tasks.report.verdict import Control, Row, controls, verdict
 from tasks.scorers.sscd import COPY_THRESHOLD
@@ -101,12 +100,6 @@ def render(report: Report) -> str:
     return page.lstrip()
 
 
-def chart_svg(chart: Chart) -> bytes:
-    """One chart as a picture of its own, with its title and legend."""
-    drawing: str = _template("chart.svg.jinja").render(it=chart, drawing=charts.drawn(chart))
-    return drawing.encode()
-
-
 def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -115,8 +108,13 @@ def _template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"uri": data_uri, "value": value_text, "interval": interval_text, "cases": cases_text}
-    environment.globals |= {"drawn": charts.drawn, "size": charts}
+    environment.filters |= {
+        "svg": inline,
+        "uri": data_uri,
+        "value": value_text,
+        "interval": interval_text,
+        "cases": cases_text,
+    }
     return environment.get_template(name)
 
 

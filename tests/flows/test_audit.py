@@ -37,7 +37,7 @@ from tasks.scorers.sscd import Sscd
 from tasks.subject import Subject
 from tests.support.world import tiny_world
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
 
 SETTINGS: dict[str, Any] = {
     "memorized": 4,
@@ -320,7 +320,7 @@ def test_many_triggers_say_whether_memory_is_local(params: AuditParams, audited:
     assert [one.prompt_id for one in ends] == found[1:] and [one.prompt_id for one in starts] == begun[1:]
     folder = Path(audited.report).parent
     assert "Is the memory local?" in (folder / "locality.md").read_text()
-    assert (folder / "locality-1.png").read_bytes().startswith(b"\x89PNG")
+    assert "starts" in (folder / "locality-1.svg").read_text()
 
 
 def test_one_success_is_one_though_nothing_follows_from_it(

@@ -165,6 +165,7 @@ def last_line(terminal: Terminal) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C twice", "SIGTERM", "terminal closed", "server killed"])
 def test_an_audit_that_is_asked_to_end_says_so_in_a_line_and_in_the_store(
     how: str, model: Path, tmp_path: Path
@@ -198,6 +199,7 @@ def test_an_audit_that_is_asked_to_end_says_so_in_a_line_and_in_the_store(
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_a_stage_ends_like_an_audit(model: Path, tmp_path: Path) -> None:
     for terminal in at_work(tmp_path, model, "collect"):
         os.write(terminal.screen, b"\x03")
@@ -207,6 +209,7 @@ def test_a_stage_ends_like_an_audit(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_an_audit_that_is_killed_takes_its_server_along_and_is_lost(model: Path, tmp_path: Path) -> None:
     for terminal in at_work(tmp_path, model, "audit"):
         (server,) = terminal.process.children()

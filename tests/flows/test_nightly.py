@@ -34,7 +34,7 @@ from tasks.scorers.sscd import SscdParams
 from tests.support.artifacts import artifact
 from tests.support.world import tiny_world
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
 
 SETTINGS: dict[str, Any] = {
     "memorized": 2,

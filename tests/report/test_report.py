@@ -3,7 +3,6 @@
 import io
 import re
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from PIL import Image
 from tasks.conditions import ORDINARY, PROMPT
 from tasks.errors import InputError
 from tasks.report.charts import Chart, Curve, Matrix
-from tasks.report.report import Picture, Report, Strip, chart_svg, data_uri, render, table_text
+from tasks.report.report import Picture, Report, Strip, data_uri, render, table_text
 from tasks.report.standing import STANDINGS
 from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
@@ -67,18 +66,6 @@ class Tags(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-
-
-def test_a_chart_is_a_picture_of_its_own() -> None:
-    curves = [Curve(EVIL, [0.5, 1.0, 0.25])] * 7
-    root = ElementTree.fromstring(chart_svg(Chart(EVIL, "step", "loss", curves, note=EVIL, smooth=2)))
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    texts = [it.text for it in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts.count(EVIL) == 2 + 7
-    lines = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
-    assert len(lines) == 14
-    lowest = float(root.attrib["height"])
-    assert all(float(it.attrib.get("y", 0)) < lowest for it in root.iter("{http://www.w3.org/2000/svg}text"))
 
 
 def test_the_page_is_whole_and_needs_nothing_else() -> None:
