@@ -121,10 +121,10 @@ def _template(name: str) -> Template:
 def table_text(rows: Sequence[Row], width: int = 120) -> str:
     """The table of figures as plain text for a terminal of so many columns."""
     shown = {name: column for name, column in columns_of(rows).items() if column.narrow}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     for heading in ("variant", "condition", "n", *(column.heading for column in shown.values())):
         # Headings are broken here and figures not at all, but on terminals too narrow for them.
-        table.add_column(fill(heading, 11), no_wrap=True, overflow="fold")
+        table.add_column(fill(heading, 9, break_long_words=False), no_wrap=True, overflow="fold")
     before = None
     for line in lines_of([row for row in rows if row.metric in shown]):
         if before not in (None, line.variant):

@@ -85,9 +85,9 @@ def server() -> Iterator[None]:
 def most_triggers_count() -> Iterator[None]:
     """Random weights bring no picture back; so that the diagnosis has triggers, it takes all but the first for such."""
     with pytest.MonkeyPatch.context() as patch:
-        which = "tasks.evaluate.task.triggers_that_copy"
+        which = "tasks.evaluate.task.succeeded"
         patch.setattr(
-            which, lambda subject, wanted, ids, params: {one.trigger_id for one in wanted} - {wanted[0].trigger_id}
+            which, lambda subject, trial, shots, scoring: {one.trigger_id for one in shots} - {shots[0].trigger_id}
         )
         yield
 
@@ -327,9 +327,7 @@ def test_one_success_is_one_though_nothing_follows_from_it(
     params: AuditParams, audited: Audited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Diagnosed] = []
-    monkeypatch.setattr(
-        "tasks.evaluate.task.triggers_that_copy", lambda subject, wanted, ids, params: {wanted[0].trigger_id}
-    )
+    monkeypatch.setattr("tasks.evaluate.task.succeeded", lambda subject, trial, shots, scoring: {shots[0].trigger_id})
 
     def keep(subject: Subject, audit_id: str, found: list[Diagnosed], *ids: object) -> tuple[str, list[bytes]]:
         told.extend(found)
