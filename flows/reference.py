@@ -163,7 +163,7 @@ def check(
     if _wanted("cut", only):
         audited = audit(AuditParams(model=model, store=address, device=device, settings=settings))
         rows = reporting.rows_of(subject.open(), audited.audit_id)
-        found += gates.cuts(rows, mitigating.shares_cut(subject, audited.variants), settings.wanda.sparsity)
+        found += gates.cuts(rows, mitigating.shares_pruned(subject, audited.variants), settings.wanda.sparsity)
     _show(found)
     if (page := world / "README.md").is_file():
         put_between(page, "gates", gates.table(found, subject.model_id, page.read_text()))
