@@ -21,9 +21,9 @@ from tasks.diffusion.hub import named_on_hub
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.outline import Outline, outline_of
 from tasks.errors import gathered, noting, refuse
-from tasks.evaluate.clip_score import check_clip
-from tasks.evaluate.sscd import check_sscd
 from tasks.progress import stage
+from tasks.scorers.clip import check_clip
+from tasks.scorers.sscd import check_sscd
 from tasks.subject import Kind, Prompt, in_turns
 
 

@@ -7,12 +7,12 @@ from functools import partial
 
 from flows.selection import Selection
 from flows.settings import Settings, managed
-from tasks.attack.extraction import check_clique, check_tiles
 from tasks.diffusion.detection import enough_scores, pairs
 from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.diffusion.sites import Site
 from tasks.diffusion.ssim import scales_and_kernel
 from tasks.errors import gathered
+from tasks.evaluate.extraction import check_clique, check_tiles
 from tasks.localize.importance import BY_GRADIENT
 from tasks.localize.statistics import enough_prompts, load_statistics
 from tasks.localize.wanda import candidates_of

@@ -32,8 +32,8 @@ from tasks.conditions import PROMPT
 from tasks.diffusion.sampling import generate
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
-from tasks.evaluate.sscd import Sscd
 from tasks.report.task import Diagnosed
+from tasks.scorers.sscd import Sscd
 from tasks.subject import Subject
 from tests.support.world import tiny_world
 
@@ -85,9 +85,9 @@ def server() -> Iterator[None]:
 def most_triggers_count() -> Iterator[None]:
     """Random weights bring no picture back; so that the diagnosis has triggers, it takes all but the first for such."""
     with pytest.MonkeyPatch.context() as patch:
-        which = "tasks.evaluate.task.triggers_that_copy"
+        which = "tasks.evaluate.task.succeeded"
         patch.setattr(
-            which, lambda subject, wanted, ids, params: {one.trigger_id for one in wanted} - {wanted[0].trigger_id}
+            which, lambda subject, trial, shots, scoring: {one.trigger_id for one in shots} - {shots[0].trigger_id}
         )
         yield
 
@@ -327,9 +327,7 @@ def test_one_success_is_one_though_nothing_follows_from_it(
     params: AuditParams, audited: Audited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Diagnosed] = []
-    monkeypatch.setattr(
-        "tasks.evaluate.task.triggers_that_copy", lambda subject, wanted, ids, params: {wanted[0].trigger_id}
-    )
+    monkeypatch.setattr("tasks.evaluate.task.succeeded", lambda subject, trial, shots, scoring: {shots[0].trigger_id})
 
     def keep(subject: Subject, audit_id: str, found: list[Diagnosed], *ids: object) -> tuple[str, list[bytes]]:
         told.extend(found)
@@ -378,7 +376,7 @@ def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams
                 unet.get_submodule(row["layer"]).weight[row["members"]] = 0
     wanted = evaluating.shots([prompt], plan.settings.seeds)
     ids = evaluating.generation_ids(subject, variant, PROMPT, wanted, sampling)
-    made = evaluating.pictures_of(subject, variant, PROMPT, ids)
+    made = evaluating.images_of(subject, variant, PROMPT, ids)
     keys = [(prompt.prompt_id, shot.seed) for shot in wanted]
     cut, whole = (
         generate(one, one.encode([prompt.text] * len(keys)), keys, sampling)

@@ -29,8 +29,8 @@ from storage import Store, StoreError, verify
 from tasks.diffusion.model import load_model
 from tasks.diffusion.sampling import SamplingParams, generate, to_png
 from tasks.errors import InputError
-from tasks.evaluate.sscd import SscdParams
 from tasks.report.task import accept
+from tasks.scorers.sscd import SscdParams
 from tests.support.artifacts import artifact
 from tests.support.world import tiny_world
 

@@ -27,6 +27,7 @@ from tasks.mitigate import task as door
 from tasks.mitigate.finetune import FineTuneParams, Memorized, finetune
 from tasks.mitigate.task import erasing
 from tasks.mitigate.task import surrogates as making
+from tasks.scorers.sscd import SscdParams
 from tasks.subject import ORIGINAL, Prompt, Subject, prompts_of
 from tests.support.world import tiny_world
 

@@ -208,7 +208,7 @@ def test_each_prompt_is_asked_without_its_own_neurons(subject: Subject) -> None:
     # On average, of three prompts: 2 of each layer, 2 in all, none.
     share = round((2 * len(layers) + 2) / 3) / sum(layer.outputs for layer in layers)
     assert door.shares_pruned(subject, cut)["nemo"] == pytest.approx(share)
-    assert door.shared_figure(subject, cut["random-nemo"]).value == 0
+    assert door.shared_members(subject, cut["random-nemo"])[0] == 0
     with pytest.raises(InputError, match="pruned anew for each prompt"), subject.loaded(cut["nemo"]):
         pass
     assert door.prune_per_prompt(subject, "p", ["third"], "audit-7", Site.VALUE) == {}

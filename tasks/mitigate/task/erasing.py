@@ -17,11 +17,11 @@ from tasks.attack.dori import DoriParams, attack
 from tasks.diffusion.families import Model
 from tasks.diffusion.sampling import SamplingParams, encode, generate
 from tasks.errors import InputError, TooLarge
-from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary, Progress, finetune, steps_of
 from tasks.mitigate.task.surrogates import surrogates
 from tasks.mitigate.task.variants import put, unpruned_card, variant_of
 from tasks.progress import progress
+from tasks.scorers.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.subject import Prompt, Subject
 
 ERASE_VERSION = "finetune/5"

@@ -7,9 +7,9 @@ import numpy as np
 
 from storage import content_key
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
-from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd
 from tasks.mitigate.inference import DefenceParams, with_random_words
 from tasks.progress import progress
+from tasks.scorers.sscd import COPY_THRESHOLD, Sscd
 from tasks.subject import Prompt, Subject, shards
 
 VERSION = "surrogate/1"

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 from storage import Store, content_key
 from tasks.diffusion.precision import Precision
 from tasks.errors import InputError
-from tasks.evaluate.figures import Estimate
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate.finetune import Erasure, FineTuneParams
 from tasks.mitigate.inference import Defence, DefenceParams
@@ -69,10 +68,10 @@ def shared_with_found(subject: Subject, variant: str) -> float:
     return float(subject.card(variant).get("shared", 0.0))
 
 
-def shared_figure(subject: Subject, variant: str) -> Estimate:
-    """That share as a figure: how far a control is what it is the control of."""
+def shared_members(subject: Subject, variant: str) -> tuple[float, int]:
+    """That share, and how many neurons or weights the control prunes in all."""
     rows = subject.open().read("variants", columns=["pruned"], model_id=subject.model_id, variant=variant)
-    return Estimate("shared", shared_with_found(subject, variant), None, None, int(rows["pruned"][0].as_py()))
+    return shared_with_found(subject, variant), int(rows["pruned"][0].as_py())
 
 
 def subject_of(store: Store, model: str, variant: str) -> Subject:
