@@ -5,7 +5,7 @@ they ran in this process, on another worker or last night.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,7 @@ from typing import Any, get_args
 from flows.params import AuditParams, beside, model_folder, resolved
 from flows.rules import together
 from flows.selection import Selection
-from flows.settings import Settings
+from flows.settings import LOCALIZERS, Settings
 from storage import Store
 from tasks.attack import task as attacking
 from tasks.attack.dori import DoriParams, Start
@@ -25,10 +25,13 @@ from tasks.evaluate import clip_score
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.clip_score import ClipParams
 from tasks.localize import task as localizing
+from tasks.localize.ground import NormsParams
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
+from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
 from tasks.mitigate.prune import OWN_CUTS
+from tasks.pruned import Pruned
 from tasks.report.verdict import EFFORT
 from tasks.subject import DEFENCES, ORIGINAL, Kind, Prompt, Subject, as_prompts, prompts_of
 
@@ -94,9 +97,7 @@ class Plan:
         # As many null prompts as memorized ones, as published; fewer only where there are no more.
         few = len(self.memorized)
         self.contrast = collecting.empty_prompts(few) if settings.contrast == "empty" else self.nulls[:few]
-        self.wanda: WandaParams = settings.wanda.model_copy(
-            update={"tau": min(settings.wanda.tau, settings.sampling.steps)}
-        )
+        self.localizers = settings.localizers()
         self.pool = chosen.pool
 
     @property
@@ -115,26 +116,86 @@ class Plan:
         rows: list[dict[str, Any]] = found.to_pylist()
         return [row for row in rows if row["params"] == told]
 
+    def params_of(self, localizer: Localizer) -> Any:
+        """A localizer's parameters, of feature norms no more steps than are sampled."""
+        chosen = self.settings.of(localizer)
+        return chosen.within(self.settings.sampling.steps) if isinstance(chosen, NormsParams) else chosen
+
     @cached_property
-    def nemo_id(self) -> str:
-        """Of NeMo's sets; detection must have run."""
-        return localizing.nemo_id(self.subject, self.threshold_nulls, self.nulls, self.settings.nemo)
+    def given(self) -> localizing.Given:
+        """What localizers are given beside the prompts whose sets they look for."""
+        alone = localizing.Given(
+            nulls=self.nulls,
+            threshold_nulls=self.threshold_nulls,
+            contrast=self.contrast,
+            ordinary=self.pictured[1],
+            sampling=self.settings.sampling,
+        )
+        own = [one for localizer in self.localizers if not localizer.budget for one in self._pruned(localizer, alone)]
+        return replace(alone, budgets={one.pruning.name: one for one in own})
+
+    @cached_property
+    def pruned(self) -> dict[str, Pruned]:
+        """What is pruned in each variant that follows from the sets of localizers, by name and in their order."""
+        found = [one for localizer in self.localizers for one in self._pruned(localizer, self.given)]
+        return {one.pruning.name: one for one in found}
 
     @property
-    def published_nemo(self) -> NemoParams | None:
-        """NeMo's search as published, where it is to be held against another refinement."""
-        nemo = self.settings.nemo
-        if not self.settings.agreement or nemo.refinement == "sequential":
+    def scored(self) -> list[Pruned]:
+        """What other localizers than those of every audit have pruned."""
+        return [one for one in self.pruned.values() if one.localizer.name not in LOCALIZERS]
+
+    def _pruned(self, localizer: Localizer, given: localizing.Given) -> Iterator[Pruned]:
+        params = self.params_of(localizer)
+        for pruning in localizer.prunings:
+            groups = self.groups(localizer, pruning.ordinary)
+            scopes = tuple(
+                prompt.prompt_id for prompt in (self.control_prompts if pruning.ordinary else self.memorized)
+            )
+            yield Pruned(localizer, pruning, params, localizing.sets_id(localizer, params, groups, given), scopes)
+
+    def groups(self, localizer: Localizer, ordinary: bool = False) -> localizing.Groups:
+        """The prompts that a localizer looks at, by scope; or ordinary ones as if they were memorized."""
+        if ordinary:
+            return localizing.control_of(localizer, self.memorized, self.control_prompts)
+        return localizing.groups_of(localizer, self.memorized)
+
+    def sets_id(self, localizer: Localizer, groups: localizing.Groups | None = None) -> str:
+        """Of the sets that a localizer finds for these groups, or for the memorized prompts."""
+        groups = groups or self.groups(localizer)
+        return localizing.sets_id(localizer, self.params_of(localizer), groups, self.given)
+
+    @property
+    def nemo(self) -> NemoParams:
+        """NeMo's parameters."""
+        params: NemoParams = self.params_of(method("localizer", "nemo"))
+        return params
+
+    @property
+    def wanda(self) -> WandaParams:
+        """Wanda's parameters."""
+        params: WandaParams = self.params_of(method("localizer", "wanda"))
+        return params
+
+    @cached_property
+    def nemo_id(self) -> str:
+        """Of NeMo's sets."""
+        return self.sets_id(method("localizer", "nemo"))
+
+    def published(self, localizer: Localizer) -> Any:
+        """The parameters of a localizer's search as published, where it is to be compared with a shortcut."""
+        if not self.settings.agreement or localizer.published is None:
             return None
-        return nemo.model_copy(update={"refinement": "sequential"})
+        return localizer.published(self.params_of(localizer))
 
     def agreement(self) -> dict[str, float]:
-        """By prompt id, the IOU of what the chosen refinement and the published one found; empty where not compared."""
-        nemo = self.published_nemo
-        if nemo is None:
+        """By prompt id, the IOU of what NeMo's refinement and the published one found; empty where not compared."""
+        nemo = method("localizer", "nemo")
+        published = self.published(nemo)
+        if published is None:
             return {}
-        published = localizing.nemo_id(self.subject, self.threshold_nulls, self.nulls, nemo)
-        found = localizing.search_agreement(self.subject, self.nemo_id, published, nemo.site)
+        published_id = localizing.sets_id(nemo, published, self.groups(nemo), self.given)
+        found = localizing.agreement(self.subject, nemo, published, self.nemo_id, published_id)
         # The store may know more prompts, of larger audits.
         return {prompt.prompt_id: found[prompt.prompt_id] for prompt in self.memorized}
 
@@ -144,24 +205,14 @@ class Plan:
         return localizing.curve_id(self.nemo_id, self.settings.seed)
 
     @property
-    def subsets(self) -> localizing.Groups:
-        """The prompts that Wanda looks at."""
-        return localizing.by_subset(self.memorized)
-
-    @property
-    def control(self) -> localizing.Groups:
-        """The ordinary prompts that it looks at as if they were memorized."""
-        return localizing.by_control(self.memorized, self.control_prompts)
-
-    @property
     def wanda_id(self) -> str:
         """Of Wanda's sets."""
-        return localizing.wanda_id(self.subsets, self.contrast, self.wanda, self.settings.sampling)
+        return self.pruned["wanda"].sets_id
 
     @property
     def control_id(self) -> str:
         """Of the sets that Wanda finds for ordinary prompts."""
-        return localizing.wanda_id(self.control, self.contrast, self.wanda, self.settings.sampling)
+        return self.pruned["wanda-control"].sets_id
 
     @property
     def pictured(self) -> tuple[list[Prompt], list[Prompt]]:
@@ -223,8 +274,7 @@ class Plan:
     def trigger_wanda_id(self) -> str:
         """Of the weights that Wanda finds from single triggers, and from where their searches began."""
         ends, starts = self.diagnosed_triggers()
-        triggers = localizing.by_trigger([*ends, *starts])
-        return localizing.wanda_id(triggers, self.contrast, self.wanda, self.settings.sampling)
+        return self.sets_id(method("localizer", "wanda"), localizing.one_by_one([*ends, *starts]))
 
     @property
     def erasable(self) -> list[Prompt]:
@@ -250,10 +300,8 @@ class Plan:
         if "wanda" not in found:
             return found
         scored: dict[str, str] = {}
-        for score in self.settings.scores:
-            chosen = self.settings.importance.model_copy(update={"score": score})
-            key = localizing.importance_id(self.subject, *self.pictured, chosen, self.wanda_id, self.wanda)
-            scored[score] = mitigating.cut_id(key, [localizing.ALL])
+        for one in self.scored:
+            scored[one.pruning.name] = mitigating.cut_id(one.sets_id, [localizing.ALL])
         return found | mitigating.known(self.subject, scored)
 
     def variants(self) -> dict[str, str]:

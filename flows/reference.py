@@ -29,6 +29,7 @@ from tasks.diffusion.sampling import to_png
 from tasks.errors import gathered, noting, refuse
 from tasks.evaluate import task as evaluating
 from tasks.localize import task as localizing
+from tasks.methods import method
 from tasks.mitigate import task as mitigating
 from tasks.reference import assemble, gates
 from tasks.reference import build as recipe
@@ -161,7 +162,9 @@ def check(
     if _wanted("cut", only):
         audited = audit(AuditParams(model=model, store=address, device=device, settings=settings))
         rows = reporting.rows_of(subject.open(), audited.audit_id)
-        found += gates.cuts(rows, mitigating.shares_cut(subject, audited.variants), settings.wanda.sparsity)
+        found += gates.cuts(
+            rows, mitigating.shares_cut(subject, audited.variants), settings.of(method("localizer", "wanda")).sparsity
+        )
     _show(found)
     if (page := world / "README.md").is_file():
         put_between(page, "gates", gates.table(found, subject.model_id, page.read_text()))
@@ -219,8 +222,9 @@ def _ordinary(subject: Subject, world: Path, settings: Settings) -> list[gates.G
 def _detection(subject: Subject, settings: Settings) -> gates.Gate:
     """How well noise differences tell planted prompts from ordinary ones."""
     groups = prompts_of(subject, "memorized"), prompts_of(subject, "ordinary", settings.ordinary)
-    localizing.detect(subject, [prompt for group in groups for prompt in group], settings.nemo)
-    found = localizing.detection_figures(subject, *groups, settings.nemo)
+    nemo = settings.of(method("localizer", "nemo"))
+    localizing.detect(subject, [prompt for group in groups for prompt in group], nemo)
+    found = localizing.detection_figures(subject, *groups, nemo)
     return gates.Gate("detection: AUC of noise differences", found[0].value, ">=", 0.95)
 
 

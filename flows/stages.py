@@ -4,6 +4,8 @@ One direction: collect, localize, mitigate, attack, evaluate, report. A stage th
 says so and stops.
 """
 
+from collections.abc import Sequence
+
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel
@@ -21,9 +23,10 @@ from tasks.errors import Diverged, InputError, TooLarge
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.sscd import scorer_of
 from tasks.localize import task as localizing
+from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
 from tasks.report import task as reporting
-from tasks.subject import ORIGINAL
+from tasks.subject import ORIGINAL, Prompt
 
 
 class Audited(BaseModel):
@@ -40,12 +43,8 @@ register_model = task(collecting.register_model, "register model", "models", "va
 collect_values = task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
 collect_norms = task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
 detect = task(localizing.detect, "detection", "nemo_traces", reads=("prompts",))
-localize_nemo = task(localizing.localize_nemo, "NeMo", "neuron_sets", "nemo_traces", reads=("activations",))
-memorization_left = task(localizing.memorization_left, "memorization left", "nemo_traces", reads=("neuron_sets",))
-localize_wanda = task(localizing.localize_wanda, "Wanda", "neuron_sets", reads=("activations",))
-localize_control = task(localizing.localize_wanda, "Wanda on ordinary", "neuron_sets", reads=("activations",))
-localize_importance = task(localizing.localize_importance, "other scores", "neuron_sets", reads=("images",))
-localize_triggers = task(localizing.localize_wanda, "Wanda on triggers", "neuron_sets", reads=("triggers",))
+localize_by = task(localizing.localize, "localize", "neuron_sets", "nemo_traces", reads=("activations", "images"))
+draw_curves = task(localizing.draw_curves, "memorization left", "nemo_traces", reads=("neuron_sets",))
 cut_neurons = task(mitigating.cut_neurons, "cut neurons", "variants", reads=("neuron_sets",))
 cut_own = task(mitigating.cut_own, "cut each prompt's neurons", "variants", reads=("neuron_sets",))
 cut_weights = task(mitigating.cut_weights, "cut weights", "variants", reads=("neuron_sets",))
@@ -69,13 +68,21 @@ def collect(params: AuditParams) -> None:
         get_run_logger().info(notice)
     with shown_progress("collect"):
         register_model(plan.subject, plan.settings.sampling)
-        collect_values(plan.subject, [*plan.memorized, *plan.nulls], plan.settings.nemo.site)
-        collect_norms(
-            plan.subject,
-            [*plan.memorized, *plan.contrast, *plan.control_prompts],
-            plan.settings.sampling,
-            plan.wanda.tau,
-        )
+        for localizer in plan.localizers:
+            controlled = any(pruning.ordinary for pruning in localizer.prunings)
+            _collect(plan, localizer, plan.memorized, plan.control_prompts if controlled else [])
+
+
+def _collect(plan: Plan, localizer: Localizer, prompts: Sequence[Prompt], control: Sequence[Prompt] = ()) -> None:
+    """What a localizer reads of these prompts, of those that it compares them with, and of its control."""
+    params = plan.params_of(localizer)
+    site, reads = localizer.site_of(params), localizer.reads_of(params)
+    if "values" in reads:
+        nulls = plan.nulls if "null values" in reads else []
+        collect_values(plan.subject, [*prompts, *nulls, *control], site)
+    if "norms" in reads:
+        contrast = plan.contrast if "contrast norms" in reads else []
+        collect_norms(plan.subject, [*prompts, *contrast, *control], plan.settings.sampling, params.tau, site)
 
 
 @flow(name="localize", flow_run_name="localize")
@@ -88,19 +95,19 @@ def localize(params: AuditParams) -> None:
     check(params)
     plan = Plan(params)
     check_ready("localize", plan)
-    subject, settings, memorized = plan.subject, plan.settings, plan.memorized
+    subject = plan.subject
     with shown_progress("localize"):
-        detect(subject, [*memorized, *plan.threshold_nulls, *plan.ordinary], settings.nemo)
-        nemo_id = localize_nemo(subject, memorized, plan.threshold_nulls, plan.nulls, settings.nemo)
-        if plan.published_nemo is not None:
-            localize_nemo(subject, memorized, plan.threshold_nulls, plan.nulls, plan.published_nemo)
-        memorization_left(subject, memorized, nemo_id, plan.threshold_nulls, settings.nemo, seed=settings.seed)
-        wanda_id = localize_wanda(subject, plan.subsets, plan.contrast, plan.wanda, settings.sampling)
-        localize_control(subject, plan.control, plan.contrast, plan.wanda, settings.sampling)
-        plan.chosen.check_scores()
-        for score in settings.scores:
-            chosen = settings.importance.model_copy(update={"score": score})
-            localize_importance(subject, *plan.pictured, chosen, wanda_id, plan.wanda)
+        detect(subject, [*plan.memorized, *plan.threshold_nulls, *plan.ordinary], plan.nemo)
+        plan.chosen.check_images()
+        for localizer in plan.localizers:
+            params, groups = plan.params_of(localizer), plan.groups(localizer)
+            localize_by(subject, localizer, params, groups, plan.given)
+            if (published := plan.published(localizer)) is not None:
+                localize_by(subject, localizer, published, groups, plan.given)
+            if localizer.curve is not None:
+                draw_curves(subject, localizer, params, plan.memorized, plan.given, plan.settings.seed)
+            if any(pruning.ordinary for pruning in localizer.prunings):
+                localize_by(subject, localizer, params, plan.groups(localizer, ordinary=True), plan.given)
 
 
 @flow(name="mitigate", flow_run_name="mitigate")
@@ -123,17 +130,15 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
     with shown_progress("mitigate"):
         searched = [prompt.prompt_id for prompt in plan.memorized]
-        cuts = cut_neurons(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
+        cuts = cut_neurons(subject, plan.nemo_id, searched, audit_id, plan.nemo.site, seed)
         if settings.own_cuts:
-            cuts |= cut_own(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
+            cuts |= cut_own(subject, plan.nemo_id, searched, audit_id, plan.nemo.site, seed)
         cuts |= cut_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
         if "wanda" in cuts:
             control = (subject, plan.control_id, localizing.ALL, plan.wanda, audit_id)
             cuts |= cut_weights(*control, method="wanda-control")
-            for score in settings.scores:
-                chosen = settings.importance.model_copy(update={"score": score})
-                found = localizing.importance_id(subject, *plan.pictured, chosen, plan.wanda_id, plan.wanda)
-                cuts |= cut_scored(subject, score, found, localizing.ALL, audit_id)
+            for one in plan.scored:
+                cuts |= cut_scored(subject, one.pruning.name, one.sets_id, localizing.ALL, audit_id)
         for defence in settings.defences:
             defend(subject, defence, settings.defence, audit_id)
         pruned = pruned_of(cuts)
@@ -195,10 +200,11 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
         triggers, starts = plan.diagnosed_triggers()
         if triggers:
             both = [*triggers, *starts]
-            collect_values(subject, triggers, settings.nemo.site)
-            collect_norms(subject, both, settings.sampling, plan.wanda.tau)
-            localize_nemo(subject, triggers, plan.threshold_nulls, plan.nulls, settings.nemo)
-            localize_triggers(subject, localizing.by_trigger(both), plan.contrast, plan.wanda, settings.sampling)
+            for name, points in (("nemo", triggers), ("wanda", both)):
+                localizer = method("localizer", name)
+                _collect(plan, localizer, points)
+                params, groups = plan.params_of(localizer), localizing.one_by_one(points)
+                localize_by(subject, localizer, params, groups, plan.given)
         write_diagnosis(plan, audit_id)
 
 
@@ -337,7 +343,7 @@ def _evaluate(plan: Plan, audit_id: str, condition: Condition, name: str, kind: 
         found += evaluating.alignment_figures(subject, wanted, ids, originals, plan.clip)
         found += evaluating.quality_figures(subject, condition.variant, condition.condition, wanted, ids, plan.clip)
     if condition.variant == ORIGINAL and condition.condition == "prompt":
-        found += localizing.detection_figures(subject, plan.memorized, plan.ordinary, settings.nemo)
+        found += localizing.detection_figures(subject, plan.memorized, plan.ordinary, plan.nemo)
     if condition.name in mitigating.RANDOM_CONTROLS and condition.condition == "prompt":
         found.append(mitigating.shared_figure(subject, condition.variant))
     evaluating.write_figures(subject, audit_id, condition.name, condition.condition, found)

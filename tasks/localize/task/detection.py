@@ -1,17 +1,15 @@
-"""Detection in the store: how alike a prompt's noise differences are between seeds, and NeMo's threshold."""
+"""Detection in the store: how alike a prompt's noise differences are between seeds."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from storage import Store, content_key
-from tasks.diffusion.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
+from tasks.diffusion.detection import DetectionParams, pairwise_scores, prompt_differences
 from tasks.errors import InputError
 from tasks.evaluate.figures import Estimate, auc, tpr_at_1fpr
 from tasks.keys import detection_id
-from tasks.localize.nemo import NemoParams
 from tasks.progress import progress
 from tasks.subject import ORIGINAL, Prompt, Subject, units_of
 
@@ -90,14 +88,6 @@ def detection_figures(
     own, rest = means(memorized), means(others)
     found = [replace(auc(own, rest), prompts=len(memorized) + len(others))]
     return [*found, *([replace(tpr_at_1fpr(own, rest), prompts=len(memorized))] if len(rest) >= SEEN else [])]
-
-
-def nemo_threshold(subject: Subject, nulls: Sequence[Prompt], params: NemoParams) -> float:
-    """The memorization threshold: given, or from the null prompts' detection scores."""
-    if params.threshold is not None:
-        return params.threshold
-    scores = scores_of(subject, nulls, params)
-    return estimate_threshold([torch.from_numpy(found) for found in scores.values()], params)
 
 
 def traced(store: Store, subject: Subject, params_id: str) -> set[str]:

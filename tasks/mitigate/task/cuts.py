@@ -10,7 +10,6 @@ from diffusers import UNet2DConditionModel
 from storage import content_key
 from tasks.diffusion.model import Model
 from tasks.diffusion.sites import Site, layers_of
-from tasks.localize.importance import Importance
 from tasks.localize.wanda import WandaParams, over_steps
 from tasks.mitigate.prune import (
     Card,
@@ -105,7 +104,7 @@ def cut_weights(
 
 def cut_scored(
     subject: Subject,
-    method: Importance,
+    method: str,
     params_id: str,
     scope_id: str,
     audit_id: str,
