@@ -80,18 +80,18 @@ class Grounds:
     def norms(self) -> Mapping[str | None, Norms]:
         """By scope, summed layer by layer, so that those of all prompts are in memory for one layer only."""
         self.declared("norms")
-        scopes: dict[str | None, Sequence[Prompt]] = {**self.prompts}
+        scopes: list[tuple[str | None, Sequence[Prompt]]] = [*self.prompts.items()]
         if "contrast norms" in self.localizer.reads_of(self.params):
-            scopes[CONTRAST] = self.given.contrast
-        wanted = {prompt.prompt_id for some in scopes.values() for prompt in some}
-        out: dict[str | None, dict[tuple[int, int], torch.Tensor]] = {scope: {} for scope in scopes}
+            scopes.append((CONTRAST, self.given.contrast))
+        wanted = {prompt.prompt_id for _, some in scopes for prompt in some}
+        out: dict[str | None, dict[tuple[int, int], torch.Tensor]] = {scope: {} for scope, _ in scopes}
         for layer in self.layers:
             sums = self._norms(layer)
             if lost := wanted - sums.keys():
                 raise InputError(
                     f"{len(lost)} prompts have no feature norms at {self.site.value!r}: run the collection first"
                 )
-            for scope, some in scopes.items():
+            for scope, some in scopes:
                 out[scope] |= _summed(sums, some, layer.index)
         return out
 
