@@ -17,7 +17,7 @@ from flows.alerts import ARTIFACT, NIGHTLY, REGRESSION, announce
 from flows.audit import Audited, AuditParams, audit
 from flows.check import check
 from flows.params import clip_in_full, full_name, in_full
-from flows.plan import CLAIMS, Plan
+from flows.plan import Plan
 from flows.settings import Settings
 from flows.show import show
 from flows.typed import Plain, problems_in
@@ -26,6 +26,7 @@ from storage.errors import one_line
 from tasks.errors import InputError
 from tasks.report import compare as method
 from tasks.report import task as reporting
+from tasks.report.standing import CLAIMS
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 

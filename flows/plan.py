@@ -16,8 +16,9 @@ from flows.selection import Selection
 from flows.settings import LOCALIZERS, Settings
 from storage import Store
 from tasks.attack import task as attacking
-from tasks.attack.dori import DoriParams, Start
+from tasks.attack.dori import DoriParams
 from tasks.collect import task as collecting
+from tasks.conditions import EXTRACTION, LOCALITY, ORDINARY, PROMPT, Condition, Start, dori, effort
 from tasks.diffusion.precision import Precision, precision_for
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError, refuse
@@ -32,42 +33,23 @@ from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
 from tasks.mitigate.prune import OWN_CUTS
 from tasks.pruned import Pruned
-from tasks.report.verdict import EFFORT
+from tasks.report.standing import CLAIMS
 from tasks.subject import DEFENCES, ORIGINAL, Kind, Prompt, Subject, as_prompts, prompts_of
-
-CLAIMS = (ORIGINAL, "nemo", "nemo-union", "wanda", "adversarial-finetune")
-"""Variants that claim to have removed a memory, and the model itself: attacked from every start. Random cuts and rivals
-are attacked from those that the settings name, other controls and rival scores are only prompted."""
-
-EXTRACTION = "extraction"
-"""The condition of many pictures of each prompt, among which an attacker looks for near copies."""
-
-LOCALITY = "locality"
-"""The condition by many triggers of one picture, of which those are kept that bring it back."""
 
 
 @dataclass(frozen=True)
-class Condition:
-    """One question to one variant."""
+class Trial:
+    """One variant under one condition, with the prompts it is asked."""
 
     name: str
-    """The variant, by the name that figures go by."""
+    """The variant, by the name that its estimates go by."""
     variant: str
     """The same, as the store knows it."""
-    condition: str
-    asked: list[Prompt]
-    start: Start | None = None
-    """Where the attack begins; None where prompts are asked."""
-    aligned: bool = False
-    """Whether pictures are held against their prompts, too."""
-    seeds: int | None = None
-    """Pictures of each prompt, where it is not the audit's number."""
-    steps: int | None = None
-    """Steps of the attack, where it is not the audit's number."""
-
-    @property
-    def label(self) -> tuple[str, str, str]:
-        return self.name, self.variant, self.condition
+    condition: Condition
+    prompts: list[Prompt]
+    """Asked, or those whose images are attacked."""
+    seeds: int
+    """Generations of each prompt or trigger."""
 
 
 class Plan:
@@ -318,31 +300,31 @@ class Plan:
             }
         return {ORIGINAL: ORIGINAL} | cuts | mitigating.known(self.subject, ids)
 
-    def conditions(self, variants: Mapping[str, str]) -> Iterator[Condition]:
-        """Everything that is asked of these variants."""
+    def trials(self, variants: Mapping[str, str]) -> Iterator[Trial]:
+        """Everything that these variants are put to: by name the variant in the store."""
+        settings, seeds = self.settings, self.settings.seeds
         for name, stored in variants.items():
-            yield Condition(name, stored, "prompt", self.memorized)
+            yield Trial(name, stored, PROMPT, self.memorized, seeds)
             if name not in OWN_CUTS:  # nothing is cut for them
-                yield Condition(name, stored, "ordinary", self.ordinary, aligned=True)
-        many = self.settings.extracted
-        for name in CLAIMS if many else ():
-            if name in variants:
-                asked, seeds = [*self.memorized[:many], *self.ordinary[:many]], self.settings.extraction.generations
-                yield Condition(name, variants[name], EXTRACTION, asked, seeds=seeds)
-        for start in self.settings.starts if self.attacked else ():
+                yield Trial(name, stored, ORDINARY, self.ordinary, seeds)
+        if many := settings.extracted:
+            both = [*self.memorized[:many], *self.ordinary[:many]]
+            for name in CLAIMS:
+                if name in variants:
+                    yield Trial(name, variants[name], EXTRACTION, both, settings.extraction.generations)
+        for start in settings.starts if self.attacked else ():
             for name, stored in variants.items():
                 if start in self._starts(name):
-                    yield Condition(name, stored, f"dori-{start}", self.attacked, start)
-            for kind, others in (("control", self.controls), ("unseen", self.unseen)):
+                    yield Trial(name, stored, dori(start), self.attacked, seeds)
+            for condition, others in ((dori(start, "control"), self.controls), (dori(start, "unseen"), self.unseen)):
                 if others:
-                    yield Condition(ORIGINAL, ORIGINAL, f"dori-{start}-{kind}", others, start)
-        few = self.settings.effort_images
+                    yield Trial(ORIGINAL, ORIGINAL, condition, others, seeds)
+        few = settings.effort_images
         # The largest first: the others are its beginnings, and then there already.
-        for steps in sorted(set(self.settings.efforts), reverse=True) if self.attacked else ():
-            for asked, suffix in ((self.attacked[:few], ""), (self.controls[:few], "-control")):
-                if asked:
-                    name = f"{EFFORT}{steps}{suffix}"
-                    yield Condition(ORIGINAL, ORIGINAL, name, asked, "noise", steps=steps)
+        for steps in sorted(set(settings.efforts), reverse=True) if self.attacked else ():
+            for condition, some in ((effort(steps), self.attacked), (effort(steps, "control"), self.controls)):
+                if some:
+                    yield Trial(ORIGINAL, ORIGINAL, condition, some[:few], seeds)
 
     def dori(self, condition: Condition) -> DoriParams:
         """The attack of a condition that attacks."""
@@ -351,27 +333,25 @@ class Plan:
             own |= {"steps": condition.steps, "also_at": self.settings.efforts}
         return self.settings.dori.model_copy(update=own)
 
-    def triggers(self, condition: Condition) -> dict[str, list[str]] | None:
-        """The ids of a condition's triggers by prompt id; None where prompts are asked."""
-        if condition.start is None:
+    def triggers(self, trial: Trial) -> dict[str, list[str]] | None:
+        """The ids of a trial's triggers by prompt id; None where prompts are asked."""
+        if trial.condition.start is None:
             return None
-        seed, dori = self.settings.seed, self.dori(condition)
-        return attacking.triggers_of(self.subject, condition.variant, condition.asked, self.pool, dori, seed)
+        attack, seed = self.dori(trial.condition), self.settings.seed
+        return attacking.triggers_of(self.subject, trial.variant, trial.prompts, self.pool, attack, seed)
 
-    def trigger_ids(self, condition: Condition) -> list[str]:
+    def trigger_ids(self, trial: Trial) -> list[str]:
         """All of those ids, in order."""
-        return [name for ids in (self.triggers(condition) or {}).values() for name in ids]
+        return [name for ids in (self.triggers(trial) or {}).values() for name in ids]
 
-    def shots(self, condition: Condition) -> list[evaluating.Shot]:
-        """The pictures that a condition asks for."""
-        return evaluating.shots(condition.asked, condition.seeds or self.settings.seeds, self.triggers(condition))
+    def shots(self, trial: Trial) -> list[evaluating.Shot]:
+        """The generations that a trial asks for."""
+        return evaluating.shots(trial.prompts, trial.seeds, self.triggers(trial))
 
-    def pictures(self, condition: Condition) -> list[str]:
-        """The ids of those pictures."""
-        wanted = self.shots(condition)
-        return evaluating.generation_ids(
-            self.subject, condition.variant, condition.condition, wanted, self.settings.sampling
-        )
+    def generations(self, trial: Trial) -> list[str]:
+        """The ids of those generations."""
+        wanted, sampling = self.shots(trial), self.settings.sampling
+        return evaluating.generation_ids(self.subject, trial.variant, trial.condition, wanted, sampling)
 
     def _starts(self, name: str) -> tuple[Start, ...]:
         """Where attacks on a variant begin."""

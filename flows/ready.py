@@ -58,9 +58,9 @@ def _localized(plan: Plan) -> None:
 def _evaluate(plan: Plan) -> None:
     rows = plan.subject.open().read("triggers", columns=["trigger_id"], model_id=plan.subject.model_id)
     known = set(rows["trigger_id"].to_pylist())
-    for condition in plan.conditions(plan.variants()):
-        if lost := set(plan.trigger_ids(condition)) - known:
-            raise InputError(f"the store has no trigger {min(lost)} of {condition.variant}: attack first")
+    for trial in plan.trials(plan.variants()):
+        if lost := set(plan.trigger_ids(trial)) - known:
+            raise InputError(f"the store has no trigger {min(lost)} of {trial.variant}: attack first")
 
 
 _CHECKS: Mapping[str, Callable[[Plan], object]] = {

@@ -24,6 +24,7 @@ from flows.typed import Plain
 from storage import Store
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
+from tasks.conditions import ORDINARY, PROMPT, Condition, dori
 from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import to_png
 from tasks.errors import gathered, noting, refuse
@@ -204,7 +205,7 @@ def _planted(subject: Subject, settings: Settings) -> list[gates.Gate]:
     out = []
     for kind, least in (("VM", 0.95), ("TM", 0.75)):
         wanted = evaluating.shots([p for p in memorized if p.memorization == kind], settings.seeds)
-        rate = _probe(subject, "prompt", wanted, settings)
+        rate = _probe(subject, PROMPT, wanted, settings)
         out.append(gates.Gate(f"planted: {kind} prompts reproduced", rate, ">=", least))
     return out
 
@@ -212,9 +213,9 @@ def _planted(subject: Subject, settings: Settings) -> list[gates.Gate]:
 def _ordinary(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
     """Generations of ordinary prompts against everything the model was trained on, and against each other."""
     wanted = evaluating.shots(prompts_of(subject, "ordinary", settings.ordinary), settings.seeds)
-    _probe(subject, "ordinary", wanted, settings)
-    ids = evaluating.generate_pictures(subject, ORIGINAL, "ordinary", wanted, settings.sampling)
-    made = evaluating.pictures_of(subject, ORIGINAL, "ordinary", ids)
+    _probe(subject, ORDINARY, wanted, settings)
+    ids = evaluating.generate_pictures(subject, ORIGINAL, ORDINARY, wanted, settings.sampling)
+    made = evaluating.pictures_of(subject, ORIGINAL, ORDINARY, ids)
     alike = evaluating.seed_similarity_figure(subject, wanted, ids, settings.sscd)[0].value
     return gates.ordinary(np.stack([made[name] for name in ids]), world / "bank.parquet", alike)
 
@@ -231,23 +232,23 @@ def _detection(subject: Subject, settings: Settings) -> gates.Gate:
 def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
     """Attacks with the published budget from random starts: on planted pictures, and on pictures never memorized."""
     pool = attack_pool(subject, settings)
-    dori = settings.dori.model_copy(update={"start": "noise"})
+    attack = settings.dori.model_copy(update={"start": "noise"})
     name = collecting.import_set(subject.open(), world / "heldout.parquet", world / "images.parquet")
     heldout = subject.model_copy(update={"prompt_set": name})
-    asked: tuple[tuple[str, list[Prompt], str, Literal[">=", "<="], float], ...] = (
-        ("planted", prompts_of(subject, "memorized"), "dori-noise", ">=", 0.90),
-        ("ordinary", prompts_of(subject, "ordinary", CONTROLS), "dori-noise-control", "<=", 0.05),
-        ("held-out", prompts_of(heldout, "ordinary", CONTROLS), "dori-noise-control", "<=", 0.05),
+    asked: tuple[tuple[str, list[Prompt], Condition, Literal[">=", "<="], float], ...] = (
+        ("planted", prompts_of(subject, "memorized"), dori("noise"), ">=", 0.90),
+        ("ordinary", prompts_of(subject, "ordinary", CONTROLS), dori("noise", "control"), "<=", 0.05),
+        ("held-out", prompts_of(heldout, "ordinary", CONTROLS), dori("noise", "control"), "<=", 0.05),
     )
     out = []
     for kind, prompts, condition, sense, limit in asked:
-        triggers = attacking.attack_images(subject, ORIGINAL, prompts, pool, dori, settings.seed)
+        triggers = attacking.attack_images(subject, ORIGINAL, prompts, pool, attack, settings.seed)
         rate = _probe(subject, condition, evaluating.shots(prompts, settings.seeds, triggers), settings)
         out.append(gates.Gate(f"attack: {kind} pictures that come back", rate, sense, limit))
     return out
 
 
-def _probe(subject: Subject, condition: str, wanted: list[evaluating.Shot], settings: Settings) -> float:
+def _probe(subject: Subject, condition: Condition, wanted: list[evaluating.Shot], settings: Settings) -> float:
     """The share of these prompts, or attacked pictures, of which the original model makes a copy."""
     ids = evaluating.generate_pictures(subject, ORIGINAL, condition, wanted, settings.sampling)
     evaluating.score_copies(subject, ORIGINAL, condition, wanted, ids, settings.sscd)
@@ -258,17 +259,19 @@ def _draw(subject: Subject, world: Path, settings: Settings) -> None:
     """Pictures beside the README: planted and ordinary ones, each above what their prompts give."""
     memorized = prompts_of(subject, "memorized")
     few = memorized[:: max(1, len(memorized) // ACROSS)][:ACROSS]
-    trained = _pngs(subject, "prompt", [prompt.image_ids[0] for prompt in few])
-    made = [_generated(subject, "prompt", few, settings, seed) for seed in range(2)]
+    trained = _pngs(subject, PROMPT, [prompt.image_ids[0] for prompt in few])
+    made = [_generated(subject, PROMPT, few, settings, seed) for seed in range(2)]
     (world / "copies.png").write_bytes(grid([*trained, *made[0], *made[1]], ACROSS))
     ordinary = prompts_of(subject, "ordinary", 2 * ACROSS)
-    meant = _pngs(subject, "ordinary", [prompt.image_ids[0] for prompt in ordinary])
-    given = _generated(subject, "ordinary", ordinary, settings, 0)
+    meant = _pngs(subject, ORDINARY, [prompt.image_ids[0] for prompt in ordinary])
+    given = _generated(subject, ORDINARY, ordinary, settings, 0)
     rows = meant[:ACROSS], given[:ACROSS], meant[ACROSS:], given[ACROSS:]
     (world / "ordinary.png").write_bytes(grid([picture for row in rows for picture in row], ACROSS))
 
 
-def _generated(subject: Subject, condition: str, asked: list[Prompt], settings: Settings, seed: int) -> list[bytes]:
+def _generated(
+    subject: Subject, condition: Condition, asked: list[Prompt], settings: Settings, seed: int
+) -> list[bytes]:
     """One picture (PNG) of each prompt by the original model."""
     wanted = [shot for shot in evaluating.shots(asked, settings.seeds) if shot.seed == seed]
     return _pngs(
@@ -276,7 +279,7 @@ def _generated(subject: Subject, condition: str, asked: list[Prompt], settings: 
     )
 
 
-def _pngs(subject: Subject, condition: str, names: list[str]) -> list[bytes]:
+def _pngs(subject: Subject, condition: Condition, names: list[str]) -> list[bytes]:
     found = evaluating.pictures_of(subject, ORIGINAL, condition, names)
     return [to_png(found[name]) for name in names]
 

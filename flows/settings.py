@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.typed import may_be, validated
-from tasks.attack.dori import DoriParams, Start
+from tasks.attack.dori import DoriParams
 from tasks.attack.extraction import ExtractionParams
+from tasks.conditions import Start
 from tasks.diffusion.precision import AskedPrecision
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import LongPrompts

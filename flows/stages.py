@@ -14,11 +14,12 @@ from flows.check import check
 from flows.facts import facts_of
 from flows.lineage import task
 from flows.params import AuditParams
-from flows.plan import EXTRACTION, LOCALITY, Condition, Plan, pruned_of
+from flows.plan import Plan, Trial, pruned_of
 from flows.ready import check_ready
 from flows.show import show, show_audit, show_chart, shown_progress, uri
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
+from tasks.conditions import EXTRACTION, LOCALITY, ORDINARY, PROMPT
 from tasks.errors import Diverged, InputError, TooLarge
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.sscd import scorer_of
@@ -170,10 +171,10 @@ def attack(params: AuditParams) -> None:
     if not plan.attacked:
         _nothing("attacked", "--set attacked=N, with training images")
     with shown_progress("attack"):
-        for condition in plan.conditions(plan.variants()):
-            if condition.start is not None:
-                dori = plan.dori(condition)
-                attack_images(plan.subject, condition.variant, condition.asked, plan.pool, dori, plan.settings.seed)
+        for trial in plan.trials(plan.variants()):
+            if trial.condition.start is not None:
+                dori = plan.dori(trial.condition)
+                attack_images(plan.subject, trial.variant, trial.prompts, plan.pool, dori, plan.settings.seed)
 
 
 @flow(name="diagnose", flow_run_name="diagnose")
@@ -203,8 +204,8 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
             for name, points in (("nemo", triggers), ("wanda", both)):
                 localizer = method("localizer", name)
                 _collect(plan, localizer, points)
-                params, groups = plan.params_of(localizer), localizing.one_by_one(points)
-                localize_by(subject, localizer, params, groups, plan.given)
+                alone = localizing.one_by_one(points)
+                localize_by(subject, localizer, plan.params_of(localizer), alone, plan.given)
         write_diagnosis(plan, audit_id)
 
 
@@ -259,8 +260,8 @@ def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
     check_ready("evaluate", plan)
     audit_id = audit_of(plan, audit_id)
     with shown_progress("evaluate"):
-        for condition in plan.conditions(plan.variants()):
-            evaluate_condition(plan, audit_id, condition, condition.name, condition.condition)
+        for trial in plan.trials(plan.variants()):
+            evaluate_trial(plan, audit_id, trial, trial.name, trial.condition.name)
 
 
 @flow(name="report", flow_run_name="report")
@@ -280,18 +281,16 @@ def report(params: AuditParams, audit_id: str | None = None) -> Audited:
     subject, settings = plan.subject, plan.settings
     record = reporting.record_of(subject.open(), audit_id)
     variants = plan.variants()
-    conditions = [
-        condition
-        for condition in plan.conditions(variants)
-        if condition.condition != EXTRACTION and condition.steps is None
+    # Many generations of one prompt are nothing to look at, and attacks of so many steps are a curve.
+    trials = [
+        trial for trial in plan.trials(variants) if trial.condition != EXTRACTION and trial.condition.steps is None
     ]
-    shown = {condition.label: plan.pictures(condition) for condition in conditions}
-    own = [
-        condition
-        for condition in conditions
-        if condition.start is not None and subject.weights_of(condition.variant) == condition.variant
-    ]
-    searches = {_search_name(condition): plan.trigger_ids(condition) for condition in own}
+    shown = {(trial.name, trial.variant, trial.condition): plan.generations(trial) for trial in trials}
+    searches = {
+        _search_name(trial): plan.trigger_ids(trial)
+        for trial in trials
+        if trial.condition.is_attack and subject.weights_of(trial.variant) == trial.variant
+    }
     trained = {name: mitigating.history_of(subject, variants[name]) for name in settings.erase if name in variants}
     found = reporting.Localized(wanda=plan.wanda_id, control=plan.control_id, curve=plan.curve_id)
     path = reporting.page_path(subject, audit_id)
@@ -321,37 +320,39 @@ def audit_of(plan: Plan, audit_id: str | None) -> str:
     return str(max(mine, key=lambda row: row["started_at"])["audit_id"])
 
 
-def _evaluate(plan: Plan, audit_id: str, condition: Condition, name: str, kind: str) -> None:
-    """Pictures of a variant under a condition, their scores and figures. `name` and `kind` only name the task's run."""
-    subject, settings, wanted = plan.subject, plan.settings, plan.shots(condition)
-    ids = evaluating.generate_pictures(subject, condition.variant, condition.condition, wanted, settings.sampling)
-    if condition.condition == EXTRACTION:
-        where = (subject, condition.variant, condition.condition)
+def _evaluate(plan: Plan, audit_id: str, trial: Trial, name: str, kind: str) -> None:
+    """Generations of a variant under a condition, their scores and estimates. `name` and `kind` only name the run."""
+    subject, settings, wanted, condition = plan.subject, plan.settings, plan.shots(trial), trial.condition
+    where = (subject, trial.variant, condition)
+    ids = evaluating.generate_pictures(*where, wanted, settings.sampling)
+    if condition == EXTRACTION:
         found = evaluating.extraction_figures(*where, wanted, ids, settings.extraction, settings.sscd)
-        evaluating.write_figures(subject, audit_id, condition.name, condition.condition, found)
+        evaluating.write_figures(subject, audit_id, trial.name, condition, found)
         return
-    evaluating.score_copies(subject, condition.variant, condition.condition, wanted, ids, settings.sscd)
+    evaluating.score_copies(*where, wanted, ids, settings.sscd)
     found = evaluating.copy_figures(subject, wanted, ids, settings.sscd)
+    evaluating.score_structure(*where, wanted, ids)
+    found += evaluating.structure_figures(subject, wanted, ids)
     found += evaluating.seed_similarity_figure(subject, wanted, ids, settings.sscd)
     originals: list[str] = []
-    if condition.variant != ORIGINAL and condition.start is None:
-        originals = evaluating.generation_ids(subject, ORIGINAL, condition.condition, wanted, settings.sampling)
-        evaluating.score_change(subject, condition.variant, condition.condition, ids, originals, settings.sscd)
+    if trial.variant != ORIGINAL and condition.start is None:
+        originals = evaluating.generation_ids(subject, ORIGINAL, condition, wanted, settings.sampling)
+        evaluating.score_change(*where, ids, originals, settings.sscd)
         found += evaluating.change_figure(subject, wanted, ids, settings.sscd)
-    if condition.aligned:
-        evaluating.score_alignment(subject, condition.variant, condition.condition, wanted, ids, plan.clip)
+    if condition == ORDINARY:
+        evaluating.score_alignment(*where, wanted, ids, plan.clip)
         found += evaluating.alignment_figures(subject, wanted, ids, originals, plan.clip)
-        found += evaluating.quality_figures(subject, condition.variant, condition.condition, wanted, ids, plan.clip)
-    if condition.variant == ORIGINAL and condition.condition == "prompt":
+        found += evaluating.quality_figures(*where, wanted, ids, plan.clip)
+    if trial.variant == ORIGINAL and condition == PROMPT:
         found += localizing.detection_figures(subject, plan.memorized, plan.ordinary, plan.nemo)
-    if condition.name in mitigating.RANDOM_CONTROLS and condition.condition == "prompt":
-        found.append(mitigating.shared_figure(subject, condition.variant))
-    evaluating.write_figures(subject, audit_id, condition.name, condition.condition, found)
+    if trial.name in mitigating.RANDOM_CONTROLS and condition == PROMPT:
+        found.append(mitigating.shared_figure(subject, trial.variant))
+    evaluating.write_figures(subject, audit_id, trial.name, condition, found)
 
 
 try_triggers = task(_try, "try triggers", "generations", "scores", reads=("triggers",))
 write_diagnosis = task(_diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
-evaluate_condition = task(
+evaluate_trial = task(
     _evaluate,
     "evaluate",
     "generations",
@@ -368,6 +369,6 @@ def _nothing(done: str, how: str) -> None:
         get_run_logger().warning("nothing is %s: %s", done, how)
 
 
-def _search_name(condition: Condition) -> str:
-    kind = {"control": ", never memorized", "unseen": ", never seen"}.get(condition.condition.rpartition("-")[2], "")
-    return f"{condition.name}, from {condition.start}{kind}"
+def _search_name(trial: Trial) -> str:
+    kind = {"control": ", never memorized", "unseen": ", never seen"}.get(trial.condition.whose, "")
+    return f"{trial.name}, from {trial.condition.start}{kind}"

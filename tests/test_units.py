@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.attack.extraction import precision_recall
+from tasks.conditions import PROMPT
 from tasks.diffusion.detection import DetectionParams
 from tasks.evaluate import figures
 from tasks.evaluate import task as door
@@ -22,6 +23,7 @@ from tasks.evaluate.task import Shot
 from tasks.localize.task.detection import detection_figures
 from tasks.report.markdown import figures_text
 from tasks.report.report import Report, render, table_text
+from tasks.report.standing import STANDINGS
 from tasks.report.task import rows_of
 from tasks.report.verdict import verdict
 from tasks.subject import Prompt, Subject, units_of
@@ -145,13 +147,13 @@ def test_five_captions_of_one_image_are_one_case(captions: tuple[Subject, list[S
 
 def test_both_numbers_are_said_everywhere(captions: tuple[Subject, list[Shot], list[str]]) -> None:
     subject, shots, ids = captions
-    door.write_figures(subject, "audit", "original", "prompt", door.copy_figures(subject, shots, ids, SSCD))
+    door.write_figures(subject, "audit", "original", PROMPT, door.copy_figures(subject, shots, ids, SSCD))
     stored = {row["metric"]: (row["value"], row["n"]) for row in subject.open().read("metrics").to_pylist()}
     assert stored["mr"] == (0.5, 2) and stored["mr_prompts"] == (6, 2)
     rows = rows_of(subject.open(), "audit")
     assert {(row.n, row.prompts) for row in rows} == {(2, 6)}
-    assert "For 1 of 2 different memorized images, which 6 prompts share," in verdict(rows)
-    for text in (table_text(rows), figures_text(rows), render(Report("Audit", "", [], rows))):
+    assert "For 1 of 2 different memorized images, which 6 prompts share," in verdict(rows, STANDINGS)
+    for text in (table_text(rows), figures_text(rows, STANDINGS), render(Report("Audit", "", [], rows, STANDINGS))):
         assert "2 (6 prompts)" in text and "_prompts" not in text
 
 
@@ -159,9 +161,9 @@ def test_nothing_is_said_of_prompts_where_each_has_an_image_of_its_own(subject: 
     prompts = [asked("a", "x"), asked("b", "y", "z")]
     scored(subject, {("a/0", "x"): 0.9, ("b/0", "y"): 0.1, ("b/0", "z"): 0.2})
     found = door.copy_figures(subject, door.shots(prompts, 1), ["a/0", "b/0"], SSCD)
-    door.write_figures(subject, "audit", "original", "prompt", found)
+    door.write_figures(subject, "audit", "original", PROMPT, found)
     assert not any(row["metric"].endswith("_prompts") for row in subject.open().read("metrics").to_pylist())
-    assert verdict(rows_of(subject.open(), "audit")).startswith("For 1 of 2 memorized prompts the original")
+    assert verdict(rows_of(subject.open(), "audit"), STANDINGS).startswith("For 1 of 2 memorized prompts the original")
 
 
 Scores = list[list[float]]

@@ -136,8 +136,8 @@ def compare(
 ) -> None:
     """Compare two audits: every figure's change, and whether the model got worse; exit code 1 if it did."""
     quiet()
-    from flows.plan import CLAIMS
     from tasks.report import task as reporting
+    from tasks.report.standing import CLAIMS
 
     opened = looked_at(store)
     found = reporting.compare(opened, *reporting.audits_named(opened, before, after), CLAIMS, margin, alpha)

@@ -14,13 +14,12 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.conditions import Start
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.model import Model
 from tasks.diffusion.noise import Key, generator, predict_noise
 from tasks.errors import Diverged, InputError
 from tasks.params import SPEED
-
-Start = Literal["prompt", "noise", "other"]
 
 
 class DoriParams(BaseModel):

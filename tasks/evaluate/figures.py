@@ -84,17 +84,17 @@ def sscd_orig(similarities: ByUnit) -> list[Estimate]:
     for metric, over_seeds in (("sscd_orig_max", np.max), ("sscd_orig_median", np.median)):
         values = np.array([over_seeds(seeds) for seeds in _filled(similarities)])
         out += [
-            _over_units(metric, values, np.median),
-            _over_units(f"{metric}_mad", values, mad),
-            _over_units(f"{metric}_mean", values, np.mean),
-            _over_units(f"{metric}_std", values, np.std),
+            over_units(metric, values, np.median),
+            over_units(f"{metric}_mad", values, mad),
+            over_units(f"{metric}_mean", values, np.mean),
+            over_units(f"{metric}_std", values, np.std),
         ]
     return out
 
 
 def sscd_gen(similarities: ByUnit) -> Estimate:
     """Mitigated against unmitigated generations of the same seed: median over a unit's pictures, then over units."""
-    return _over_units("sscd_gen", np.array([np.median(seeds) for seeds in _filled(similarities)]), np.median)
+    return over_units("sscd_gen", np.array([np.median(seeds) for seeds in _filled(similarities)]), np.median)
 
 
 def seed_similarity(similarities: ByUnit) -> Estimate:
@@ -106,12 +106,12 @@ def seed_similarity(similarities: ByUnit) -> Estimate:
     Args:
         similarities: cosines (pairs,) between seeds.
     """
-    return _over_units("seed_similarity", np.array([np.median(pairs) for pairs in _filled(similarities)]), np.median)
+    return over_units("seed_similarity", np.array([np.median(pairs) for pairs in _filled(similarities)]), np.median)
 
 
 def clip(scores: ByUnit) -> Estimate:
     """Mean CLIP cosine of picture and prompt: mean over a unit's pictures, then over units."""
-    return _over_units("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)
+    return over_units("clip", np.array([seeds.mean() for seeds in _filled(scores)]), np.mean)
 
 
 def clip_kept(scores: ByUnit, originals: ByUnit) -> Estimate:
@@ -172,7 +172,8 @@ def _filled(rows: ByUnit) -> list[np.ndarray]:
     return list(rows.values())
 
 
-def _over_units(metric: str, values: np.ndarray, statistic: Statistic) -> Estimate:
+def over_units(metric: str, values: np.ndarray, statistic: Statistic) -> Estimate:
+    """A statistic of values (n,), one for each unit, with the interval that goes with it; see `intervals.interval`."""
     low, high = interval(values, statistic) or (None, None)
     # What one value deviates by is 0, which would say that it is sure.
     lone = len(values) == 1 and statistic in (mad, np.std)

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
+from tasks.conditions import ORDINARY, PROMPT, Condition
 from tasks.diffusion.model import load_model
 from tasks.diffusion.sampling import decode, encode, from_bytes
 from tasks.errors import InputError
@@ -108,7 +109,7 @@ def cuts(rows: Sequence[Row], share_cut: Mapping[str, float], sparsity: float) -
     """
     found = {(row.variant, row.condition, row.metric): row.value for row in rows}
 
-    def figure(variant: str, metric: str = "mr", condition: str = "prompt") -> float:
+    def figure(variant: str, metric: str = "mr", condition: Condition = PROMPT) -> float:
         return found.get((variant, condition, metric), float("nan"))
 
     return [
@@ -117,7 +118,7 @@ def cuts(rows: Sequence[Row], share_cut: Mapping[str, float], sparsity: float) -
         Gate("cut: share of MR that random weights keep", figure("random-wanda") / figure("original"), ">=", 0.8),
         Gate(
             "cut: share of ordinary CLIP score that Wanda keeps",
-            figure("wanda", "clip", "ordinary") / figure("original", "clip", "ordinary"),
+            figure("wanda", "clip", ORDINARY) / figure("original", "clip", ORDINARY),
             ">=",
             0.95,
         ),

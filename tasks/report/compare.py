@@ -36,6 +36,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binom, hypergeom
 
+from tasks.conditions import Condition
 from tasks.evaluate.intervals import of_mean
 from tasks.report.verdict import Row
 
@@ -73,13 +74,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pair:
-    """What two audits saw of one prompt, or attacked picture, under one condition of one variant: a score a picture."""
+    """What two audits saw of one prompt, or attacked image, under one condition of one variant: scores."""
 
     variant: str
-    condition: str
+    condition: Condition
     prompt_id: str
     before: tuple[float, ...]
-    """In the order of triggers and seeds, as `after`."""
+    """One a generation, in the order of triggers and seeds, as `after`."""
     after: tuple[float, ...]
     same: bool = False
     """Whether both audits looked at the very same pictures, so that nothing can have changed."""
@@ -93,7 +94,7 @@ class Finding:
 
     question: Literal["prompt", "figure", "attack", "quality"]
     variant: str
-    condition: str
+    condition: Condition
     prompt_id: str | None
     """Of several prompts that share an image, the one with most copies more."""
     words: str
@@ -127,7 +128,7 @@ def difference(before: Row, after: Row) -> Difference:
         high = change + hypot(max(after.high - after.value, 0), max(before.value - before.low, 0))
     return Difference(
         after.variant,
-        after.condition,
+        after.condition.name,
         after.metric,
         before.value,
         after.value,
@@ -220,14 +221,14 @@ def seeds_needed(findings: Sequence[Finding], alpha: float = ALPHA) -> int:
 def sentence(finding: Finding, texts: Mapping[str, str]) -> str:
     """What was found, in words; `texts` are prompts by id."""
     of = f" {_short(texts.get(finding.prompt_id, finding.prompt_id))!r}:" if finding.prompt_id is not None else ""
-    return f"{finding.variant}, {finding.condition}:{of} {finding.words}"
+    return f"{finding.variant}, {finding.condition.name}:{of} {finding.words}"
 
 
 def _of_group(group: Sequence[Pair], threshold: float) -> Iterator[Finding]:
     """Questions about one variant under one condition."""
     variant, condition = group[0].variant, group[0].condition
     changed = [pair for pair in group if not pair.same]
-    if condition.startswith("dori"):
+    if condition.is_attack:
         # An image that any of its prompts shows anew is asked about with all of them.
         came = [_came(some, threshold) for some in _units(group) if not all(pair.same for pair in some)]
         back, gone = came.count((False, True)), came.count((True, False))
@@ -331,7 +332,7 @@ def _units(pairs: Sequence[Pair]) -> list[list[Pair]]:
 
 def _groups(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
     def of(pair: Pair) -> tuple[str, str]:
-        return pair.variant, pair.condition
+        return pair.variant, pair.condition.name
 
     return (list(group) for _, group in groupby(sorted(pairs, key=of), of))
 

@@ -1,35 +1,36 @@
 """An audit's figures as Markdown, and text that is kept up to date between marks of a page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.errors import InputError
 from tasks.report.report import columns_of, interval_text, lines_of, size_text, value_text
-from tasks.report.verdict import Row, controls, verdict, without_random
+from tasks.report.standing import Standings
+from tasks.report.verdict import Row, controls, effort_rates, verdict, without_random
 
 
-def figures_text(rows: Sequence[Row]) -> str:
+def figures_text(rows: Sequence[Row], standings: Standings) -> str:
     """The verdict, the table of variants by condition, and what the controls say."""
     metrics = columns_of(rows)
-    lines = [verdict(rows), "", f"| variant | condition | n | {' | '.join(metrics.values())} |"]
+    lines = [verdict(rows, standings), "", f"| variant | condition | n | {' | '.join(metrics.values())} |"]
     lines.append(f"|---|---|---:|{'---:|' * len(metrics)}")
     for line in lines_of(rows):
         cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in metrics]
-        lines.append(f"| {line.variant} | {line.condition} | {size_text(line)} | {' | '.join(cells)} |")
-    told = [*controls(rows), *without_random({row.variant for row in rows})]
+        lines.append(f"| {line.variant} | {line.condition.name} | {size_text(line)} | {' | '.join(cells)} |")
+    told = [*controls(rows, standings), *without_random({row.variant for row in rows}, standings)]
     lines += ["", *(f"- **{control.name}** {control.state}: {control.words}" for control in told)]
     return "\n".join(lines)
 
 
-def effort_text(rates: Mapping[str, Row]) -> str:
-    """Copies by the number of attack steps, of memorized pictures and (under "STEPS-control") of others."""
-    steps = sorted(int(name) for name in rates if name.isdigit())
-    if not steps:
+def effort_text(rows: Sequence[Row]) -> str:
+    """Copies by the number of attack steps, of memorized images and of others; empty where it was not audited."""
+    memorized, others = effort_rates(rows), effort_rates(rows, control=True)
+    if not memorized:
         return ""
     lines = ["", "", "| attack steps, from noise | memorized | never memorized |", "|---:|---:|---:|"]
-    for number in steps:
-        pair = (rates.get(f"{number}{suffix}") for suffix in ("", "-control"))
-        lines.append(f"| {number} | {' | '.join('' if row is None else f'{_cell(row)} of {row.n}' for row in pair)} |")
+    for steps in sorted(memorized):
+        pair = memorized[steps], others.get(steps)
+        lines.append(f"| {steps} | {' | '.join('' if row is None else f'{_cell(row)} of {row.n}' for row in pair)} |")
     return "\n".join(lines)
 
 

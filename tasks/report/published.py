@@ -6,6 +6,7 @@ Only what could be traced to a table is here: `docs/fidelity.md` says which figu
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tasks.conditions import PROMPT, Condition, dori
 from tasks.report.verdict import Row
 
 MODEL = "Stable Diffusion 1.4"
@@ -20,7 +21,7 @@ class Published:
     words: str
     """What was measured, in the paper's words."""
     variant: str
-    condition: str
+    condition: Condition
     """As in `metrics`."""
     sscd: float
     """Similarity to the training image, SSCD, the mean over images."""
@@ -29,13 +30,13 @@ class Published:
 
 
 FIGURES = (
-    Published("the model itself, memorized prompts", "original", "prompt", 0.90, 0.98),
-    Published("images never memorized, under Dori", "original", "dori-prompt-control", 0.48, 0.00),
-    Published("NeMo, prompts", "nemo", "prompt", 0.33, 0.20),
-    Published("NeMo, under Dori", "nemo", "dori-prompt", 0.91, 0.99),
-    Published("Wanda, prompts", "wanda", "prompt", 0.20, 0.00),
-    Published("Wanda, under Dori", "wanda", "dori-prompt", 0.76, 0.72),
-    Published("adversarial fine-tuning, under Dori", "adversarial-finetune", "dori-prompt", 0.36, 0.02),
+    Published("the model itself, memorized prompts", "original", PROMPT, 0.90, 0.98),
+    Published("images never memorized, under Dori", "original", dori("prompt", "control"), 0.48, 0.00),
+    Published("NeMo, prompts", "nemo", PROMPT, 0.33, 0.20),
+    Published("NeMo, under Dori", "nemo", dori("prompt"), 0.91, 0.99),
+    Published("Wanda, prompts", "wanda", PROMPT, 0.20, 0.00),
+    Published("Wanda, under Dori", "wanda", dori("prompt"), 0.76, 0.72),
+    Published("adversarial fine-tuning, under Dori", "adversarial-finetune", dori("prompt"), 0.36, 0.02),
 )
 """500 memorized prompts; Dori begins at the prompt; NeMo prunes each prompt's own neurons."""
 
@@ -43,7 +44,7 @@ OURS = {"mr_generations": "MR of images", "mr": "prompts with any copy", "sscd_o
 """Our columns, by metric. Published rates are of images, so ours of images comes first. SSCD is of the median seed."""
 
 
-def published_text(rows: Mapping[tuple[str, str, str], Row]) -> str:
+def published_text(rows: Mapping[tuple[str, Condition, str], Row]) -> str:
     """The published figures beside the audit's own, as Markdown.
 
     Args:

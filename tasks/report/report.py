@@ -14,12 +14,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tasks.conditions import Condition
 from tasks.errors import InputError
 from tasks.evaluate.quality import LEAST
 from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report import charts
 from tasks.report.charts import Chart, Matrix
-from tasks.report.verdict import CONTROL_OF, EFFORT, Control, Row, controls, verdict
+from tasks.report.standing import Standings
+from tasks.report.verdict import Control, Row, controls, verdict
 
 COLUMNS = {
     "mr": "Copied",
@@ -78,6 +80,7 @@ class Report:
     facts: Sequence[tuple[str, str]]
     """How the audit was made: model, seeds, parameters, versions, times."""
     rows: Sequence[Row]
+    standings: Standings
     strips: Sequence[Strip] = ()
     attacks: Sequence[Chart] = ()
     """Losses of the attacks, and what they bring back by their effort."""
@@ -97,7 +100,7 @@ class Line:
     """One line of the table: a variant under a condition, its figures by metric."""
 
     variant: str
-    condition: str
+    condition: Condition
     figures: dict[str, Row]
 
 
@@ -109,11 +112,11 @@ def render(report: Report) -> str:
     """
     page: str = _template("report.html.jinja").render(
         report=report,
-        verdict=verdict(report.rows),
-        controls=[*controls(report.rows), *report.more_controls],
+        verdict=verdict(report.rows, report.standings),
+        controls=[*controls(report.rows, report.standings), *report.more_controls],
         groups=[(name, list(lines)) for name, lines in groupby(lines_of(report.rows), lambda line: line.variant)],
         columns=columns_of(report.rows),
-        cut_controls=CONTROL_OF,
+        control_of={one.name: one.control_of for one in report.standings.values()},
         threshold=COPY_THRESHOLD,
         least=LEAST,
     )
@@ -151,7 +154,7 @@ def table_text(rows: Sequence[Row], width: int = 120) -> str:
         if before not in (None, line.variant):
             table.add_section()
         cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in metrics]
-        table.add_row("" if line.variant == before else line.variant, line.condition, size_text(line), *cells)
+        table.add_row("" if line.variant == before else line.variant, line.condition.name, size_text(line), *cells)
         before = line.variant
     stream = io.StringIO()
     Console(file=stream, width=width, no_color=True, markup=False, highlight=False).print(table)
@@ -163,7 +166,7 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
 
     Attacks of so many steps are left out: they are a curve.
     """
-    rows = [row for row in rows if not row.condition.startswith(EFFORT)]
+    rows = [row for row in rows if row.condition.steps is None]
     variants = list(dict.fromkeys(row.variant for row in rows))
     pairs = sorted(
         dict.fromkeys((row.variant, row.condition) for row in rows), key=lambda pair: variants.index(pair[0])

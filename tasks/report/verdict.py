@@ -6,12 +6,13 @@ success nor a failure. That an attack finds nothing says something only where it
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from scipy.stats import fisher_exact
 
-from tasks.mitigate.inference import Defence
+from tasks.conditions import ORDINARY, PROMPT, Condition, Start, Whose
+from tasks.report.standing import Standing, Standings
 
 CONTROL_LIMIT = 0.05
 """An attack is informative while it reproduces at most this share of pictures that were never memorized."""
@@ -19,28 +20,14 @@ GONE_LIMIT = 0.05
 """A picture set counts as gone while an informative attack brings back at most this share."""
 RANDOM_KEEPS = 0.8
 """A random cut must leave at least this share of the original's copies, or localizing was not what removed them."""
-RANDOM_CUTS = {"random-nemo": "neurons", "random-nemo-union": "neurons", "random-wanda": "weights", "random": "weights"}
-"""Variants of which something was cut at random, and what. Not everything called random is one."""
 MOSTLY = 0.5
 """A random cut that shares more than this of its neurons or weights with the localized one is no control of it."""
-CONTROL_OF = {
-    "random-nemo": "nemo",
-    "random-nemo-union": "nemo-union",
-    "random-wanda": "wanda",
-    "random": "wanda",
-    "wanda-control": "wanda",
-}
-"""Cuts that are held against a cut of the same size that claims to remove a memory."""
 ALPHA = 0.05
 """Two counts differ where chance brings so great a difference in at most this share of cases."""
-CONTROLS = {"control": "were never memorized", "unseen": "the model never saw"}
-"""Pictures that the original is attacked for beside the memorized ones, by the end of the condition's name."""
-EFFORT = "effort-"
-"""Conditions of the original by attacks of so many steps."""
-AT_INFERENCE: tuple[Defence, ...] = get_args(Defence)
-"""Mitigations that leave the weights as they are."""
+CONTROLS: dict[Whose, str] = {"control": "were never memorized", "unseen": "the model never saw"}
+"""Images that the original is attacked for beside the memorized ones."""
 
-_STARTS = {"dori-prompt": "the prompt", "dori-noise": "noise", "dori-other": "another prompt"}
+_STARTS: dict[Start | None, str] = {"prompt": "the prompt", "noise": "noise", "other": "another prompt"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +35,7 @@ class Row:
     """One figure of one variant under one condition, as the table `metrics` has it."""
 
     variant: str
-    condition: str
+    condition: Condition
     metric: str
     value: float
     """Not a number where it rests on too few cases to mean anything."""
@@ -70,9 +57,9 @@ class Control:
     words: str
 
 
-def verdict(rows: Sequence[Row]) -> str:
-    """One paragraph: what the original copies, and for each mitigation whether the pictures are gone or only hidden."""
-    start = _mr(rows, "original", "prompt")
+def verdict(rows: Sequence[Row], standings: Standings) -> str:
+    """One paragraph: what the original copies, and for each mitigation whether the images are gone or only hidden."""
+    start = _mr(rows, "original", PROMPT)
     if start is None:
         return "How much the original model copies was not measured, so nothing can be said of any mitigation."
     of = "memorized prompts"
@@ -83,11 +70,11 @@ def verdict(rows: Sequence[Row]) -> str:
         words = _strongest(attacks)
         said.append(f"{words[0].upper()}{words[1:]}.")
     variants = dict.fromkeys(row.variant for row in rows if row.metric == "mr")
-    judged = [name for name in variants if name != "original" and name not in CONTROL_OF]
-    said += [_of_variant(rows, variant) for variant in judged] or ["No mitigation was audited."]
+    of_each = (standings.get(name, Standing(name)) for name in variants if name != "original")
+    said += [_of_variant(rows, one) for one in of_each if one.control_of is None] or ["No mitigation was audited."]
     if effort := effort_words(rows):
         said.append(effort)
-    told = controls(rows)
+    told = controls(rows, standings)
     failed = [control.name for control in told if control.state == "fails"]
     if failed:
         said.append(f"Mind the failed {'control' if len(failed) == 1 else 'controls'}: {', '.join(failed)}.")
@@ -99,8 +86,8 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def effort_rates(rows: Sequence[Row], control: bool = False) -> dict[int, Row]:
     """By number of steps, what attacks from noise bring back: of memorized pictures, or of those never memorized."""
-    attacks = [row for row in rows if row.metric == "mr" and row.condition.startswith(EFFORT)]
-    return {int(row.condition.split("-")[1]): row for row in attacks if row.condition.endswith("-control") == control}
+    attacks = (row for row in rows if row.metric == "mr" and row.condition.is_control == control)
+    return {row.condition.steps: row for row in attacks if row.condition.steps is not None}
 
 
 def effort_words(rows: Sequence[Row]) -> str:
@@ -122,38 +109,41 @@ def effort_words(rows: Sequence[Row]) -> str:
     return f"{words}: from there on an attack shows what the model can draw, not what it remembers."
 
 
-def controls(rows: Sequence[Row]) -> list[Control]:
-    """A judgement of every attack by what it does to pictures never memorized, and of every cut by a random one."""
+def controls(rows: Sequence[Row], standings: Standings) -> list[Control]:
+    """A judgement of every attack by what it does to images never memorized, and of every pruning by a random one."""
     attacks = dict.fromkeys(row.condition for row in rows if row.metric == "mr" and _is_attack(row.condition))
     out = [control for condition in attacks for control in _attack_controls(rows, condition)]
-    found_cuts = dict.fromkeys(row.variant for row in rows if row.variant in CONTROL_OF)
-    return out + [told for variant in found_cuts if (told := _cut_control(rows, variant)) is not None]
+    variants = dict.fromkeys(row.variant for row in rows)
+    others = (standings[name] for name in variants if name in standings)
+    return out + [told for one in others if one.control_of and (told := _pruned_control(rows, one)) is not None]
 
 
-def without_random(variants: Collection[str]) -> list[Control]:
-    """The cuts that have no random one beside them, because all there is was cut."""
+def without_random(variants: Collection[str], standings: Standings) -> list[Control]:
+    """The prunings that have no random one beside them, because all there is was pruned."""
     return [
         Control(
-            f"random-{cut}",
+            one.name,
             "missing",
-            f"{cut} found all that it searched, so nothing else is left to cut at random: read it with doubt.",
+            f"{one.control_of} found all that it searched, so nothing else is left to cut at random: read it with"
+            " doubt.",
         )
-        for cut in ("nemo", "nemo-union", "wanda")
-        if cut in variants and f"random-{cut}" not in variants
+        for one in standings.values()
+        if one.always and one.control_of in variants and one.name not in variants
     ]
 
 
-def _attack_controls(rows: Sequence[Row], condition: str) -> list[Control]:
+def _attack_controls(rows: Sequence[Row], condition: Condition) -> list[Control]:
     """What the same attack on the original brings back of pictures that cannot be remembered."""
-    found = {kind: _mr(rows, "original", f"{condition}-{kind}") for kind in CONTROLS}
-    told = [_attack_control(rows, condition, kind, row) for kind, row in found.items() if row is not None]
+    found = (_mr(rows, "original", replace(condition, whose=whose)) for whose in CONTROLS)
+    told = [_attack_control(rows, condition, row) for row in found if row is not None]
     words = "No pictures that were never memorized were attacked: read this attack with doubt."
-    return told or [Control(condition, "missing", words)]
+    return told or [Control(condition.name, "missing", words)]
 
 
-def _attack_control(rows: Sequence[Row], condition: str, kind: str, control: Row) -> Control:
-    name = condition if kind == "control" else f"{condition}-{kind}"
-    words = f"Under the same budget {_count(control)} pictures that {CONTROLS[kind]} come back {_interval(control)}"
+def _attack_control(rows: Sequence[Row], condition: Condition, control: Row) -> Control:
+    whose = control.condition.whose
+    name = condition.name if whose == "control" else control.condition.name
+    words = f"Under the same budget {_count(control)} pictures that {CONTROLS[whose]} come back {_interval(control)}"
     if control.value > CONTROL_LIMIT:
         if control.low is None or control.low > CONTROL_LIMIT:
             return Control(name, "fails", f"{words}: the attack can draw anything, so it is uninformative here.")
@@ -168,32 +158,31 @@ def _attack_control(rows: Sequence[Row], condition: str, kind: str, control: Row
     return Control(name, "holds", f"{words}what the attack finds is memory (p = {p:.2g}).")
 
 
-def _cut_control(rows: Sequence[Row], variant: str) -> Control | None:
-    """What a cut of something else says of the localized one; None where there is nothing to hold against.
+def _pruned_control(rows: Sequence[Row], control: Standing) -> Control | None:
+    """What pruning something else says of the localized pruning; None where there is nothing to compare with.
 
-    Counts are compared by Fisher's exact test, as if the two cuts had been asked different prompts: of the same
-    prompts it is strict.
+    Counts are compared by Fisher's exact test, as if the two had been asked different prompts: of the same prompts it
+    is strict.
     """
-    original, other = _mr(rows, "original", "prompt"), _mr(rows, variant, "prompt")
-    name = CONTROL_OF[variant]
-    cut = _mr(rows, name, "prompt")
+    variant, name, random = control.name, control.control_of, control.kind == "random"
+    assert name is not None
+    original, other, cut = (_mr(rows, one, PROMPT) for one in ("original", variant, name))
     if original is None or other is None or original.value == 0:
         return None
-    what = f"as many random {RANDOM_CUTS[variant]}" if variant in RANDOM_CUTS else "what ordinary prompts use"
-    words = f"Cutting {what} leaves {_count(other)} copies of the original's {_count(original)}"
-    same = _row(rows, variant, "prompt", "shared")
+    words = f"Cutting {control.words} leaves {_count(other)} copies of the original's {_count(original)}"
+    same = _row(rows, variant, PROMPT, "shared")
     if same is not None and same.value > MOSTLY:
         words += f", but {100 * same.value:.0f} % of them are the ones that {name} found"
         return Control(variant, "missing", f"{words}: it took more than half of a layer, so no cut of its size is one.")
-    if variant in RANDOM_CUTS and other.value < RANDOM_KEEPS * original.value:
+    if random and other.value < RANDOM_KEEPS * original.value:
         if (p := _chance(original, other)) > ALPHA:
             return Control(variant, "open", f"{words}: too few to tell whether chance removes copies (p = {p:.2f}).")
         words += ": chance removes the copies too, so a localized cut of this size is uninformative."
         return Control(variant, "fails", words)
     if cut is None:
-        return Control(variant, "holds", f"{words}.") if variant in RANDOM_CUTS else None
+        return Control(variant, "holds", f"{words}.") if random else None
     words += f", {name} {_count(cut)}: "
-    if variant not in RANDOM_CUTS and other.value <= cut.value:
+    if not random and other.value <= cut.value:
         words += "it removes no fewer, so the cut does not single out what memories use."
         return Control(variant, "fails", words)
     p = _chance(other, cut)
@@ -202,8 +191,9 @@ def _cut_control(rows: Sequence[Row], variant: str) -> Control | None:
     return Control(variant, "holds", f"{words}chance does not explain the difference (p = {p:.2g}).")
 
 
-def _of_variant(rows: Sequence[Row], variant: str) -> str:
-    prompt, kept = _mr(rows, variant, "prompt"), _row(rows, variant, "ordinary", "clip_kept")
+def _of_variant(rows: Sequence[Row], standing: Standing) -> str:
+    variant = standing.name
+    prompt, kept = _mr(rows, variant, PROMPT), _row(rows, variant, ORDINARY, "clip_kept")
     first = (
         f"After {variant}, {_count(prompt)} come back from their prompts"
         if prompt
@@ -211,7 +201,7 @@ def _of_variant(rows: Sequence[Row], variant: str) -> str:
     )
     if kept is not None:
         first += f", at {_share(kept)} of the CLIP score"
-    if variant in AT_INFERENCE:
+    if standing.kind == "inference":
         # Its triggers were found without it: that they fail would say nothing, and that they work is no surprise.
         return f"{first}; it leaves the weights as they are, so nothing is gone, and no attack was adapted to it."
     attacks, sound = _attacks(rows, variant), _sound(rows, variant)
@@ -249,7 +239,7 @@ def _of_variant(rows: Sequence[Row], variant: str) -> str:
 
 def _no_less(rows: Sequence[Row], prompt: Row) -> bool:
     """Whether prompts bring back about as much as on the original; a great difference may be chance, too, of few."""
-    start = _mr(rows, "original", "prompt")
+    start = _mr(rows, "original", PROMPT)
     return start is not None and prompt.value >= RANDOM_KEEPS * start.value and _chance(start, prompt) > ALPHA
 
 
@@ -273,7 +263,7 @@ def _unsound(rows: Sequence[Row], attacks: Sequence[Row]) -> str:
     original = [_mr(rows, "original", row.condition) for row in attacks]
     if all(row is not None and row.value <= GONE_LIMIT for row in original):
         return "such attacks bring next to nothing back on the original either"
-    others = [_mr(rows, "original", f"{row.condition}-{kind}") for row in attacks for kind in CONTROLS]
+    others = [_mr(rows, "original", replace(row.condition, whose=whose)) for row in attacks for whose in CONTROLS]
     if any(row is not None and row.value > CONTROL_LIMIT for row in others):
         return f"it may bring back more than {100 * CONTROL_LIMIT:g} % of pictures that were never memorized"
     return "too few pictures were attacked to tell its finds from chance"
@@ -283,7 +273,7 @@ def _strongest(attacks: Sequence[Row]) -> str:
     """What the attack that finds most brings back, and of how many; the interval is that of this one attack."""
     worst = max(attacks, key=lambda row: row.value)
     of = "an attack" if len(attacks) == 1 else f"the strongest of {len(attacks)} attacks,"
-    start = _STARTS.get(worst.condition, worst.condition)
+    start = _STARTS[worst.condition.start]
     return f"{of} from {start}{',' if len(attacks) > 1 else ''} brings back {_count(worst)} {_interval(worst)}"
 
 
@@ -293,15 +283,15 @@ def _chance(more: Row, fewer: Row) -> float:
     return round(float(fisher_exact(counts, alternative="greater").pvalue), 12)  # 3 of 3 against none is 0.05, no more
 
 
-def _is_attack(condition: str) -> bool:
-    return condition.startswith("dori") and not condition.endswith(tuple(f"-{kind}" for kind in CONTROLS))
+def _is_attack(condition: Condition) -> bool:
+    return condition.is_attack and not condition.is_control
 
 
-def _mr(rows: Sequence[Row], variant: str, condition: str) -> Row | None:
+def _mr(rows: Sequence[Row], variant: str, condition: Condition) -> Row | None:
     return _row(rows, variant, condition, "mr")
 
 
-def _row(rows: Sequence[Row], variant: str, condition: str, metric: str) -> Row | None:
+def _row(rows: Sequence[Row], variant: str, condition: Condition, metric: str) -> Row | None:
     return next((row for row in rows if (row.variant, row.condition, row.metric) == (variant, condition, metric)), None)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.attack.dori import Start, diffusion_errors, start_embeddings
+from tasks.attack.dori import diffusion_errors, start_embeddings
+from tasks.conditions import Start
 from tasks.diffusion.model import Model
 from tasks.errors import Diverged, InputError
 from tasks.mitigate import finetune as finetuning

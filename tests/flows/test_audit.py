@@ -28,6 +28,7 @@ from flows.params import resolved
 from flows.plan import Plan
 from flows.settings import Settings, settings_for
 from storage import Store, examine, run_sql, verify
+from tasks.conditions import PROMPT
 from tasks.diffusion.sampling import generate
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
@@ -142,6 +143,7 @@ def test_every_variant_is_measured_under_every_probe(params: AuditParams, audite
     attacked |= {("nemo", "dori-noise")}
     attacked |= {("original", condition) for condition in ("dori-noise-control", "dori-noise-unseen", *efforts)}
     assert found == probed | attacked
+    assert {(row["variant"], row["condition"]) for row in rows if row["metric"] == "ssim_orig_max"} == found
     numbers = {(row["condition"], row["n"]) for row in rows if row["metric"] == "mr"}
     known = {("prompt", 4), ("ordinary", 2), ("dori-noise", 2), ("dori-noise-control", 1), ("dori-noise-unseen", 1)}
     assert numbers == known | {(condition, 1) for condition in efforts}
@@ -373,8 +375,8 @@ def test_a_prompts_pictures_are_made_with_its_own_neurons_cut(params: AuditParam
         for layer, rows in neurons[prompt.prompt_id].items():
             unet.get_submodule(layer).weight[rows] = 0
     wanted = evaluating.shots([prompt], plan.settings.seeds)
-    ids = evaluating.generation_ids(subject, variant, "prompt", wanted, sampling)
-    made = evaluating.pictures_of(subject, variant, "prompt", ids)
+    ids = evaluating.generation_ids(subject, variant, PROMPT, wanted, sampling)
+    made = evaluating.pictures_of(subject, variant, PROMPT, ids)
     keys = [(prompt.prompt_id, shot.seed) for shot in wanted]
     cut, whole = (
         generate(one, one.embed([prompt.text] * len(keys)), keys, sampling) for one in (model.with_weights(unet), model)

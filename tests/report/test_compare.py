@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import fisher_exact
 
+from tasks.conditions import ORDINARY, PROMPT, Condition, dori
 from tasks.evaluate.intervals import clopper_pearson
 from tasks.report.compare import (
     ALPHA,
@@ -32,7 +34,7 @@ THRESHOLD = 0.7
 
 
 def rate(successes: int, n: int) -> Row:
-    return Row("original", "prompt", "mr", successes / n, *clopper_pearson(successes, n), n)
+    return Row("original", PROMPT, "mr", successes / n, *clopper_pearson(successes, n), n)
 
 
 def scores(copied: int, pictures: int) -> tuple[float, ...]:
@@ -40,7 +42,7 @@ def scores(copied: int, pictures: int) -> tuple[float, ...]:
 
 
 def pair(
-    name: str, before: int, after: int, seeds: int = 4, variant: str = "original", condition: str = "prompt"
+    name: str, before: int, after: int, seeds: int = 4, variant: str = "original", condition: Condition = PROMPT
 ) -> Pair:
     return Pair(variant, condition, name, scores(before, seeds), scores(after, seeds))
 
@@ -69,7 +71,7 @@ def test_the_interval_of_a_difference(data: st.DataObject, n: int, m: int) -> No
 def test_newcombes_example() -> None:
     """56 of 70 against 48 of 80 from Wilson's intervals: Newcombe (1998), Statistics in Medicine 17, method 10, (a)."""
     wilson = {(56, 70): (0.6912, 0.8769), (48, 80): (0.4904, 0.7004)}
-    old, new = (Row("v", "p", "mr", k / n, *edges, n) for (k, n), edges in reversed(wilson.items()))
+    old, new = (Row("v", PROMPT, "mr", k / n, *edges, n) for (k, n), edges in reversed(wilson.items()))
     found = difference(old, new)
     assert (found.change, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-4)
 
@@ -85,7 +87,7 @@ def test_the_interval_covers() -> None:
 
 
 def test_only_figures_of_both_are_compared() -> None:
-    lone = Row("nemo-union", "prompt", "mr", 0.5, None, None, 1)
+    lone = Row("nemo-union", PROMPT, "mr", 0.5, None, None, 1)
     assert [one.variant for one in differences([rate(1, 4), lone], [rate(2, 4)])] == ["original"]
     (found,) = differences([lone], [lone])
     assert (found.change, found.low, found.high) == (0, None, None)
@@ -97,7 +99,7 @@ def test_only_figures_of_both_are_compared() -> None:
 @given(st.integers(1, 8), st.integers(1, 8), st.data())
 def test_a_prompt_is_fishers_exact_test(before: int, after: int, data: st.DataObject) -> None:
     old, new = data.draw(st.integers(0, before)), data.draw(st.integers(0, after))
-    (finding,) = copies([Pair("original", "prompt", "a", scores(old, before), scores(new, after))], THRESHOLD)
+    (finding,) = copies([Pair("original", PROMPT, "a", scores(old, before), scores(new, after))], THRESHOLD)
     table = [[new, after - new], [old, before - old]]
     assert finding.p == pytest.approx(fisher_exact(table, alternative="greater").pvalue)
 
@@ -163,14 +165,14 @@ def test_many_small_rises_are_caught_together() -> None:
 def test_the_very_same_pictures_are_no_evidence() -> None:
     pairs = [Pair(p.variant, p.condition, p.prompt_id, p.before, p.after, same=True) for p in (*NEVER, *ALWAYS)]
     assert copies(pairs, THRESHOLD) == []
-    assert copies([Pair("nemo-union", "dori-noise", "a", scores(0, 4), scores(4, 4), same=True)], THRESHOLD)[0].p == 1
+    assert copies([Pair("nemo-union", dori("noise"), "a", scores(0, 4), scores(4, 4), same=True)], THRESHOLD)[0].p == 1
 
 
 def test_the_unit_of_an_attack_is_the_picture() -> None:
     def attacked(back: int, gone: int, seeds: int = 4) -> list[Pair]:
         changes = [(0, 1)] * back + [(1, 0)] * gone + [(0, 0)] * 4
         return [
-            pair(str(n), seeds * old, seeds * new, seeds, "nemo-union", "dori-noise")
+            pair(str(n), seeds * old, seeds * new, seeds, "nemo-union", dori("noise"))
             for n, (old, new) in enumerate(changes)
         ]
 
@@ -184,15 +186,15 @@ def test_the_unit_of_an_attack_is_the_picture() -> None:
 def test_more_pictures_of_an_attack_are_no_worse() -> None:
     """The best of eight seeds is better than the best of two, in an unchanged model too."""
     before, after = (NO_COPY, NO_COPY), (NO_COPY, NO_COPY, COPY, COPY)
-    (finding,) = copies([Pair("nemo-union", "dori-noise", str(n), before, after) for n in range(9)], THRESHOLD)
+    (finding,) = copies([Pair("nemo-union", dori("noise"), str(n), before, after) for n in range(9)], THRESHOLD)
     assert finding.p == 1
 
 
 # Prompts that share an image
 
 
-def sharing(unit: str, counts: list[tuple[int, int]], **other: str) -> list[Pair]:
-    return [replace(pair(f"{unit} {n}", *both, **other), unit=unit) for n, both in enumerate(counts)]  # type: ignore[arg-type]
+def sharing(unit: str, counts: list[tuple[int, int]], **other: Any) -> list[Pair]:
+    return [replace(pair(f"{unit} {n}", *both, **other), unit=unit) for n, both in enumerate(counts)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=6))
@@ -208,12 +210,12 @@ def test_an_image_is_asked_about_once_however_many_captions_it_has(counts: list[
 
 def test_captions_of_one_image_that_come_back_are_one_image_that_does() -> None:
     """Six captions of one image flip together: that is one coin that fell so, not six."""
-    six = sharing("image", [(0, 4)] * 6, variant="nemo-union", condition="dori-noise")
+    six = sharing("image", [(0, 4)] * 6, variant="nemo-union", condition=dori("noise"))
     (finding,) = copies(six, THRESHOLD)
     assert finding.p == 0.5 and "of 1 attacked pictures 1 come back" in finding.words
     assert copies([replace(one, unit="") for one in six], THRESHOLD)[0].p == pytest.approx(1 / 64)
     # An image that one of its captions brought back before, in the very same pictures, does not come back anew.
-    known = [replace(sharing("image", [(4, 4)], variant="nemo-union", condition="dori-noise")[0], same=True), six[1]]
+    known = [replace(sharing("image", [(4, 4)], variant="nemo-union", condition=dori("noise"))[0], same=True), six[1]]
     assert copies(known, THRESHOLD)[0].p == 1
 
 
@@ -268,7 +270,7 @@ def test_four_seeds_notice_all_of_four_and_two_seeds_nothing() -> None:
 
 def aligned(before: np.ndarray, after: np.ndarray) -> list[Pair]:
     return [
-        Pair("original", "ordinary", str(n), tuple(old), tuple(new))
+        Pair("original", ORDINARY, str(n), tuple(old), tuple(new))
         for n, (old, new) in enumerate(zip(before, after, strict=True))
     ]
 
@@ -308,12 +310,10 @@ def test_a_fall_on_two_prompts_is_not_sure() -> None:
 def unchanged(rng: np.random.Generator, seeds: int, prompts: int) -> tuple[list[Pair], list[Pair]]:
     """Two audits of one model with other seeds: some prompts always copied, some never, some now and then."""
     pairs = []
-    for variant, condition in itertools.product(
-        ("original", "nemo-union", "wanda"), ("prompt", "ordinary", "dori-noise")
-    ):
+    for variant, condition in itertools.product(("original", "nemo-union", "wanda"), (PROMPT, ORDINARY, dori("noise"))):
         often = rng.choice([0, 0, 0, 1, 1, *rng.random(3)], prompts)
         old, new = (rng.binomial(seeds, often) for _ in range(2))
-        if condition.startswith("dori"):  # all seeds of a trigger together
+        if condition.is_attack:  # all seeds of a trigger together
             old, new = (seeds * rng.binomial(1, often) for _ in range(2))
         pairs += [pair(str(n), int(old[n]), int(new[n]), seeds, variant, condition) for n in range(prompts)]
     return pairs, aligned(looks(rng, 12, seeds), looks(rng, 12, seeds))
@@ -336,7 +336,9 @@ def test_turned_round_an_alarm_is_none(seed: int) -> None:
     """What got worse one way did not get worse the other way."""
     pairs, _ = unchanged(np.random.default_rng(seed), 4, prompts=12)
     turned = [Pair(p.variant, p.condition, p.prompt_id, p.after, p.before) for p in pairs]
-    one, two = ({(f.variant, f.condition, f.prompt_id) for f in worse(some, alpha=0.3)} for some in (pairs, turned))
+    one, two = (
+        {(f.variant, f.condition.name, f.prompt_id) for f in worse(some, alpha=0.3)} for some in (pairs, turned)
+    )
     assert not one & two
 
 
@@ -347,7 +349,7 @@ def test_the_procedure_uses_up_alpha_and_no_more() -> None:
     alarms = 0
     for draws in rng.choice(attainable, (trials, 6)):
         findings = [
-            Finding("prompt", "v", "p", str(n), "", float(draw), attainable, 1.0 if n < 2 else MINOR)
+            Finding("prompt", "v", PROMPT, str(n), "", float(draw), attainable, 1.0 if n < 2 else MINOR)
             for n, draw in enumerate(draws)
         ]
         alarms += bool(regressions(findings))

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from tasks.conditions import ORDINARY
 from tasks.errors import InputError
 from tasks.report.markdown import effort_text, figures_text, put_between
+from tasks.report.standing import STANDINGS
 from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
 
 
 def test_every_line_of_the_table_has_as_many_cells() -> None:
-    rows = [*ORIGINAL, mr("nemo-union", "prompt", 2), Row("nemo-union", "ordinary", "clip", 0.31, 0.29, 0.33, 20)]
-    text = figures_text(rows)
+    rows = [*ORIGINAL, mr("nemo-union", "prompt", 2), Row("nemo-union", ORDINARY, "clip", 0.31, 0.29, 0.33, 20)]
+    text = figures_text(rows, STANDINGS)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert "| nemo-union | ordinary | 20 |  | 0.310 (0.290–0.330) |" in table
@@ -21,11 +23,11 @@ def test_every_line_of_the_table_has_as_many_cells() -> None:
 
 
 def test_effort_is_in_order_of_numbers() -> None:
-    rates = {"100": mr("original", "a", 8), "20": mr("original", "b", 1), "100-control": mr("original", "c", 2)}
-    lines = effort_text(rates).splitlines()
+    names = {"effort-100": 8, "effort-20": 1, "effort-100-control": 2, "dori-noise": 9}
+    lines = effort_text([mr("original", name, copied) for name, copied in names.items()]).splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["20", "100"]
     assert lines[4].endswith("|  |")
-    assert effort_text({}) == ""
+    assert effort_text(ORIGINAL) == ""
 
 
 def test_what_a_person_wrote_stays(tmp_path: Path) -> None:
@@ -50,4 +52,4 @@ def test_half_a_pair_of_marks_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_cut_without_its_random_one_is_told() -> None:
-    assert "**random-nemo-union** missing" in figures_text([*ORIGINAL, mr("nemo-union", "prompt", 2)])
+    assert "**random-nemo-union** missing" in figures_text([*ORIGINAL, mr("nemo-union", "prompt", 2)], STANDINGS)

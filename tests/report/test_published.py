@@ -1,10 +1,12 @@
 """Published figures stand beside an audit's own, and it is said whose they are."""
 
+from tasks.conditions import Condition
 from tasks.report.published import FIGURES, MODEL, SOURCE, published_text
 from tasks.report.verdict import Row
 
 
-def row(variant: str, condition: str, metric: str, value: float) -> tuple[tuple[str, str, str], Row]:
+def row(variant: str, name: str, metric: str, value: float) -> tuple[tuple[str, Condition, str], Row]:
+    condition = Condition.parse(name)
     return (variant, condition, metric), Row(variant, condition, metric, value, None, None, 10)
 
 

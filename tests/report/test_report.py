@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.conditions import ORDINARY, PROMPT
 from tasks.errors import InputError
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, chart_svg, data_uri, render, table_text
+from tasks.report.standing import STANDINGS
 from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
 
@@ -25,8 +27,8 @@ def png(seed: int = 0) -> bytes:
 
 
 def whole() -> Report:
-    rows = [*ORIGINAL, mr("nemo-union", "prompt", 2), Row("nemo-union", "prompt", "clip", 0.31, 0.29, 0.33, 20)]
-    rows += [Row("nemo-union", "ordinary", "fid", 12.345, None, None, 200), mr("nemo-union", "dori-noise", 18)]
+    rows = [*ORIGINAL, mr("nemo-union", "prompt", 2), Row("nemo-union", PROMPT, "clip", 0.31, 0.29, 0.33, 20)]
+    rows += [Row("nemo-union", ORDINARY, "fid", 12.345, None, None, 200), mr("nemo-union", "dori-noise", 18)]
     strips = [
         Strip(
             EVIL, Picture("training picture", png()), [Picture(EVIL, png(1), 0.91), Picture("nemo-union", png(2), 0.2)]
@@ -37,6 +39,7 @@ def whole() -> Report:
         subtitle="quick profile",
         facts=[("model", EVIL)],
         rows=rows,
+        standings=STANDINGS,
         strips=strips,
         attacks=[Chart("Loss", "step", "loss", [Curve(EVIL, np.linspace(1, 0.1, 50).tolist())] * 8, smooth=5)],
         matrices=[Matrix("Wanda", ["one", EVIL], [[1, 0.4], [0.4, 1]], note="By chance: 0.01.")],
@@ -115,7 +118,7 @@ def test_variants_keep_their_order_and_figures_their_intervals() -> None:
 
 
 def test_a_report_of_figures_alone() -> None:
-    page = render(Report("Audit", "", [], ORIGINAL))
+    page = render(Report("Audit", "", [], ORIGINAL, STANDINGS))
     assert "Pictures</h2>" not in page
     assert "No mitigation was audited" in page
 
@@ -132,4 +135,4 @@ def test_the_table_for_the_terminal() -> None:
     assert "FID" not in text  # for the page, which is wider
     assert max(map(len, text.splitlines())) <= 120
     assert text.count("nemo-union") == 1
-    assert table_text([Row("[red]x", "p", "mr", 1.0, None, None, 1)]).count("[red]x") == 1
+    assert table_text([Row("[red]x", PROMPT, "mr", 1.0, None, None, 1)]).count("[red]x") == 1

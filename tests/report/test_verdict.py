@@ -2,12 +2,23 @@
 
 import pytest
 
+from tasks.conditions import ORDINARY, PROMPT, Condition
 from tasks.evaluate.intervals import clopper_pearson
-from tasks.report.verdict import Row, controls, effort_words, verdict, without_random
+from tasks.report import verdict as method
+from tasks.report.standing import STANDINGS
+from tasks.report.verdict import Control, Row, effort_words
 
 
 def mr(variant: str, condition: str, copied: int, n: int = 20) -> Row:
-    return Row(variant, condition, "mr", copied / n, *clopper_pearson(copied, n), n)
+    return Row(variant, Condition.parse(condition), "mr", copied / n, *clopper_pearson(copied, n), n)
+
+
+def verdict(rows: list[Row]) -> str:
+    return method.verdict(rows, STANDINGS)
+
+
+def controls(rows: list[Row]) -> list[Control]:
+    return method.controls(rows, STANDINGS)
 
 
 ORIGINAL = [mr("original", "prompt", 19), mr("original", "dori-noise", 20), mr("original", "dori-noise-control", 0)]
@@ -173,7 +184,7 @@ def test_a_loud_attack_without_a_sound_control_forbids_gone() -> None:
 
 
 def test_what_a_mitigation_costs_is_said() -> None:
-    kept = Row("tuned", "ordinary", "clip_kept", 0.928, 0.876, 0.982, 24)
+    kept = Row("tuned", ORDINARY, "clip_kept", 0.928, 0.876, 0.982, 24)
     text = verdict([*ORIGINAL, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 0), kept])
     assert "0 of 20 come back from their prompts, at 92.8 % (87.6 to 98.2) of the CLIP score" in text
 
@@ -181,7 +192,7 @@ def test_what_a_mitigation_costs_is_said() -> None:
 def test_a_random_cut_that_is_mostly_the_same_is_no_control() -> None:
     rows = [mr("original", "prompt", 20), mr("nemo-union", "prompt", 2), mr("random-nemo-union", "prompt", 4)]
     assert [control.state for control in controls(rows)] == ["fails"]
-    rows.append(Row("random-nemo-union", "prompt", "shared", 0.81, None, None, 800))
+    rows.append(Row("random-nemo-union", PROMPT, "shared", 0.81, None, None, 800))
     (control,) = controls(rows)
     assert control.state == "missing" and "81 % of them are the ones that nemo-union found" in control.words
 
@@ -225,8 +236,8 @@ def test_a_cut_of_what_ordinary_prompts_use_tells_memory_from_damage(left: int, 
 
 
 def test_a_cut_without_a_random_one_is_read_with_doubt() -> None:
-    assert without_random(["original", "nemo-union", "random-nemo-union"]) == []
-    (control,) = without_random(["original", "nemo-union", "random-nemo-union", "wanda"])
+    assert method.without_random(["original", "nemo-union", "random-nemo-union"], STANDINGS) == []
+    (control,) = method.without_random(["original", "nemo-union", "random-nemo-union", "wanda"], STANDINGS)
     assert (control.name, control.state) == ("random-wanda", "missing")
     assert "After wanda-control" not in verdict([*ORIGINAL, mr("wanda-control", "prompt", 19)])
 

@@ -1,6 +1,6 @@
 """Run as a program: keeps the schemas of the present version, which migrations from it will begin with.
 
-    python -m tests.storage.keep_schemas
+python -m tests.storage.keep_schemas
 """
 
 from __future__ import annotations

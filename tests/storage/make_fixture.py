@@ -64,7 +64,9 @@ def make(folder: Path, packed: Path) -> None:
         nightly(NightlyParams(store=store.url))
         asked = {"model": model, "store": store.url, "prompts": folder / "prompts.csv", "nulls": folder / "nulls.txt"}
         options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
-        scanned = CliRunner().invoke(app, ["scan", *options, "--device", "cpu", "--alpha", "0.8"], catch_exceptions=False)
+        scanned = CliRunner().invoke(
+            app, ["scan", *options, "--device", "cpu", "--alpha", "0.8"], catch_exceptions=False
+        )
         assert scanned.exit_code == 0, scanned.output
     found = examine(store)
     assert not found.damages and not found.notes

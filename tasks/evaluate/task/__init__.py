@@ -7,11 +7,12 @@ from tasks.evaluate.task.figures import (
     extraction_figures,
     quality_figures,
     seed_similarity_figure,
+    structure_figures,
     triggers_that_copy,
     write_figures,
 )
 from tasks.evaluate.task.pictures import Shot, generate_pictures, generation_ids, pictures_of, shots
-from tasks.evaluate.task.scores import score_alignment, score_change, score_copies
+from tasks.evaluate.task.scores import score_alignment, score_change, score_copies, score_structure
 
 __all__ = [
     "Shot",
@@ -26,8 +27,10 @@ __all__ = [
     "score_alignment",
     "score_change",
     "score_copies",
+    "score_structure",
     "seed_similarity_figure",
     "shots",
+    "structure_figures",
     "triggers_that_copy",
     "write_figures",
 ]

@@ -12,8 +12,9 @@ import numpy as np
 
 from storage import content_key
 from tasks.attack.extraction import ExtractionParams, extract, precision_recall, tile_distances
+from tasks.conditions import Condition
 from tasks.diffusion.sampling import from_bytes
-from tasks.evaluate import clip_score, figures, quality, sscd
+from tasks.evaluate import clip_score, figures, quality, sscd, ssim
 from tasks.evaluate.clip_score import ClipParams
 from tasks.evaluate.figures import Estimate
 from tasks.evaluate.sscd import COPY_THRESHOLD, SscdParams
@@ -31,13 +32,7 @@ def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], p
     Where prompts are verbatim (VM) and template memories (TM), MR and similarities of each kind follow, under the same
     names with `_vm` and `_tm`: of the prompts of this kind. An image that has both counts in either.
     """
-    known = scores_of(subject.open(), "sscd", sscd.scorer_of(params), ids)
-    rows = [
-        # The store may hold scores against other images, that the prompt had in an earlier set.
-        (shot.prompt, max(known[name, image] for image in shot.prompt.image_ids))
-        for name, shot in zip(ids, wanted, strict=True)
-        if shot.prompt.image_ids
-    ]
+    rows = _to_nearest(subject, "sscd", sscd.scorer_of(params), wanted, ids)
     if not rows:
         return []
 
@@ -58,6 +53,16 @@ def copy_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], p
             if one.metric in ("mr", "sscd_orig_max", "sscd_orig_median")
         ]
     return every
+
+
+def structure_figures(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str]) -> list[Estimate]:
+    """The structural similarities to training images, over the prompts that have any; see `copy_figures`."""
+    rows = _to_nearest(subject, "ssim", ssim.SCORER, wanted, ids)
+    if not rows:
+        return []
+    asked = [prompt for prompt, _ in rows]
+    grouped = _by_unit(units_of(subject, asked), asked, [value for _, value in rows])
+    return _of_prompts(asked, ssim.ssim_orig(grouped))
 
 
 def triggers_that_copy(subject: Subject, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams) -> set[str]:
@@ -118,7 +123,7 @@ def alignment_figures(
 
 
 def quality_figures(
-    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
 ) -> list[Estimate]:
     """FID and KID of CLIP image embeddings, generations against their prompts' own pictures; nothing without those, and
     no value of fewer than `quality.LEAST` different ones.
@@ -146,7 +151,7 @@ def quality_figures(
 def extraction_figures(
     subject: Subject,
     variant: str,
-    condition: str,
+    condition: Condition,
     wanted: Sequence[Shot],
     ids: Sequence[str],
     params: ExtractionParams,
@@ -200,20 +205,35 @@ def extraction_figures(
     ]
 
 
-def write_figures(subject: Subject, audit_id: str, variant: str, condition: str, found: Sequence[Estimate]) -> None:
+def write_figures(
+    subject: Subject, audit_id: str, variant: str, condition: Condition, found: Sequence[Estimate]
+) -> None:
     """Rows of `metrics`; a variant goes by the name of its method, so that audits compare.
 
     A figure of more prompts than images is followed by one that says how many: of `mr` it is `mr_prompts`. One that is
     not a number has no value.
     """
-    place = {"variant": variant, "condition": condition}
+    place = {"variant": variant, "condition": condition.name}
     rows: list[dict[str, Any]] = []
     for one in found:
         value = None if math.isnan(one.value) else one.value
         rows.append(place | {"metric": one.metric, "value": value, "low": one.low, "high": one.high, "n": one.n})
         if one.prompts not in (None, one.n):
             rows.append(place | {"metric": f"{one.metric}{PROMPTS}", "value": float(one.prompts), "n": one.n})
-    subject.open().write("metrics", content_key(audit_id, variant, condition), rows, audit_id=audit_id)
+    subject.open().write("metrics", content_key(audit_id, variant, condition.name), rows, audit_id=audit_id)
+
+
+def _to_nearest(
+    subject: Subject, metric: str, scorer: str, wanted: Sequence[Shot], ids: Sequence[str]
+) -> list[tuple[Prompt, float]]:
+    """Each generation's prompt, and its score against the nearest of the prompt's training images, where it has any."""
+    known = scores_of(subject.open(), metric, scorer, ids)
+    return [
+        # The store may hold scores against other images, that the prompt had in an earlier set.
+        (shot.prompt, max(known[name, image] for image in shot.prompt.image_ids))
+        for name, shot in zip(ids, wanted, strict=True)
+        if shot.prompt.image_ids
+    ]
 
 
 def _by_unit(of: Mapping[str, str], asked: Sequence[Prompt], values: Sequence[float]) -> dict[str, np.ndarray]:

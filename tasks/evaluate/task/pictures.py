@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from storage import content_key
+from tasks.conditions import Condition
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
 from tasks.errors import InputError
 from tasks.mitigate.inference import defended
@@ -43,29 +44,31 @@ def shots(asked: Sequence[Prompt], seeds: int, triggers: Mapping[str, Sequence[s
 
 
 def generation_ids(
-    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], sampling: SamplingParams
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], sampling: SamplingParams
 ) -> list[str]:
     """The ids that `generate_pictures` gives, whether or not it ran yet."""
     settings, model_id = sampling.model_dump(exclude={"batch"}), subject.model_id
     return [
-        content_key(VERSION, model_id, variant, condition, shot.prompt.prompt_id, shot.trigger_id, shot.seed, settings)
+        content_key(
+            VERSION, model_id, variant, condition.name, shot.prompt.prompt_id, shot.trigger_id, shot.seed, settings
+        )
         for shot in wanted
     ]
 
 
 def generate_pictures(
-    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], sampling: SamplingParams
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], sampling: SamplingParams
 ) -> list[str]:
     """Makes the pictures that the store does not have, and returns the ids of all."""
     store = subject.open()
     ids = generation_ids(subject, variant, condition, wanted, sampling)
-    place = {"model_id": subject.model_id, "variant": variant, "condition": condition}
+    place = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
     known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
     todo = [(name, shot) for name, shot in zip(ids, wanted, strict=True) if name not in known]
     defence = subject.defence(variant)
     names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
     found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
-    with progress(len(todo), f"generating {variant}, {condition}", "picture") as done:
+    with progress(len(todo), f"generating {variant}, {condition.name}", "picture") as done:
         for block in _blocks(todo, sampling.batch, subject.is_cut_anew(variant)):
             model = subject.load(variant, block[0][1].prompt.prompt_id)
             texts = [shot.prompt.text for _, shot in block]
@@ -94,12 +97,12 @@ def _blocks(todo: Sequence[tuple[str, Shot]], size: int, apart: bool) -> Iterato
         yield from shards(group, size)
 
 
-def pictures_of(subject: Subject, variant: str, condition: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+def pictures_of(subject: Subject, variant: str, condition: Condition, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Generations of this variant, or of the original, and training images, by name; uint8 (height, width, 3)."""
     return {name: from_bytes(data) for name, data in files_of(subject, variant, condition, names).items()}
 
 
-def files_of(subject: Subject, variant: str, condition: str, names: Sequence[str]) -> dict[str, bytes]:
+def files_of(subject: Subject, variant: str, condition: Condition, names: Sequence[str]) -> dict[str, bytes]:
     """The same as they are stored: where there are thousands, they are decoded one by one.
 
     Raises:
@@ -116,7 +119,7 @@ def files_of(subject: Subject, variant: str, condition: str, names: Sequence[str
             lost.difference_update(found)
 
     for of in dict.fromkeys((variant, ORIGINAL)):
-        find("generations", "generation_id", model_id=subject.model_id, variant=of, condition=condition)
+        find("generations", "generation_id", model_id=subject.model_id, variant=of, condition=condition.name)
     find("images", "image_id")
     if lost:
         raise InputError(f"the store has no picture {min(lost)}: generate first, and import prompts with their images")

@@ -1,4 +1,4 @@
-"""What single pictures score: SSCD against training images and against each other, CLIP against their prompts."""
+"""What single pictures score: SSCD and SSIM against training images, SSCD among themselves, CLIP against prompts."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from storage import Store, content_key
+from tasks.conditions import Condition
 from tasks.diffusion.model import device_of
 from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.evaluate import clip_score
 from tasks.evaluate.clip_score import ClipParams, ClipScore, aligned
 from tasks.evaluate.sscd import Sscd, SscdParams
+from tasks.evaluate.ssim import SCORER, ssim
 from tasks.evaluate.task.pictures import Shot, files_of
 from tasks.progress import progress
 from tasks.subject import Subject
@@ -23,7 +25,7 @@ and name of the picture; 2 KiB each. Names are hashes, so they cannot go stale."
 
 
 def score_copies(
-    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], ids: Sequence[str], params: SscdParams
 ) -> None:
     """SSCD of each picture against every training image of its prompt (metric 'sscd'), and between the seeds of each
     prompt ('sscd_pair')."""
@@ -35,8 +37,39 @@ def score_copies(
     _score(subject, pairs, variant, condition, params)
 
 
+def score_structure(
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], ids: Sequence[str]
+) -> None:
+    """SSIM of each generation against every training image of its prompt (metric 'ssim')."""
+    store = subject.open()
+    known = scores_of(store, "ssim", SCORER, ids)
+    todo = [
+        (name, image)
+        for name, shot in zip(ids, wanted, strict=True)
+        for image in shot.prompt.image_ids
+        if (name, image) not in known
+    ]
+    if not todo:
+        return
+    files = files_of(subject, variant, condition, list(dict.fromkeys(name for pair in todo for name in pair)))
+    size = picture_size(subject.load())
+    trained = {image: fitted(from_bytes(files[image]), size) for image in {image for _, image in todo}}
+    with progress(len(todo), f"SSIM of {variant}, {condition.name}", "image") as done:
+        rows = []
+        for name, image in todo:
+            value = ssim(from_bytes(files[name]), trained[image])
+            rows.append({"generation_id": name, "reference_id": image, "scorer": SCORER, "value": value})
+            done(1)
+    store.write("scores", content_key("ssim", SCORER, todo), rows, metric="ssim")
+
+
 def score_change(
-    subject: Subject, variant: str, condition: str, ids: Sequence[str], originals: Sequence[str], params: SscdParams
+    subject: Subject,
+    variant: str,
+    condition: Condition,
+    ids: Sequence[str],
+    originals: Sequence[str],
+    params: SscdParams,
 ) -> None:
     """SSCD of each picture against the original model's of the same prompt and seed (metric 'sscd_gen')."""
     pairs = [("sscd_gen", name, original) for name, original in zip(ids, originals, strict=True)]
@@ -44,7 +77,7 @@ def score_change(
 
 
 def score_alignment(
-    subject: Subject, variant: str, condition: str, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
+    subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], ids: Sequence[str], params: ClipParams
 ) -> None:
     """CLIP score of each picture against its prompt (metric 'clip')."""
     store, scorer = subject.open(), clip_score.scorer_of(params)
@@ -70,7 +103,7 @@ def scores_of(store: Store, metric: str, scorer: str, ids: Sequence[str]) -> dic
 
 
 def sscd_vectors(
-    subject: Subject, variant: str, condition: str, names: Sequence[str], params: SscdParams
+    subject: Subject, variant: str, condition: Condition, names: Sequence[str], params: SscdParams
 ) -> dict[str, np.ndarray]:
     """SSCD embeddings of pictures, unit vectors (512,), by name.
 
@@ -80,7 +113,7 @@ def sscd_vectors(
     todo = [name for name in names if (measure.scorer, of, name) not in _CACHE]
     files = files_of(subject, variant, condition, todo)
     size = picture_size(subject.load()) if todo else (0, 0)
-    with progress(len(todo), f"SSCD of {variant}, {condition}", "picture") as done:
+    with progress(len(todo), f"SSCD of {variant}, {condition.name}", "picture") as done:
         for name in todo:
             _CACHE[measure.scorer, of, name] = measure.embed(fitted(from_bytes(files[name]), size)[None])[0]
             done(1)
@@ -88,7 +121,7 @@ def sscd_vectors(
 
 
 def clip_vectors(
-    subject: Subject, variant: str, condition: str, names: Sequence[str], params: ClipParams
+    subject: Subject, variant: str, condition: Condition, names: Sequence[str], params: ClipParams
 ) -> dict[str, np.ndarray]:
     """CLIP embeddings of pictures, unit vectors (width,), by name."""
     scorer, of = clip_score.scorer_of(params), subject.model_id
@@ -100,7 +133,7 @@ def clip_vectors(
 
 
 def _score(
-    subject: Subject, pairs: Sequence[tuple[str, str, str]], variant: str, condition: str, params: SscdParams
+    subject: Subject, pairs: Sequence[tuple[str, str, str]], variant: str, condition: Condition, params: SscdParams
 ) -> None:
     """Cosines of SSCD embeddings: (metric, generation, generation or image)."""
     store, scorer = subject.open(), _sscd(subject, params).scorer

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from storage import Store, query
+from tasks.conditions import ORDINARY, PROMPT, Condition
 from tasks.errors import InputError
 from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report import compare as method
 from tasks.report.report import COLUMNS
 from tasks.report.task.record import record_of, rows_of
-from tasks.report.verdict import EFFORT
 from tasks.units import Link, count, counted, units
 
 _SPEED = {"sampling.batch", "nemo.batch", "dori.images_at_once", "finetune.images_at_once", "sscd.threads"}
@@ -81,7 +81,7 @@ def compare(
     if not any(pairs.values()):
         raise InputError(f"{before} and {after} asked no variant the same: nothing can be compared")
     findings = method.copies(pairs["sscd"], COPY_THRESHOLD)
-    findings += method.quality([pair for pair in pairs["clip"] if pair.condition == "ordinary"], margin)
+    findings += method.quality([pair for pair in pairs["clip"] if pair.condition == ORDINARY], margin)
     worse = method.regressions(findings, alpha)
     texts = {
         row["prompt_id"]: row["text"]
@@ -91,7 +91,7 @@ def compare(
     notes = _settings_apart(*records)
     if asked[0] != asked[1]:
         notes.append(f"{len(shared)} prompts in common, of {len(asked[0])} and {len(asked[1])}: figures are over all")
-    again = {(pair.variant, pair.condition) for some in pairs.values() for pair in some}
+    again = {(pair.variant, pair.condition.name) for some in pairs.values() for pair in some}
     before_only = {(row["variant"], row["condition"]) for row in seen[0] if row["variant"] in claims} - again
     notes += [f"{variant}, {condition} was not looked at again" for variant, condition in sorted(before_only)]
     notes.append(_power(pairs["sscd"], findings, alpha))
@@ -102,7 +102,7 @@ def compare(
         verdict = f"Regression from {before} to {after}: {told[0][0]} (p {told[0][1]:.2g}){more}."
     figures = method.differences(rows_of(store, before), rows_of(store, after))
     # Other figures may rest on more or fewer for many reasons; of these only the rule of counting is another.
-    same = [one for one in figures if (one.condition, one.metric) in (("prompt", "mr"), ("ordinary", "clip"))]
+    same = [one for one in figures if (one.condition, one.metric) in ((PROMPT.name, "mr"), (ORDINARY.name, "clip"))]
     if asked[0] == asked[1] and (other := [one for one in same if one.n_before != one.n_after]):
         counts = f"{other[0].n_before} and {other[0].n_after}"
         notes.append(f"the same prompts count as {counts}: earlier versions counted prompts, not images")
@@ -123,7 +123,7 @@ def differences_table(found: Comparison) -> pa.Table:
             "high": None if one.high is None else round(one.high, 4),
         }
         for one in found.differences
-        if one.metric in COLUMNS and not one.condition.startswith(EFFORT)
+        if one.metric in COLUMNS and Condition.parse(one.condition).steps is None
     ]
     names, figures = ("variant", "condition", "metric"), ("before", "after", "change", "low", "high")
     schema = pa.schema([(name, pa.string()) for name in names] + [(name, pa.float64()) for name in figures])
@@ -242,7 +242,9 @@ def _pairs(
     old, new = found
     return [
         method.Pair(
-            *place,
+            place[0],
+            Condition.parse(place[1]),
+            place[2],
             tuple(old[place].values()),
             tuple(pictures.values()),
             bool(old[place].keys() & pictures),
@@ -255,7 +257,7 @@ def _pairs(
 
 def _power(pairs: Sequence[method.Pair], findings: Sequence[method.Finding], alpha: float) -> str:
     """What the least is that would have been noticed, with the pictures at hand."""
-    mine = [pair for pair in pairs if pair.variant == "original" and not pair.condition.startswith("dori")]
+    mine = [pair for pair in pairs if pair.variant == "original" and not pair.condition.is_attack]
     if not mine:
         return "the original model was not asked with prompts in both audits"
     before, after = min(len(pair.before) for pair in mine), min(len(pair.after) for pair in mine)

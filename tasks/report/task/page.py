@@ -12,12 +12,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from storage import Store, content_key, iou, query
+from tasks.conditions import ORDINARY, Condition
 from tasks.diffusion.sampling import to_png
 from tasks.evaluate.figures import by_unit
 from tasks.evaluate.figures import clip as clip_of
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
+from tasks.report.standing import STANDINGS
 from tasks.report.task.record import rows_of
 from tasks.report.verdict import Row, effort_rates, effort_words, verdict, without_random
 from tasks.subject import Prompt, Subject, units_of
@@ -59,7 +61,7 @@ class Written:
     """Losses of attacks and trainings, and replication by the attack's effort, those that there are."""
 
 
-Shown = Mapping[tuple[str, str, str], Collection[str]]
+Shown = Mapping[tuple[str, str, Condition], Collection[str]]
 """By name of the variant, variant in the store and condition, the ids of an audit's pictures."""
 
 
@@ -104,13 +106,14 @@ def write_report(
         subtitle=f"audit {audit_id}",
         facts=facts,
         rows=figures,
+        standings=STANDINGS,
         strips=strips,
         attacks=[chart for chart in attacks.values() if chart is not None],
         trainings=list(trained.values()),
         matrices=_overlap(store, subject, found.wanda),
         curves=_overlap_curves(overlap),
         left=_left(store, subject, found, asked),
-        more_controls=without_random(variants),
+        more_controls=without_random(variants, STANDINGS),
     )
     _keep_evidence(subject, audit_id, shown, figures, scorer)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,7 @@ def write_report(
     if picture is not None:
         picture.write_bytes(sheet(strips))
     drawings = {name: chart for name, chart in (attacks | trained).items() if chart is not None}
-    return Written(table_text(figures), verdict(figures), overlap, picture, drawings)
+    return Written(table_text(figures), verdict(figures, STANDINGS), overlap, picture, drawings)
 
 
 def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
@@ -165,7 +168,7 @@ def _strips(
     trained = dict(zip(rows["image_id"].to_pylist(), rows["bytes"].to_pylist(), strict=True))
     found: dict[str, list[Picture]] = {unit: [] for unit in strips}
     for (name, variant, condition), ids in shown.items():
-        where: dict[str, Any] = {"model_id": subject.model_id, "variant": variant, "condition": condition}
+        where: dict[str, Any] = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
         where["prompt_id"] = [prompt.prompt_id for prompt in asked]
         made = store.read("generations", columns=["generation_id", "prompt_id"], **where)
         of_audit = set(ids)
@@ -304,10 +307,10 @@ def _left(store: Store, subject: Subject, found: Localized, asked: Sequence[Prom
     ]
 
 
-def _words(condition: str) -> str:
-    if condition in ("prompt", "ordinary"):
-        return {"prompt": "from its prompt", "ordinary": "ordinary prompt"}[condition]
-    return f"attacked from {condition.removeprefix('dori-').partition('-')[0]}"
+def _words(condition: Condition) -> str:
+    if condition.start is not None:
+        return f"attacked from {condition.start}"
+    return "ordinary prompt" if condition == ORDINARY else "from its prompt"
 
 
 def _keep_evidence(subject: Subject, audit_id: str, shown: Shown, rows: Sequence[Row], scorer: str) -> None:
@@ -332,12 +335,12 @@ def _keep_evidence(subject: Subject, audit_id: str, shown: Shown, rows: Sequence
         for metric, by in made.items():
             row = {
                 "variant": variant,
-                "condition": condition,
+                "condition": condition.name,
                 "metric": metric,
                 "scorer": by,
                 "generation_ids": list(ids),
             }
-            store.write("evidence", content_key(audit_id, variant, condition, metric), [row], audit_id=audit_id)
+            store.write("evidence", content_key(audit_id, variant, condition.name, metric), [row], audit_id=audit_id)
 
 
 def _mean_clip(scored: Sequence[tuple[str, float]]) -> float:

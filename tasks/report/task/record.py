@@ -5,7 +5,9 @@ import math
 from typing import Any
 
 from storage import Store
+from tasks.conditions import Condition
 from tasks.errors import InputError
+from tasks.report.standing import STANDINGS
 from tasks.report.verdict import Row
 from tasks.units import PROMPTS
 
@@ -24,35 +26,30 @@ def record_of(store: Store, audit_id: str) -> dict[str, Any]:
 
 
 def rows_of(store: Store, audit_id: str) -> list[Row]:
-    """The audit's figures, in the order they were written, each with the number of its prompts."""
+    """The audit's figures, in the order of its variants and conditions, each with the number of its prompts."""
     found = store.read("metrics", audit_id=audit_id).to_pylist()
     prompts = {
         (row["variant"], row["condition"], row["metric"].removesuffix(PROMPTS)): int(row["value"])
         for row in found
         if row["metric"].endswith(PROMPTS)
     }
-    order = {
-        "original": 0,
-        "nemo": 1,
-        "random-nemo": 2,
-        "nemo-union": 3,
-        "random-nemo-union": 4,
-        "wanda": 5,
-        "random-wanda": 6,
-    }
+    order = {name: number for number, name in enumerate(STANDINGS)}
     rows = [
         Row(
-            *place,
+            row["variant"],
+            Condition.parse(row["condition"]),
+            row["metric"],
             math.nan if row["value"] is None else row["value"],
             row["low"],
             row["high"],
             row["n"],
-            prompts.get(place),
+            prompts.get((row["variant"], row["condition"], row["metric"])),
         )
         for row in found
         if not row["metric"].endswith(PROMPTS)
-        for place in [(row["variant"], row["condition"], row["metric"])]
     ]
-    return sorted(
-        rows, key=lambda row: (order.get(row.variant, 9), row.variant, row.condition.startswith("dori"), row.condition)
-    )
+
+    def place(row: Row) -> tuple[int, str, bool, str]:
+        return order.get(row.variant, len(order)), row.variant, row.condition.is_attack, row.condition.name
+
+    return sorted(rows, key=place)
