@@ -31,7 +31,7 @@ from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
 from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
-from tasks.mitigate.prune import OWN_CUTS
+from tasks.mitigate.prune import PRUNED_PER_PROMPT
 from tasks.pruned import Pruned
 from tasks.report.standing import CLAIMS
 from tasks.subject import DEFENCES, ORIGINAL, Kind, Prompt, Subject, as_prompts, prompts_of
@@ -271,19 +271,19 @@ class Plan:
     def cuts(self) -> dict[str, str]:
         """The variants that were cut, in order: by name the variant in the store."""
         seed, prompts = self.settings.seed, [prompt.prompt_id for prompt in self.memorized]
-        neurons = mitigating.cut_id(self.nemo_id, prompts, seed=seed)
-        weights = mitigating.cut_id(self.wanda_id, [localizing.ALL], self.wanda, seed)
-        control = mitigating.cut_id(self.control_id, [localizing.ALL], self.wanda)
-        ids = {"nemo-union": neurons, "random-nemo-union": neurons}
+        neurons = [mitigating.prune_id(self.nemo_id, prompts, seed=of) for of in (None, seed)]
+        weights = [mitigating.prune_id(self.wanda_id, [localizing.ALL], self.wanda, of) for of in (None, seed)]
+        control = mitigating.prune_id(self.control_id, [localizing.ALL], self.wanda)
+        ids = dict(zip(("nemo-union", "random-nemo-union"), neurons, strict=True))
         if self.settings.own_cuts:
-            ids |= dict.fromkeys(OWN_CUTS, mitigating.own_cut_id(self.nemo_id, prompts, seed))
-        ids |= {"wanda": weights, "random-wanda": weights}
+            ids |= dict(zip(PRUNED_PER_PROMPT, neurons, strict=True))
+        ids |= dict(zip(("wanda", "random-wanda"), weights, strict=True))
         found = mitigating.known(self.subject, ids | {"wanda-control": control})
         if "wanda" not in found:
             return found
         scored: dict[str, str] = {}
         for one in self.scored:
-            scored[one.pruning.name] = mitigating.cut_id(one.sets_id, [localizing.ALL])
+            scored[one.pruning.name] = mitigating.prune_id(one.sets_id, [localizing.ALL])
         return found | mitigating.known(self.subject, scored)
 
     def variants(self) -> dict[str, str]:
@@ -305,7 +305,7 @@ class Plan:
         settings, seeds = self.settings, self.settings.seeds
         for name, stored in variants.items():
             yield Trial(name, stored, PROMPT, self.memorized, seeds)
-            if name not in OWN_CUTS:  # nothing is cut for them
+            if name not in PRUNED_PER_PROMPT:  # nothing is pruned for them
                 yield Trial(name, stored, ORDINARY, self.ordinary, seeds)
         if many := settings.extracted:
             both = [*self.memorized[:many], *self.ordinary[:many]]
@@ -357,7 +357,7 @@ class Plan:
         """Where attacks on a variant begin."""
         if name in CLAIMS:
             return self.settings.starts
-        if name in mitigating.RANDOM_CONTROLS and name not in OWN_CUTS:
+        if name in mitigating.RANDOM_CONTROLS and name not in PRUNED_PER_PROMPT:
             return self.settings.random_starts
         return self.settings.baseline_starts if name in self.settings.erase or name in DEFENCES else ()
 

@@ -164,7 +164,9 @@ def check(
         audited = audit(AuditParams(model=model, store=address, device=device, settings=settings))
         rows = reporting.rows_of(subject.open(), audited.audit_id)
         found += gates.cuts(
-            rows, mitigating.shares_cut(subject, audited.variants), settings.of(method("localizer", "wanda")).sparsity
+            rows,
+            mitigating.shares_pruned(subject, audited.variants),
+            settings.of(method("localizer", "wanda")).sparsity,
         )
     _show(found)
     if (page := world / "README.md").is_file():

@@ -40,16 +40,19 @@ class Audited(BaseModel):
     written: reporting.Written
 
 
+PRUNED = ("neuron_sets", "variants")
+"""What pruning writes."""
+
 register_model = task(collecting.register_model, "register model", "models", "variants")
 collect_values = task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
 collect_norms = task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
 detect = task(localizing.detect, "detection", "nemo_traces", reads=("prompts",))
 localize_by = task(localizing.localize, "localize", "neuron_sets", "nemo_traces", reads=("activations", "images"))
 draw_curves = task(localizing.draw_curves, "memorization left", "nemo_traces", reads=("neuron_sets",))
-cut_neurons = task(mitigating.cut_neurons, "cut neurons", "variants", reads=("neuron_sets",))
-cut_own = task(mitigating.cut_own, "cut each prompt's neurons", "variants", reads=("neuron_sets",))
-cut_weights = task(mitigating.cut_weights, "cut weights", "variants", reads=("neuron_sets",))
-cut_scored = task(mitigating.cut_scored, "cut by other scores", "variants", reads=("neuron_sets",))
+prune_neurons = task(mitigating.prune_neurons, "prune neurons", *PRUNED, reads=("neuron_sets",))
+prune_per_prompt = task(mitigating.prune_per_prompt, "prune each prompt's neurons", *PRUNED, reads=("neuron_sets",))
+prune_weights = task(mitigating.prune_weights, "prune weights", *PRUNED, reads=("neuron_sets",))
+prune_scored = task(mitigating.prune_scored, "prune by other scores", "variants", reads=("neuron_sets",))
 defend = task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
 erase = task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
 attack_images = task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
@@ -113,7 +116,7 @@ def localize(params: AuditParams) -> None:
 
 @flow(name="mitigate", flow_run_name="mitigate")
 def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]:
-    """Variants of the model: cut, trained, or defended at inference.
+    """Variants of the model: pruned, trained, or defended at inference.
 
     Args:
         audit_id: the audit that the model cards name, if any.
@@ -131,15 +134,15 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
     with shown_progress("mitigate"):
         searched = [prompt.prompt_id for prompt in plan.memorized]
-        cuts = cut_neurons(subject, plan.nemo_id, searched, audit_id, plan.nemo.site, seed)
+        cuts = prune_neurons(subject, plan.nemo_id, searched, audit_id, plan.nemo.site, seed)
         if settings.own_cuts:
-            cuts |= cut_own(subject, plan.nemo_id, searched, audit_id, plan.nemo.site, seed)
-        cuts |= cut_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
+            cuts |= prune_per_prompt(subject, plan.nemo_id, searched, audit_id, plan.nemo.site, seed)
+        cuts |= prune_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
         if "wanda" in cuts:
             control = (subject, plan.control_id, localizing.ALL, plan.wanda, audit_id)
-            cuts |= cut_weights(*control, method="wanda-control")
+            cuts |= prune_weights(*control, method="wanda-control")
             for one in plan.scored:
-                cuts |= cut_scored(subject, one.pruning.name, one.sets_id, localizing.ALL, audit_id)
+                cuts |= prune_scored(subject, one.pruning.name, one.sets_id, localizing.ALL, audit_id)
         for defence in settings.defences:
             defend(subject, defence, settings.defence, audit_id)
         pruned = pruned_of(cuts)

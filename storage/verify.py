@@ -11,7 +11,7 @@ from storage.checked import doubles
 from storage.errors import StoreError, one_line
 from storage.folders import digest, read_manifest
 from storage.holdings import RECORD
-from storage.layout import partition_of
+from storage.layout import partition_of, segment
 from storage.local import LocalPlace
 from storage.parts import Seal, check_rows, statement, unseal
 from storage.place import MANIFEST, WEIGHTS, Entry
@@ -82,7 +82,7 @@ def examine(store: Store, gc: bool = False, progress: Callable[[int, int], None]
             progress(min(done, total), total)
     for address, reason in doubles(parts.seals).items():
         found.setdefault(address, []).append(reason)
-    for address, reason in _of_no_audit(parts, found):
+    for address, reason in (*_of_no_audit(parts, found), *_lost_sets(parts)):
         found.setdefault(address, []).append(reason)
     notes = parts.notes() + _missing(parts, found)
     return Verdict([Damage(address, reason) for address in sorted(found) for reason in found[address]], notes)
@@ -118,6 +118,10 @@ class _Parts:
         """The ids in `audits`."""
         self.completed: dict[str, datetime] = {}
         """By completed audit, when it ended."""
+        self.variants: list[dict[str, Any]] = []
+        """The rows of `variants`."""
+        self.sets: dict[tuple[str, ...], set[str]] = {}
+        """Layers in `neuron_sets` by model and site, and by these with method, parameters and scope."""
 
     def check(self, table: Table, entry: Entry) -> str | None:
         try:
@@ -135,6 +139,13 @@ class _Parts:
         self.statements[entry.path] = statement(table, seal.sha256, rows)
         if table.name == RECORD:
             self.records += rows.to_pylist()
+        elif table.name == "variants":
+            self.variants += rows.to_pylist()
+        elif table.name == "neuron_sets":
+            for row in rows.select(["model_id", "site", "method", "params_id", "scope_id", "layer"]).to_pylist():
+                *of, layer = row.values()
+                for place in (of[:2], of):
+                    self.sets.setdefault(tuple(place), set()).add(layer)
         elif table.name == "audits":
             for row in rows.to_pylist():
                 self.audits.add(row["audit_id"])
@@ -162,6 +173,17 @@ def _of_no_audit(parts: _Parts, found: Mapping[str, list[str]]) -> Iterator[tupl
         table = TABLES[address.split("/")[0]]
         if table.partition == ("audit_id",) and (one := partition_of(table, address)["audit_id"]) not in parts.audits:
             yield address, f"belongs to the audit {one}, of which `audits` has no row: remove it"
+
+
+def _lost_sets(parts: _Parts) -> Iterator[tuple[str, str]]:
+    """Sets that pruned variants name and that are not whole: each scope has a row of every layer of its site."""
+    for row in parts.variants:
+        model_id, site, method, params_id = (row[name] for name in ("model_id", "site", "sets_method", "sets_id"))
+        layers = parts.sets.get((model_id, site), set())
+        found = [parts.sets.get((model_id, site, method, params_id, scope)) for scope in row["sets_scopes"] or ()]
+        if any(some != layers for some in found):
+            address = f"neuron_sets/{segment('model_id', model_id)}/{segment('method', method)}/{segment('site', site)}"
+            yield address, f"lacks sets that the variant {row['variant']} is pruned by: run `engram mitigate` again"
 
 
 def _missing(parts: _Parts, found: dict[str, list[str]]) -> list[str]:

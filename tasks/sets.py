@@ -1,14 +1,18 @@
 """Sets of neurons and weights as they lie in the store: localization writes them, mitigation reads them."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
-from tasks.subject import Subject
+
+if TYPE_CHECKING:  # a subject reads the sets of its variants
+    from tasks.subject import Subject
 
 Sets = dict[tuple[str, int | None, int], torch.Tensor]
 """By scope id, step (None where there are none) and layer index, sorted members, int64."""
@@ -62,7 +66,9 @@ def read_sets(
         if wanted is None or scope in wanted:
             found[scope, step, numbers[name]] = torch.from_numpy(members.values.to_numpy().astype(np.int64))
     if lost := (wanted or set()) - complete(scopes, names, layers):
-        raise InputError(f"the store has no {method} sets of {min(lost)!r}, or not all: run the localization first")
+        raise InputError(
+            f"the store has no {method} sets of {min(lost)!r}, or not all: run the localization and the mitigation"
+        )
     return found
 
 
@@ -72,7 +78,7 @@ def write_sets(
     """Writes rows of `neuron_sets`, a part a layer.
 
     Args:
-        scope: whose sets they are: "prompt", "subset" or "trigger".
+        scope: whose sets they are: "prompt", "subset", "trigger" or "variant".
     """
     named = [{"params_id": params_id, "scope": scope} | row for row in rows]
     subject.open().write_parts("neuron_sets", key, named, model_id=subject.model_id, method=method, site=site.value)

@@ -1,11 +1,11 @@
 """What every stage is told: a model, a set of prompts and a store. Small enough to hand to a worker anywhere."""
 
-import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
@@ -13,19 +13,25 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
 
 from storage import Store
 from tasks.diffusion.hub import source_of
+from tasks.diffusion.masks import Members, is_changed, with_tensors, without_neurons, without_weights
 from tasks.diffusion.model import Model, identity, load_model
 from tasks.diffusion.precision import Precision
 from tasks.diffusion.sampling import fitted, from_bytes, picture_size
+from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.mitigate.inference import Defence, DefenceParams
-from tasks.mitigate.prune import OWN_CUTS, OwnCut
+from tasks.sets import read_sets
 from tasks.units import units
 
 Kind = Literal["memorized", "null", "ordinary"]
 ORIGINAL = "original"
+Rule = Literal["neurons", "weights", "prompt-neurons"]
+"""What a pruned variant sets to zero: members of its sets, or of the set of the prompt that is asked."""
+PER_PROMPT: Rule = "prompt-neurons"
 DEFENCES: tuple[Defence, ...] = get_args(Defence)
 T = TypeVar("T")
 
@@ -53,31 +59,48 @@ class Subject(BaseModel):
     def model_id(self) -> str:
         return identity(Path(self.model), self.precision)
 
-    def load(self, variant: str = ORIGINAL, prompt_id: str | None = None) -> Model:
-        """The model, or a variant of it that lies in the store.
-
-        Args:
-            prompt_id: the prompt that is asked, or whose image is attacked; some variants are cut anew for each. Such a
-                model is good until the next one is loaded.
+    def load(self) -> Model:
+        """The original model.
 
         Raises:
-            InputError: no such model or variant, or it is another for each prompt and none is named.
+            InputError: no such model.
+            RuntimeError: a variant of it is applied, see `loaded`.
         """
-        base = _loaded(self.model, self.device, self.precision, self.model_id)
-        if variant == ORIGINAL:
-            return base
-        method, folder = self.stored(variant)
-        if method in OWN_CUTS:
-            if prompt_id is None:
-                raise InputError(f"{variant!r} is cut anew for each prompt, so it is no model by itself: name another")
-            model, own = _own(self, variant, folder)
-            own.cut_for(prompt_id)
-            return model
-        return base if method in DEFENCES else _variant(self, variant, folder)
+        model = _loaded(self.model, self.device, self.precision, self.model_id)
+        if is_changed(model.unet):
+            raise RuntimeError("a variant is applied to the model, so the original is not to be had: leave it first")
+        return model
 
-    def is_cut_anew(self, variant: str) -> bool:
-        """Whether a variant is another model for each prompt, which `load` must then be told."""
-        return variant != ORIGINAL and self._row(variant)["method"] in OWN_CUTS
+    @contextmanager
+    def loaded(self, variant: str, prompt_id: str | None = None) -> Iterator[Model]:
+        """Within, the model is a variant of it that lies in the store: its weights are changed in place.
+
+        Args:
+            prompt_id: the prompt that is asked, or whose image is attacked, where each has neurons of its own, see
+                `by_model`. Of a prompt that the variant does not know nothing is pruned.
+
+        Raises:
+            InputError: no such model or variant, its sets or weights are gone, or it is another for each prompt and
+                none is named.
+            RuntimeError: a variant is applied already.
+        """
+        model = self.load()
+        with self._applied(variant, prompt_id, model):
+            yield model
+
+    def by_model(
+        self, variant: str, work: Sequence[T], prompt_of: Callable[[T], str]
+    ) -> Iterator[tuple[str | None, Sequence[T]]]:
+        """Work on a variant by the model that does it: all of it, or that of each prompt where each has a model.
+
+        Yields:
+            The prompt that `loaded` must be told, and the work.
+        """
+        if variant != ORIGINAL and self.row(variant)["rule"] == PER_PROMPT:
+            for prompt_id, some in groupby(work, prompt_of):
+                yield prompt_id, list(some)
+        elif work:
+            yield None, work
 
     def embed(self, asked: Sequence["Prompt"]) -> torch.Tensor:
         """Embeddings (n, rows, width) of prompts, or of triggers of the original model, on its device.
@@ -138,14 +161,13 @@ class Subject(BaseModel):
         Raises:
             InputError: no such variant.
         """
-        if variant == ORIGINAL or (method := self._row(variant)["method"]) not in DEFENCES:
+        if variant == ORIGINAL or (method := self.row(variant)["method"]) not in DEFENCES:
             return None, DefenceParams()
-        card = json.loads((self.stored(variant)[1] / "variant.json").read_text())
-        return method, DefenceParams(**card["params"])
+        return method, DefenceParams(**self.card(variant)["params"])
 
     def weights_of(self, variant: str) -> str:
         """The variant whose weights are run: the original where a mitigation acts at inference alone."""
-        return ORIGINAL if variant == ORIGINAL or self._row(variant)["method"] in DEFENCES else variant
+        return ORIGINAL if variant == ORIGINAL or self.row(variant)["method"] in DEFENCES else variant
 
     def beside(self, name: str) -> Path:
         """A folder on this machine for what is no part of the store, such as reports; beside it where it is local."""
@@ -153,20 +175,14 @@ class Subject(BaseModel):
         root = Path(unquote(urlsplit(self.store).path)) if local else Path(".engram/store")
         return root.parent / name
 
-    def stored(self, variant: str) -> tuple[str, Path]:
-        """The method of a variant that lies in the store, and a folder with its files.
+    def row(self, variant: str) -> dict[str, Any]:
+        """The row of a variant in the table `variants`.
 
         Raises:
             InputError: no such variant.
         """
-        row = self._row(variant)
-        return row["method"], self.open().get_folder(row["weights"])
-
-    def _row(self, variant: str) -> dict[str, Any]:
-        """The row of a variant that lies in the store; its weights stay where they are."""
-        columns = ["variant", "method", "weights"]
-        rows = self.open().read("variants", columns=columns, model_id=self.model_id).to_pylist()
-        found = {row["variant"]: row for row in rows if row["weights"]}
+        rows = self.open().read("variants", model_id=self.model_id).to_pylist()
+        found = {row["variant"]: row for row in rows if row["variant"] != ORIGINAL}
         if variant not in found:
             known = ", ".join(sorted(found)) or "none"
             raise InputError(
@@ -174,6 +190,32 @@ class Subject(BaseModel):
                 "or name the model that it was made of"
             )
         return found[variant]
+
+    def card(self, variant: str) -> dict[str, Any]:
+        """What the model card of a variant says, see `tasks.mitigate.prune.Card`.
+
+        Raises:
+            InputError: no such variant.
+        """
+        row = self.row(variant)
+        # Stores that were migrated from version 3 have it beside the weights.
+        text = row["card"] or (self.open().get_folder(row["weights"]) / "variant.json").read_text()
+        card: dict[str, Any] = json.loads(text)
+        return card
+
+    def _applied(self, variant: str, prompt_id: str | None, model: Model) -> AbstractContextManager[object]:
+        """What makes the original the variant."""
+        if variant == ORIGINAL or (row := self.row(variant))["method"] in DEFENCES:
+            return nullcontext()
+        if row["rule"] is None:
+            return with_tensors(model.unet, _tensors(self.open().get_folder(row["weights"])))
+        scope = prompt_id if row["rule"] == PER_PROMPT else row["sets_scopes"][0]
+        if scope is None:
+            raise InputError(f"{variant!r} is pruned anew for each prompt, so it is no model by itself: name another")
+        site = Site(row["site"])
+        sets = _sets(self, row["sets_method"], row["sets_id"], site, tuple(row["sets_scopes"]))
+        without = without_weights if row["rule"] == "weights" else without_neurons
+        return without(model.unet, layers_of(model.unet, site), sets.get(scope, {}))
 
 
 @dataclass(frozen=True)
@@ -262,19 +304,24 @@ def _loaded(source: str, device: str | None, precision: Precision, model_id: str
     return load_model(source, device, precision)
 
 
-def forget_variant() -> None:
-    """Frees the memory of the variants that were loaded last."""
-    _variant.cache_clear()
-    _own.cache_clear()
-
-
 @lru_cache(maxsize=1)
-def _variant(subject: Subject, variant: str, folder: Path) -> Model:
-    return subject.load().with_unet(folder)
+def _sets(subject: Subject, method: str, params_id: str, site: Site, scopes: tuple[str, ...]) -> dict[str, Members]:
+    """By scope, what a pruned variant sets to zero; kept, since some variants change with every prompt."""
+    layers = layers_of(subject.load().unet, site)
+    found = read_sets(subject, method, params_id, site, layers, scopes)
+    return {scope: {layer.index: found[scope, None, layer.index] for layer in layers} for scope in scopes}
 
 
-@lru_cache(maxsize=1)
-def _own(subject: Subject, variant: str, folder: Path) -> tuple[Model, OwnCut]:
-    base = subject.load()
-    model = base.with_weights(copy.deepcopy(base.unet))
-    return model, OwnCut(model.unet, json.loads((folder / "neurons.json").read_text()))
+def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The changed parameters of a variant that was trained, or all of one of an earlier release, one at a time.
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder} holds no weights: an earlier release made this variant, run the mitigation again")
+    for path in files:
+        with safe_open(path, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                yield name, opened.get_tensor(name)

@@ -59,28 +59,29 @@ def attack_images(
         pictures = subject.pictures([prompt.image_ids[0] for prompt in todo])
         of_prompt = {prompt.prompt_id: picture for prompt, picture in zip(todo, pictures, strict=True)}
     with progress(total, f"attacking {variant} from {params.start}", "step") as done:
-        for block in shards(todo, 1 if subject.is_cut_anew(variant) else params.images_at_once):
-            model = subject.load(variant, block[0].prompt_id)
-            latents = encode(model, np.stack([of_prompt[prompt.prompt_id] for prompt in block]))
-            keys = [(prompt.image_ids[0], seed) for prompt in block]
-            found = attack(model, latents, [p.text for p in block], keys, params, pool, done)
-            of = [prompt for prompt in block for _ in range(params.restarts)]
-            for (prompt, it), steps in product(zip(of, found, strict=True), budgets):
-                name = names[prompt.prompt_id, it.restart, steps]
-                if name in known:
-                    continue
-                row = {
-                    "image_id": prompt.image_ids[0],
-                    "trigger_id": name,
-                    "start": params.start,
-                    "restart": it.restart,
-                    "embedding": it.after(steps).flatten().numpy(),
-                    "shape": list(it.embedding.shape),
-                    "distance": it.distance(steps),
-                    "loss": it.losses[:steps],
-                }
-                # A part a trigger: whoever else searches it, in whatever company, writes the same part.
-                store.write("triggers", name, [row], model_id=subject.model_id, variant=variant)
+        for prompt_id, some in subject.by_model(variant, todo, lambda one: one.prompt_id):
+            with subject.loaded(variant, prompt_id) as model:
+                for block in shards(some, params.images_at_once):
+                    latents = encode(model, np.stack([of_prompt[prompt.prompt_id] for prompt in block]))
+                    keys = [(prompt.image_ids[0], seed) for prompt in block]
+                    found = attack(model, latents, [p.text for p in block], keys, params, pool, done)
+                    of = [prompt for prompt in block for _ in range(params.restarts)]
+                    for (prompt, it), steps in product(zip(of, found, strict=True), budgets):
+                        name = names[prompt.prompt_id, it.restart, steps]
+                        if name in known:
+                            continue
+                        row = {
+                            "image_id": prompt.image_ids[0],
+                            "trigger_id": name,
+                            "start": params.start,
+                            "restart": it.restart,
+                            "embedding": it.after(steps).flatten().numpy(),
+                            "shape": list(it.embedding.shape),
+                            "distance": it.distance(steps),
+                            "loss": it.losses[:steps],
+                        }
+                        # A part a trigger: whoever else searches it, in whatever company, writes the same part.
+                        store.write("triggers", name, [row], model_id=subject.model_id, variant=variant)
     return _by_prompt(asked, names, params)
 
 

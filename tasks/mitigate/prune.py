@@ -1,15 +1,10 @@
-"""Cutting neurons and weights, and saving what is left.
-
-NeMo deactivates neurons by blocking their activations (Hintersdorf et al., section 3.4). A value layer is linear, so
-zeroing a neuron's row of weights is the same and needs nothing at inference. The subspace paper sets weights to zero
-(Chavhan et al., section 3). Neither retrains.
-"""
+"""What pruning is compared with, and how a pruned model leaves the store: see `tasks.diffusion.masks` for the rest."""
 
 import copy
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,75 +14,14 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from tasks.diffusion.folder import INDEX, OPTIONAL
+from tasks.diffusion.masks import Members
 from tasks.diffusion.noise import generator
 from tasks.diffusion.schedulers import read_json
-from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 
-OwnCuts = Literal["nemo", "random-nemo"]
-OWN_CUTS: tuple[OwnCuts, ...] = get_args(OwnCuts)
-"""Variants of which each prompt has a cut of its own, and its random control."""
-Members = Mapping[int, torch.Tensor]
-"""By layer index, indices of neurons or flat indices (row * columns + column) of weights, of any integer type."""
-
-
-@torch.no_grad()
-def without_weights(unet: UNet2DConditionModel, site: Site, weights: Members) -> UNet2DConditionModel:
-    """A copy of the UNet with these weights set to zero.
-
-    Raises:
-        InputError: a layer or a weight that the site does not have.
-    """
-    pruned, layers = _copy(unet, site, weights)
-    for index, members in weights.items():
-        weight: Any = layers[index].module.weight
-        _check(members, weight.numel(), layers[index].name)
-        mask = torch.ones(weight.numel(), dtype=torch.bool)
-        mask[members.long().cpu()] = False
-        weight.mul_(mask.view(weight.shape).to(weight.device))
-    return pruned
-
-
-@torch.no_grad()
-def without_neurons(unet: UNet2DConditionModel, site: Site, neurons: Members) -> UNet2DConditionModel:
-    """A copy of the UNet with the rows (and biases, where there are any) of these neurons set to zero.
-
-    Raises:
-        InputError: a layer or a neuron that the site does not have.
-    """
-    pruned, layers = _copy(unet, site, neurons)
-    for index, members in neurons.items():
-        module: Any = layers[index].module
-        _check(members, layers[index].outputs, layers[index].name)
-        rows = members.long().to(module.weight.device)
-        module.weight[rows] = 0
-        if module.bias is not None:
-            module.bias[rows] = 0
-    return pruned
-
-
-class OwnCut:
-    """A UNet that is cut for one prompt at a time: NeMo deactivates each prompt's own neurons (Hintersdorf et al.,
-    section 4), not those of all prompts together."""
-
-    def __init__(self, unet: UNet2DConditionModel, neurons: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
-        """Takes the UNet, which it changes, and by prompt and name of the layer the neurons to be cut."""
-        self.unet, self.neurons = unet, neurons
-        touched = sorted({layer for layers in neurons.values() for layer in layers})
-        self._whole = {
-            name: value.clone()
-            for layer in touched
-            for name, value in unet.get_submodule(layer).named_parameters(prefix=layer)
-        }
-
-    @torch.no_grad()
-    def cut_for(self, prompt: str) -> None:
-        """Cuts the prompt's neurons, and no others; none where none were found for it."""
-        for name, whole in self._whole.items():
-            self.unet.get_parameter(name).copy_(whole)
-        for layer, rows in self.neurons.get(prompt, {}).items():
-            for parameter in self.unet.get_submodule(layer).parameters():
-                parameter[list(rows)] = 0
+PerPrompt = Literal["nemo", "random-nemo"]
+PRUNED_PER_PROMPT: tuple[PerPrompt, ...] = get_args(PerPrompt)
+"""Variants of which each prompt has neurons of its own that are pruned, and its random control."""
 
 
 def random_like(members: Members, universes: Mapping[int, int], seed: int, of: str = "") -> dict[int, torch.Tensor]:
@@ -140,7 +74,7 @@ class Card:
 
     title: str
     base: str
-    """Where the model that was cut came from."""
+    """Where the model that was pruned came from."""
     base_id: str
     """Its fingerprint."""
     method: str
@@ -151,14 +85,14 @@ class Card:
     total: int
     """Weights of the UNet."""
     members: dict[str, int] = field(default_factory=dict)
-    """By layer name, how many neurons or weights were cut."""
+    """By layer name, how many neurons or weights were pruned."""
     params: dict[str, Any] = field(default_factory=dict)
     shared: float = 0.0
-    """Of a random cut, the share that was found, too: more than nothing where most of a layer was."""
+    """Of what was pruned at random, the share that was found, too: more than nothing where most of a layer was."""
     cut: str = ""
     """What was set to zero, in words in the plural; what the method found, unless it says otherwise."""
     done: str = ""
-    """What was done in place of setting anything to zero, as the end of "in which ..."; for what is no cut."""
+    """What was done in place of setting anything to zero, as the end of "in which ..."; for what is not pruned."""
 
     def markdown(self, whole: bool) -> str:
         """The card of a whole pipeline, or of its UNet alone."""
@@ -167,10 +101,10 @@ class Card:
         settings = "\n".join(f"- {name}: `{json.dumps(value)}`" for name, value in self.params.items())
         words = f"in whose UNet {cut} are set to zero. Nothing was retrained, and nothing is needed at inference."
         share = (
-            f"- cut: {self.pruned:,} of {self.total:,} weights of the UNet ({self.pruned / self.total:.4%}),"
+            f"- pruned: {self.pruned:,} of {self.total:,} weights of the UNet ({self.pruned / self.total:.4%}),"
             f" at the site `{self.site}`\n"
         )
-        table = f"| layer | members cut |\n|---|---:|\n{rows}\n\n"
+        table = f"| layer | members pruned |\n|---|---:|\n{rows}\n\n"
         use = WHOLE if whole else CHANGED.format(base=self.base)
         if self.done:
             words, share, table = f"in which {self.done}. Nothing is needed at inference.", "", ""
@@ -191,15 +125,6 @@ class Card:
         )
 
 
-def count_zeroed(before: UNet2DConditionModel, after: UNet2DConditionModel) -> tuple[int, int]:
-    """Weights that were not zero before and are now, and the number of all weights."""
-    pruned = sum(
-        int(((old != 0) & (new.to(old.device) == 0)).sum())
-        for old, new in zip(before.parameters(), after.parameters(), strict=True)
-    )
-    return pruned, sum(parameter.numel() for parameter in after.parameters())
-
-
 def save_variant(unet: UNet2DConditionModel, folder: str | Path, card: Card) -> None:
     """Writes the UNet alone, as safetensors, with its card; the base is named in the card and in `variant.json`.
 
@@ -213,21 +138,11 @@ def save_variant(unet: UNet2DConditionModel, folder: str | Path, card: Card) -> 
         _write_card(aside, card, whole=False)
 
 
-def save_card(folder: str | Path, card: Card) -> None:
-    """Writes the card alone, of a mitigation that changes no weights.
-
-    Raises:
-        InputError: the folder is there already.
-    """
-    with _aside(Path(folder)) as aside:
-        _write_card(aside, card, whole=False)
-
-
 def save_pipeline(base: str | Path, unet: UNet2DConditionModel, folder: str | Path, card: Card) -> None:
     """Writes the whole pipeline with this UNet; loads anywhere by `DiffusionPipeline.from_pretrained(folder)`.
 
     Args:
-        base: folder of the pipeline that was cut; all its other components come along unchanged.
+        base: folder of the pipeline that was changed; all its other components come along unchanged.
 
     Raises:
         InputError: the base cannot be loaded, or the folder is there already.
@@ -278,16 +193,3 @@ def _aside(folder: Path) -> Iterator[Path]:
 def _contiguous(module: Any) -> Any:
     # Safetensors stores contiguous tensors only; a model on the CPU runs with its channels last.
     return copy.deepcopy(module).to(memory_format=torch.contiguous_format)
-
-
-def _copy(unet: UNet2DConditionModel, site: Site, members: Members) -> tuple[UNet2DConditionModel, tuple[Any, ...]]:
-    pruned = copy.deepcopy(unet)
-    layers = layers_of(pruned, site)
-    if unknown := sorted(index for index in members if not 0 <= index < len(layers)):
-        raise InputError(f"site {site.value!r} has {len(layers)} layers, there is no layer {unknown[0]}")
-    return pruned, layers
-
-
-def _check(members: torch.Tensor, universe: int, name: str) -> None:
-    if len(members) and not 0 <= int(members.long().min()) <= int(members.long().max()) < universe:
-        raise InputError(f"{name} has {universe} members, {int(members.long().max())} is not one of them")

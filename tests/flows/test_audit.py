@@ -364,16 +364,18 @@ def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audi
         assert found[variant, "extraction_precision"] == (0.0, 4)
 
 
-def test_a_prompts_pictures_are_made_with_its_own_neurons_cut(params: AuditParams, audited: Audited) -> None:
+def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams, audited: Audited) -> None:
     plan = Plan(params)
     subject, variant, sampling = plan.subject, audited.variants["nemo"], plan.settings.sampling
-    neurons = json.loads((subject.stored(variant)[1] / "neurons.json").read_text())
-    prompt = next(prompt for prompt in plan.memorized if neurons[prompt.prompt_id])
+    sets = {"method": "nemo", "params_id": plan.nemo_id, "model_id": subject.model_id}
+    rows = [row for row in subject.open().read("neuron_sets", **sets).to_pylist() if row["members"]]
+    prompt = next(prompt for prompt in plan.memorized if prompt.prompt_id in {row["scope_id"] for row in rows})
     model = subject.load()
     unet = copy.deepcopy(model.unet)
     with torch.no_grad():
-        for layer, rows in neurons[prompt.prompt_id].items():
-            unet.get_submodule(layer).weight[rows] = 0
+        for row in rows:
+            if row["scope_id"] == prompt.prompt_id:
+                unet.get_submodule(row["layer"]).weight[row["members"]] = 0
     wanted = evaluating.shots([prompt], plan.settings.seeds)
     ids = evaluating.generation_ids(subject, variant, PROMPT, wanted, sampling)
     made = evaluating.pictures_of(subject, variant, PROMPT, ids)
@@ -387,16 +389,18 @@ def test_a_prompts_pictures_are_made_with_its_own_neurons_cut(params: AuditParam
 
 def test_trained_and_defended_variants(params: AuditParams, audited: Audited) -> None:
     subject = Plan(params).subject
-    before = subject.load().unet.state_dict()
+    before = {name: weight.clone() for name, weight in subject.load().unet.state_dict().items()}
     for name in RIVALS["erase"]:
-        after = subject.load(audited.variants[name]).unet.state_dict()
+        with subject.loaded(audited.variants[name]) as model:
+            after = {name: weight.clone() for name, weight in model.unet.state_dict().items()}
         assert after.keys() == before.keys()
         changed = {key for key in before if not before[key].equal(after[key])}
         assert changed
         if name == "lora-finetune":
             assert all(".attn" in key and key.endswith(".weight") for key in changed)
     for name in RIVALS["defences"]:
-        assert subject.load(audited.variants[name]).unet.state_dict().keys() == before.keys()
+        with subject.loaded(audited.variants[name]) as model:
+            assert all(torch.equal(weight, before[key]) for key, weight in model.unet.state_dict().items())
         assert subject.weights_of(audited.variants[name]) == "original"
         assert subject.defence(audited.variants[name])[0] == name
     assert not list(subject.beside("checkpoints").glob("*"))

@@ -13,6 +13,7 @@ import torch
 from storage import Store, connect
 from tasks.collect.task import collect_norms, collect_values, empty_prompts, import_set
 from tasks.collect.values import value_activations
+from tasks.diffusion.masks import without_neurons
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
@@ -22,7 +23,6 @@ from tasks.localize.nemo import NemoParams
 from tasks.localize.statistics import Moments
 from tasks.localize.wanda import WandaParams
 from tasks.methods import Localizer, NoParams, method
-from tasks.mitigate.prune import without_neurons
 from tasks.pruned import Pruned
 from tasks.subject import Prompt, Subject, prompts_of
 from tests.support.world import tiny_world

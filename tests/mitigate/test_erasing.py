@@ -1,5 +1,8 @@
 """The door of fine-tuning: what stands for a memorized picture, and what nothing can stand for."""
 
+import copy
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
+from safetensors import safe_open
 
-from storage import Store
+from storage import Store, StoreError
 from tasks.collect.task import import_set
 from tasks.diffusion.noise import Key
 from tasks.diffusion.sampling import SamplingParams
@@ -63,6 +68,70 @@ def test_a_prompt_of_which_only_copies_come_is_left_out(subject: Subject, monkey
     variant = erase(subject, asked)
     assert door.not_erased(subject, variant) == [asked[2].text]
     assert len(door.history_of(subject, variant)) == 1  # two pictures in one step
+
+
+def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prompts_of(subject, "memorized")[:1]
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, {asked[0].prompt_id: 0}))
+    before = {name: weight.clone() for name, weight in subject.load().unet.named_parameters()}
+    frozen = "mid_block.resnets.0.conv1.weight"
+    trained: dict[str, torch.Tensor] = {}
+
+    def finetune(*given: Any) -> Any:
+        done = train(*given)
+        done.unet.get_parameter(frozen).data.copy_(before[frozen])
+        trained.update(done.unet.named_parameters())
+        return done
+
+    train = erasing.finetune
+    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", finetune)
+    variant = erase(subject, asked)
+    row = subject.row(variant)
+    assert row["rule"] is None and row["sets_id"] is None
+    folder = subject.open().get_folder(row["weights"])
+    with safe_open(folder / "changed.safetensors", framework="pt") as opened:
+        kept = set(opened.keys())
+    assert kept == {name for name in before if not torch.equal(before[name], trained[name])}
+    assert kept and frozen not in kept
+    with subject.loaded(variant) as model:
+        for name, weight in model.unet.named_parameters():
+            assert torch.equal(weight, trained[name])
+            assert weight.stride() == before[name].stride()
+        with pytest.raises(RuntimeError, match="a variant is applied to the model"):
+            subject.load()
+    assert all(torch.equal(weight, before[name]) for name, weight in subject.load().unet.named_parameters())
+    shutil.rmtree(folder)
+    with pytest.raises(StoreError, match="no folder"), subject.loaded(variant):
+        pass
+    assert erase(subject, asked) == variant
+    with subject.loaded(variant) as model:
+        assert torch.equal(model.unet.conv_out.bias, trained["conv_out.bias"])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, whole: bool) -> None:
+    """They kept a UNet, with the card beside it, and no more of it in the row."""
+    unet = copy.deepcopy(subject.load().unet).to(memory_format=torch.contiguous_format)
+    unet.conv_out.weight.data[0] = 0
+    folder = tmp_path / "old"
+    if whole:
+        unet.save_pretrained(folder)
+    else:
+        folder.mkdir()
+    card = {"title": "t", "base": "b", "base_id": "i", "method": "wanda", "audit_id": "audit-1", "site": "ff-hidden"}
+    (folder / "variant.json").write_text(json.dumps(card | {"pruned": 1, "total": 2, "cut": "some weights"}))
+    store = subject.open()
+    row = {"variant": "wanda-old", "method": "wanda", "params_id": "p"}
+    row["weights"] = store.put_folder("variants", "old", folder)
+    store.write("variants", "old", [row], model_id=subject.model_id)
+    if not whole:
+        with pytest.raises(InputError, match=r"holds no weights: .* run the mitigation again"):
+            door.export_variant(subject, "wanda-old", tmp_path / "out")
+        return
+    door.export_variant(subject, "wanda-old", tmp_path / "out", changed_only=True)
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path / "out", use_safetensors=True)
+    assert all(torch.equal(one, two) for one, two in zip(loaded.parameters(), unet.parameters(), strict=True))
+    assert "in whose UNet some weights are set to zero" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_every_picture_of_a_template_is_erased(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,22 @@
 """The door of mitigation: what is cut lies in the store, says so, and can be taken out as a pipeline."""
 
+import copy
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
-from storage import Store
+from storage import Store, content_key, verify
 from tasks.diffusion.model import load_model
+from tasks.diffusion.sampling import SamplingParams, generate
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate import task as door
-from tasks.mitigate.task.variants import weights_in_store
 from tasks.subject import Subject
 from tests.support.world import tiny_world
 
@@ -60,10 +61,15 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return subject
 
 
+def weights(unet: Any) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in unet.named_parameters()}
+
+
 def zeroed(subject: Subject, variant: str) -> dict[str, list[int]]:
     """By layer name, weights that a variant has lost."""
-    before = dict(subject.load().unet.named_parameters())
-    after = dict(subject.load(variant).unet.named_parameters())
+    before = weights(subject.load().unet)
+    with subject.loaded(variant) as model:
+        after = weights(model.unet)
     lost = {
         name.removesuffix(".weight"): ((weight != 0) & (after[name] == 0)).flatten().nonzero().flatten().tolist()
         for name, weight in before.items()
@@ -72,62 +78,107 @@ def zeroed(subject: Subject, variant: str) -> dict[str, list[int]]:
     return {name: found for name, found in lost.items() if found}
 
 
-def test_every_kind_of_cut_takes_what_was_found(subject: Subject) -> None:
+def copied(subject: Subject, variant: str) -> Any:
+    """A copy of the UNet of which a variant's weights are zero: the variant as it was once stored."""
+    row, unet = subject.row(variant), copy.deepcopy(subject.load().unet)
+    place = {"method": row["sets_method"], "params_id": row["sets_id"], "scope_id": row["sets_scopes"]}
+    for one in subject.open().read("neuron_sets", model_id=subject.model_id, **place).to_pylist():
+        weight = unet.get_submodule(one["layer"]).weight.data
+        (weight if row["rule"] == "neurons" else weight.view(-1))[one["members"]] = 0
+    return unet
+
+
+def test_every_kind_of_pruning_takes_what_was_found(subject: Subject) -> None:
     names = [layer.name for layer in layers_of(subject.load().unet, SITE)]
-    cut = door.cut_weights(subject, "p", "all", PARAMS, "audit-7")
+    cut = door.prune_weights(subject, "p", "all", PARAMS, "audit-7")
     assert list(cut) == ["wanda", "random-wanda"]
     assert zeroed(subject, cut["wanda"]) == {name: [1, 2, 9] for name in names}
     random = zeroed(subject, cut["random-wanda"])
     assert [len(random[name]) for name in names] == [3] * 7
     assert not any({1, 2, 9} & set(found) for found in random.values())
-    control = door.cut_weights(subject, "p", "all", PARAMS, "audit-7", method="wanda-control")
+    control = door.prune_weights(subject, "p", "all", PARAMS, "audit-7", method="wanda-control")
     assert list(control) == ["wanda-control"]
     assert zeroed(subject, control["wanda-control"]) == {name: [31, 32, 39] for name in names}
-    scored = door.cut_scored(subject, "taylor", "p", "all", "audit-7")
+    scored = door.prune_scored(subject, "taylor", "p", "all", "audit-7")
     assert zeroed(subject, scored["taylor"]) == {name: [5, 6, 7] for name in names}
-    shared = door.cut_weights(subject, "p", "all", WandaParams(tau=2, share=0.5), "audit-7")
+    shared = door.prune_weights(subject, "p", "all", WandaParams(tau=2, share=0.5), "audit-7")
     assert zeroed(subject, shared["wanda"]) == {name: [2] for name in names}
-    first = door.cut_weights(subject, "p", "all", WandaParams(tau=1), "audit-7")
+    first = door.prune_weights(subject, "p", "all", WandaParams(tau=1), "audit-7")
     assert zeroed(subject, first["wanda"]) == {name: [1, 2] for name in names}
 
 
-def test_the_same_cut_is_found_again_under_other_settings(subject: Subject) -> None:
-    first = door.cut_weights(subject, "p", "all", PARAMS, "audit-7", seed=0)
-    again = door.cut_weights(subject, "p", "all", PARAMS, "audit-8", seed=1)
+def test_a_variant_goes_by_what_determines_it(subject: Subject) -> None:
+    first = door.prune_weights(subject, "p", "all", PARAMS, "audit-7", seed=0)
+    again = door.prune_weights(subject, "p", "all", PARAMS, "audit-8", seed=1)
     assert again["wanda"] == first["wanda"] and again["random-wanda"] != first["random-wanda"]
     for seed, expected in ((0, first), (1, again)):
-        key = door.cut_id("p", ["all"], PARAMS, seed)
-        assert door.known(subject, {"wanda": key, "random-wanda": key}) == expected
-    assert door.shares_cut(subject, again)["wanda"] == door.shares_cut(subject, first)["wanda"] > 0
+        found, drawn = (door.prune_id("p", ["all"], PARAMS, of) for of in (None, seed))
+        assert door.known(subject, {"wanda": found, "random-wanda": drawn}) == expected
+    assert zeroed(subject, first["random-wanda"]) != zeroed(subject, again["random-wanda"])
+    assert door.shares_pruned(subject, again)["wanda"] == door.shares_pruned(subject, first)["wanda"] > 0
 
 
-def test_a_cut_whose_files_were_deleted_is_made_anew(subject: Subject) -> None:
-    cut = door.cut_weights(subject, "p", "all", PARAMS, "audit-7")
-    before = zeroed(subject, cut["wanda"])
-    folder = subject.stored(cut["wanda"])[1]
-    shutil.rmtree(folder)
-    assert weights_in_store(subject, cut["wanda"]) is None and weights_in_store(subject, cut["random-wanda"])
-    assert door.cut_weights(subject, "p", "all", PARAMS, "audit-7") == cut
-    assert zeroed(subject, cut["wanda"]) == before
+def test_pruned_variants_hold_sets_and_no_weights(subject: Subject) -> None:
+    store = subject.open()
+    found = door.prune_neurons(subject, "p", ["first", "second"], "audit-7", Site.VALUE)
+    found |= door.prune_per_prompt(subject, "p", ["first", "second"], "audit-7", Site.VALUE)
+    found |= door.prune_weights(subject, "p", "all", PARAMS, "audit-7")
+    found |= door.prune_scored(subject, "taylor", "p", "all", "audit-7")
+    layers = {rule: len(layers_of(subject.load().unet, site)) for rule, site in (("weights", SITE), ("", Site.VALUE))}
+    for method, variant in found.items():
+        row = subject.row(variant)
+        assert row["weights"] is None and json.loads(row["card"])["audit_id"] == "audit-7"
+        place = {"method": row["sets_method"], "params_id": row["sets_id"], "site": row["site"]}
+        sets = store.read("neuron_sets", model_id=subject.model_id, scope_id=row["sets_scopes"], **place).to_pylist()
+        assert len(sets) == len(row["sets_scopes"]) * layers.get(row["rule"], layers[""])
+        own = row["sets_method"] == method and row["sets_id"] == row["params_id"]
+        assert own == (method not in ("nemo", "taylor"))  # these are the localizer's own sets
+        assert {one["scope"] for one in sets} == {
+            "nemo": {"prompt"},
+            "random-nemo": {"prompt"},
+            "taylor": {"subset"},
+        }.get(method, {"variant"})
+        if row["rule"] != "prompt-neurons":
+            assert row["pruned"] == sum(len(one["members"]) for one in sets)
+            assert row["total"] == sum(one["universe"] for one in sets)
+    assert not (Path(subject.store) / "weights").exists()
 
 
-def test_neurons_are_cut_by_rows(subject: Subject) -> None:
-    cut = door.cut_neurons(subject, "p", ["all"], "audit-7", Site.VALUE)
+def test_sets_that_were_deleted_are_missed_and_made_anew(subject: Subject) -> None:
+    pruned = door.prune_weights(subject, "p", "all", WandaParams(tau=2, sparsity=0.02), "audit-7")
+    before, store = zeroed(subject, pruned["random-wanda"]), subject.open()
+    zeroed(subject, pruned["wanda"])  # what is read last is kept in memory
+    row = subject.row(pruned["random-wanda"])
+    key = content_key(subject.model_id, "random-wanda", row["params_id"])
+    address = store.parts("neuron_sets", key)[3]
+    (Path(subject.store) / address).unlink()
+    with pytest.raises(InputError, match="no random-wanda sets of"), subject.loaded(pruned["random-wanda"]):
+        pass
+    (damage,) = verify(store)
+    assert damage.address == address.rsplit("/", 2)[0]
+    assert f"lacks sets that the variant {pruned['random-wanda']} is pruned by" in damage.reason
+    assert door.prune_weights(subject, "p", "all", WandaParams(tau=2, sparsity=0.02), "audit-7") == pruned
+    assert zeroed(subject, pruned["random-wanda"]) == before and verify(store) == []
+
+
+def test_neurons_are_pruned_by_rows(subject: Subject) -> None:
+    cut = door.prune_neurons(subject, "p", ["all"], "audit-7", Site.VALUE)
     layers = layers_of(subject.load().unet, Site.VALUE)
     rows = {layer.name: list(range(n * layer.inputs, (n + 1) * layer.inputs)) for n, layer in enumerate(layers)}
     assert zeroed(subject, cut["nemo-union"]) == rows
     assert len(zeroed(subject, cut["random-nemo-union"])) == len(layers)
 
 
-def test_each_prompt_is_asked_with_its_own_neurons_cut(subject: Subject) -> None:
+def test_each_prompt_is_asked_without_its_own_neurons(subject: Subject) -> None:
     prompts = ["first", "second", "third"]
-    cut = door.cut_own(subject, "p", prompts, "audit-7", Site.VALUE)
+    cut = door.prune_per_prompt(subject, "p", prompts, "audit-7", Site.VALUE)
     assert list(cut) == ["nemo", "random-nemo"]
     layers = layers_of(subject.load().unet, Site.VALUE)
-    before = {name: value.clone() for name, value in subject.load().unet.named_parameters()}
+    before = weights(subject.load().unet)
 
     def lost(variant: str, prompt: str) -> dict[str, list[int]]:
-        after = dict(subject.load(cut[variant], prompt).unet.named_parameters())
+        with subject.loaded(cut[variant], prompt) as model:
+            after = weights(model.unet)
         rows = {
             layer.name: (after[f"{layer.name}.weight"] == 0).all(1).nonzero().flatten().tolist() for layer in layers
         }
@@ -145,30 +196,35 @@ def test_each_prompt_is_asked_with_its_own_neurons_cut(subject: Subject) -> None
     assert [len(random[name]) for name in names] == [2] * len(names)
     assert not any(set(random[name]) & set(first[name]) for name in names)
     assert all(torch.equal(value, before[name]) for name, value in subject.load().unet.named_parameters())
-    assert door.cut_own(subject, "p", prompts, "audit-8", Site.VALUE) == cut
-    assert subject.is_cut_anew(cut["nemo"]) and not subject.is_cut_anew("original")
+    assert door.prune_per_prompt(subject, "p", prompts, "audit-8", Site.VALUE) == cut
+    work = ["first", "first", "second", "first"]
+    apart = [("first", ["first"] * 2), ("second", ["second"]), ("first", ["first"])]
+    assert list(subject.by_model(cut["nemo"], work, str)) == apart
+    assert list(subject.by_model("original", work, str)) == [(None, work)]
+    assert list(subject.by_model("original", [], str)) == list(subject.by_model(cut["nemo"], [], str)) == []
     # On average, of three prompts: 2 of each layer, 2 in all, none.
     share = round((2 * len(layers) + 2) / 3) / sum(layer.outputs for layer in layers)
-    assert door.shares_cut(subject, cut)["nemo"] == pytest.approx(share)
+    assert door.shares_pruned(subject, cut)["nemo"] == pytest.approx(share)
     assert door.shared_figure(subject, cut["random-nemo"]).value == 0
-    with pytest.raises(InputError, match="cut anew for each prompt"):
-        subject.load(cut["nemo"])
-    assert door.cut_own(subject, "p", ["third"], "audit-7", Site.VALUE) == {}
+    with pytest.raises(InputError, match="pruned anew for each prompt"), subject.loaded(cut["nemo"]):
+        pass
+    assert door.prune_per_prompt(subject, "p", ["third"], "audit-7", Site.VALUE) == {}
 
 
 @pytest.mark.parametrize(("method", "words"), [("wanda", "that Wanda found to hold"), ("random-wanda", "a control")])
 def test_a_variant_leaves_the_store_as_a_pipeline(subject: Subject, tmp_path: Path, method: str, words: str) -> None:
-    variant = door.cut_weights(subject, "p", "all", PARAMS, "audit-7")[method]
+    variant = door.prune_weights(subject, "p", "all", PARAMS, "audit-7")[method]
     door.export_variant(subject, variant, tmp_path / "whole")
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "whole")
-    expected = subject.load(variant)
-    for one, two in ((loaded.unet, expected.unet), (loaded.vae, expected.vae)):
+    expected = subject.load()
+    pruned = copied(subject, variant)
+    for one, two in ((loaded.unet, pruned), (loaded.vae, expected.vae)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert load_model(tmp_path / "whole", "cpu").embed(["picture"]).equal(expected.embed(["picture"]))
     card = (tmp_path / "whole" / "README.md").read_text()
     layer = layers_of(expected.unet, SITE)[0].name
-    weights = sum(weight.numel() for weight in expected.unet.parameters())
-    for fact in (words, f"cut: 21 of {weights:,} weights", "audit-7", f"`{layer}` | 3", "sparsity: `0.01`"):
+    total = sum(weight.numel() for weight in expected.unet.parameters())
+    for fact in (words, f"pruned: 21 of {total:,} weights", "audit-7", f"`{layer}` | 3", "sparsity: `0.01`"):
         assert fact in card
     assert (
         "from_pretrained" in card
@@ -178,19 +234,31 @@ def test_a_variant_leaves_the_store_as_a_pipeline(subject: Subject, tmp_path: Pa
 
 
 def test_only_what_changed_leaves_the_store_when_asked(subject: Subject, tmp_path: Path) -> None:
-    variant = door.cut_weights(subject, "p", "all", PARAMS, "audit-7")["wanda"]
+    variant = door.prune_weights(subject, "p", "all", PARAMS, "audit-7")["wanda"]
     door.export_variant(subject, variant, tmp_path / "changed", changed_only=True)
     assert not (tmp_path / "changed" / "model_index.json").exists()
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "changed", use_safetensors=True)
     pipeline = StableDiffusionPipeline.from_pretrained(subject.model, unet=unet)
-    expected = subject.load(variant).unet
+    expected = copied(subject, variant)
     assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), expected.parameters(), strict=True))
     card = (tmp_path / "changed" / "README.md").read_text()
     assert "Only the UNet lies here" in card and f'from_pretrained("{subject.model}", unet=unet)' in card
 
 
+@pytest.mark.parametrize("method", ["nemo-union", "random-wanda"])
+def test_a_variants_pictures_are_those_of_a_copy_with_zeros(subject: Subject, method: str) -> None:
+    found = door.prune_neurons(subject, "p", ["first", "second"], "audit-7", Site.VALUE)
+    found |= door.prune_weights(subject, "p", "all", PARAMS, "audit-7")
+    model, keys, sampling = subject.load(), [("first", 0), ("first", 1)], SamplingParams(steps=2)
+    text = model.embed(["picture 0", "picture 1"])
+    expected = generate(model.with_weights(copied(subject, found[method])), text, keys, sampling)
+    with subject.loaded(found[method]) as pruned:
+        assert np.array_equal(generate(pruned, text, keys, sampling), expected)
+    assert not np.array_equal(generate(subject.load(), text, keys, sampling), expected)
+
+
 def test_what_cannot_be_taken_out_is_refused(subject: Subject, tmp_path: Path) -> None:
-    variant = door.cut_weights(subject, "p", "all", PARAMS, "audit-7")["wanda"]
+    variant = door.prune_weights(subject, "p", "all", PARAMS, "audit-7")["wanda"]
     with pytest.raises(InputError, match=f"no variant 'nobody' of this model; it has: .*{variant}"):
         door.export_variant(subject, "nobody", tmp_path / "out")
     with pytest.raises(InputError, match="has the weights of the model at"):
@@ -203,5 +271,5 @@ def test_what_cannot_be_taken_out_is_refused(subject: Subject, tmp_path: Path) -
 
 def test_sets_that_are_not_there_are_asked_for(subject: Subject) -> None:
     with pytest.raises(InputError, match="no gradient sets of 'all'"):
-        door.cut_scored(subject, "gradient", "p", "all", "audit-7")
+        door.prune_scored(subject, "gradient", "p", "all", "audit-7")
     assert Store.open(subject.store).read("variants", method="gradient").num_rows == 0

@@ -1,4 +1,4 @@
-"""Cutting weights does what blocking does, controls match in number, variants load anywhere."""
+"""Controls match in number, and a variant that is taken out loads anywhere."""
 
 import json
 from dataclasses import replace
@@ -11,19 +11,10 @@ from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.diffusion.hooks import scaled
+from tasks.diffusion.masks import without_neurons
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
-from tasks.mitigate.prune import (
-    Card,
-    count_zeroed,
-    random_like,
-    save_pipeline,
-    save_variant,
-    shared,
-    without_neurons,
-    without_weights,
-)
+from tasks.mitigate.prune import Card, random_like, save_pipeline, save_variant, shared
 from tests.support.hand_made import WIDTH, random_unet
 
 UNET = random_unet().to(memory_format=torch.channels_last)
@@ -48,56 +39,6 @@ def run(unet: Any) -> torch.Tensor:
     return output
 
 
-def test_zero_rows_are_blocked_activations() -> None:
-    neurons = {0: torch.tensor([1, 4]), 2: torch.tensor([7], dtype=torch.uint32)}
-    layers = layers_of(UNET, Site.VALUE)
-    factors = {index: torch.ones(layers[index].outputs) for index in neurons}
-    for index, members in neurons.items():
-        factors[index][members.long()] = 0
-    before = run(UNET)
-    with scaled(layers, factors):
-        blocked = run(UNET)
-    pruned = without_neurons(UNET, Site.VALUE, neurons)
-    torch.testing.assert_close(run(pruned), blocked, atol=1e-6, rtol=1e-5)
-    assert not torch.allclose(before, blocked, atol=1e-5)
-    assert torch.equal(run(UNET), before)  # the UNet itself is untouched
-    assert count_zeroed(UNET, pruned) == (3 * WIDTH, sum(p.numel() for p in UNET.parameters()))
-
-
-def test_a_bias_goes_with_its_neuron() -> None:
-    neurons = {1: torch.tensor([3])}
-    layers = layers_of(UNET, Site.FEED_FORWARD_HIDDEN)
-    factor = torch.ones(layers[1].outputs)
-    factor[3] = 0
-    with scaled(layers, {1: factor}):
-        blocked = run(UNET)
-    torch.testing.assert_close(run(without_neurons(UNET, Site.FEED_FORWARD_HIDDEN, neurons)), blocked)
-
-
-@pytest.mark.parametrize("site", [Site.FEED_FORWARD_HIDDEN, Site.CONVOLUTION])
-def test_exactly_the_given_weights_are_zero(site: Site) -> None:
-    flat = torch.tensor([0, 5, 37], dtype=torch.uint32)
-    pruned = without_weights(UNET, site, {3: flat})
-    new = dict(pruned.named_parameters())
-    name = layers_of(UNET, site)[3].name + ".weight"
-    for other, weight in UNET.named_parameters():
-        expected = weight.detach().clone()
-        if other == name:
-            flattened = expected.reshape(-1)
-            flattened[flat.long()] = 0
-            expected = flattened.view(expected.shape)
-        assert torch.equal(new[other], expected)
-    assert count_zeroed(UNET, pruned)[0] == 3
-
-
-def test_members_that_are_not_there_are_refused() -> None:
-    for cut in (without_weights, without_neurons):
-        with pytest.raises(InputError, match="there is no layer 9"):
-            cut(UNET, Site.VALUE, {9: torch.tensor([0])})
-        with pytest.raises(InputError, match="is not one of them"):
-            cut(UNET, Site.VALUE, {0: torch.tensor([64])})
-
-
 @given(universe=st.integers(1, 60), share=st.floats(0, 0.5), seed=st.integers(0, 1000))
 def test_the_control_has_as_many_members_and_none_of_them(universe: int, share: float, seed: int) -> None:
     chosen = torch.randperm(universe)[: int(share * universe)].sort().values.to(torch.uint32)
@@ -114,13 +55,15 @@ def test_controls_differ_by_seed_and_by_whose_they_are() -> None:
     assert random_like(chosen, {0: 1000}, 0, "a")[0].tolist() != random_like(chosen, {0: 1000}, 0, "b")[0].tolist()
 
 
-def test_a_variant_loads_and_says_what_was_cut(tmp_path: Path) -> None:
-    pruned = without_neurons(UNET, Site.VALUE, {0: torch.tensor([1])})
+def test_a_variant_loads_and_says_what_was_pruned(tmp_path: Path) -> None:
     folder = tmp_path / "variants" / "nemo"
-    save_variant(pruned, folder, CARD)
+    with without_neurons(UNET, layers_of(UNET, Site.VALUE), {0: torch.tensor([1])}):
+        save_variant(UNET, folder, CARD)
+        expected = run(UNET)
     assert (folder / "diffusion_pytorch_model.safetensors").is_file()
     loaded = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True).eval()
-    torch.testing.assert_close(run(loaded), run(pruned), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(run(loaded), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected, run(UNET), atol=1e-5)
     text = (folder / "README.md").read_text()
     for fact in (
         "Hand-made, pruned",
@@ -134,7 +77,7 @@ def test_a_variant_loads_and_says_what_was_cut(tmp_path: Path) -> None:
     assert json.loads((folder / "variant.json").read_text())["base_id"] == "0123"
     assert [path.name for path in folder.parent.iterdir()] == ["nemo"]
     with pytest.raises(InputError, match="exists already"):
-        save_variant(pruned, folder, CARD)
+        save_variant(UNET, folder, CARD)
 
 
 def test_nothing_is_left_of_a_variant_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,9 +108,9 @@ def test_where_most_was_found_the_control_is_as_unlike_it_as_can_be(taken: int, 
 
 
 def test_a_card_says_what_is_needed_at_inference() -> None:
-    cut, trained = CARD.markdown(whole=False), replace(CARD, done="the UNet was trained").markdown(whole=False)
+    pruned, trained = CARD.markdown(whole=False), replace(CARD, done="the UNet was trained").markdown(whole=False)
     defended = replace(CARD, done="random words are added to prompts", site="inference").markdown(whole=False)
-    assert "are set to zero" in cut and "members cut" in cut
-    assert "the UNet was trained. Nothing is needed at inference" in trained and "members cut" not in trained
+    assert "are set to zero" in pruned and "members pruned" in pruned
+    assert "the UNet was trained. Nothing is needed at inference" in trained and "members pruned" not in trained
     assert "random words are added to prompts." in defended and "from_pretrained" not in defended
     assert "Nothing is needed" not in defended

@@ -1,8 +1,7 @@
 """Pictures of every variant under every condition, made once and kept."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -69,32 +68,28 @@ def generate_pictures(
     names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
     found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
     with progress(len(todo), f"generating {variant}, {condition.name}", "picture") as done:
-        for block in _blocks(todo, sampling.batch, subject.is_cut_anew(variant)):
-            model = subject.load(variant, block[0][1].prompt.prompt_id)
-            texts = [shot.prompt.text for _, shot in block]
-            triggers = torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
-            keys = [(shot.asker, shot.seed) for _, shot in block]
-            embeddings, around = defended(model, *defence, sampling, texts, keys, triggers)
-            pictures = generate(model, embeddings, keys, sampling, done, around)
-            rows = [
-                {
-                    "prompt_id": shot.prompt.prompt_id,
-                    "trigger_id": shot.trigger_id,
-                    "seed": shot.seed,
-                    "generation_id": name,
-                    "bytes": to_png(picture),
-                }
-                for (name, shot), picture in zip(block, pictures, strict=True)
-            ]
-            store.write("generations", content_key([name for name, _ in block]), rows, **place)
+        for prompt_id, some in subject.by_model(variant, todo, lambda one: one[1].prompt.prompt_id):
+            with subject.loaded(variant, prompt_id) as model:
+                for block in shards(some, sampling.batch):
+                    texts = [shot.prompt.text for _, shot in block]
+                    triggers = (
+                        torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
+                    )
+                    keys = [(shot.asker, shot.seed) for _, shot in block]
+                    embeddings, around = defended(model, *defence, sampling, texts, keys, triggers)
+                    pictures = generate(model, embeddings, keys, sampling, done, around)
+                    rows = [
+                        {
+                            "prompt_id": shot.prompt.prompt_id,
+                            "trigger_id": shot.trigger_id,
+                            "seed": shot.seed,
+                            "generation_id": name,
+                            "bytes": to_png(picture),
+                        }
+                        for (name, shot), picture in zip(block, pictures, strict=True)
+                    ]
+                    store.write("generations", content_key([name for name, _ in block]), rows, **place)
     return ids
-
-
-def _blocks(todo: Sequence[tuple[str, Shot]], size: int, apart: bool) -> Iterator[Sequence[tuple[str, Shot]]]:
-    """Pictures that are made together; where prompts must stay apart, of one prompt each."""
-    groups = [list(of) for _, of in groupby(todo, lambda one: one[1].prompt.prompt_id)] if apart else [todo]
-    for group in groups:
-        yield from shards(group, size)
 
 
 def pictures_of(subject: Subject, variant: str, condition: Condition, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from storage import content_key
 from tasks.mitigate.inference import Defence, DefenceParams
-from tasks.mitigate.task.variants import VERSION, put, uncut_card, weights_in_store
+from tasks.mitigate.task.variants import VERSION, put, unpruned_card
 from tasks.subject import Subject
 
 
@@ -13,8 +13,5 @@ def defend_id(method: Defence, params: DefenceParams) -> str:
 
 def defend(subject: Subject, method: Defence, params: DefenceParams, audit_id: str) -> dict[str, str]:
     """The model under a mitigation at inference, its weights untouched: by name the variant in the store."""
-    params_id = defend_id(method, params)
-    variant = f"{method}-{params_id[:8]}"
-    if weights_in_store(subject, variant) is None:
-        put(subject, variant, params_id, uncut_card(subject, method, params, audit_id, "inference"))
-    return {method: variant}
+    card = unpruned_card(subject, method, params, audit_id, "inference")
+    return {method: put(subject, method, defend_id(method, params), card)}

@@ -2,11 +2,14 @@
 
 import json
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from storage import content_key
@@ -17,9 +20,9 @@ from tasks.errors import InputError, TooLarge
 from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary, Progress, finetune, steps_of
 from tasks.mitigate.task.surrogates import surrogates
-from tasks.mitigate.task.variants import put, uncut_card, weights_in_store
+from tasks.mitigate.task.variants import put, unpruned_card, variant_of
 from tasks.progress import progress
-from tasks.subject import Prompt, Subject, forget_variant
+from tasks.subject import Prompt, Subject
 
 ERASE_VERSION = "finetune/5"
 ERASURES: dict[Erasure, dict[str, Any]] = {
@@ -93,8 +96,8 @@ def erase(
             "fine-tuning needs memorized and ordinary prompts with images: give --images, and more prompts"
         )
     params_id = erase_id(method, asked, ordinary, pruned, params, sampling, sscd)
-    variant = f"{method}-{params_id[:8]}"
-    if weights_in_store(subject, variant) is not None:
+    variant = variant_of(method, params_id)
+    if _in_store(subject, variant):
         return {method: variant}
     measure = Sscd(sscd, model.device)
     kept_out: list[str] = []
@@ -118,7 +121,6 @@ def erase(
     def held_out(unet: Any) -> float:
         return _held_out(model.with_weights(unet), memorized, captions, pictures, chosen, sampling, measure)
 
-    forget_variant()
     checkpoint = subject.beside("checkpoints") / f"{model.model_id[:8]}-{variant}.pt"
     with progress(steps_of(len(rows), chosen), method, "step") as stepped:
         shown = 0
@@ -137,8 +139,8 @@ def erase(
             raise TooLarge("the seven float32 UNets of a training do not fit into the device's memory") from error
     history = [vars(step) for step in done.history]
     files = {"history.json": json.dumps(history), "not_erased.json": json.dumps(kept_out)}
-    card = uncut_card(subject, method, chosen, audit_id, "unet")
-    put(subject, variant, params_id, card, done.unet, files)
+    card = unpruned_card(subject, method, chosen, audit_id, "unet")
+    put(subject, method, params_id, card, weights=_put_weights(subject, variant, model.unet, done.unet, files))
     checkpoint.unlink(missing_ok=True)
     return {method: variant}
 
@@ -149,10 +151,7 @@ def history_of(subject: Subject, variant: str) -> list[dict[str, Any]]:
     Raises:
         InputError: no such variant, or it was not trained.
     """
-    file = subject.stored(variant)[1] / "history.json"
-    if not file.is_file():
-        raise InputError(f"{variant!r} was not trained, so it has no losses")
-    history: list[dict[str, Any]] = json.loads(file.read_text())
+    history: list[dict[str, Any]] = json.loads(_file(subject, variant, "history.json"))
     return history
 
 
@@ -160,11 +159,44 @@ def not_erased(subject: Subject, variant: str) -> list[str]:
     """Prompts that a training left out because the pruned model made nothing but copies of them.
 
     Raises:
-        InputError: no such variant.
+        InputError: no such variant, or it was not trained.
     """
-    file = subject.stored(variant)[1] / "not_erased.json"
-    left_out: list[str] = json.loads(file.read_text()) if file.is_file() else []
+    left_out: list[str] = json.loads(_file(subject, variant, "not_erased.json"))
     return left_out
+
+
+def _in_store(subject: Subject, variant: str) -> bool:
+    """Whether a trained variant is there with its weights: the row may still name a folder that was removed."""
+    store = subject.open()
+    rows = store.read("variants", columns=["weights"], model_id=subject.model_id, variant=variant)
+    return any(store.has_folder(address) for address in rows["weights"].to_pylist())
+
+
+def _put_weights(subject: Subject, variant: str, before: Any, after: Any, files: Mapping[str, str]) -> str:
+    """Puts the parameters that training changed into the store, at the model's precision, and returns their address.
+
+    Args:
+        before, after: the denoiser.
+        files: by name, texts that are kept beside them.
+    """
+    trained = {name: after.get_parameter(name).detach().to(old) for name, old in before.named_parameters()}
+    changed = {
+        name: new.contiguous() for name, new in trained.items() if not torch.equal(new, before.get_parameter(name))
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        save_file(changed, Path(scratch) / "changed.safetensors")
+        for name, text in files.items():
+            (Path(scratch) / name).write_text(text)
+        return subject.open().put_folder("variants", content_key(subject.model_id, variant), Path(scratch))
+
+
+def _file(subject: Subject, variant: str, name: str) -> str:
+    """A text that lies beside the weights of a trained variant."""
+    weights = subject.row(variant)["weights"]
+    file = subject.open().get_folder(weights) / name if weights else None
+    if file is None or not file.is_file():
+        raise InputError(f"{variant!r} was not trained, so it has no {name}")
+    return file.read_text()
 
 
 def _erasing(method: Erasure, params: FineTuneParams) -> FineTuneParams:

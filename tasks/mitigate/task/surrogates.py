@@ -76,9 +76,9 @@ def _made(
     names = [content_key(VERSION, *place.values(), prompt.prompt_id, seed, worded, how) for prompt, seed in wanted]
     known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
     todo = [(name, *one) for name, one in zip(names, wanted, strict=True) if name not in known]
-    with progress(len(todo), f"surrogates by {pruned}{', more words' if worded else ''}", "picture") as done:
+    words = f"surrogates by {pruned}{', more words' if worded else ''}"
+    with progress(len(todo), words, "picture") as done, subject.loaded(pruned) as model:
         for block in shards(todo, sampling.batch):
-            model = subject.load(pruned)
             texts = [prompt.text for _, prompt, _ in block]
             keys = [(prompt.prompt_id, seed) for _, prompt, seed in block]
             if worded:

@@ -1,13 +1,10 @@
 """Variants in the store: what they go by, what they lost, and how they get in and out."""
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal, get_args
-
-from diffusers import UNet2DConditionModel
+from typing import Any, Literal, get_args
 
 from storage import Store, content_key
 from tasks.diffusion.precision import Precision
@@ -16,17 +13,11 @@ from tasks.evaluate.figures import Estimate
 from tasks.localize.wanda import WandaParams
 from tasks.mitigate.finetune import Erasure, FineTuneParams
 from tasks.mitigate.inference import Defence, DefenceParams
-from tasks.mitigate.prune import (
-    Card,
-    OwnCuts,
-    save_card,
-    save_pipeline,
-    save_variant,
-)
+from tasks.mitigate.prune import Card, PerPrompt, save_pipeline, save_variant
 from tasks.subject import ORIGINAL, Subject
 
-VERSION = "prune/2"
-DONE: dict[Erasure | Defence | OwnCuts, str] = {
+VERSION = "prune/3"
+DONE: dict[Erasure | Defence | PerPrompt, str] = {
     "nemo": "each prompt is asked with the neurons silenced that NeMo found for it alone",
     "random-nemo": "each prompt is asked with as many random neurons of each layer silenced as NeMo found for it,"
     " a control",
@@ -39,18 +30,24 @@ DONE: dict[Erasure | Defence | OwnCuts, str] = {
     "random-tokens": "random words are added to prompts, at inference",
     "reweighted-attention": "cross-attention is kept from what sums a prompt up, at inference",
 }
-"""What a model card says of a mitigation that leaves no UNet with zeros."""
+"""What a model card says of a mitigation that is not one UNet with zeros."""
 
 
-def cut_id(found_id: str, scopes: Sequence[str], params: WandaParams | None = None, seed: int = 0) -> str:
-    """What the variants of a cut go by in `variants.params_id`, whether or not they were made yet.
+def prune_id(found_id: str, scopes: Sequence[str], params: WandaParams | None = None, seed: int | None = None) -> str:
+    """What a pruned variant goes by in `variants.params_id`, whether or not it was made yet.
 
     Args:
         found_id: the id of the sets.
-        scopes: whose sets are cut together.
+        scopes: whose sets are pruned.
         params: Wanda's, for how sets of several steps are united.
+        seed: of a random control.
     """
     return content_key(VERSION, found_id, sorted(scopes), params.model_dump() if params else None, seed)
+
+
+def variant_of(method: str, params_id: str) -> str:
+    """The name of a variant in the store."""
+    return f"{method}-{params_id[:8]}"
 
 
 def known(subject: Subject, ids: Mapping[str, str]) -> dict[str, str]:
@@ -60,7 +57,7 @@ def known(subject: Subject, ids: Mapping[str, str]) -> dict[str, str]:
     return {method: found[method, key] for method, key in ids.items() if (method, key) in found}
 
 
-def shares_cut(subject: Subject, variants: Mapping[str, str]) -> dict[str, float]:
+def shares_pruned(subject: Subject, variants: Mapping[str, str]) -> dict[str, float]:
     """By name, the share of the searched layers' neurons or weights that a variant in the store has lost."""
     rows = subject.open().read("variants", columns=["variant", "pruned", "total"], model_id=subject.model_id)
     lost = {row["variant"]: row["pruned"] / row["total"] for row in rows.to_pylist() if row["total"]}
@@ -68,13 +65,12 @@ def shares_cut(subject: Subject, variants: Mapping[str, str]) -> dict[str, float
 
 
 def shared_with_found(subject: Subject, variant: str) -> float:
-    """Of a random cut in the store, the share that was localized, too; 0 of others."""
-    card = json.loads((subject.stored(variant)[1] / "variant.json").read_text())
-    return float(card.get("shared", 0.0))
+    """Of what a random control in the store prunes, the share that was localized, too; 0 of others."""
+    return float(subject.card(variant).get("shared", 0.0))
 
 
 def shared_figure(subject: Subject, variant: str) -> Estimate:
-    """That share as a figure: how far the control of a cut is the cut itself."""
+    """That share as a figure: how far a control is what it is the control of."""
     rows = subject.open().read("variants", columns=["pruned"], model_id=subject.model_id, variant=variant)
     return Estimate("shared", shared_with_found(subject, variant), None, None, int(rows["pruned"][0].as_py()))
 
@@ -98,23 +94,23 @@ def export_variant(subject: Subject, variant: str, folder: Path, changed_only: b
     """
     if subject.weights_of(variant) == ORIGINAL:
         raise InputError(f"{variant!r} has the weights of the model at {subject.model} itself: name another variant")
-    card = Card(**json.loads((subject.stored(variant)[1] / "variant.json").read_text()))
-    unet = subject.load(variant).unet
-    if changed_only:
-        save_variant(unet, folder, card)
-    else:
-        save_pipeline(subject.model, unet, folder, card)
+    card = Card(**subject.card(variant))
+    with subject.loaded(variant) as model:
+        if changed_only:
+            save_variant(model.unet, folder, card)
+        else:
+            save_pipeline(subject.model, model.unet, folder, card)
 
 
-def uncut_card(
+def unpruned_card(
     subject: Subject,
-    method: Erasure | Defence | OwnCuts,
+    method: Erasure | Defence | PerPrompt,
     params: FineTuneParams | DefenceParams | None,
     audit_id: str,
     site: Literal["unet", "inference"],
     shared: float = 0.0,
 ) -> Card:
-    """The card of a variant whose UNet, where it has one of its own, has nothing set to zero."""
+    """The card of a variant that is not one UNet with zeros: it was trained, or what is done is done at inference."""
     model = subject.load()
     return Card(
         title=f"{Path(subject.source).name}, {method}",
@@ -131,45 +127,14 @@ def uncut_card(
     )
 
 
-def put(
-    subject: Subject,
-    variant: str,
-    params_id: str,
-    card: Card,
-    unet: UNet2DConditionModel | None = None,
-    files: Mapping[str, str] = MappingProxyType({}),
-    counts: Mapping[str, int] = MappingProxyType({}),
-) -> None:
-    """Puts a variant into the store; without a UNet it has the weights of the original.
+def put(subject: Subject, method: str, params_id: str, card: Card, **columns: Any) -> str:
+    """Writes the row of a variant, unless it is there, and returns the variant's name.
 
     Args:
-        files: by name, texts that are kept beside the weights.
-        counts: `pruned` and `total` of the row in `variants`, where neurons or weights were cut.
+        columns: of `variants`, what this one has: its sets, its weights, how many members were pruned.
     """
-    store = subject.open()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / variant
-        if unet is not None:
-            save_variant(unet, folder, card)
-        else:
-            save_card(folder, card)
-        for name, text in files.items():
-            (folder / name).write_text(text)
-        address = store.put_folder("variants", content_key(card.base_id, variant), folder)
-    put_row(subject, variant, card.method, params_id, address, counts)
-
-
-def weights_in_store(subject: Subject, variant: str) -> str | None:
-    """The address of a variant's files; None where the store has none, though `variants` may still name them."""
-    store = subject.open()
-    rows = store.read("variants", columns=["weights"], model_id=subject.model_id, variant=variant)
-    return next((address for address in rows["weights"].to_pylist() if address and store.has_folder(address)), None)
-
-
-def put_row(
-    subject: Subject, variant: str, method: str, params_id: str, address: str, counts: Mapping[str, int]
-) -> None:
-    """Says in `variants` that these parameters give this variant, whose files are in the store. Several may."""
-    row = {"variant": variant, "method": method, "params_id": params_id, "weights": address}
+    variant = variant_of(method, params_id)
+    row = {"variant": variant, "method": method, "params_id": params_id, "card": json.dumps(asdict(card))}
     key = content_key(subject.model_id, variant, params_id)
-    subject.open().write("variants", key, [row | dict(counts)], model_id=subject.model_id)
+    subject.open().write("variants", key, [row | columns], model_id=subject.model_id)
+    return variant
