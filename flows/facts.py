@@ -9,6 +9,7 @@ from tasks.diffusion.sites import Site
 from tasks.evaluate.clip_score import scorer_of as clip_scorer_of
 from tasks.evaluate.sscd import scorer_of
 from tasks.mitigate import task as mitigating
+from tasks.pruned import random_controls
 from tasks.subject import Prompt
 from tasks.units import counted
 
@@ -67,7 +68,7 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
     measured = {prompt.prompt_id for prompt in plan.ordinary}
     if any(prompt.prompt_id in measured for prompt in plan.control_prompts):
         facts.append(("control of Wanda", "found on prompts that quality is measured on, there are too few others"))
-    for name in mitigating.RANDOM_CONTROLS:
+    for name in random_controls():
         if name in variants and (part := mitigating.shared_with_found(plan.subject, variants[name])):
             facts.append((name, f"{part:.0%} of what it cuts was localized, too: more than half of a layer was"))
     for name in settings.erase:

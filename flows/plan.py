@@ -13,7 +13,7 @@ from typing import Any, get_args
 from flows.params import AuditParams, beside, model_folder, resolved
 from flows.rules import together
 from flows.selection import Selection
-from flows.settings import LOCALIZERS, Settings
+from flows.settings import Settings
 from storage import Store
 from tasks.attack import task as attacking
 from tasks.attack.dori import DoriParams
@@ -31,8 +31,7 @@ from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
 from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
-from tasks.mitigate.prune import PRUNED_PER_PROMPT
-from tasks.pruned import Pruned
+from tasks.pruned import Pruned, per_prompt, random_controls
 from tasks.report.standing import CLAIMS
 from tasks.subject import DEFENCES, ORIGINAL, Kind, Prompt, Subject, as_prompts, prompts_of
 
@@ -120,12 +119,7 @@ class Plan:
     def pruned(self) -> dict[str, Pruned]:
         """What is pruned in each variant that follows from the sets of localizers, by name and in their order."""
         found = [one for localizer in self.localizers for one in self._pruned(localizer, self.given)]
-        return {one.pruning.name: one for one in found}
-
-    @property
-    def scored(self) -> list[Pruned]:
-        """What other localizers than those of every audit have pruned."""
-        return [one for one in self.pruned.values() if one.localizer.name not in LOCALIZERS]
+        return {one.pruning.name: one for one in found if self.settings.own_cuts or one.pruning.over != "each"}
 
     def _pruned(self, localizer: Localizer, given: localizing.Given) -> Iterator[Pruned]:
         params = self.params_of(localizer)
@@ -269,22 +263,13 @@ class Plan:
         return self.chosen.why_not_erasable
 
     def cuts(self) -> dict[str, str]:
-        """The variants that were cut, in order: by name the variant in the store."""
-        seed, prompts = self.settings.seed, [prompt.prompt_id for prompt in self.memorized]
-        neurons = [mitigating.prune_id(self.nemo_id, prompts, seed=of) for of in (None, seed)]
-        weights = [mitigating.prune_id(self.wanda_id, [localizing.ALL], self.wanda, of) for of in (None, seed)]
-        control = mitigating.prune_id(self.control_id, [localizing.ALL], self.wanda)
-        ids = dict(zip(("nemo-union", "random-nemo-union"), neurons, strict=True))
-        if self.settings.own_cuts:
-            ids |= dict(zip(PRUNED_PER_PROMPT, neurons, strict=True))
-        ids |= dict(zip(("wanda", "random-wanda"), weights, strict=True))
-        found = mitigating.known(self.subject, ids | {"wanda-control": control})
-        if "wanda" not in found:
-            return found
-        scored: dict[str, str] = {}
-        for one in self.scored:
-            scored[one.pruning.name] = mitigating.prune_id(one.sets_id, [localizing.ALL])
-        return found | mitigating.known(self.subject, scored)
+        """The pruned variants that are there, in order: by name the variant in the store."""
+        ids: dict[str, str] = {}
+        for name, pruned in self.pruned.items():
+            ids[name] = mitigating.prune_id(pruned)
+            if pruned.pruning.control is not None:
+                ids[pruned.pruning.control] = mitigating.prune_id(pruned, self.settings.seed)
+        return mitigating.known(self.subject, ids)
 
     def variants(self) -> dict[str, str]:
         """Every variant that is there, the original first: by name the variant in the store."""
@@ -305,7 +290,7 @@ class Plan:
         settings, seeds = self.settings, self.settings.seeds
         for name, stored in variants.items():
             yield Trial(name, stored, PROMPT, self.memorized, seeds)
-            if name not in PRUNED_PER_PROMPT:  # nothing is pruned for them
+            if name not in per_prompt():  # nothing is pruned for them
                 yield Trial(name, stored, ORDINARY, self.ordinary, seeds)
         if many := settings.extracted:
             both = [*self.memorized[:many], *self.ordinary[:many]]
@@ -357,7 +342,7 @@ class Plan:
         """Where attacks on a variant begin."""
         if name in CLAIMS:
             return self.settings.starts
-        if name in mitigating.RANDOM_CONTROLS and name not in PRUNED_PER_PROMPT:
+        if name in random_controls() and name not in per_prompt():
             return self.settings.random_starts
         return self.settings.baseline_starts if name in self.settings.erase or name in DEFENCES else ()
 

@@ -26,6 +26,7 @@ from tasks.evaluate.sscd import scorer_of
 from tasks.localize import task as localizing
 from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
+from tasks.pruned import random_controls
 from tasks.report import task as reporting
 from tasks.subject import ORIGINAL, Prompt
 
@@ -47,12 +48,16 @@ register_model = task(collecting.register_model, "register model", "models", "va
 collect_values = task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
 collect_norms = task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
 detect = task(localizing.detect, "detection", "nemo_traces", reads=("prompts",))
-localize_by = task(localizing.localize, "localize", "neuron_sets", "nemo_traces", reads=("activations", "images"))
+localize_by = task(
+    localizing.localize,
+    "localize",
+    "neuron_sets",
+    "nemo_traces",
+    reads=("activations", "images"),
+    run="localize: {localizer.name}",
+)
 draw_curves = task(localizing.draw_curves, "memorization left", "nemo_traces", reads=("neuron_sets",))
-prune_neurons = task(mitigating.prune_neurons, "prune neurons", *PRUNED, reads=("neuron_sets",))
-prune_per_prompt = task(mitigating.prune_per_prompt, "prune each prompt's neurons", *PRUNED, reads=("neuron_sets",))
-prune_weights = task(mitigating.prune_weights, "prune weights", *PRUNED, reads=("neuron_sets",))
-prune_scored = task(mitigating.prune_scored, "prune by other scores", "variants", reads=("neuron_sets",))
+prune = task(mitigating.prune, "prune", *PRUNED, reads=("neuron_sets",), run="prune: {pruned.pruning.name}")
 defend = task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
 erase = task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
 attack_images = task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
@@ -133,25 +138,21 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
     audit_id = "none" if audit_id is None else audit_of(plan, audit_id)
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
     with shown_progress("mitigate"):
-        searched = [prompt.prompt_id for prompt in plan.memorized]
-        cuts = prune_neurons(subject, plan.nemo_id, searched, audit_id, plan.nemo.site, seed)
-        if settings.own_cuts:
-            cuts |= prune_per_prompt(subject, plan.nemo_id, searched, audit_id, plan.nemo.site, seed)
-        cuts |= prune_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
-        if "wanda" in cuts:
-            control = (subject, plan.control_id, localizing.ALL, plan.wanda, audit_id)
-            cuts |= prune_weights(*control, method="wanda-control")
-            for one in plan.scored:
-                cuts |= prune_scored(subject, one.pruning.name, one.sets_id, localizing.ALL, audit_id)
+        cuts: dict[str, str] = {}
+        for pruned in plan.pruned.values():
+            if not pruned.pruning.control_of or pruned.pruning.control_of in cuts:
+                cuts |= prune(subject, pruned, audit_id, seed)
         for defence in settings.defences:
             defend(subject, defence, settings.defence, audit_id)
-        pruned = pruned_of(cuts)
+        surrogates_by = pruned_of(cuts)
         if settings.erase and not plan.erasable:
             get_run_logger().warning("nothing is fine-tuned: %s", plan.why_not_erasable)
-        for name in settings.erase if pruned is not None and plan.erasable else ():
+        for name in settings.erase if surrogates_by is not None and plan.erasable else ():
             pair = (plan.erasable, plan.kept)
             try:
-                erase(subject, name, *pair, pruned, settings.finetune, settings.sampling, settings.sscd, audit_id)
+                erase(
+                    subject, name, *pair, surrogates_by, settings.finetune, settings.sampling, settings.sscd, audit_id
+                )
             except (Diverged, TooLarge) as error:
                 # A result, too: the audit goes on without this variant, and its page says so.
                 get_run_logger().warning("%s has no result: %s", name, error)
@@ -348,7 +349,7 @@ def _evaluate(plan: Plan, audit_id: str, trial: Trial, name: str, kind: str) -> 
         found += evaluating.quality_figures(*where, wanted, ids, plan.clip)
     if trial.variant == ORIGINAL and condition == PROMPT:
         found += localizing.detection_figures(subject, plan.memorized, plan.ordinary, plan.nemo)
-    if trial.name in mitigating.RANDOM_CONTROLS and condition == PROMPT:
+    if trial.name in random_controls() and condition == PROMPT:
         found.append(mitigating.shared_figure(subject, trial.variant))
     evaluating.write_figures(subject, audit_id, trial.name, condition, found)
 

@@ -121,12 +121,17 @@ class Pruning:
     """What is pruned: for each prompt its own members, the members of any prompt, or those of all prompts together (the
     scope "all"). Sets of several steps are united as the localizer says."""
     card: str
-    """What is pruned, as a noun in the plural that a model card and a report can go on from."""
+    """What is pruned, as a noun in the plural for the model card: these "are set to zero", or "each prompt is asked
+    without" these."""
     claims: bool = False
     """Whether the variant claims to have removed the memories, so that it is attacked from every start; else it is a
     baseline or a control."""
     random: str = ""
     """What a card says of as many random members of each layer, the control beside it; without it there is none."""
+    control_of: str = ""
+    """The variant that this one is a control of, where it is one; it is not made where that was not."""
+    words: str = ""
+    """Of a control, what it prunes, in a few words for the report."""
     ordinary: bool = False
     """Whether it prunes what is found when ordinary prompts are taken for memorized ones: it is a control itself."""
 

@@ -1,6 +1,6 @@
 """What a variant prunes: sets that a localizer left in the store, united as its spec says."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from storage import content_key
 from tasks.diffusion.sites import layers_of
-from tasks.methods import Localizer, Pruning
-from tasks.params import uniting
+from tasks.methods import Localizer, Pruning, prunings
+from tasks.params import determining
 from tasks.sets import read_sets
 from tasks.subject import Subject
 
@@ -18,6 +18,16 @@ ALL = "all"
 
 Members = Mapping[int, torch.Tensor]
 """By layer index, sorted indices of neurons or of weights."""
+
+
+def random_controls() -> Iterator[str]:
+    """The variants that prune as much at random."""
+    return (pruning.control for _, pruning in prunings() if pruning.control)
+
+
+def per_prompt() -> Iterator[str]:
+    """The variants of which each prompt has members of its own that are pruned, and their random controls."""
+    return (name for _, one in prunings() if one.over == "each" for name in (one.name, one.control) if name is not None)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,12 @@ class Pruned:
     @property
     def id(self) -> str:
         """A key of all that determines which members are pruned."""
-        return content_key("pruned/1", self.pruning.name, self.sets_id, sorted(self.scopes), uniting(self.params))
+        return content_key("pruned/1", self.pruning.name, self.sets_id, sorted(self.scopes), determining(self.params))
+
+    @property
+    def as_found(self) -> bool:
+        """Whether the sets are pruned as they lie in the store, none of them united."""
+        return self.pruning.over != "union" and self.localizer.over_steps is None
 
     def members(self, subject: Subject) -> dict[str, Members]:
         """The members that are pruned: under "all", or for a pruning of each prompt's own under the prompts' ids.

@@ -130,8 +130,8 @@ def memorization_left(
         Pruning(
             name="nemo",
             over="each",
-            card="for each prompt the neurons that NeMo found for it alone",
-            random="for each prompt as many random neurons of each layer as NeMo found for it, a control,",
+            card="the neurons that NeMo found for it alone",
+            random="as many random neurons of each layer as NeMo found for it, a control",
             claims=True,
         ),
     ),

@@ -35,6 +35,8 @@ class RandomParams(Params):
             name="random",
             over="all",
             card="as many weights of each layer as Wanda found, drawn at random,",
+            control_of="wanda",
+            words="as many random weights",
         ),
     ),
 )

@@ -173,6 +173,8 @@ def _check(params: WandaParams, outline: Outline) -> None:
             name="wanda-control",
             over="all",
             card="the weights that Wanda finds when it takes ordinary prompts for memorized ones, a control,",
+            control_of="wanda",
+            words="what ordinary prompts use",
             ordinary=True,
         ),
     ),

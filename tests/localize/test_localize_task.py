@@ -13,7 +13,6 @@ import torch
 from storage import Store, connect
 from tasks.collect.task import collect_norms, collect_values, empty_prompts, import_set
 from tasks.collect.values import value_activations
-from tasks.diffusion.masks import without_neurons
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Site, layers_of
 from tasks.errors import InputError
@@ -23,6 +22,7 @@ from tasks.localize.nemo import NemoParams
 from tasks.localize.statistics import Moments
 from tasks.localize.wanda import WandaParams
 from tasks.methods import Localizer, NoParams, method
+from tasks.mitigate import task as mitigating
 from tasks.pruned import Pruned
 from tasks.subject import Prompt, Subject, prompts_of
 from tests.support.world import tiny_world
@@ -240,11 +240,14 @@ def test_a_newcomer_is_one_file_that_is_localized_and_pruned(
         layer.name: sorted(value[0].topk(2).indices.tolist()) for layer, value in zip(layers, values, strict=True)
     }
     names = tuple(prompt.prompt_id for prompt in memorized)
-    pruned = Pruned(strongest, strongest.prunings[0], params, found_id, names).members(subject)["all"]
-    unet = without_neurons(model.unet, Site.VALUE, pruned)
-    for layer, index in ((layer, layer.index) for layer in layers):
-        weight: Any = unet.get_submodule(layer.name).weight
-        assert (weight == 0).all(1).nonzero().flatten().tolist() == pruned[index].tolist() != []
+    pruned = Pruned(strongest, strongest.prunings[0], params, found_id, names)
+    variants = mitigating.prune(subject, pruned, "audit-7")
+    members = pruned.members(subject)["all"]
+    with subject.loaded(variants["strongest"]) as without:
+        for layer in layers:
+            weight: Any = without.unet.get_submodule(layer.name).weight
+            assert (weight == 0).all(1).nonzero().flatten().tolist() == members[layer.index].tolist() != []
+    assert subject.card(variants["strongest"])["cut"] == "the neurons that prompts activate most"
 
     def undeclared(ground: Any, params: Any) -> Any:
         return ground.norms
