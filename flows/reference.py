@@ -31,6 +31,7 @@ from tasks.errors import gathered, noting, refuse
 from tasks.evaluate import task as evaluating
 from tasks.keys import detection_id
 from tasks.localize import task as localizing
+from tasks.methods import method
 from tasks.mitigate import task as mitigating
 from tasks.reference import assemble, gates
 from tasks.reference import build as recipe
@@ -163,7 +164,11 @@ def check(
     if _wanted("cut", only):
         audited = audit(AuditParams(model=model, store=address, device=device, settings=settings))
         rows = reporting.rows_of(subject.open(), audited.audit_id)
-        found += gates.cuts(rows, mitigating.shares_pruned(subject, audited.variants), settings.wanda.sparsity)
+        found += gates.cuts(
+            rows,
+            mitigating.shares_pruned(subject, audited.variants),
+            settings.of(method("localizer", "wanda")).sparsity,
+        )
     _show(found)
     if (page := world / "README.md").is_file():
         put_between(page, "gates", gates.table(found, subject.model_id, page.read_text()))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("collect", "localize", "mitigate", "attack", "evaluate", "report")
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "onnxruntime")
 LEAVES = ("tasks.errors", "tasks.methods", "tasks.params", "tasks.progress")
-DOORS = {"tasks.subject", "tasks.keys", "tasks.sets", "tasks.detections"}
+DOORS = {"tasks.subject", "tasks.keys", "tasks.pruned", "tasks.sets", "tasks.detections"}
 
 
 def layer_of(module: str) -> str:

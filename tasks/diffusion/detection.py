@@ -9,29 +9,31 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.ssim import similarity, to_unit_range
 from tasks.errors import InputError
-from tasks.params import SPEED
+from tasks.params import SPEED, Params
 
 
-class DetectionParams(BaseModel):
+class DetectionParams(Params):
     """How noise differences are taken."""
 
-    model_config = ConfigDict(title="Detection", frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Detection")
 
-    seeds: Annotated[int, Field(ge=2, le=1000, description="initial noises for each prompt")] = 10
+    seeds: Annotated[int, Field(ge=2, le=1000, description="Initial noises for each prompt.")] = 10
     steps: Annotated[
-        int, Field(ge=2, le=1000, description="inference steps of the schedule whose second timestep is used")
+        int, Field(ge=2, le=1000, description="Inference steps of the schedule whose second timestep is used.")
     ] = 50
     deviations: Annotated[
-        float, Field(ge=0, le=10, description="standard deviations above the mean of null prompts, for the threshold")
+        float, Field(ge=0, le=10, description="Standard deviations above the mean of null prompts, for the threshold.")
     ] = 1.0
-    batch: Annotated[int, Field(ge=1, le=4096, description="samples at a time; does not change the result"), SPEED] = 32
+    batch: Annotated[
+        int, Field(ge=1, le=4096, description="Samples at a time; this does not change the result."), SPEED
+    ] = 32
 
 
 def detection_timestep(model: Model, steps: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -20,10 +20,6 @@ from tasks.diffusion.folder import OPTIONAL
 from tasks.diffusion.masks import Members
 from tasks.diffusion.noise import generator
 from tasks.errors import InputError
-
-PerPrompt = Literal["nemo", "random-nemo"]
-PRUNED_PER_PROMPT: tuple[PerPrompt, ...] = get_args(PerPrompt)
-"""Variants of which each prompt has neurons of its own that are pruned, and its random control."""
 
 
 def random_like(members: Members, universes: Mapping[int, int], seed: int, of: str = "") -> dict[int, torch.Tensor]:

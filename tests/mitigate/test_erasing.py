@@ -15,13 +15,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 from safetensors import safe_open
+from tasks.evaluate.sscd import SscdParams
 
 from storage import Store, StoreError
 from tasks.collect.task import import_set
 from tasks.diffusion.noise import Key
 from tasks.diffusion.sampling import SamplingParams
 from tasks.errors import InputError, TooLarge
-from tasks.evaluate.sscd import SscdParams
 from tasks.mitigate import finetune as finetuning
 from tasks.mitigate import task as door
 from tasks.mitigate.finetune import FineTuneParams, Memorized, finetune

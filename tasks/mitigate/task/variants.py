@@ -1,47 +1,41 @@
 """Variants in the store: what they go by, what they lost, and how they get in and out."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import BaseModel
+
 from storage import Store, content_key
 from tasks.diffusion.precision import Precision
 from tasks.errors import InputError
-from tasks.localize.wanda import WandaParams
-from tasks.mitigate.finetune import Erasure, FineTuneParams
-from tasks.mitigate.inference import Defence, DefenceParams
-from tasks.mitigate.prune import Card, PerPrompt, save_pipeline, save_variant
+from tasks.mitigate.prune import Card, save_pipeline, save_variant
+from tasks.pruned import Pruned
 from tasks.subject import ORIGINAL, Subject
 
 VERSION = "prune/3"
-DONE: dict[Erasure | Defence | PerPrompt, str] = {
-    "nemo": "each prompt is asked with the neurons silenced that NeMo found for it alone",
-    "random-nemo": "each prompt is asked with as many random neurons of each layer silenced as NeMo found for it,"
-    " a control",
-    "adversarial-finetune": "the denoiser was trained to answer adversarial embeddings of memorized images with others",
-    "surrogate-finetune": "the denoiser was trained to answer the prompts of memorized pictures with other pictures",
-    "ordinary-finetune": "the denoiser was trained further on ordinary pictures alone",
-    "lora-finetune": "low-rank changes of the denoiser's attention were trained to answer adversarial embeddings of"
+DONE: dict[str, str] = {
+    "adversarial-finetune": "the UNet was trained to answer adversarial embeddings of memorized pictures with others",
+    "surrogate-finetune": "the UNet was trained to answer the prompts of memorized pictures with other pictures",
+    "ordinary-finetune": "the UNet was trained further on ordinary pictures alone",
+    "lora-finetune": "low-rank changes of the UNet's attention were trained to answer adversarial embeddings of"
     " memorized pictures with others",
     "perturbed-embedding": "prompt embeddings are moved until they steer the first step less, at inference",
     "random-tokens": "random words are added to prompts, at inference",
     "reweighted-attention": "cross-attention is kept from what sums a prompt up, at inference",
 }
-"""What a model card says of a mitigation that is not one denoiser with zeros."""
+"""What a model card says of a mitigation that prunes nothing."""
 
 
-def prune_id(found_id: str, scopes: Sequence[str], params: WandaParams | None = None, seed: int | None = None) -> str:
+def prune_id(pruned: Pruned, seed: int | None = None) -> str:
     """What a pruned variant goes by in `variants.params_id`, whether or not it was made yet.
 
     Args:
-        found_id: the id of the sets.
-        scopes: whose sets are pruned.
-        params: Wanda's, for how sets of several steps are united.
-        seed: of a random control.
+        seed: of its random control.
     """
-    return content_key(VERSION, found_id, sorted(scopes), params.model_dump() if params else None, seed)
+    return content_key(VERSION, pruned.id, seed)
 
 
 def variant_of(method: str, params_id: str) -> str:
@@ -103,13 +97,18 @@ def export_variant(subject: Subject, variant: str, folder: Path, changed_only: b
 
 def unpruned_card(
     subject: Subject,
-    method: Erasure | Defence | PerPrompt,
-    params: FineTuneParams | DefenceParams | None,
+    method: str,
+    params: BaseModel,
     audit_id: str,
     site: Literal["denoiser", "inference"],
     shared: float = 0.0,
+    done: str = "",
 ) -> Card:
-    """The card of a variant that is not one denoiser with zeros: it was trained, or it acts at inference."""
+    """The card of a variant that is not one UNet with zeros: it was trained, or what is done is done at inference.
+
+    Args:
+        done: what is done, in words; those of the method without it.
+    """
     model = subject.load()
     return Card(
         title=f"{Path(subject.source).name}, {method}",
@@ -120,9 +119,9 @@ def unpruned_card(
         site=site,
         pruned=0,
         total=sum(weight.numel() for weight in model.denoiser.parameters()),
-        params=params.model_dump(mode="json") if params is not None else {},
+        params=params.model_dump(mode="json"),
         shared=shared,
-        done=DONE[method],
+        done=done or DONE[method],
     )
 
 
