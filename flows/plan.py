@@ -325,7 +325,7 @@ class Plan:
         """What generations are made and looked at with."""
         settings = self.settings
         own = {"extraction": settings.extraction}
-        detection = detection_id(settings.nemo)
+        detection = detection_id(self.nemo)
         return evaluating.Scoring(settings.sampling, settings.sscd, self.clip, own, detection, self.ordinary)
 
     def generations(self, trial: Trial) -> list[str]:

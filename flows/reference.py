@@ -226,7 +226,7 @@ def _ordinary(subject: Subject, world: Path, settings: Settings) -> list[gates.G
 def _detection(subject: Subject, settings: Settings) -> gates.Gate:
     """How well noise differences tell planted prompts from ordinary ones."""
     memorized, ordinary = prompts_of(subject, "memorized"), prompts_of(subject, "ordinary", settings.ordinary)
-    localizing.detect(subject, [*memorized, *ordinary], settings.nemo)
+    localizing.detect(subject, [*memorized, *ordinary], settings.of(method("localizer", "nemo")))
     area = _measured(subject, PROMPT, memorized, settings, "detection", ordinary)
     return gates.Gate("detection: AUC of noise differences", area, ">=", 0.95)
 
@@ -261,7 +261,9 @@ def _measured(
 ) -> float:
     """The first estimate of a metric, of the original model under a condition."""
     clip = clip_of(AuditParams(model=subject.model), Path(subject.model))
-    scoring = evaluating.Scoring(settings.sampling, settings.sscd, clip, {}, detection_id(settings.nemo), ordinary)
+    scoring = evaluating.Scoring(
+        settings.sampling, settings.sscd, clip, {}, detection_id(settings.of(method("localizer", "nemo"))), ordinary
+    )
     trial = evaluating.Trial(ORIGINAL, ORIGINAL, condition, prompts, settings.seeds)
     wanted = evaluating.shots(prompts, settings.seeds, triggers)
     return evaluating.estimates(subject, trial, wanted, scoring, only=[metric])[0].value

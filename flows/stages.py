@@ -26,6 +26,7 @@ from tasks.evaluate.task import Trial
 from tasks.localize import task as localizing
 from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
+from tasks.pruned import random_controls
 from tasks.report import task as reporting
 from tasks.scorers import clip, sscd
 from tasks.subject import ORIGINAL, Prompt
@@ -268,7 +269,7 @@ def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
     audit_id = audit_of(plan, audit_id)
     with shown_progress("evaluate"):
         for trial in plan.trials(plan.variants()):
-            random = trial.name in mitigating.RANDOM_CONTROLS
+            random = trial.name in random_controls()
             shared = mitigating.shared_members(plan.subject, trial.variant) if random else None
             measure(plan.subject, audit_id, trial, plan.shots(trial), plan.scoring, shared)
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from tasks.conditions import Condition
     from tasks.diffusion.families import Model
-    from tasks.diffusion.model import Model
     from tasks.diffusion.sites import Layer, Site
     from tasks.evaluate.estimates import Estimate
     from tasks.evaluate.seen import Seen
@@ -300,6 +299,9 @@ def metric(**spec: Any) -> Callable[[S], S]:
 
     def of(function: S) -> S:
         register(Metric(measure=function, **spec))
+        return function
+
+    return of
 
 
 def localizer(**spec: Any) -> Callable[[S], S]:

@@ -32,6 +32,7 @@ from tasks.conditions import PROMPT
 from tasks.diffusion.sampling import generate
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
+from tasks.methods import method
 from tasks.report.task import Diagnosed
 from tasks.scorers.sscd import Sscd
 from tasks.subject import Subject
@@ -179,7 +180,7 @@ def test_a_search_is_written_for_every_effort_once(params: AuditParams, audited:
 
 def test_another_refinement_is_held_against_the_published_one(params: AuditParams, tmp_path: Path) -> None:
     assert params.settings is not None
-    nemo = params.settings.nemo.model_copy(update={"refinement": "group"})
+    nemo = params.settings.of(method("localizer", "nemo")).model_copy(update={"refinement": "group"})
     settings = params.settings.model_copy(update={"nemo": nemo, "agreement": True, "memorized": 2, "scores": ()})
     plan = Plan(params.model_copy(update={"settings": settings, "store": str(tmp_path / "store")}))
     stages.collect(plan.params)
@@ -192,9 +193,9 @@ def test_another_refinement_is_held_against_the_published_one(params: AuditParam
 
 def test_random_cuts_are_as_large_and_elsewhere(params: AuditParams, audited: Audited) -> None:
     rows = {row["method"]: row for row in Store.open(params.store).read("variants").to_pylist()}
-    for method in ("nemo", "wanda"):
-        assert rows[method]["pruned"] == rows[f"random-{method}"]["pruned"] > 0
-        assert rows[method]["total"] == rows[f"random-{method}"]["total"]
+    for name in ("nemo", "wanda"):
+        assert rows[name]["pruned"] == rows[f"random-{name}"]["pruned"] > 0
+        assert rows[name]["total"] == rows[f"random-{name}"]["total"]
         assert rows[method]["weights"] != rows[f"random-{method}"]["weights"]
 
 

@@ -15,7 +15,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 from safetensors import safe_open
-from tasks.evaluate.sscd import SscdParams
 
 from storage import Store, StoreError
 from tasks.collect.task import import_set

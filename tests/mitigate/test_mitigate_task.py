@@ -231,7 +231,7 @@ def test_a_variant_leaves_the_store_as_a_pipeline(subject: Subject, tmp_path: Pa
     door.export_variant(subject, variant, tmp_path / "whole")
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "whole")
     expected = subject.load()
-    for one, two in ((loaded.denoiser, copied(subject, variant)), (loaded.vae, expected.vae)):
+    for one, two in ((loaded.unet, copied(subject, variant)), (loaded.vae, expected.vae)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert load_model(tmp_path / "whole", "cpu").encode(["picture"]).equal(expected.encode(["picture"]))
     card = (tmp_path / "whole" / "README.md").read_text()

@@ -1,6 +1,7 @@
 """Localizing: from activations to sets of neurons and weights, their controls, and what they have in common."""
 
 from tasks.localize.task.asked import Given, Groups, control_of, groups_of, one_by_one, sets_id
+from tasks.localize.task.detection import detect
 from tasks.localize.task.localizing import agreement, curve_id, draw_curves, localize
 from tasks.pruned import ALL
 

@@ -14,7 +14,7 @@ from tasks.diffusion.families import Model
 from tasks.diffusion.sampling import encode
 from tasks.diffusion.sites import Layer
 from tasks.errors import InputError
-from tasks.keys import norms_id, values_id
+from tasks.keys import detection_id, norms_id, values_id
 from tasks.localize.ground import Ground, Norms, NormsParams, Prompted
 from tasks.localize.statistics import Moments, Statistics
 from tasks.localize.task.asked import Given

@@ -25,7 +25,7 @@ __all__ = [
     "not_erased",
     "prune",
     "prune_id",
-    "shared_figure",
+    "shared_members",
     "shared_with_found",
     "shares_pruned",
     "subject_of",

@@ -12,7 +12,6 @@ import numpy as np
 from storage import content_key
 from tasks.diffusion.families import layers_of
 from tasks.diffusion.masks import Members, without_neurons, without_weights
-from tasks.diffusion.sites import layers_of
 from tasks.mitigate.prune import Card, random_like, shared
 from tasks.mitigate.task.variants import prune_id, put, unpruned_card, variant_of
 from tasks.pruned import ALL, Pruned
