@@ -43,6 +43,14 @@ def test_variants_go_by_one_name_each(monkeypatch: pytest.MonkeyPatch) -> None:
         list(prunings())
 
 
+def test_a_pruning_must_suit_the_scopes_of_its_localizer() -> None:
+    nemo, wanda = (method("localizer", name) for name in ("nemo", "wanda"))
+    with pytest.raises(InputError, match="nemo finds no sets that 'wanda' could prune"):
+        replace(nemo, prunings=wanda.prunings)
+    with pytest.raises(InputError, match="over 'union' does not go with scopes 'subsets'"):
+        replace(wanda, prunings=nemo.prunings)
+
+
 def test_settings_are_groups_of_the_methods_own() -> None:
     settings = Settings.model_validate(
         {"wanda": {"tau": 3}, "scores": ["taylor", "magnitude"], "taylor": {"timesteps": 4}}
