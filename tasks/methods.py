@@ -246,6 +246,15 @@ class Localizer(Method):
     """Raises InputError where parameters do not fit a model: called with them and the model's outline, which is known
     before any weights are loaded."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for pruning in self.prunings:
+            if (pruning.over == "all") == (self.scopes == "prompts"):
+                raise InputError(
+                    f"{self.name} finds no sets that {pruning.name!r} could prune: over {pruning.over!r} does not go"
+                    f" with scopes {self.scopes!r}"
+                )
+
     def id(self, params: BaseModel, *rest: Any) -> str:
         """What its sets go by; parameters that only unite them later do not count."""
         own = {name: value for name, value in determining(params).items() if name not in uniting(params)}

@@ -72,6 +72,16 @@ def test_imports_point_down(module: str, path: Path) -> None:
     assert wrong(module, path.read_text()) == []
 
 
+def test_what_localization_shares_lies_below_it() -> None:
+    others = [(module, path) for module, path in modules() if not module.startswith(("tasks.localize", "flows"))]
+    assert [
+        f"{module} imports {imported}"
+        for module, path in others
+        for imported in imports(path.read_text())
+        if imported.startswith("tasks.localize")
+    ] == []
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
