@@ -367,8 +367,8 @@ def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audi
 def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams, audited: Audited) -> None:
     plan = Plan(params)
     subject, variant, sampling = plan.subject, audited.variants["nemo"], plan.settings.sampling
-    sets = {"method": "nemo", "params_id": plan.nemo_id, "model_id": subject.model_id}
-    rows = [row for row in subject.open().read("neuron_sets", **sets).to_pylist() if row["members"]]
+    sets = subject.open().read("neuron_sets", model_id=subject.model_id, method="nemo", params_id=plan.nemo_id)
+    rows = [row for row in sets.to_pylist() if row["members"]]
     prompt = next(prompt for prompt in plan.memorized if prompt.prompt_id in {row["scope_id"] for row in rows})
     model = subject.load()
     unet = copy.deepcopy(model.unet)
