@@ -7,15 +7,16 @@ from functools import partial
 
 from flows.selection import Selection
 from flows.settings import Settings, managed
-from tasks.attack.extraction import check_clique, check_tiles
 from tasks.diffusion.detection import enough_scores, pairs
 from tasks.diffusion.outline import Outline, enough_timesteps
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.diffusion.ssim import scales_and_kernel
 from tasks.errors import gathered
+from tasks.evaluate.extraction import check_clique, check_tiles
 from tasks.localize.importance import BY_GRADIENT
 from tasks.localize.statistics import enough_prompts, load_statistics
 from tasks.localize.wanda import candidates_of
+from tasks.mitigate.inference import check_defence
 from tasks.scan.task import ScanParams
 
 
@@ -56,15 +57,15 @@ def with_prompts(settings: Settings, chosen: Selection) -> list[str]:
 
 def with_model(settings: Settings, outline: Outline) -> list[str]:
     """What settings cannot do with a model of this outline."""
-    unet, latent, picture, trained = outline.unet, outline.latent, outline.picture, outline.trained
+    latent, picture, trained = outline.latent, outline.picture, outline.trained
     site = Site(settings.nemo.site)
 
     def rows() -> None:
-        columns = min(layer.inputs for layer in layers_of(unet, Site.FEED_FORWARD_HIDDEN))
+        columns = min(layer.inputs for layer in outline.layers(Site.FEED_FORWARD_HIDDEN))
         candidates_of(columns, settings.wanda.sparsity)
 
     def statistics() -> None:
-        layers = layers_of(unet, site)
+        layers = outline.layers(site)
         if settings.nemo.statistics is not None:
             load_statistics(settings.nemo.statistics, layers)
 
@@ -77,6 +78,7 @@ def with_model(settings: Settings, outline: Outline) -> list[str]:
         partial(check_tiles, *picture, settings.extraction.tiles) if picture and tiled else None,
         partial(enough_timesteps, settings.sampling.steps, trained, "sampling.steps"),
         partial(enough_timesteps, settings.nemo.steps, trained, "nemo.steps"),
+        *(partial(check_defence, kind, outline.family) for kind in settings.defences),
         partial(enough_timesteps, settings.importance.timesteps, trained, "importance.timesteps")
         if gradients
         else None,

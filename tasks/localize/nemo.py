@@ -19,7 +19,7 @@ from tasks.diffusion.detection import (
     pairwise_scores,
     prompt_differences,
 )
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.localize.scorer import BlockedScore
@@ -73,7 +73,7 @@ class NemoResult:
     refinement_threshold: float
     """That of Algorithm 4: the threshold, or after a give-up what the selection reached, see `refinement_limit`."""
     evaluations: int
-    """Samples that went through the UNet, the gate's with them."""
+    """Samples that went through the denoiser, the gate's with them."""
 
 
 def nemo(

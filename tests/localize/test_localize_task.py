@@ -9,8 +9,9 @@ import torch
 from storage import Store, connect
 from tasks.collect.task import collect_norms, collect_values, empty_prompts, import_set
 from tasks.collect.values import value_activations
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.sampling import SamplingParams
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.localize import task as door
 from tasks.localize.importance import ImportanceParams
@@ -70,7 +71,7 @@ def test_empty_prompts_are_as_many_trajectories_of_their_own(subject: Subject, w
     rows = subject.open().read("activations", columns=["prompt_id", "sum_sq"], site=SITE.value, step=1).to_pylist()
     found = {tuple(row["sum_sq"]) for row in rows if row["prompt_id"] in {prompt.prompt_id for prompt in prompts}}
     # Of each layer; the halves of guidance are alike, as both read the empty text.
-    assert len(found) == 3 * len(layers_of(subject.load().unet, SITE))
+    assert len(found) == 3 * len(layers_of(subject.load().denoiser, SITE))
 
 
 def test_only_the_steps_that_count_are_in_the_store(subject: Subject, wanda_id: str) -> None:
@@ -90,7 +91,7 @@ def test_ordinary_prompts_are_taken_for_memorized_ones_as_a_control(
     con = connect(subject.open())
     pairs = "scope_id_1 = 'control 1' AND scope_id_2 = 'control 2'"
     rows = con.execute(f"SELECT size_1, iou FROM iou WHERE method = 'wanda-control' AND {pairs}").fetchall()
-    assert len(rows) == 2 * len(layers_of(subject.load().unet, SITE))
+    assert len(rows) == 2 * len(layers_of(subject.load().denoiser, SITE))
     assert all(size > 0 and 0 <= iou <= 1 for size, iou in rows)
     with pytest.raises(InputError, match="needs ordinary prompts"):
         door.by_control(memorized, [])
@@ -134,8 +135,8 @@ def test_published_statistics_stand_for_null_prompts(
     subject: Subject, memorized: list[Prompt], nulls: list[Prompt], nemo_id: str, tmp_path: Path
 ) -> None:
     model = subject.load()
-    layers = layers_of(model.unet, Site.VALUE)
-    same = Moments.of(value_activations(layers, model.embed([prompt.text for prompt in nulls]))).statistics()
+    layers = layers_of(model.denoiser, Site.VALUE)
+    same = Moments.of(value_activations(layers, model.encode([prompt.text for prompt in nulls]))).statistics()
     ids = []
     for name in ("one.pt", "two.pt"):
         torch.save((list(same.means), list(same.stds)), tmp_path / name)
@@ -203,7 +204,7 @@ def test_values_of_all_blocks_are_searched_when_asked_for(
     all_id = door.localize_nemo(subject, memorized, nulls, nulls, everywhere)
     assert {row["site"] for row in sets(subject, all_id, "nemo")} == {"value-all"}
     layers = {row["layer"] for row in sets(subject, all_id, "nemo")}
-    assert layers == {layer.name for layer in layers_of(subject.load().unet, Site.VALUE_ALL)}
+    assert layers == {layer.name for layer in layers_of(subject.load().denoiser, Site.VALUE_ALL)}
     assert layers > {row["layer"] for row in sets(subject, nemo_id, "nemo")}
     assert any(row["members"] for row in sets(subject, all_id, "nemo") if row["layer"].startswith("up_blocks"))
 

@@ -1,6 +1,6 @@
 """Localizing: from activations to sets of neurons and weights, their controls, and what they have in common."""
 
-from tasks.localize.task.detection import detect, detection_figures, nemo_threshold, scores_of
+from tasks.localize.task.detection import detect, nemo_threshold
 from tasks.localize.task.names import ALL
 from tasks.localize.task.neurons import (
     CANDIDATES,
@@ -22,7 +22,6 @@ __all__ = [
     "by_trigger",
     "curve_id",
     "detect",
-    "detection_figures",
     "importance_id",
     "localize_importance",
     "localize_nemo",
@@ -30,7 +29,6 @@ __all__ = [
     "memorization_left",
     "nemo_id",
     "nemo_threshold",
-    "scores_of",
     "search_agreement",
     "wanda_id",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from storage import Store, content_key
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.keys import values_id
 from tasks.localize.curve import best_first, memorization_curve, stand_ins
@@ -34,7 +34,7 @@ def nemo_id(
     """What NeMo's sets go by, whether or not they were found yet; detection must have run. See `localize_nemo`."""
     published = None
     if params.statistics is not None:
-        published = load_statistics(params.statistics, layers_of(subject.load().unet, params.site))
+        published = load_statistics(params.statistics, subject.load().layers(params.site))
     return content_key(
         VERSION,
         SEARCH,
@@ -64,7 +64,7 @@ def localize_nemo(
         that the refinement began with.
     """
     model, store = subject.load(), subject.open()
-    site, layers = params.site, layers_of(model.unet, params.site)
+    site, layers = params.site, model.layers(params.site)
     threshold = nemo_threshold(subject, threshold_nulls, params)
     published = None if params.statistics is None else load_statistics(params.statistics, layers)
     params_id = nemo_id(subject, threshold_nulls, nulls, params)
@@ -120,7 +120,7 @@ def search_agreement(subject: Subject, first_id: str, second_id: str, site: Site
     Raises:
         InputError: there are none.
     """
-    layers = layers_of(subject.load().unet, site)
+    layers = subject.load().layers(site)
     first, second = (
         {
             name: {(index, neuron) for index, members in found.items() for neuron in members.tolist()}
@@ -158,7 +158,7 @@ def memorization_left(
         The id of these curves.
     """
     model, store = subject.load(), subject.open()
-    site, layers = params.site, layers_of(model.unet, params.site)
+    site, layers = params.site, model.layers(params.site)
     params_id = curve_id(nemo_id, seed)
     known = traced(store, subject, params_id)
     sets = _neurons(subject, "nemo", nemo_id, site, layers)

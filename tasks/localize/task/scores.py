@@ -7,7 +7,7 @@ import torch
 
 from storage import Store, content_key
 from tasks.diffusion.sampling import encode
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.keys import SEED
 from tasks.localize.importance import BY_GRADIENT, ImportanceParams, gradient_magnitudes, important_weights
@@ -43,7 +43,7 @@ def localize_importance(
         InputError: Wanda's sets are not in the store, or gradients are needed and a prompt has no image.
     """
     model = subject.load()
-    layers = layers_of(model.unet, site)
+    layers = model.layers(site)
     counts, pictures, params_id = _importance(subject, asked, ordinary, params, wanda_id, wanda, scope_id, site)
     if scope_id in found_scopes(subject, params.score, params_id, site, layers):
         return params_id
@@ -53,7 +53,7 @@ def localize_importance(
             if named:
                 latents = encode(model, subject.pictures([image for _, image in named]))
                 keys = [(image, SEED) for _, image in named]
-                texts = model.embed([text for text, _ in named])
+                texts = model.encode([text for text, _ in named])
                 gradients[kind] = gradient_magnitudes(model, layers, texts, latents, keys, params.timesteps, done)
     rows = [
         {
@@ -95,7 +95,7 @@ def _importance(
     site: Site,
 ) -> tuple[list[int], dict[str, list[tuple[str, str]]], str]:
     """How many weights of each layer, whose gradients, and the id of both."""
-    store, layers = subject.open(), layers_of(subject.load().unet, site)
+    store, layers = subject.open(), subject.load().layers(site)
     counts = [len(_cut(store, subject, wanda_id, scope_id, wanda, site, layer)) for layer in layers]
     pictures: dict[str, list[tuple[str, str]]] = {"memorized": [], "ordinary": []}
     if params.score in BY_GRADIENT:

@@ -9,7 +9,7 @@ import torch
 
 from storage import Store, content_key
 from tasks.diffusion.sampling import SamplingParams
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.keys import norms_id
 from tasks.localize.subsets import control_subsets, subsets_of
@@ -98,7 +98,7 @@ def localize_wanda(
         InputError: prompts have no feature norms in the store.
     """
     model, store = subject.load(), subject.open()
-    layers = layers_of(model.unet, site)
+    layers = model.layers(site)
     collection = norms_id(sampling, params.tau)
     params_id = wanda_id(groups, nulls, params, sampling, site)
     known = found_scopes(subject, groups.method, params_id, site, layers)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from storage import content_key
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.masks import Members, without_neurons, without_weights
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.localize.importance import Importance
 from tasks.localize.wanda import WandaParams, over_steps
 from tasks.mitigate.prune import Card, PerPrompt, random_like, shared
@@ -44,7 +45,7 @@ def prune_neurons(
 
     Nothing where the search found nothing; no control where it found everything.
     """
-    layers = layers_of(subject.load().unet, site)
+    layers = layers_of(subject.load().denoiser, site)
     sets = read_sets(subject, "nemo", params_id, site, layers, prompt_ids)
     members: Members = {
         layer.index: torch.unique(torch.cat([sets[name, None, layer.index] for name in prompt_ids])) for layer in layers
@@ -70,7 +71,7 @@ def prune_per_prompt(
 
     Nothing where the search found nothing.
     """
-    layers = layers_of(subject.load().unet, site)
+    layers = layers_of(subject.load().denoiser, site)
     sets = read_sets(subject, "nemo", params_id, site, layers, prompt_ids)
     found: dict[str, Members] = {
         name: {layer.index: sets[name, None, layer.index] for layer in layers} for name in prompt_ids
@@ -114,7 +115,7 @@ def prune_weights(
         params: how the sets of the steps are united; fewer steps than were localized may be.
     """
     site = Site.FEED_FORWARD_HIDDEN
-    layers = layers_of(subject.load().unet, site)
+    layers = layers_of(subject.load().denoiser, site)
     sets = read_sets(subject, method, params_id, site, layers, [scope_id])
     universes = {layer.index: layer.outputs * layer.inputs for layer in layers}
     by_step = {(step, index): found for (_, step, index), found in sets.items() if step is not None}
@@ -139,7 +140,7 @@ def prune_scored(subject: Subject, method: Importance, params_id: str, scope_id:
     Nothing where Wanda, whose numbers they follow, found nothing.
     """
     site = Site.FEED_FORWARD_HIDDEN
-    layers = layers_of(subject.load().unet, site)
+    layers = layers_of(subject.load().denoiser, site)
     sets = read_sets(subject, method, params_id, site, layers, [scope_id])
     members: Members = {index: found for (_, _, index), found in sets.items()}
     if not _any(members):
@@ -183,10 +184,10 @@ def _put(
         same: of a random control, the share that was localized, too.
     """
     model = subject.load()
-    layers = layers_of(model.unet, Site(named["site"]))
+    layers = layers_of(model.denoiser, Site(named["site"]))
     weights = named["rule"] == "weights"
     without = without_weights if weights else without_neurons
-    with without(model.unet, layers, members) as zeroed:
+    with without(model.denoiser, layers, members) as zeroed:
         card = Card(
             title=f"{Path(subject.source).name}, {method}",
             base=subject.source,
@@ -195,7 +196,7 @@ def _put(
             audit_id=audit_id,
             site=named["site"],
             pruned=zeroed,
-            total=sum(weight.numel() for weight in model.unet.parameters()),
+            total=sum(weight.numel() for weight in model.denoiser.parameters()),
             members={layer.name: len(members[layer.index]) for layer in layers},
             params=params.model_dump() if params is not None else {},
             shared=same,
@@ -225,7 +226,7 @@ def _write(
             "width": layer.inputs if weights else None,
         }
         for name, members in sets.items()
-        for layer in layers_of(subject.load().unet, site)
+        for layer in layers_of(subject.load().denoiser, site)
     ]
     key = content_key(subject.model_id, method, params_id)
     write_sets(subject, key, method, params_id, site, scope, rows)
