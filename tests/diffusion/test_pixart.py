@@ -22,6 +22,7 @@ from tasks.diffusion.sites import Layer, Site
 from tasks.diffusion.tokens import tokenizers_of
 from tasks.errors import InputError
 from tasks.mitigate.inference import DefenceParams, defended
+from tasks.scan.entropy import attention_layer
 from tests.support.pipelines import KEYS, PROMPTS, write_pixart
 
 PIPELINES = [PixArtAlphaPipeline, PixArtSigmaPipeline]
@@ -140,6 +141,8 @@ def test_what_needs_a_token_that_begins_prompts_is_refused_in_a_line(folder: Pat
     line = "prompts of PixArtAlpha begin with none: leave it out of --set 'defences="
     with pytest.raises(InputError, match=line):
         defended(model, "reweighted-attention", DefenceParams(), SamplingParams(), PROMPTS, KEYS)
+    with pytest.raises(InputError, match="prompts of PixArtAlpha begin with none: scan with norm"):
+        attention_layer(type(model), model.layers(Site.VALUE_ALL))
 
 
 def test_mixed_precision_is_nearly_the_same(folder: Path) -> None:

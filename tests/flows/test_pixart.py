@@ -24,7 +24,7 @@ DEFENCES = ("perturbed-embedding", "random-tokens")
 ERASE = ("adversarial-finetune", "lora-finetune")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def server() -> Iterator[None]:
     with prefect_test_harness(server_startup_timeout=120):
         yield
@@ -40,6 +40,8 @@ def params(model: Path, store: Path, **changed: object) -> AuditParams:
     return AuditParams(model=str(model), store=str(store), device="cpu", settings=settings)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("server")
 def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
     audited = audit(params(model, tmp_path / "store"))
     store = Store.open(str(tmp_path / "store"))
