@@ -2,18 +2,29 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 help: ## list what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 audit: .venv/.installed ## audit the reference model: prints the table and the path of the report
 	@$(BIN)/engram audit --model reference --profile quick
 
-test: .venv/.installed ## lint, types and all tests but the slow ones
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-test-slow: .venv/.installed ## the tests that take long, or need servers and a browser
-	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile -m slow
+test: lint ## what a change has to pass first: lint, types, and all tests but slow ones and those for a GPU
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: .venv/.installed ## the tests that take long, or need a platform or a browser
+	$(PYTEST) -m "slow and not gpu"
+
+test-gpu: .venv/.installed ## the tests that need an NVIDIA GPU
+	$(PYTEST) -m gpu
+
+test-wheel: .venv/.installed ## build the wheel, and run it outside the checkout
+	.ci/wheel
+
+lint: .venv/.installed ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean: ## remove the environment and caches, but no store
 	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -30,4 +41,4 @@ clean: ## remove the environment and caches, but no store
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: help audit test test-slow clean
+.PHONY: help audit test test-slow test-gpu test-wheel lint clean

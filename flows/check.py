@@ -15,15 +15,15 @@ from flows.selection import Selection
 from flows.settings import Settings
 from storage import StoreError, address_of
 from tasks.collect import task as collecting
+from tasks.diffusion.families.schedule import Choice
 from tasks.diffusion.folder import problems_of
 from tasks.diffusion.hub import named_on_hub
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.outline import Outline, outline_of
-from tasks.diffusion.schedulers import Choice
 from tasks.errors import gathered, noting, refuse
-from tasks.evaluate.clip_score import check_clip
-from tasks.evaluate.sscd import check_sscd
 from tasks.progress import stage
+from tasks.scorers.clip import check_clip
+from tasks.scorers.sscd import check_sscd
 from tasks.subject import Kind, Prompt, in_turns
 
 

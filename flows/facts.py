@@ -6,10 +6,10 @@ from typing import Any
 from flows.plan import Plan
 from storage import content_key
 from tasks.diffusion.sites import Site
-from tasks.evaluate.clip_score import scorer_of as clip_scorer_of
-from tasks.evaluate.sscd import scorer_of
 from tasks.mitigate import task as mitigating
 from tasks.pruned import random_controls
+from tasks.scorers.clip import scorer_of as clip_scorer_of
+from tasks.scorers.sscd import scorer_of
 from tasks.subject import Prompt
 from tasks.units import counted
 

@@ -5,7 +5,7 @@ they ran in this process, on another worker or last night.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -22,9 +22,9 @@ from tasks.conditions import EXTRACTION, LOCALITY, ORDINARY, PROMPT, Condition, 
 from tasks.diffusion.precision import Precision, precision_for
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError, refuse
-from tasks.evaluate import clip_score
 from tasks.evaluate import task as evaluating
-from tasks.evaluate.clip_score import ClipParams
+from tasks.evaluate.task import Trial
+from tasks.keys import detection_id
 from tasks.localize import task as localizing
 from tasks.localize.ground import NormsParams
 from tasks.localize.nemo import NemoParams
@@ -33,22 +33,9 @@ from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
 from tasks.pruned import Pruned, per_prompt, random_controls
 from tasks.report.standing import CLAIMS
+from tasks.scorers import clip as clip_score
+from tasks.scorers.clip import ClipParams
 from tasks.subject import DEFENCES, ORIGINAL, Kind, Prompt, Subject, as_prompts, prompts_of
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One variant under one condition, with the prompts it is asked."""
-
-    name: str
-    """The variant, by the name that its estimates go by."""
-    variant: str
-    """The same, as the store knows it."""
-    condition: Condition
-    prompts: list[Prompt]
-    """Asked, or those whose images are attacked."""
-    seeds: int
-    """Generations of each prompt or trigger."""
 
 
 class Plan:
@@ -213,9 +200,11 @@ class Plan:
         seed = self.settings.seed
         return attacking.triggers_of(self.subject, ORIGINAL, self.diagnosed, self.pool, self.many, seed)
 
-    def searched_shots(self) -> list[evaluating.Shot]:
-        """The pictures by which that is seen."""
-        return evaluating.shots(self.diagnosed, self.settings.seeds, self.searched)
+    @property
+    def tried(self) -> tuple[Trial, list[evaluating.Shot]]:
+        """The trial by which that is seen, and its generations."""
+        trial = Trial(ORIGINAL, ORIGINAL, LOCALITY, self.diagnosed, self.settings.seeds)
+        return trial, evaluating.shots(trial.prompts, trial.seeds, self.searched)
 
     @property
     def begun(self) -> dict[str, list[str]]:
@@ -225,9 +214,7 @@ class Plan:
 
     def succeeded(self) -> dict[str, list[int]]:
         """By prompt id, the restarts whose triggers do bring the picture back."""
-        subject, settings, wanted = self.subject, self.settings, self.searched_shots()
-        ids = evaluating.generation_ids(subject, ORIGINAL, LOCALITY, wanted, settings.sampling)
-        copying = evaluating.triggers_that_copy(subject, wanted, ids, settings.sscd)
+        copying = evaluating.succeeded(self.subject, *self.tried, self.scoring)
         return {
             name: [restart for restart, one in enumerate(found) if one in copying]
             for name, found in self.searched.items()
@@ -332,6 +319,14 @@ class Plan:
     def shots(self, trial: Trial) -> list[evaluating.Shot]:
         """The generations that a trial asks for."""
         return evaluating.shots(trial.prompts, trial.seeds, self.triggers(trial))
+
+    @cached_property
+    def scoring(self) -> evaluating.Scoring:
+        """What generations are made and looked at with."""
+        settings = self.settings
+        own = {"extraction": settings.extraction}
+        detection = detection_id(self.nemo)
+        return evaluating.Scoring(settings.sampling, settings.sscd, self.clip, own, detection, self.ordinary)
 
     def generations(self, trial: Trial) -> list[str]:
         """The ids of those generations."""

@@ -8,12 +8,13 @@ from functools import partial
 
 from flows.selection import Selection
 from flows.settings import Settings, managed
-from tasks.attack.extraction import check_clique, check_tiles
 from tasks.diffusion.detection import enough_scores, pairs
 from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.errors import gathered
+from tasks.evaluate.extraction import check_clique, check_tiles
 from tasks.localize.ground import NormsParams
 from tasks.localize.statistics import enough_prompts
+from tasks.mitigate.inference import check_defence
 from tasks.scan.task import ScanParams
 
 
@@ -63,6 +64,7 @@ def with_model(settings: Settings, outline: Outline) -> list[str]:
     return gathered(
         partial(check_tiles, *picture, settings.extraction.tiles) if picture and tiled else None,
         partial(enough_timesteps, settings.sampling.steps, trained, "sampling.steps"),
+        *(partial(check_defence, kind, outline.family) for kind in settings.defences),
         *(partial(check, params, outline) for check, params in own if check is not None),
     )
 

@@ -9,16 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.typed import may_be, validated
 from tasks.attack.dori import DoriParams
-from tasks.attack.extraction import ExtractionParams
 from tasks.conditions import Start
 from tasks.diffusion.precision import AskedPrecision
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError, refuse
-from tasks.evaluate.sscd import SscdParams
+from tasks.evaluate.extraction import ExtractionParams
 from tasks.methods import Localizer, Method, localizer_of, method, methods, named, params_in, with_groups
 from tasks.mitigate.finetune import Erasure, FineTuneParams
 from tasks.mitigate.inference import Defence, DefenceParams
+from tasks.scorers.sscd import SscdParams
 
 Profile = Literal["quick", "full"]
 
@@ -67,7 +67,7 @@ class AuditSettings(BaseModel):
     effort_images: int = Field(8, ge=1, description="memorized pictures, and as many never memorized, attacked so")
     precision: AskedPrecision = Field(
         "float32",
-        description="mixed: the UNet computes in bfloat16 where that is safe; auto: mixed if the device has bfloat16",
+        description="mixed: the denoiser computes in bfloat16 where that is safe; auto: mixed where there is bfloat16",
     )
     sampling: SamplingParams = SamplingParams()
     agreement: bool = Field(

@@ -18,8 +18,7 @@ from prefect.artifacts import (
 from storage import Store
 from storage.errors import one_line
 from tasks.progress import stage, watching
-from tasks.report.charts import Chart
-from tasks.report.report import chart_svg
+from tasks.report.charts import Chart, drawn
 from tasks.report.task import Written
 
 LONG_S = 5.0
@@ -114,7 +113,7 @@ def show_scan(scan_id: str, words: str, rows: list[dict[str, Any]]) -> None:
 
 def show_chart(name: str, chart: Chart) -> None:
     """A chart as an artifact whose key begins with "chart-"."""
-    show(create_image_artifact, uri(chart_svg(chart), "svg+xml"), key=f"chart-{name}", description=chart.title)
+    show(create_image_artifact, uri(drawn(chart).encode(), "svg+xml"), key=f"chart-{name}", description=chart.title)
 
 
 def uri(picture: bytes, kind: str = "png") -> str:

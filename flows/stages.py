@@ -14,20 +14,20 @@ from flows.check import check
 from flows.facts import facts_of
 from flows.lineage import task
 from flows.params import AuditParams
-from flows.plan import Plan, Trial, pruned_of
+from flows.plan import Plan, pruned_of
 from flows.ready import check_ready
 from flows.show import show, show_audit, show_chart, shown_progress, uri
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
-from tasks.conditions import EXTRACTION, LOCALITY, ORDINARY, PROMPT
+from tasks.conditions import EXTRACTION
 from tasks.errors import Diverged, InputError, TooLarge
 from tasks.evaluate import task as evaluating
-from tasks.evaluate.sscd import scorer_of
+from tasks.evaluate.task import Trial
 from tasks.localize import task as localizing
 from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
-from tasks.pruned import random_controls
 from tasks.report import task as reporting
+from tasks.scorers import clip, sscd
 from tasks.subject import ORIGINAL, Prompt
 
 
@@ -61,6 +61,16 @@ prune = task(mitigating.prune, "prune", *PRUNED, reads=("neuron_sets",), run="pr
 defend = task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
 erase = task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
 attack_images = task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
+try_triggers = task(evaluating.try_triggers, "try triggers", "generations", "scores", reads=("triggers",))
+measure = task(
+    evaluating.measure,
+    "evaluate",
+    "generations",
+    "scores",
+    "metrics",
+    reads=("variants", "triggers", "prompts"),
+    run="evaluate {trial.name}, {trial.condition.name}",
+)
 write_report = task(reporting.write_report, "write report", "evidence", reads=("metrics", "generations", "scores"))
 
 
@@ -201,7 +211,7 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
         return
     with shown_progress("diagnose"):
         attack_images(subject, ORIGINAL, plan.diagnosed, plan.pool, plan.many, settings.seed)
-        try_triggers(plan)
+        try_triggers(subject, *plan.tried, plan.scoring)
         triggers, starts = plan.diagnosed_triggers()
         if triggers:
             both = [*triggers, *starts]
@@ -211,13 +221,6 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
                 alone = localizing.one_by_one(points)
                 localize_by(subject, localizer, plan.params_of(localizer), alone, plan.given)
         write_diagnosis(plan, audit_id)
-
-
-def _try(plan: Plan) -> None:
-    """Pictures of the triggers of the diagnosis, and their scores."""
-    subject, settings, wanted = plan.subject, plan.settings, plan.searched_shots()
-    ids = evaluating.generate_pictures(subject, ORIGINAL, LOCALITY, wanted, settings.sampling)
-    evaluating.score_copies(subject, ORIGINAL, LOCALITY, wanted, ids, settings.sscd)
 
 
 def _diagnose(plan: Plan, audit_id: str) -> None:
@@ -244,14 +247,14 @@ def _diagnose(plan: Plan, audit_id: str) -> None:
     points = [one.prompt_id for one in [*triggers, *starts]]
     words, maps = reporting.write_locality(plan.subject, audit_id, found, points, plan.nemo_id, plan.trigger_wanda_id)
     show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
-    for number, picture in enumerate(maps, 1):
-        key = f"locality-{number}"
-        show(create_image_artifact, uri(picture), key=key, description="Triggers, their starts and prompts")
+    for number, drawing in enumerate(maps, 1):
+        key, picture = f"locality-{number}", uri(drawing.encode(), "svg+xml")
+        show(create_image_artifact, picture, key=key, description="Triggers, their starts and prompts")
 
 
 @flow(name="evaluate", flow_run_name="evaluate")
 def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
-    """Pictures of every variant under every condition, their scores, and the figures of the audit.
+    """Generations of every variant under every condition, their scores, and the estimates of the audit.
 
     Args:
         audit_id: the audit that the figures belong to; the latest with these parameters if empty.
@@ -265,7 +268,9 @@ def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
     audit_id = audit_of(plan, audit_id)
     with shown_progress("evaluate"):
         for trial in plan.trials(plan.variants()):
-            evaluate_trial(plan, audit_id, trial, trial.name, trial.condition.name)
+            random = trial.name in random_controls()
+            shared = mitigating.shared_members(plan.subject, trial.variant) if random else None
+            measure(plan.subject, audit_id, trial, plan.shots(trial), plan.scoring, shared)
 
 
 @flow(name="report", flow_run_name="report")
@@ -299,8 +304,8 @@ def report(params: AuditParams, audit_id: str | None = None) -> Audited:
     found = reporting.Localized(wanda=plan.wanda_id, control=plan.control_id, curve=plan.curve_id)
     path = reporting.page_path(subject, audit_id)
     facts = facts_of(plan, record, variants)
-    scorer = scorer_of(settings.sscd)
-    page = (subject, audit_id, path, variants, plan.memorized, shown, facts, found, scorer, searches, trained)
+    scorers = {"sscd": sscd.scorer_of(settings.sscd), "clip": clip.scorer_of(plan.clip)}
+    page = (subject, audit_id, path, variants, plan.memorized, shown, facts, found, scorers, searches, trained)
     with shown_progress("report"):
         written = write_report(*page)
     if runtime.flow_run.parent_flow_run_id is None:  # else the audit shows it on its own page
@@ -324,47 +329,7 @@ def audit_of(plan: Plan, audit_id: str | None) -> str:
     return str(max(mine, key=lambda row: row["started_at"])["audit_id"])
 
 
-def _evaluate(plan: Plan, audit_id: str, trial: Trial, name: str, kind: str) -> None:
-    """Generations of a variant under a condition, their scores and estimates. `name` and `kind` only name the run."""
-    subject, settings, wanted, condition = plan.subject, plan.settings, plan.shots(trial), trial.condition
-    where = (subject, trial.variant, condition)
-    ids = evaluating.generate_pictures(*where, wanted, settings.sampling)
-    if condition == EXTRACTION:
-        found = evaluating.extraction_figures(*where, wanted, ids, settings.extraction, settings.sscd)
-        evaluating.write_figures(subject, audit_id, trial.name, condition, found)
-        return
-    evaluating.score_copies(*where, wanted, ids, settings.sscd)
-    found = evaluating.copy_figures(subject, wanted, ids, settings.sscd)
-    evaluating.score_structure(*where, wanted, ids)
-    found += evaluating.structure_figures(subject, wanted, ids)
-    found += evaluating.seed_similarity_figure(subject, wanted, ids, settings.sscd)
-    originals: list[str] = []
-    if trial.variant != ORIGINAL and condition.start is None:
-        originals = evaluating.generation_ids(subject, ORIGINAL, condition, wanted, settings.sampling)
-        evaluating.score_change(*where, ids, originals, settings.sscd)
-        found += evaluating.change_figure(subject, wanted, ids, settings.sscd)
-    if condition == ORDINARY:
-        evaluating.score_alignment(*where, wanted, ids, plan.clip)
-        found += evaluating.alignment_figures(subject, wanted, ids, originals, plan.clip)
-        found += evaluating.quality_figures(*where, wanted, ids, plan.clip)
-    if trial.variant == ORIGINAL and condition == PROMPT:
-        found += localizing.detection_figures(subject, plan.memorized, plan.ordinary, plan.nemo)
-    if trial.name in random_controls() and condition == PROMPT:
-        found.append(mitigating.shared_figure(subject, trial.variant))
-    evaluating.write_figures(subject, audit_id, trial.name, condition, found)
-
-
-try_triggers = task(_try, "try triggers", "generations", "scores", reads=("triggers",))
 write_diagnosis = task(_diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
-evaluate_trial = task(
-    _evaluate,
-    "evaluate",
-    "generations",
-    "scores",
-    "metrics",
-    reads=("variants", "triggers", "prompts"),
-    run="evaluate {name}, {kind}",
-)
 
 
 def _nothing(done: str, how: str) -> None:

@@ -7,6 +7,7 @@ from storage.holdings import record_holdings
 from storage.iou import iou
 from storage.keys import content_key
 from storage.limits import Limits, time_limit
+from storage.migrate import Amount, drop_former, migrate
 from storage.processes import begun_here, mark_lost
 from storage.render import FORMATS, csv_line, render, rendered, safe_cell, visible, visible_lines
 from storage.sandbox import run_sql
@@ -15,6 +16,7 @@ from storage.verify import Damage, collect_litter, examine, verify
 
 __all__ = [
     "FORMATS",
+    "Amount",
     "Damage",
     "Limits",
     "Store",
@@ -25,9 +27,11 @@ __all__ = [
     "connect",
     "content_key",
     "csv_line",
+    "drop_former",
     "examine",
     "iou",
     "mark_lost",
+    "migrate",
     "out_of_reach",
     "queries",
     "query",

@@ -7,29 +7,31 @@
     <table>/...         the former parts; never changed, and removed by `drop_former` alone
     weights/...         stay where they are: their versions are their own
 
-What a part's rows become is told by `storage.migrations`. Keys stay, seals are made anew, and the records of what audits
-rest on (`audit_parts`) name the new addresses and seals.
+What a part's rows become is told by `storage.migrations`. Keys stay, seals are made anew, and the records of what
+audits rest on (`audit_parts`) name the new addresses and seals.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import StoreError, one_line
+from storage.folders import read_manifest
 from storage.holdings import RECORD
 from storage.layout import folder_of, partition_of
 from storage.mark import MARK, Mark, Tables, read_mark
 from storage.migrations import MIGRATIONS, OLDEST, tables_of
 from storage.parts import check_rows, encode, siblings, statement, unseal
-from storage.place import Entry, Place
+from storage.place import MANIFEST, Entry, Place
 from storage.processes import mark_lost, not_ended, still_there
 from storage.render import visible
 from storage.rows import conform
@@ -38,8 +40,6 @@ from storage.tables import TABLES, VERSION, Table
 
 OnProgress = Callable[[int, int], None]
 """Called with the parts done and the parts in all."""
-
-_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def migrate(
             way = "install a newer engram" if former.version >= VERSION else "begin a new store"
             raise StoreError(f"the store {url} has schema version {former.version}, which cannot be migrated: {way}")
         after = Mark(Tables(VERSION, f"v{VERSION}"), former)
-        moving = _Move(home.below(former.folder), home.below(after.tables.folder), tables_of(former.version))
+        moving = _Move(home, home.below(former.folder), home.below(after.tables.folder), tables_of(former.version))
         entries = moving.entries()
         amount = Amount(former.version, len(entries), sum(entry.size for entry in entries))
         moving.refuse_running(lost)
@@ -137,6 +137,9 @@ def drop_former(url: str | Path | None = None, dry_run: bool = False) -> Amount 
 class _Move:
     """Parts on their way from one place to another, and from one version to the next ones."""
 
+    at_once: ClassVar[int] = 4
+    home: Place
+    """The store itself, where the folders of weights are."""
     source: Place
     target: Place
     tables: dict[str, Table]
@@ -145,7 +148,7 @@ class _Move:
     """By former address, what a part said and what the new one says."""
 
     def entries(self) -> list[Entry]:
-        """The former parts, those that name others last.
+        """The former parts.
 
         Raises:
             StoreError: something lies there that may hide a part.
@@ -154,8 +157,7 @@ class _Move:
         for entry in found:
             if entry.fault:
                 raise StoreError(f"{visible(entry.path)} {entry.fault}")
-        parts = [entry for entry in found if entry.path.endswith(".parquet")]
-        return sorted(parts, key=lambda entry: (_table(entry.path) == RECORD, entry.path))
+        return [entry for entry in found if entry.path.endswith(".parquet")]
 
     def refuse_running(self, lost: Iterable[str]) -> None:
         """Raises StoreError where an audit is at work, which would write on into the former place."""
@@ -174,25 +176,28 @@ class _Move:
         there = {entry.path for name in TABLES for entry in self.target.files(name)}
         seen: set[str] = set()
         # A writer that had the store open may have added a part in the meantime.
-        while entries := [entry for entry in self.entries() if entry.path not in seen]:
-            done, total = len(seen), len(seen) + len(entries)
-            seen |= {entry.path for entry in entries}
-            counted = threading.Lock()
+        while former := [entry.path for entry in self.entries() if entry.path not in seen]:
+            total = len(seen) + len(former)
+            records = [one for one in former if _table(one) == RECORD]
+            for some in (sorted(set(former) - set(records)), records):
+                missing = [one for one in some if self.address(one) not in there]
+                seen |= set(some) - set(missing)
+                with closing(self.converted(missing)) as done:
+                    for address in done:
+                        seen.add(address)
+                        if on_progress:
+                            on_progress(len(seen), total)
 
-            def one(entry: Entry) -> None:
-                nonlocal done
-                if self.address(entry.path) not in there:
-                    self.convert(entry.path)
-                with counted:
-                    done += 1
-                    if on_progress:
-                        on_progress(done, total)  # noqa: B023 (runs within this turn)
-
-            for some in (
-                [entry for entry in entries if _table(entry.path) != RECORD],
-                [entry for entry in entries if _table(entry.path) == RECORD],
-            ):
-                _each(one, some)
+    def converted(self, former: list[str]) -> Generator[str, None, None]:
+        """Put these parts in place, a few at once, and name each that is; none is begun once one has failed."""
+        with ThreadPoolExecutor(self.at_once) as pool:
+            futures = [pool.submit(self.convert, address) for address in former]
+            try:
+                for address, future in zip(former, futures, strict=True):
+                    future.result()
+                    yield address
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def convert(self, address: str) -> None:
         """Put one part in place."""
@@ -201,7 +206,7 @@ class _Move:
         table = TABLES[name]
         if name == RECORD:
             rows = self.record(rows)
-        renamed = conform(table, _migrated(name, rows, self.version), partition_of(table, new))
+        renamed = conform(table, self.migrated(name, rows), partition_of(table, new))
         data = encode(table, renamed, new, together)
         self.target.put(new, data)
         before = statement(self.tables[name], sha256, rows)
@@ -251,30 +256,29 @@ class _Move:
         name, key = _table(former), former.rsplit("/", 1)[1]
         values: dict[str, Any] = partition_of(self.tables[name], former)
         if values:
-            values = _migrated(name, pa.Table.from_pylist([values]), self.version).to_pylist()[0]
+            values = self.migrated(name, pa.Table.from_pylist([values])).to_pylist()[0]
         return f"{folder_of(TABLES[name], values)}/{key}"
 
-    @property
-    def version(self) -> int:
-        """That of the former parts."""
-        return int(next(iter(self.tables.values())).schema.metadata[b"engram.version"])
+    def migrated(self, name: str, rows: pa.Table) -> pa.Table:
+        """Rows of the present version."""
+        former = int(self.tables[name].schema.metadata[b"engram.version"])
+        for version in range(former + 1, VERSION + 1):
+            rows = MIGRATIONS[version](name, rows, self.read_file)
+        return rows
 
+    def read_file(self, folder: str, name: str) -> str | None:
+        """The text of a file in a folder of weights; None where the folder is gone, which `verify` tells of.
 
-def _migrated(name: str, rows: pa.Table, version: int) -> pa.Table:
-    for step in range(version + 1, VERSION + 1):
-        rows = MIGRATIONS[step](name, rows)
-    return rows
-
-
-def _each(work: Callable[[Entry], None], entries: list[Entry]) -> None:
-    """Do the work for each, a few at once; none is begun any more once one has failed."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        futures = [pool.submit(work, entry) for entry in entries]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        Raises:
+            StoreError: it is not what was written.
+        """
+        if self.home.find(f"{folder}/{MANIFEST}") is None:
+            return None
+        manifest = read_manifest(self.home.read(f"{folder}/{MANIFEST}"), folder)
+        data = self.home.read(f"{folder}/{manifest.address(name)}")
+        if hashlib.sha256(data).hexdigest() != manifest.files[name]["sha256"]:
+            raise StoreError(f"{folder}/{name} has changed since it was written: remove {folder}, then migrate")
+        return data.decode()
 
 
 def _table(address: str) -> str:

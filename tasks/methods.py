@@ -26,8 +26,11 @@ from tasks.params import SPEED, UNITES, NoParams, Params, determining, uniting
 if TYPE_CHECKING:
     import torch
 
-    from tasks.diffusion.model import Model
+    from tasks.conditions import Condition
+    from tasks.diffusion.families import Model
     from tasks.diffusion.sites import Layer, Site
+    from tasks.evaluate.estimates import Estimate
+    from tasks.evaluate.seen import Seen
 
 Kind = Literal["detector", "localizer", "mitigation", "metric"]
 
@@ -231,6 +234,50 @@ class Localizer(Method):
         return f"{self.name}-control" if pruning.ordinary else self.name
 
 
+@dataclass(frozen=True)
+class Column:
+    """A metric that tables show."""
+
+    metric: str
+    heading: str
+    form: str = ".2f"
+    """Format of a value; with a percent sign at its end, such as ".0%", the value is a share."""
+    better: Literal["lower", "higher"] | None = None
+    """Which values are better of a model that should have forgotten, or of the method that is measured."""
+    narrow: bool = False
+    """Whether a terminal has room for it, too."""
+    order: int = 100
+    """Where it stands, from left to right."""
+    cases: str = ""
+    """What its n counts, where that is not images."""
+    drawn: bool = False
+    """Whether the page draws it, a share, beside its value."""
+
+    def text(self, value: float) -> str:
+        """A value in the digits it deserves."""
+        return f"{value:{self.form}}".replace("%", " %")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Method):
+    """Measures what a variant does under a condition."""
+
+    kind = "metric"
+    measure: "Callable[[Seen, Any], Sequence[Estimate]]"
+    """Its estimates, from what is seen and its own parameters; none where there is nothing to measure."""
+    applies: "Callable[[Condition, str], bool]"
+    """Whether it is taken of a condition and a variant, which goes by its name."""
+    columns: tuple[Column, ...] = ()
+    """Those of its estimates that tables show; others are kept in the store only."""
+    kept: tuple[str, ...] = ()
+    """Names of those others."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the estimates that tables show."""
+        return tuple(column.metric for column in self.columns)
+
+
 S = TypeVar("S", bound=Callable[..., Any])
 _FOUND: dict[tuple[Kind, str], Method] = {}
 
@@ -261,6 +308,17 @@ def localizer(**spec: Any) -> Callable[[S], S]:
 
     def of(function: S) -> S:
         register(Localizer(find=function, **spec))
+
+        return function
+
+    return of
+
+
+def metric(**spec: Any) -> Callable[[S], S]:
+    """Registers a function as a metric; see `Metric` and `Method` for what is said of it."""
+
+    def of(function: S) -> S:
+        register(Metric(measure=function, **spec))
         return function
 
     return of
@@ -314,6 +372,17 @@ def method(kind: Kind, name: str) -> Any:
         what = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise InputError(f"there is no {kind} {name!r}: {what} `engram methods` lists all")
     return found
+
+
+def metrics() -> list[Metric]:
+    """All metrics."""
+    return [one for one in methods("metric") if isinstance(one, Metric)]
+
+
+def columns() -> dict[str, Column]:
+    """By metric, the columns of all metrics, from left to right."""
+    found = (column for one in metrics() for column in one.columns)
+    return {column.metric: column for column in sorted(found, key=lambda column: (column.order, column.metric))}
 
 
 def named(kind: Kind) -> Any:

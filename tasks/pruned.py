@@ -7,7 +7,6 @@ import torch
 from pydantic import BaseModel
 
 from storage import content_key
-from tasks.diffusion.sites import layers_of
 from tasks.methods import Localizer, Pruning, prunings
 from tasks.params import determining
 from tasks.sets import read_sets
@@ -69,7 +68,7 @@ class Pruned:
         Raises:
             InputError: the store lacks sets of a scope.
         """
-        layers = layers_of(subject.load().unet, self.localizer.site_of(self.params))
+        layers = subject.load().layers(self.localizer.site_of(self.params))
         sets = read_sets(subject, self.method, self.sets_id, layers[0].site, layers, self.scopes)
         found: dict[str, Members] = {}
         for name in self.scopes:

@@ -10,9 +10,13 @@ from tqdm import tqdm
 
 from flows.cli.shared import Format, FormatOption, StoreOption, app, described, lists, looked_at, printed, quiet
 from flows.typed import values_of
-from storage import Limits, Store, examine, iou, queries, run_sql, visible, write_catalog
+from storage import Amount, Limits, Store, drop_former, examine, iou, queries, run_sql, visible, write_catalog
+from storage import migrate as migrate_store
 from storage import query as run_query
 from storage.limits import PATIENT
+from storage.tables import VERSION
+from tasks.errors import InputError
+from tasks.progress import stage, tell
 
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=0, metavar="SECONDS", help="Time that it may take; 0 for no limit.")
@@ -146,3 +150,47 @@ def check(
         print(f"note: {visible(note)}")
     if damages:
         raise typer.Exit(1)
+
+
+@app.command()
+def migrate(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    gc: Annotated[bool, typer.Option("--gc", help="Once it is done: remove the parts that it began with.")] = False,
+    lost: Annotated[
+        list[str] | None,
+        typer.Option(help="An audit that stands as running on another machine, though its process is gone."),
+    ] = None,
+    store: StoreOption = None,
+) -> None:
+    """Bring a store that an earlier release wrote to this one; what was interrupted goes on where it stopped.
+
+    Nobody else can open the store meanwhile. What it began with stays beside what it made, until --gc removes it.
+    """
+    if gc:
+        if lost:
+            raise InputError("--gc and --lost exclude each other: migrate first")
+        removed = drop_former(store, dry_run)
+        print(_said("removed", removed, dry_run) if removed else "there are no former parts to remove")
+        return
+    with (
+        stage("migrate", lambda: f"the store is of version {VERSION}", announced=not dry_run),
+        tqdm(desc="migrating", unit="part", disable=None, leave=False) as bar,
+    ):
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            tell("parts", done, total)
+
+        moved = migrate_store(store, dry_run, lost or (), on_progress)
+    if moved is None:
+        print(f"the store is of version {VERSION} already")
+        return
+    print(f"{_said('migrated', moved, dry_run)} to version {VERSION}")
+    if not dry_run:
+        print("these parts stay beside the new ones; `engram migrate --gc` removes them")
+
+
+def _said(what: str, amount: Amount, dry_run: bool) -> str:
+    parts = f"{amount.parts} parts of version {amount.version} ({amount.size / 1e6:.1f} MB)"
+    return f"would have {what} {parts}" if dry_run else f"{what} {parts}"

@@ -1,7 +1,7 @@
 """Telling memorized prompts by their noise differences (Hintersdorf et al., Finding NeMo, section 3.1).
 
 For a memorized prompt the first prediction points at the memorized image whatever the seed, so the differences between
-predicted and initial noise look alike over seeds. Nothing is denoised: one UNet call a seed.
+predicted and initial noise look alike over seeds. Nothing is denoised: one pass of the denoiser a seed.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,8 @@ import torch
 from pydantic import ConfigDict, Field
 
 from tasks.diffusion.batches import in_batches
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import initial_noise, predict_noise
-from tasks.diffusion.schedulers import timestep_of
+from tasks.diffusion.families import Model
+from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.ssim import similarity, to_unit_range
 from tasks.errors import InputError
 from tasks.params import SPEED, Params
@@ -39,7 +38,7 @@ class DetectionParams(Params):
 
 def detection_timestep(model: Model, steps: int) -> int:
     """The second timestep of the model's schedule of so many steps, at which published differences are taken."""
-    return timestep_of(model.scheduler, steps, 1)
+    return model.schedule.timestep(steps, 1)
 
 
 @torch.no_grad()
@@ -55,7 +54,7 @@ def noise_differences(
     Args:
         embeddings: (n, tokens, width).
         noise: (n, channels, height, width).
-        blocking: entered around the UNet call, such as `hooks.scaled`.
+        blocking: entered around the pass, such as `hooks.scaled`.
 
     Returns:
         float32 (n, channels, height, width).
@@ -64,10 +63,11 @@ def noise_differences(
         InputError: a prediction is not finite.
     """
     with blocking or nullcontext():
-        predicted = predict_noise(model, noise, timestep, embeddings.to(noise))
-    if not predicted.isfinite().all():
-        raise InputError("the UNet's predictions are not finite; load the model in float32 or bfloat16")
-    return to_unit_range(predicted.float() - noise.float())
+        prediction = model.predict(noise, timestep, embeddings.to(noise))
+    signal = model.memory_signal(prediction, noise)
+    if not signal.isfinite().all():
+        raise InputError("the denoiser's predictions are not finite; load the model in float32 or bfloat16")
+    return to_unit_range(signal)
 
 
 def prompt_differences(

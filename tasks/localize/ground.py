@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Protocol, Self
 import torch
 from pydantic import Field
 
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.diffusion.sites import Layer
 from tasks.localize.statistics import Statistics
 from tasks.params import Params

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import Key, initial_noise, predict_noise
+from tasks.diffusion.families import Model
+from tasks.diffusion.noise import Key, initial_noise
 from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.diffusion.sites import Layer
 from tasks.errors import InputError
@@ -100,7 +100,7 @@ def gradient_magnitudes(
     """
     weights: list[Any] = [layer.module.weight for layer in layers]
     sums = [torch.zeros(weight.shape, device=weight.device) for weight in weights]
-    trained = int(model.scheduler.config.num_train_timesteps)
+    trained = model.schedule.trained
     before = [weight.requires_grad for weight in weights]
     try:
         for weight in weights:
@@ -109,12 +109,9 @@ def gradient_magnitudes(
             for i in range(timesteps):
                 step = int((i + 0.5) * trained / timesteps)
                 noise = initial_noise(model, [(f"{name}@{step}", seed)])
-                kept = model.scheduler.alphas_cumprod[step].to(noise.device, torch.float32)
-                noisy = (kept.sqrt() * latent[None].to(noise.device) + (1 - kept).sqrt() * noise).to(noise.dtype)
                 with torch.enable_grad():
-                    predicted = predict_noise(model, noisy, step, embedding[None].to(noise))
-                    loss = (predicted.float() - noise.float()).square().mean()
-                    gradients = torch.autograd.grad(loss, weights)
+                    loss = model.training_loss(latent[None].to(noise.device), noise, step, embedding[None].to(noise))
+                    gradients = torch.autograd.grad(loss.sum(), weights)
                 for total, gradient in zip(sums, gradients, strict=True):
                     total += gradient.float().abs()
             done(1)

@@ -21,9 +21,9 @@ from tasks.diffusion.detection import (
     pairwise_scores,
     prompt_differences,
 )
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.diffusion.outline import Outline, enough_timesteps
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.diffusion.ssim import scales_and_kernel
 from tasks.errors import InputError, gathered, refuse
 from tasks.localize.curve import best_first, memorization_curve, stand_ins
@@ -70,7 +70,7 @@ def _reads(params: NemoParams) -> tuple[Reads, ...]:
 def _check(params: NemoParams, outline: Outline) -> None:
     def statistics() -> None:
         if params.statistics is not None:
-            load_statistics(params.statistics, layers_of(outline.unet, Site(params.site)))
+            load_statistics(params.statistics, outline.layers(Site(params.site)))
 
     refuse(
         gathered(
@@ -195,7 +195,7 @@ class NemoResult:
     refinement_threshold: float
     """That of Algorithm 4: the threshold, or after a give-up what the selection reached, see `refinement_limit`."""
     evaluations: int
-    """Samples that went through the UNet, the gate's with them."""
+    """Samples that went through the denoiser, the gate's with them."""
 
 
 def nemo(

@@ -1,7 +1,7 @@
 """NeMo's search for memorization neurons, over any score (Hintersdorf et al., NeurIPS 2024, Algorithms 3 and 4).
 
 The score of a candidate set says how much of the memory is left while the set is blocked: 1 is all of it. Nothing here
-knows a UNet, so a search can be followed by hand.
+knows a denoiser, so a search can be followed by hand.
 """
 
 from collections.abc import Callable, Iterable, Sequence

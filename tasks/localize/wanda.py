@@ -13,7 +13,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from tasks.diffusion.outline import Outline
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.localize.ground import Found, Ground, NormsParams
 from tasks.methods import Pruning, localizer
@@ -142,7 +142,7 @@ def over_steps(
 
 
 def _check(params: WandaParams, outline: Outline) -> None:
-    candidates_of(min(layer.inputs for layer in layers_of(outline.unet, Site.FEED_FORWARD_HIDDEN)), params.sparsity)
+    candidates_of(min(layer.inputs for layer in outline.layers(Site.FEED_FORWARD_HIDDEN)), params.sparsity)
 
 
 @localizer(

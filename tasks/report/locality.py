@@ -1,14 +1,10 @@
-"""Whether memory is local, in words and on a map: the three answers of Kowalczuk et al. (ICML 2026, section 4)."""
+"""Whether memory is local, in words: the three answers of Kowalczuk et al. (ICML 2026, section 4)."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-SIDE, MARGIN, DOT = 520, 24, 4
-COLOURS = {"prompts": (120, 120, 120), "starts": (70, 120, 200), "triggers": (200, 50, 45)}
 TOGETHER = 0.5
 """Points less than half as far apart as the others lie together."""
 NO_SIGN = "they lie together, but so did those points before the search, so this says nothing of the memory."
@@ -98,28 +94,6 @@ def told(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
             lines.append(f"| `{layer}` | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def drawn_map(places: Mapping[str, np.ndarray]) -> bytes:
-    """Points (n, 2) of each group on one map, as PNG.
-
-    Raises:
-        ValueError: there are no points.
-    """
-    every = np.concatenate(list(places.values())).astype(np.float64)
-    low, span = every.min(0), np.ptp(every, 0).max() or 1.0
-    canvas = Image.new("RGB", (SIDE + 2 * MARGIN, SIDE + 3 * MARGIN), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
-    for number, (name, points) in enumerate(places.items()):
-        colour = COLOURS.get(name, (0, 0, 0))
-        for x, y in MARGIN + (points - low) / span * SIDE:
-            draw.ellipse((x - DOT, y - DOT, x + DOT, y + DOT), fill=colour)
-        left = MARGIN + number * 130
-        draw.ellipse((left, SIDE + 2 * MARGIN, left + 2 * DOT, SIDE + 2 * MARGIN + 2 * DOT), fill=colour)
-        draw.text((left + 14, SIDE + 2 * MARGIN - 4), name, "black", font)
-    stream = io.BytesIO()
-    canvas.save(stream, "PNG", optimize=True)
-    return stream.getvalue()
 
 
 def _same(method: str, layers: Sequence[Overlap]) -> str:

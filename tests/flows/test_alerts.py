@@ -26,7 +26,7 @@ from tasks.errors import InputError
 from tests.support.hook import Hook
 from tests.support.served import Served, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.server]
 
 MINE = {"prefect.resource.id": "engram.model.mine", "prefect.resource.name": "mine"}
 LATER_S = 3 * EVERY_S + 5

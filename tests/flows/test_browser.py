@@ -28,6 +28,7 @@ DRIVER = shutil.which("chromedriver")
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.server,
     pytest.mark.skipif(
         not (CHROMIUM and DRIVER), reason="no browser: install chromium and chromium-driver to test the UI"
     ),

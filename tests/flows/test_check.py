@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_a_model_that_can_be_audited_is_not_refused(model: Path, tmp_path: Path)
 
 def test_the_outline_is_that_of_the_model(outline: Outline) -> None:
     assert outline.latent == (8, 8) and outline.picture == (SIDE, SIDE) and outline.trained == 1000
-    assert all(weight.is_meta for weight in outline.unet.parameters())
+    assert all(weight.is_meta for weight in outline.denoiser.parameters())
 
 
 def test_all_that_is_wrong_is_told_at_once(model: Path, tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_settings_that_the_model_is_not_made_for(outline: Outline, changed: dict
 
 
 def test_schedules_latents_and_statistics_of_the_model(outline: Outline, tmp_path: Path) -> None:
-    few = Outline(outline.unet, (2, 8), None, trained=40)
+    few = replace(outline, latent=(2, 8), picture=None, trained=40)
     settings = FITS | {"sampling": {"steps": 41}, "taylor": {"timesteps": 41}, "scores": ["taylor"]}
     found = with_model(Settings.model_validate(settings), few)
     assert [sentence.split()[0] for sentence in found] == [

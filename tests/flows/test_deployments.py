@@ -68,6 +68,7 @@ def test_prefect_yaml_names_the_same_deployments() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_every_deployment_is_there_with_its_pool_and_schedule(served: Served) -> None:
     with served.client() as client:
         found = {each.name: each for each in client.read_deployments()}
@@ -84,6 +85,7 @@ def test_every_deployment_is_there_with_its_pool_and_schedule(served: Served) ->
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_the_form_explains_itself(served: Served) -> None:
     with served.client() as client:
         audit = client.read_deployment_by_name("audit/audit")
@@ -101,6 +103,7 @@ def test_the_form_explains_itself(served: Served) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_every_field_of_every_form_is_described(served: Served) -> None:
     with served.client() as client:
         found = client.read_deployments()
@@ -114,6 +117,7 @@ def test_every_field_of_every_form_is_described(served: Served) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_the_form_is_filled_in_with_the_store(served: Served) -> None:
     with served.client() as client:
         given = {name: client.read_deployment_by_name(name).parameters for name in ("audit/audit", "nightly/nightly")}
@@ -122,6 +126,7 @@ def test_the_form_is_filled_in_with_the_store(served: Served) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("name", "params", "words"),
     [
@@ -150,6 +155,7 @@ def test_the_server_refuses_nonsense_before_anything_starts(
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_a_worker_takes_a_run_and_its_artifacts_are_there(served: Served) -> None:
     """The night of a store in which no model is registered: everything but the audits."""
     with served.client() as client:
@@ -167,6 +173,7 @@ def test_a_worker_takes_a_run_and_its_artifacts_are_there(served: Served) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_what_a_person_set_stays_when_it_is_deployed_again(served: Served) -> None:
     with served.client() as client:
         nightly = client.read_deployment_by_name("nightly/nightly")
@@ -185,6 +192,7 @@ def test_what_a_person_set_stays_when_it_is_deployed_again(served: Served) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_prefect_deploy_makes_of_the_yaml_what_the_code_makes(served: Served) -> None:
     with served.client() as client:
         before = {each.name: facts(each) for each in client.read_deployments()}

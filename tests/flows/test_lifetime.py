@@ -82,6 +82,26 @@ def test_a_process_that_unwinds_is_not_cut_off_by_further_signals() -> None:
     assert err.count("interrupted") == 1
 
 
+TWO_SERVERS = """
+from prefect import flow
+from flows.lifetime import prefect_server
+
+@flow
+def nothing(): ...
+
+for _ in range(2):
+    with prefect_server():
+        nothing()
+"""
+
+
+@pytest.mark.server
+def test_events_of_a_second_server_are_not_sent_to_the_first() -> None:
+    command, root = [sys.executable, "-c", TWO_SERVERS], Path(__file__).parents[2]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert "EventsWorker" not in found.stderr
+
+
 def test_a_server_that_is_named_and_does_not_answer_is_refused_in_a_line() -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -165,6 +185,7 @@ def last_line(terminal: Terminal) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C twice", "SIGTERM", "terminal closed", "server killed"])
 def test_an_audit_that_is_asked_to_end_says_so_in_a_line_and_in_the_store(
     how: str, model: Path, tmp_path: Path
@@ -198,6 +219,7 @@ def test_an_audit_that_is_asked_to_end_says_so_in_a_line_and_in_the_store(
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_a_stage_ends_like_an_audit(model: Path, tmp_path: Path) -> None:
     for terminal in at_work(tmp_path, model, "collect"):
         os.write(terminal.screen, b"\x03")
@@ -207,6 +229,7 @@ def test_a_stage_ends_like_an_audit(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_an_audit_that_is_killed_takes_its_server_along_and_is_lost(model: Path, tmp_path: Path) -> None:
     for terminal in at_work(tmp_path, model, "audit"):
         (server,) = terminal.process.children()

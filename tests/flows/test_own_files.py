@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from flows.cli.commands import app
 from tests.support.world import tiny_world
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.server]
 
 SETTINGS = {
     "seeds": 2,

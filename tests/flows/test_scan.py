@@ -29,7 +29,7 @@ from tests.support.artifacts import artifact
 from tests.support.prompts import read_prompts
 from tests.support.world import tiny_world
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
 
 PROMPTS = """;Caption;URL;type;subset;Index
 0;"a ""red"" cup, twice";;VM;cups;7

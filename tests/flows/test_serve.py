@@ -113,6 +113,7 @@ def second(first: Life, folder: Path) -> Life:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.parametrize("number", [1, 2])
 def test_nothing_is_left_behind(first: Life, second: Life, number: int) -> None:
     life = (first, second)[number - 1]
@@ -121,38 +122,45 @@ def test_nothing_is_left_behind(first: Life, second: Life, number: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_it_says_where_it_is(first: Life) -> None:
     assert first.greeting.startswith("Engram is at http://127.0.0.1:")
     assert "workers for cpu" in first.greeting
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_a_second_start_goes_on_with_the_same_database(first: Life, second: Life) -> None:
     assert first.ids == second.ids
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_who_has_no_password_is_not_let_in(first: Life) -> None:
     assert (first.seen["without"], first.seen["wrong"], first.seen["right"]) == (401, 401, 200)
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_a_program_without_the_token_cannot_start_runs(second: Life) -> None:
     """A second lock on the door that flows/guard.py keeps shut."""
     assert second.seen["csrf"] == 403
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_the_ui_is_served_and_asks_where_it_came_from(second: Life) -> None:
     assert second.seen["ui"] == ("/api", 200)
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_nights_that_were_missed_are_made_up_for_once(second: Life) -> None:
     assert second.seen["missed"] == ["Cancelled", "Completed"]
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_a_run_that_is_stopped_with_it_says_so(second: Life) -> None:
     assert second.seen["interrupted"] == ("CRASHED", "Crashed")
     assert second.seen["audits"] == [{"state": "cancelled"}]
@@ -228,6 +236,7 @@ def test_what_an_earlier_start_left_is_ended(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_nothing_is_left_when_it_is_killed(tmp_path: Path) -> None:
     with Served(tmp_path) as served:
         assert len(served.processes()) >= 2
@@ -250,6 +259,7 @@ def watchdogs(home: Path) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_the_home_is_closed_to_others(served: Served) -> None:
     with served.client() as client:
         deployment = client.read_deployment_by_name("nightly/nightly")
@@ -268,6 +278,7 @@ def test_the_home_is_closed_to_others(served: Served) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_the_address_that_is_told_is_in_no_list_of_processes(served: Served, hook: Hook) -> None:
     for process in served.processes():
         assert hook.url not in " ".join(process.cmdline())
@@ -283,6 +294,7 @@ def spoken(served: Served, request: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_what_is_asked_under_another_name_gets_403(served: Served) -> None:
     """What a page gets that reaches this server by a name of its own, or from another port."""
     here = served.url.removeprefix("http://")
@@ -305,6 +317,7 @@ def test_what_is_asked_under_another_name_gets_403(served: Served) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_no_run_is_started_under_another_name(served: Served) -> None:
     with served.client() as client:
         deployment = client.read_deployment_by_name("nightly/nightly")
@@ -323,6 +336,7 @@ def test_no_run_is_started_under_another_name(served: Served) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.parametrize("path", ["events/in", "events/out", "logs/out"])
 def test_sockets_open_to_programs_and_its_own_page_alone(served: Served, path: str) -> None:
     address, port = f"{served.url}/api/{path}".replace("http", "ws", 1), httpx.URL(served.url).port

@@ -18,7 +18,7 @@ from tasks.report.task import compare, record_of, write_results
 from tests.flows.test_audit import SETTINGS
 from tests.support.world import tiny_world
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture

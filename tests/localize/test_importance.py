@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.noise import initial_noise
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.localize import importance
 from tasks.localize.gradient import gradient
@@ -21,8 +22,8 @@ from tasks.methods import NoParams
 from tests.support.hand_made import model_of, random_unet
 
 MODEL = model_of(random_unet())
-LAYERS = layers_of(MODEL.unet, Site.FEED_FORWARD_HIDDEN)
-TEXT = MODEL.embed(["ab", "cd"])
+LAYERS = layers_of(MODEL.denoiser, Site.FEED_FORWARD_HIDDEN)
+TEXT = MODEL.encode(["ab", "cd"])
 LATENTS = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 KEYS = [("ab", 0), ("cd", 0)]
 
@@ -30,10 +31,10 @@ KEYS = [("ab", 0), ("cd", 0)]
 def test_gradients_are_those_of_the_diffusion_loss() -> None:
     found = gradient_magnitudes(MODEL, LAYERS, TEXT[:1], LATENTS[:1], KEYS[:1], timesteps=1)
     noise = initial_noise(MODEL, [("ab@500", 0)])
-    noisy = MODEL.scheduler.add_noise(LATENTS[:1], noise, torch.tensor([500]))
+    noisy = MODEL.schedule.own.add_noise(LATENTS[:1], noise, torch.tensor([500]))
 
     def loss() -> float:
-        return float((MODEL.unet(noisy, 500, TEXT[:1]).sample - noise).double().square().mean())
+        return float((MODEL.denoiser(noisy, 500, TEXT[:1]).sample - noise).double().square().mean())
 
     weight: torch.Tensor = LAYERS[1].module.weight  # type: ignore[assignment]
     row, column = divmod(int(found[1].argmax()), weight.shape[1])
@@ -44,7 +45,7 @@ def test_gradients_are_those_of_the_diffusion_loss() -> None:
     down = loss()
     weight[row, column] = before
     assert abs(up - down) / 2e-2 == pytest.approx(found[1][row, column].item(), rel=0.02)
-    assert not any(parameter.requires_grad for parameter in MODEL.unet.parameters())
+    assert not any(parameter.requires_grad for parameter in MODEL.denoiser.parameters())
 
 
 def test_gradients_are_means_over_samples() -> None:

@@ -13,8 +13,9 @@ import torch
 from storage import Store, connect
 from tasks.collect.task import collect_norms, collect_values, empty_prompts, import_set
 from tasks.collect.values import value_activations
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.sampling import SamplingParams
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.localize import task as door
 from tasks.localize.importance import GradientParams
@@ -85,7 +86,7 @@ def search(subject: Subject, prompts: list[Prompt], given: door.Given, params: N
 def passes(subject: Subject) -> Iterator[list[int]]:
     """How many samples the denoiser has seen, pass by pass."""
     seen: list[int] = []
-    handle = subject.load().unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    handle = subject.load().denoiser.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     yield seen
     handle.remove()
 
@@ -101,7 +102,7 @@ def test_empty_prompts_are_as_many_trajectories_of_their_own(subject: Subject, w
     rows = subject.open().read("activations", columns=["prompt_id", "sum_sq"], site=SITE.value, step=1).to_pylist()
     found = {tuple(row["sum_sq"]) for row in rows if row["prompt_id"] in {prompt.prompt_id for prompt in prompts}}
     # Of each layer; the halves of guidance are alike, as both read the empty text.
-    assert len(found) == 3 * len(layers_of(subject.load().unet, SITE))
+    assert len(found) == 3 * len(layers_of(subject.load().denoiser, SITE))
 
 
 def test_only_the_steps_that_count_are_in_the_store(subject: Subject, wanda_id: str) -> None:
@@ -121,7 +122,7 @@ def test_ordinary_prompts_are_taken_for_memorized_ones_as_a_control(
     con = connect(subject.open())
     pairs = "scope_id_1 = 'control 1' AND scope_id_2 = 'control 2'"
     rows = con.execute(f"SELECT size_1, iou FROM iou WHERE method = 'wanda-control' AND {pairs}").fetchall()
-    assert len(rows) == 2 * len(layers_of(subject.load().unet, SITE))
+    assert len(rows) == 2 * len(layers_of(subject.load().denoiser, SITE))
     assert all(size > 0 and 0 <= iou <= 1 for size, iou in rows)
     with pytest.raises(InputError, match="needs ordinary prompts"):
         door.control_of(WANDA_SPEC, memorized, [])
@@ -141,7 +142,7 @@ def test_other_scores_take_as_many_of_each_layer(
     groups = door.groups_of(localizer, memorized)
     found_id = door.localize(subject, localizer, params, groups, given)
     members = given.budgets["wanda"].members(subject)["all"]
-    layers = layers_of(subject.load().unet, SITE)
+    layers = subject.load().layers(SITE)
     numbers = {layer.name: set(members[layer.index].tolist()) for layer in layers}
     found = {row["layer"]: row["members"] for row in sets(subject, found_id, score)}
     assert {name: len(some) for name, some in found.items()} == {n: len(m) for n, m in numbers.items()}
@@ -210,7 +211,7 @@ def test_prunings_unite_sets_as_their_spec_says(
     for index, members in together.items():
         assert members.tolist() == sorted({neuron for some in own.values() for neuron in some[index].tolist()})
     steps = given.budgets["wanda"].members(subject)["all"]
-    numbers = {layer.name: layer.index for layer in layers_of(subject.load().unet, SITE)}
+    numbers = {layer.name: layer.index for layer in subject.load().layers(SITE)}
     rows = [row for row in sets(subject, wanda_id, "wanda") if row["scope_id"] == "all"]
     for name, index in numbers.items():
         assert steps[index].tolist() == sorted({one for row in rows if row["layer"] == name for one in row["members"]})
@@ -233,8 +234,8 @@ def test_a_newcomer_is_one_file_that_is_localized_and_pruned(
     rows = sets(subject, found_id, "strongest")
     assert {row["scope_id"] for row in rows} == {prompt.prompt_id for prompt in memorized}
     model = subject.load()
-    layers = layers_of(model.unet, Site.VALUE)
-    values = value_activations(layers, model.embed([memorized[0].text]))
+    layers = model.layers(Site.VALUE)
+    values = value_activations(layers, model.encode([memorized[0].text]))
     own = {row["layer"]: row["members"] for row in rows if row["scope_id"] == memorized[0].prompt_id}
     assert own == {
         layer.name: sorted(value[0].topk(2).indices.tolist()) for layer, value in zip(layers, values, strict=True)
@@ -245,7 +246,7 @@ def test_a_newcomer_is_one_file_that_is_localized_and_pruned(
     members = pruned.members(subject)["all"]
     with subject.loaded(variants["strongest"]) as without:
         for layer in layers:
-            weight: Any = without.unet.get_submodule(layer.name).weight
+            weight: Any = without.denoiser.get_submodule(layer.name).weight
             assert (weight == 0).all(1).nonzero().flatten().tolist() == members[layer.index].tolist() != []
     assert subject.card(variants["strongest"])["cut"] == "the neurons that prompts activate most"
 
@@ -264,8 +265,8 @@ def test_published_statistics_stand_for_null_prompts(
     subject: Subject, memorized: list[Prompt], nulls: list[Prompt], given: door.Given, nemo_id: str, tmp_path: Path
 ) -> None:
     model = subject.load()
-    layers = layers_of(model.unet, Site.VALUE)
-    same = Moments.of(value_activations(layers, model.embed([prompt.text for prompt in nulls]))).statistics()
+    layers = layers_of(model.denoiser, Site.VALUE)
+    same = Moments.of(value_activations(layers, model.encode([prompt.text for prompt in nulls]))).statistics()
     torch.save((list(same.means), list(same.stds)), tmp_path / "one.pt")
     shutil.copy(tmp_path / "one.pt", tmp_path / "two.pt")
     unneeded = replace(given, nulls=(), threshold_nulls=())
@@ -340,7 +341,7 @@ def test_values_of_all_blocks_are_searched_when_asked_for(
     all_id = search(subject, memorized, given, everywhere)
     assert {row["site"] for row in sets(subject, all_id, "nemo")} == {"value-all"}
     layers = {row["layer"] for row in sets(subject, all_id, "nemo")}
-    assert layers == {layer.name for layer in layers_of(subject.load().unet, Site.VALUE_ALL)}
+    assert layers == {layer.name for layer in layers_of(subject.load().denoiser, Site.VALUE_ALL)}
     assert layers > {row["layer"] for row in sets(subject, nemo_id, "nemo")}
     assert any(row["members"] for row in sets(subject, all_id, "nemo") if row["layer"].startswith("up_blocks"))
 
@@ -390,4 +391,4 @@ def test_a_search_that_was_interrupted_goes_on(
     assert search(subject, memorized[:1], given, params) == first and len(passes) == seen
     assert search(subject, memorized, given, params) == first and len(passes) > seen
     scopes = [row["scope_id"] for row in sets(subject, first, "nemo")]
-    assert len(scopes) == len(memorized) * len(layers_of(subject.load().unet, Site.VALUE))
+    assert len(scopes) == len(memorized) * len(subject.load().layers(Site.VALUE))

@@ -11,9 +11,10 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 from storage import Store, content_key, verify
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.model import load_model
 from tasks.diffusion.sampling import SamplingParams, generate
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.methods import prunings
 from tasks.mitigate import task as door
@@ -31,7 +32,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     subject = Subject(
         store=str(folder / "store"), model=str(tiny_world(folder / "world")), prompt_set="none", device="cpu"
     )
-    store, unet = subject.open(), subject.load().unet
+    store, unet = subject.open(), subject.load().denoiser
 
     def write(
         method: str, scope: str, site: Site, layer: int, step: int | None, members: list[int], scope_id: str = "all"
@@ -80,9 +81,9 @@ def weights(unet: Any) -> dict[str, torch.Tensor]:
 
 def zeroed(subject: Subject, variant: str) -> dict[str, list[int]]:
     """By layer name, weights that a variant has lost."""
-    before = weights(subject.load().unet)
+    before = weights(subject.load().denoiser)
     with subject.loaded(variant) as model:
-        after = weights(model.unet)
+        after = weights(model.denoiser)
     lost = {
         name.removesuffix(".weight"): ((weight != 0) & (after[name] == 0)).flatten().nonzero().flatten().tolist()
         for name, weight in before.items()
@@ -92,8 +93,8 @@ def zeroed(subject: Subject, variant: str) -> dict[str, list[int]]:
 
 
 def copied(subject: Subject, variant: str) -> Any:
-    """A copy of the UNet of which a variant's weights are zero: the variant as it was once stored."""
-    row, unet = subject.row(variant), copy.deepcopy(subject.load().unet)
+    """A copy of the denoiser of which a variant's weights are zero: the variant as it was once stored."""
+    row, unet = subject.row(variant), copy.deepcopy(subject.load().denoiser)
     place = {"method": row["sets_method"], "params_id": row["sets_id"], "scope_id": row["sets_scopes"]}
     for one in subject.open().read("neuron_sets", model_id=subject.model_id, **place).to_pylist():
         weight = unet.get_submodule(one["layer"]).weight.data
@@ -102,7 +103,7 @@ def copied(subject: Subject, variant: str) -> Any:
 
 
 def test_every_kind_of_pruning_takes_what_was_found(subject: Subject) -> None:
-    names = [layer.name for layer in layers_of(subject.load().unet, SITE)]
+    names = [layer.name for layer in layers_of(subject.load().denoiser, SITE)]
     cut = prune(subject, "wanda")
     assert list(cut) == ["wanda", "random-wanda"]
     assert zeroed(subject, cut["wanda"]) == {name: [1, 2, 9] for name in names}
@@ -137,7 +138,9 @@ def test_pruned_variants_hold_sets_and_no_weights(subject: Subject) -> None:
     found |= prune(subject, "nemo", "first", "second")
     found |= prune(subject, "wanda")
     found |= prune(subject, "taylor")
-    layers = {rule: len(layers_of(subject.load().unet, site)) for rule, site in (("weights", SITE), ("", Site.VALUE))}
+    layers = {
+        rule: len(layers_of(subject.load().denoiser, site)) for rule, site in (("weights", SITE), ("", Site.VALUE))
+    }
     for method, variant in found.items():
         row = subject.row(variant)
         assert row["weights"] is None and json.loads(row["card"])["audit_id"] == "audit-7"
@@ -176,7 +179,7 @@ def test_sets_that_were_deleted_are_missed_and_made_anew(subject: Subject) -> No
 
 def test_neurons_are_pruned_by_rows(subject: Subject) -> None:
     cut = prune(subject, "nemo-union", "all")
-    layers = layers_of(subject.load().unet, Site.VALUE)
+    layers = layers_of(subject.load().denoiser, Site.VALUE)
     rows = {layer.name: list(range(n * layer.inputs, (n + 1) * layer.inputs)) for n, layer in enumerate(layers)}
     assert zeroed(subject, cut["nemo-union"]) == rows
     assert len(zeroed(subject, cut["random-nemo-union"])) == len(layers)
@@ -186,12 +189,12 @@ def test_each_prompt_is_asked_without_its_own_neurons(subject: Subject) -> None:
     prompts = ["first", "second", "third"]
     cut = prune(subject, "nemo", *prompts)
     assert list(cut) == ["nemo", "random-nemo"]
-    layers = layers_of(subject.load().unet, Site.VALUE)
-    before = weights(subject.load().unet)
+    layers = layers_of(subject.load().denoiser, Site.VALUE)
+    before = weights(subject.load().denoiser)
 
     def lost(variant: str, prompt: str) -> dict[str, list[int]]:
         with subject.loaded(cut[variant], prompt) as model:
-            after = weights(model.unet)
+            after = weights(model.denoiser)
         rows = {
             layer.name: (after[f"{layer.name}.weight"] == 0).all(1).nonzero().flatten().tolist() for layer in layers
         }
@@ -208,7 +211,7 @@ def test_each_prompt_is_asked_without_its_own_neurons(subject: Subject) -> None:
     random = lost("random-nemo", "first")
     assert [len(random[name]) for name in names] == [2] * len(names)
     assert not any(set(random[name]) & set(first[name]) for name in names)
-    assert all(torch.equal(value, before[name]) for name, value in subject.load().unet.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in subject.load().denoiser.named_parameters())
     assert prune(subject, "nemo", *prompts, audit_id="audit-8") == cut
     work = ["first", "first", "second", "first"]
     apart = [("first", ["first"] * 2), ("second", ["second"]), ("first", ["first"])]
@@ -218,7 +221,7 @@ def test_each_prompt_is_asked_without_its_own_neurons(subject: Subject) -> None:
     # On average, of three prompts: 2 of each layer, 2 in all, none.
     share = round((2 * len(layers) + 2) / 3) / sum(layer.outputs for layer in layers)
     assert door.shares_pruned(subject, cut)["nemo"] == pytest.approx(share)
-    assert door.shared_figure(subject, cut["random-nemo"]).value == 0
+    assert door.shared_members(subject, cut["random-nemo"])[0] == 0
     with pytest.raises(InputError, match="pruned anew for each prompt"), subject.loaded(cut["nemo"]):
         pass
     assert prune(subject, "nemo", "third") == {}
@@ -232,10 +235,10 @@ def test_a_variant_leaves_the_store_as_a_pipeline(subject: Subject, tmp_path: Pa
     expected = subject.load()
     for one, two in ((loaded.unet, copied(subject, variant)), (loaded.vae, expected.vae)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert load_model(tmp_path / "whole", "cpu").embed(["picture"]).equal(expected.embed(["picture"]))
+    assert load_model(tmp_path / "whole", "cpu").encode(["picture"]).equal(expected.encode(["picture"]))
     card = (tmp_path / "whole" / "README.md").read_text()
-    layer = layers_of(expected.unet, SITE)[0].name
-    total = sum(weight.numel() for weight in expected.unet.parameters())
+    layer = layers_of(expected.denoiser, SITE)[0].name
+    total = sum(weight.numel() for weight in expected.denoiser.parameters())
     for fact in (words, f"pruned: 21 of {total:,} weights", "audit-7", f"`{layer}` | 3", "sparsity: `0.01`"):
         assert fact in card
     assert (
@@ -252,9 +255,9 @@ def test_only_what_changed_leaves_the_store_when_asked(subject: Subject, tmp_pat
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "changed", use_safetensors=True)
     pipeline = StableDiffusionPipeline.from_pretrained(subject.model, unet=unet)
     expected = copied(subject, variant)
-    assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), expected.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(pipeline.denoiser.parameters(), expected.parameters(), strict=True))
     card = (tmp_path / "changed" / "README.md").read_text()
-    assert "Only the UNet lies here" in card and f'from_pretrained("{subject.model}", unet=unet)' in card
+    assert "Only the denoiser lies here" in card and f'from_pretrained("{subject.model}", unet=unet)' in card
 
 
 @pytest.mark.parametrize("method", ["nemo-union", "random-wanda"])
@@ -262,8 +265,8 @@ def test_a_variants_pictures_are_those_of_a_copy_with_zeros(subject: Subject, me
     found = prune(subject, "nemo-union", "first", "second")
     found |= prune(subject, "wanda")
     model, keys, sampling = subject.load(), [("first", 0), ("first", 1)], SamplingParams(steps=2)
-    text = model.embed(["picture 0", "picture 1"])
-    expected = generate(model.with_weights(copied(subject, found[method])), text, keys, sampling)
+    text = model.encode(["picture 0", "picture 1"])
+    expected = generate(model.with_denoiser(copied(subject, found[method])), text, keys, sampling)
     with subject.loaded(found[method]) as without:
         assert np.array_equal(generate(without, text, keys, sampling), expected)
     assert not np.array_equal(generate(subject.load(), text, keys, sampling), expected)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tasks.report.locality import Diagnosed, Overlap, Spread, drawn_map, told
+from tasks.report.locality import Diagnosed, Overlap, Spread, told
 
 PLACES = {"triggers": np.zeros((2, 2)), "starts": np.ones((2, 2)), "prompts": np.full((3, 2), 2.0)}
 
@@ -53,7 +53,3 @@ def test_too_few_triggers_answer_nothing() -> None:
     assert "1 bring this picture back" in text and "nothing can be said" in text
     assert "Embeddings" not in text
     assert "no method found any" in told([(Diagnosed("i", "A caption", 8, 2, spread(1, 1, float("nan"))), {})])
-
-
-def test_the_map_is_a_picture() -> None:
-    assert drawn_map(PLACES).startswith(b"\x89PNG")

@@ -3,16 +3,16 @@
 import io
 import re
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.conditions import ORDINARY, PROMPT
+from tasks.conditions import ORDINARY, PROMPT, dori
 from tasks.errors import InputError
+from tasks.methods import columns
 from tasks.report.charts import Chart, Curve, Matrix
-from tasks.report.report import Picture, Report, Strip, chart_svg, data_uri, render, table_text
+from tasks.report.report import Picture, Report, Strip, data_uri, render, table_text
 from tasks.report.standing import STANDINGS
 from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
@@ -67,18 +67,6 @@ class Tags(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-
-
-def test_a_chart_is_a_picture_of_its_own() -> None:
-    curves = [Curve(EVIL, [0.5, 1.0, 0.25])] * 7
-    root = ElementTree.fromstring(chart_svg(Chart(EVIL, "step", "loss", curves, note=EVIL, smooth=2)))
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    texts = [it.text for it in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts.count(EVIL) == 2 + 7
-    lines = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
-    assert len(lines) == 14
-    lowest = float(root.attrib["height"])
-    assert all(float(it.attrib.get("y", 0)) < lowest for it in root.iter("{http://www.w3.org/2000/svg}text"))
 
 
 def test_the_page_is_whole_and_needs_nothing_else() -> None:
@@ -136,3 +124,12 @@ def test_the_table_for_the_terminal() -> None:
     assert max(map(len, text.splitlines())) <= 120
     assert text.count("nemo-union") == 1
     assert table_text([Row("[red]x", PROMPT, "mr", 1.0, None, None, 1)]).count("[red]x") == 1
+
+
+def test_the_widest_names_and_counts_fit_on_a_terminal() -> None:
+    metrics = [name for name, column in columns().items() if column.narrow]
+    places = (("adversarial-finetune", PROMPT), ("original", dori("noise", "control")))
+    rows = [Row(*place, metric, 1.0, 0.25, 1.0, 2, 4) for place in places for metric in metrics]
+    text = table_text(rows)
+    assert text.count("2 (4 prompts)") == 2 and text.count("0.250–1.000") == 2
+    assert "adversarial-finetune" in text and "dori-noise-control" in text

@@ -1,7 +1,7 @@
 """Localizing: from activations to sets of neurons and weights, their controls, and what they have in common."""
 
 from tasks.localize.task.asked import Given, Groups, control_of, groups_of, one_by_one, sets_id
-from tasks.localize.task.detection import detect, detection_figures, scores_of
+from tasks.localize.task.detection import detect
 from tasks.localize.task.localizing import agreement, curve_id, draw_curves, localize
 from tasks.pruned import ALL
 
@@ -13,11 +13,9 @@ __all__ = [
     "control_of",
     "curve_id",
     "detect",
-    "detection_figures",
     "draw_curves",
     "groups_of",
     "localize",
     "one_by_one",
-    "scores_of",
     "sets_id",
 ]

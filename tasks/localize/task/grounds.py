@@ -8,16 +8,16 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from tasks.detections import detection_scores
 from tasks.diffusion.detection import DetectionParams
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.diffusion.sampling import encode
-from tasks.diffusion.sites import Layer, layers_of
+from tasks.diffusion.sites import Layer
 from tasks.errors import InputError
-from tasks.keys import norms_id, values_id
+from tasks.keys import detection_id, norms_id, values_id
 from tasks.localize.ground import Ground, Norms, NormsParams, Prompted
 from tasks.localize.statistics import Moments, Statistics
 from tasks.localize.task.asked import Given
-from tasks.localize.task.detection import scores_of
 from tasks.methods import Localizer, Reads
 from tasks.subject import ORIGINAL, Prompt, Subject
 
@@ -45,7 +45,7 @@ class Grounds:
         self.subject, self.params, self.prompts, self.given = subject, params, prompts, given
         self.localizer, self.model = localizer, subject.load()
         self.site = localizer.site_of(params)
-        self.layers = layers_of(self.model.unet, self.site)
+        self.layers = self.model.layers(self.site)
 
     def of(self, scope: str) -> Ground:
         """The ground of one scope."""
@@ -74,7 +74,8 @@ class Grounds:
     def null_scores(self) -> list[torch.Tensor]:
         self.declared("null scores")
         params = cast(DetectionParams, self.params)
-        return [torch.from_numpy(one) for one in scores_of(self.subject, self.given.threshold_nulls, params).values()]
+        found = detection_scores(self.subject, self.given.threshold_nulls, detection_id(params))
+        return [torch.from_numpy(scores) for scores in found.values()]
 
     @cached_property
     def norms(self) -> Mapping[str | None, Norms]:

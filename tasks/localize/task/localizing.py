@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel
 
 from storage import content_key
-from tasks.diffusion.sites import Layer, layers_of
+from tasks.diffusion.sites import Layer
 from tasks.errors import InputError
 from tasks.localize.ground import Found, Trial
 from tasks.localize.task.asked import Given, Groups, one_by_one, sets_id
@@ -31,7 +31,7 @@ def localize(subject: Subject, localizer: Localizer, params: BaseModel, groups: 
         InputError: the store lacks what the localizer reads, or it found what is no member of a layer.
     """
     params_id = sets_id(localizer, params, groups, given)
-    layers = layers_of(subject.load().unet, localizer.site_of(params))
+    layers = subject.load().layers(localizer.site_of(params))
     method = f"{localizer.name}-control" if groups.ordinary else localizer.name
     stages = {stage: f"{method}-{stage}" for stage in localizer.stages} | {"": method}
     # A scope is written in several parts, one after the other, and a damaged one may have been deleted.
@@ -122,7 +122,7 @@ def _members(
     subject: Subject, localizer: Localizer, params: BaseModel, params_id: str
 ) -> dict[str, dict[int, torch.Tensor]]:
     """By scope and layer index, what was found, where sets have no steps."""
-    layers = layers_of(subject.load().unet, localizer.site_of(params))
+    layers = subject.load().layers(localizer.site_of(params))
     sets = read_sets(subject, localizer.name, params_id, layers[0].site, layers)
     out: dict[str, dict[int, torch.Tensor]] = {}
     for (name, _, index), members in sorted(sets.items(), key=lambda item: item[0][2]):

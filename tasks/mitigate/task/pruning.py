@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from storage import content_key
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.masks import Members, without_neurons, without_weights
-from tasks.diffusion.sites import layers_of
 from tasks.mitigate.prune import Card, random_like, shared
 from tasks.mitigate.task.variants import prune_id, put, unpruned_card, variant_of
 from tasks.pruned import ALL, Pruned
@@ -32,7 +32,7 @@ def prune(subject: Subject, pruned: Pruned, audit_id: str, seed: int = 0) -> dic
         InputError: the localization did not run.
     """
     pruning, localizer = pruned.pruning, pruned.localizer
-    layers = layers_of(subject.load().unet, localizer.site_of(pruned.params))
+    layers = subject.load().layers(localizer.site_of(pruned.params))
     universes = {layer.index: localizer.universe(layer) for layer in layers}
     found = pruned.members(subject)
     sizes = {name: _size(members) for name, members in found.items()}
@@ -84,7 +84,7 @@ def _put(
         card = _card(subject, pruned, method, members[ALL], words, audit_id, share or 0.0)
     counts = {
         "pruned": round(sum(map(_size, members.values())) / len(members)),
-        "total": sum(localizer.universe(layer) for layer in layers_of(subject.load().unet, site)),
+        "total": sum(localizer.universe(layer) for layer in subject.load().layers(site)),
     }
     return put(subject, method, params_id, card, rule=rule, site=site.value, **named, **counts)
 
@@ -94,9 +94,9 @@ def _card(
 ) -> Card:
     """The card of a variant of which the same members are zero whatever is asked."""
     model, site = subject.load(), pruned.localizer.site_of(pruned.params)
-    layers = layers_of(model.unet, site)
+    layers = model.layers(site)
     without = without_weights if pruned.localizer.members == "weights" else without_neurons
-    with without(model.unet, layers, members) as zeroed:
+    with without(model.denoiser, layers, members) as zeroed:
         return Card(
             title=f"{Path(subject.source).name}, {method}",
             base=subject.source,
@@ -105,7 +105,7 @@ def _card(
             audit_id=audit_id,
             site=site.value,
             pruned=zeroed,
-            total=sum(weight.numel() for weight in model.unet.parameters()),
+            total=sum(weight.numel() for weight in model.denoiser.parameters()),
             members={layer.name: len(members[layer.index]) for layer in layers},
             params=pruned.params.model_dump(mode="json"),
             shared=share,
@@ -132,7 +132,7 @@ def _write(
             "width": layer.inputs if localizer.members == "weights" else None,
         }
         for name, members in sets.items()
-        for layer in layers_of(subject.load().unet, site)
+        for layer in layers_of(subject.load().denoiser, site)
     ]
     key = content_key(subject.model_id, method, params_id)
     write_sets(subject, key, method, params_id, site, scope, rows)

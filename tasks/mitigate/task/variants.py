@@ -11,17 +11,16 @@ from pydantic import BaseModel
 from storage import Store, content_key
 from tasks.diffusion.precision import Precision
 from tasks.errors import InputError
-from tasks.evaluate.figures import Estimate
 from tasks.mitigate.prune import Card, save_pipeline, save_variant
 from tasks.pruned import Pruned
 from tasks.subject import ORIGINAL, Subject
 
 VERSION = "prune/3"
 DONE: dict[str, str] = {
-    "adversarial-finetune": "the UNet was trained to answer adversarial embeddings of memorized pictures with others",
-    "surrogate-finetune": "the UNet was trained to answer the prompts of memorized pictures with other pictures",
-    "ordinary-finetune": "the UNet was trained further on ordinary pictures alone",
-    "lora-finetune": "low-rank changes of the UNet's attention were trained to answer adversarial embeddings of"
+    "adversarial-finetune": "the denoiser was trained to answer adversarial embeddings of memorized images with others",
+    "surrogate-finetune": "the denoiser was trained to answer the prompts of memorized pictures with other pictures",
+    "ordinary-finetune": "the denoiser was trained further on ordinary pictures alone",
+    "lora-finetune": "low-rank changes of the denoiser's attention were trained to answer adversarial embeddings of"
     " memorized pictures with others",
     "perturbed-embedding": "prompt embeddings are moved until they steer the first step less, at inference",
     "random-tokens": "random words are added to prompts, at inference",
@@ -63,10 +62,10 @@ def shared_with_found(subject: Subject, variant: str) -> float:
     return float(subject.card(variant).get("shared", 0.0))
 
 
-def shared_figure(subject: Subject, variant: str) -> Estimate:
-    """That share as a figure: how far a control is what it is the control of."""
+def shared_members(subject: Subject, variant: str) -> tuple[float, int]:
+    """That share, and how many neurons or weights the control prunes in all."""
     rows = subject.open().read("variants", columns=["pruned"], model_id=subject.model_id, variant=variant)
-    return Estimate("shared", shared_with_found(subject, variant), None, None, int(rows["pruned"][0].as_py()))
+    return shared_with_found(subject, variant), int(rows["pruned"][0].as_py())
 
 
 def subject_of(store: Store, model: str, variant: str) -> Subject:
@@ -81,7 +80,7 @@ def export_variant(subject: Subject, variant: str, folder: Path, changed_only: b
 
     Args:
         folder: must not be there yet.
-        changed_only: only the UNet, with a reference to the base; else the whole pipeline.
+        changed_only: only the denoiser, with a reference to the base; else the whole pipeline.
 
     Raises:
         InputError: there is no such variant, the model is gone, or the folder is there already.
@@ -91,9 +90,9 @@ def export_variant(subject: Subject, variant: str, folder: Path, changed_only: b
     card = Card(**subject.card(variant))
     with subject.loaded(variant) as model:
         if changed_only:
-            save_variant(model.unet, folder, card)
+            save_variant(model.denoiser, folder, card)
         else:
-            save_pipeline(subject.model, model.unet, folder, card)
+            save_pipeline(subject.model, model.denoiser, folder, card)
 
 
 def unpruned_card(
@@ -101,11 +100,11 @@ def unpruned_card(
     method: str,
     params: BaseModel,
     audit_id: str,
-    site: Literal["unet", "inference"],
+    site: Literal["denoiser", "inference"],
     shared: float = 0.0,
     done: str = "",
 ) -> Card:
-    """The card of a variant that is not one UNet with zeros: it was trained, or what is done is done at inference.
+    """The card of a variant that is not one denoiser with zeros: it was trained, or what is done is done at inference.
 
     Args:
         done: what is done, in words; those of the method without it.
@@ -119,7 +118,7 @@ def unpruned_card(
         audit_id=audit_id,
         site=site,
         pruned=0,
-        total=sum(weight.numel() for weight in model.unet.parameters()),
+        total=sum(weight.numel() for weight in model.denoiser.parameters()),
         params=params.model_dump(mode="json"),
         shared=shared,
         done=done or DONE[method],

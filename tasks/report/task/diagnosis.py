@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from storage import content_key, query
-from tasks.report.locality import Diagnosed, Overlap, Weights, drawn_map, told
+from tasks.report.charts import Map, drawn
+from tasks.report.locality import Diagnosed, Overlap, Weights, told
 from tasks.report.task.page import page_path
 from tasks.subject import ORIGINAL, Subject
 
 
 def write_locality(
     subject: Subject, audit_id: str, found: Sequence[Diagnosed], points: Sequence[str], nemo_id: str, wanda_id: str
-) -> tuple[str, list[bytes]]:
+) -> tuple[str, list[str]]:
     """Whether memory is local: rows of `metrics` of the original under "dori-noise", and a page beside the report.
 
     Args:
@@ -20,7 +21,7 @@ def write_locality(
         nemo_id, wanda_id: of the sets that were found from the triggers.
 
     Returns:
-        The diagnosis in Markdown, and a map (PNG) for each image that has enough triggers.
+        The diagnosis in Markdown, and a map (SVG) for each image that has enough triggers.
     """
     store = subject.open()
     sets = {"model_id": subject.model_id, "nemo_id": nemo_id, "wanda_id": wanda_id}
@@ -55,8 +56,9 @@ def write_locality(
     store.write("metrics", content_key(audit_id, "locality"), metrics, audit_id=audit_id)
     folder = page_path(subject, audit_id).parent
     folder.mkdir(parents=True, exist_ok=True)
-    words, maps = told(list(zip(found, weights, strict=True))), [drawn_map(one.places) for one in spreads]
+    words = told(list(zip(found, weights, strict=True)))
     (folder / "locality.md").write_text(words)
-    for number, picture in enumerate(maps, 1):
-        (folder / f"locality-{number}.png").write_bytes(picture)
+    maps = [drawn(Map(f"Triggers of: {one.caption}", one.spread.places)) for one in found if one.spread is not None]
+    for number, drawing in enumerate(maps, 1):
+        (folder / f"locality-{number}.svg").write_text(drawing, encoding="utf-8")
     return words, maps
