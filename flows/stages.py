@@ -26,6 +26,7 @@ from tasks.evaluate.task import Trial
 from tasks.localize import task as localizing
 from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
+from tasks.pruned import random_controls
 from tasks.report import task as reporting
 from tasks.scorers import clip, sscd
 from tasks.subject import ORIGINAL, Prompt
