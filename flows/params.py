@@ -15,7 +15,7 @@ from tasks.diffusion.hub import hub_folder, name_in, named_on_hub
 from tasks.diffusion.model import audit_defaults
 from tasks.diffusion.precision import precision_for
 from tasks.errors import InputError, refuse
-from tasks.evaluate.clip_score import LOCAL
+from tasks.scorers.clip import LOCAL
 
 
 class AuditParams(Plain):

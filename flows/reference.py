@@ -1,7 +1,7 @@
 """The reference world: built from emoji packages, and measured against the gates it has to pass."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from rich.table import Table
 from flows.audit import AuditParams, audit
 from flows.check import check as check_audit
 from flows.params import defaults_for, model_folder
-from flows.plan import attack_pool
+from flows.plan import attack_pool, clip_of
 from flows.settings import Settings
 from flows.show import show, shown_progress, uri
 from flows.typed import Plain
@@ -29,7 +29,9 @@ from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import to_png
 from tasks.errors import gathered, noting, refuse
 from tasks.evaluate import task as evaluating
+from tasks.keys import detection_id
 from tasks.localize import task as localizing
+from tasks.methods import method
 from tasks.mitigate import task as mitigating
 from tasks.reference import assemble, gates
 from tasks.reference import build as recipe
@@ -83,9 +85,9 @@ def build(params: BuildRun) -> None:
         ordinary = recipe.ordinary_pairs(made, texts, begun)
         first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, texts, chosen, begun)
         planted = recipe.planted_pairs(made, texts, begun)
-        unet = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, chosen)
+        denoiser = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, chosen)
         bank = step(embed_bank, "embed the bank")(made, place)
-        step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, unet, bank)
+        step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, denoiser, bank)
     few = range(0, len(made.planted), max(1, len(made.planted) // ACROSS))
     show(
         create_image_artifact,
@@ -162,7 +164,11 @@ def check(
     if _wanted("cut", only):
         audited = audit(AuditParams(model=model, store=address, device=device, settings=settings))
         rows = reporting.rows_of(subject.open(), audited.audit_id)
-        found += gates.cuts(rows, mitigating.shares_pruned(subject, audited.variants), settings.wanda.sparsity)
+        found += gates.cuts(
+            rows,
+            mitigating.shares_pruned(subject, audited.variants),
+            settings.of(method("localizer", "wanda")).sparsity,
+        )
     _show(found)
     if (page := world / "README.md").is_file():
         put_between(page, "gates", gates.table(found, subject.model_id, page.read_text()))
@@ -201,28 +207,28 @@ def _planted(subject: Subject, settings: Settings) -> list[gates.Gate]:
     memorized = prompts_of(subject, "memorized")
     out = []
     for kind, least in (("VM", 0.95), ("TM", 0.75)):
-        wanted = evaluating.shots([p for p in memorized if p.memorization == kind], settings.seeds)
-        rate = _probe(subject, PROMPT, wanted, settings)
+        of_kind = [prompt for prompt in memorized if prompt.memorization == kind]
+        rate = _measured(subject, PROMPT, of_kind, settings, "copying")
         out.append(gates.Gate(f"planted: {kind} prompts reproduced", rate, ">=", least))
     return out
 
 
 def _ordinary(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
     """Generations of ordinary prompts against everything the model was trained on, and against each other."""
-    wanted = evaluating.shots(prompts_of(subject, "ordinary", settings.ordinary), settings.seeds)
-    _probe(subject, ORDINARY, wanted, settings)
-    ids = evaluating.generate_pictures(subject, ORIGINAL, ORDINARY, wanted, settings.sampling)
-    made = evaluating.pictures_of(subject, ORIGINAL, ORDINARY, ids)
-    alike = evaluating.seed_similarity_figure(subject, wanted, ids, settings.sscd)[0].value
+    asked = prompts_of(subject, "ordinary", settings.ordinary)
+    alike = _measured(subject, ORDINARY, asked, settings, "seed-similarity")
+    wanted = evaluating.shots(asked, settings.seeds)
+    ids = evaluating.generation_ids(subject, ORIGINAL, ORDINARY, wanted, settings.sampling)
+    made = evaluating.images_of(subject, ORIGINAL, ORDINARY, ids)
     return gates.ordinary(np.stack([made[name] for name in ids]), world / "bank.parquet", alike)
 
 
 def _detection(subject: Subject, settings: Settings) -> gates.Gate:
     """How well noise differences tell planted prompts from ordinary ones."""
-    groups = prompts_of(subject, "memorized"), prompts_of(subject, "ordinary", settings.ordinary)
-    localizing.detect(subject, [prompt for group in groups for prompt in group], settings.nemo)
-    found = localizing.detection_figures(subject, *groups, settings.nemo)
-    return gates.Gate("detection: AUC of noise differences", found[0].value, ">=", 0.95)
+    memorized, ordinary = prompts_of(subject, "memorized"), prompts_of(subject, "ordinary", settings.ordinary)
+    localizing.detect(subject, [*memorized, *ordinary], settings.of(method("localizer", "nemo")))
+    area = _measured(subject, PROMPT, memorized, settings, "detection", ordinary)
+    return gates.Gate("detection: AUC of noise differences", area, ">=", 0.95)
 
 
 def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
@@ -239,16 +245,28 @@ def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Ga
     out = []
     for kind, prompts, condition, sense, limit in asked:
         triggers = attacking.attack_images(subject, ORIGINAL, prompts, pool, attack, settings.seed)
-        rate = _probe(subject, condition, evaluating.shots(prompts, settings.seeds, triggers), settings)
+        rate = _measured(subject, condition, prompts, settings, "copying", triggers=triggers)
         out.append(gates.Gate(f"attack: {kind} pictures that come back", rate, sense, limit))
     return out
 
 
-def _probe(subject: Subject, condition: Condition, wanted: list[evaluating.Shot], settings: Settings) -> float:
-    """The share of these prompts, or attacked pictures, of which the original model makes a copy."""
-    ids = evaluating.generate_pictures(subject, ORIGINAL, condition, wanted, settings.sampling)
-    evaluating.score_copies(subject, ORIGINAL, condition, wanted, ids, settings.sscd)
-    return evaluating.copy_figures(subject, wanted, ids, settings.sscd)[0].value
+def _measured(
+    subject: Subject,
+    condition: Condition,
+    prompts: list[Prompt],
+    settings: Settings,
+    metric: str,
+    ordinary: Sequence[Prompt] = (),
+    triggers: dict[str, list[str]] | None = None,
+) -> float:
+    """The first estimate of a metric, of the original model under a condition."""
+    clip = clip_of(AuditParams(model=subject.model), Path(subject.model))
+    scoring = evaluating.Scoring(
+        settings.sampling, settings.sscd, clip, {}, detection_id(settings.of(method("localizer", "nemo"))), ordinary
+    )
+    trial = evaluating.Trial(ORIGINAL, ORIGINAL, condition, prompts, settings.seeds)
+    wanted = evaluating.shots(prompts, settings.seeds, triggers)
+    return evaluating.estimates(subject, trial, wanted, scoring, only=[metric])[0].value
 
 
 def _draw(subject: Subject, world: Path, settings: Settings) -> None:
@@ -271,12 +289,12 @@ def _generated(
     """One picture (PNG) of each prompt by the original model."""
     wanted = [shot for shot in evaluating.shots(asked, settings.seeds) if shot.seed == seed]
     return _pngs(
-        subject, condition, evaluating.generate_pictures(subject, ORIGINAL, condition, wanted, settings.sampling)
+        subject, condition, evaluating.generate_images(subject, ORIGINAL, condition, wanted, settings.sampling)
     )
 
 
 def _pngs(subject: Subject, condition: Condition, names: list[str]) -> list[bytes]:
-    found = evaluating.pictures_of(subject, ORIGINAL, condition, names)
+    found = evaluating.images_of(subject, ORIGINAL, condition, names)
     return [to_png(found[name]) for name in names]
 
 

@@ -10,17 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.attack.extraction import precision_recall
 from tasks.conditions import PROMPT
-from tasks.diffusion.detection import DetectionParams
-from tasks.evaluate import figures
+from tasks.evaluate import change, clip, copying, detection, seed_similarity
 from tasks.evaluate import task as door
-from tasks.evaluate.clip_score import ClipParams
-from tasks.evaluate.figures import Estimate
-from tasks.evaluate.intervals import clopper_pearson
-from tasks.evaluate.sscd import SscdParams, scorer_of
+from tasks.evaluate.estimates import ByUnit, Estimate
+from tasks.evaluate.extraction import precision_recall
+from tasks.evaluate.seen import Detected, Pair
 from tasks.evaluate.task import Shot
-from tasks.localize.task.detection import detection_figures
+from tasks.intervals import clopper_pearson
+from tasks.methods import NoParams
 from tasks.report.markdown import figures_text
 from tasks.report.report import Report, render, table_text
 from tasks.report.standing import STANDINGS
@@ -28,8 +26,9 @@ from tasks.report.task import rows_of
 from tasks.report.verdict import verdict
 from tasks.subject import Prompt, Subject, units_of
 from tasks.units import Link, counted, spelling, units
+from tests.support.seen import HandMade, made
 
-SSCD = SscdParams()
+NONE = NoParams()
 LINKS = st.lists(
     st.tuples(st.integers(0, 9), st.sampled_from("ABCDEFGH"), st.frozensets(st.integers(0, 6), max_size=3)), max_size=12
 )
@@ -99,14 +98,6 @@ def keep(subject: Subject, prompts: list[Prompt], prompt_set: str = "none") -> N
     subject.open().write("prompts", prompt_set, rows, prompt_set=prompt_set)
 
 
-def scored(subject: Subject, values: dict[tuple[str, str], float], metric: str = "sscd", scorer: str = "") -> None:
-    rows = [
-        {"generation_id": name, "reference_id": other, "scorer": scorer or scorer_of(SSCD), "value": value}
-        for (name, other), value in values.items()
-    ]
-    subject.open().write("scores", f"by-hand-{metric}", rows, metric=metric)
-
-
 def test_a_prompt_that_is_not_asked_may_link_two_that_are(subject: Subject) -> None:
     a, b, c = asked("a", "x"), asked("b", "y"), asked("c", "x", "y")
     assert units_of(subject, [a, b]) == {"a": "a", "b": "b"}
@@ -122,21 +113,27 @@ def test_a_localization_group_is_no_cluster(subject: Subject) -> None:
     assert len(set(units_of(subject, [prompts[0], asked("b", "y", "x", kind="TM")]).values())) == 1
 
 
+Captions = tuple[Subject, list[Shot], list[str], dict[Pair, float]]
+"""Prompts, their generations and what these score by SSCD."""
+
+
+def copies(subject: Subject, shots: list[Shot], ids: list[str], scores: dict[Pair, float]) -> list[Estimate]:
+    return copying.copying(HandMade(made(subject, shots, ids), {"sscd": scores}), NONE)
+
+
 @pytest.fixture
-def captions(subject: Subject) -> tuple[Subject, list[Shot], list[str]]:
+def captions(subject: Subject) -> Captions:
     """Six prompts, of which five are captions of one image, two seeds each: one of the five gives one copy."""
     prompts = [*(asked(f"caption {n}", "x") for n in range(5)), asked("other", "y")]
     keep(subject, prompts)
     shots = door.shots(prompts, 2)
     ids = [f"{shot.prompt.prompt_id}/{shot.seed}" for shot in shots]
     values = {(name, shot.prompt.image_ids[0]): 0.3 for name, shot in zip(ids, shots, strict=True)}
-    scored(subject, values | {("caption 3/1", "x"): 0.9})
-    return subject, shots, ids
+    return subject, shots, ids, values | {("caption 3/1", "x"): 0.9}
 
 
-def test_five_captions_of_one_image_are_one_case(captions: tuple[Subject, list[Shot], list[str]]) -> None:
-    subject, shots, ids = captions
-    found = {figure.metric: figure for figure in door.copy_figures(subject, shots, ids, SSCD)}
+def test_five_captions_of_one_image_are_one_case(captions: Captions) -> None:
+    found = {figure.metric: figure for figure in copies(*captions)}
     assert {(figure.n, figure.prompts) for figure in found.values()} == {(2, 6)}
     low, high = clopper_pearson(1, 2)
     assert found["mr"] == Estimate("mr", 0.5, low, high, 2, 6)  # any caption
@@ -145,9 +142,9 @@ def test_five_captions_of_one_image_are_one_case(captions: tuple[Subject, list[S
     assert found["sscd_orig_median"].value == pytest.approx(0.3)
 
 
-def test_both_numbers_are_said_everywhere(captions: tuple[Subject, list[Shot], list[str]]) -> None:
-    subject, shots, ids = captions
-    door.write_figures(subject, "audit", "original", PROMPT, door.copy_figures(subject, shots, ids, SSCD))
+def test_both_numbers_are_said_everywhere(captions: Captions) -> None:
+    subject = captions[0]
+    door.write_estimates(subject, "audit", "original", PROMPT, copies(*captions))
     stored = {row["metric"]: (row["value"], row["n"]) for row in subject.open().read("metrics").to_pylist()}
     assert stored["mr"] == (0.5, 2) and stored["mr_prompts"] == (6, 2)
     rows = rows_of(subject.open(), "audit")
@@ -159,9 +156,9 @@ def test_both_numbers_are_said_everywhere(captions: tuple[Subject, list[Shot], l
 
 def test_nothing_is_said_of_prompts_where_each_has_an_image_of_its_own(subject: Subject) -> None:
     prompts = [asked("a", "x"), asked("b", "y", "z")]
-    scored(subject, {("a/0", "x"): 0.9, ("b/0", "y"): 0.1, ("b/0", "z"): 0.2})
-    found = door.copy_figures(subject, door.shots(prompts, 1), ["a/0", "b/0"], SSCD)
-    door.write_figures(subject, "audit", "original", PROMPT, found)
+    scores = {("a/0", "x"): 0.9, ("b/0", "y"): 0.1, ("b/0", "z"): 0.2}
+    found = copies(subject, door.shots(prompts, 1), ["a/0", "b/0"], scores)
+    door.write_estimates(subject, "audit", "original", PROMPT, found)
     assert not any(row["metric"].endswith("_prompts") for row in subject.open().read("metrics").to_pylist())
     assert verdict(rows_of(subject.open(), "audit"), STANDINGS).startswith("For 1 of 2 memorized prompts the original")
 
@@ -169,11 +166,11 @@ def test_nothing_is_said_of_prompts_where_each_has_an_image_of_its_own(subject: 
 Scores = list[list[float]]
 """Of each image, what the seeds of its prompt score."""
 
-TAKEN: dict[str, Callable[[figures.ByUnit], list[Estimate]]] = {
-    "sscd": lambda rows: [figures.mr(rows), figures.mr_generations(rows), *figures.sscd_orig(rows)],
-    "sscd_gen": lambda rows: [figures.sscd_gen(rows)],
-    "sscd_pair": lambda rows: [figures.seed_similarity(rows)],
-    "clip": lambda rows: [figures.clip(rows)],
+TAKEN: dict[str, Callable[[ByUnit], list[Estimate]]] = {
+    "sscd": lambda rows: [copying.mr(rows), copying.mr_generations(rows), *copying.sscd_orig(rows)],
+    "sscd_gen": lambda rows: [change.sscd_gen(rows)],
+    "sscd_pair": lambda rows: [seed_similarity.seed_similarity(rows)],
+    "clip": lambda rows: [clip.clip(rows)],
 }
 
 
@@ -198,40 +195,38 @@ def test_another_caption_of_an_image_makes_nothing_surer(scores: Scores, data: s
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(12)))
-def test_the_order_of_prompts_is_of_no_account(
-    captions: tuple[Subject, list[Shot], list[str]], order: list[int]
-) -> None:
-    subject, shots, ids = captions
-    found = door.copy_figures(subject, [shots[n] for n in order], [ids[n] for n in order], SSCD)
-    for figure, wanted in zip(found, door.copy_figures(subject, shots, ids, SSCD), strict=True):
+def test_the_order_of_prompts_is_of_no_account(captions: Captions, order: list[int]) -> None:
+    subject, shots, ids, scores = captions
+    found = copies(subject, [shots[n] for n in order], [ids[n] for n in order], scores)
+    for figure, wanted in zip(found, copies(*captions), strict=True):
         assert (figure.metric, figure.n, figure.prompts) == (wanted.metric, wanted.n, wanted.prompts)
         assert [figure.value, figure.low, figure.high] == pytest.approx([wanted.value, wanted.low, wanted.high])
 
 
-def test_alignment_and_seeds_count_images_too(
-    captions: tuple[Subject, list[Shot], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    subject, shots, ids = captions
-    monkeypatch.setattr("tasks.evaluate.clip_score.scorer_of", lambda params: "clip")
+def test_alignment_and_seeds_count_images_too(captions: Captions) -> None:
+    subject, shots, ids, _ = captions
     own = {(name, shot.prompt.prompt_id): 0.2 for name, shot in zip(ids, shots, strict=True)}
     before = {(f"before {name}", prompt): 2 * value for (name, prompt), value in own.items()}
-    scored(subject, own | before, "clip", "clip")
     originals = [f"before {name}" for name in ids]
-    clip, kept = door.alignment_figures(subject, shots, ids, originals, ClipParams(model="none"))
-    assert (clip.n, clip.prompts, kept.n, kept.prompts) == (2, 6, 2, 6) and kept.value == 0.5
     pairs = {(f"{name}/0", f"{name}/1"): 0.6 for name in dict.fromkeys(shot.prompt.prompt_id for shot in shots)}
-    scored(subject, pairs, "sscd_pair")
-    (alike,) = door.seed_similarity_figure(subject, shots, ids, SSCD)
+    scores = {
+        "clip": own | before,
+        "sscd_pair": pairs,
+        "sscd_gen": dict.fromkeys(zip(ids, originals, strict=True), 0.4),
+    }
+    seen = HandMade(made(subject, shots, ids), scores, originals=originals)
+    score, kept = clip.measured(seen, NONE)
+    assert (score.n, score.prompts, kept.n, kept.prompts) == (2, 6, 2, 6) and kept.value == 0.5
+    (alike,) = seed_similarity.measured(seen, NONE)
     assert (alike.value, alike.n, alike.prompts) == (0.6, 2, 6)
-    scored(subject, dict.fromkeys(zip(ids, originals, strict=True), 0.4), "sscd_gen")
-    (change,) = door.change_figure(subject, shots, ids, SSCD)
-    assert (change.value, change.n, change.prompts) == (0.4, 2, 6)
+    (changed,) = change.change(seen, NONE)
+    assert (changed.value, changed.n, changed.prompts) == (0.4, 2, 6)
 
 
 def test_verbatim_and_template_memories_of_one_image_count_in_either(subject: Subject) -> None:
     prompts = [asked("a", "x", kind="VM"), asked("b", "x", kind="TM"), asked("c", "y", kind="TM")]
-    scored(subject, {("a/0", "x"): 0.9, ("b/0", "x"): 0.1, ("c/0", "y"): 0.1})
-    found = door.copy_figures(subject, door.shots(prompts, 1), ["a/0", "b/0", "c/0"], SSCD)
+    scores = {("a/0", "x"): 0.9, ("b/0", "x"): 0.1, ("c/0", "y"): 0.1}
+    found = copies(subject, door.shots(prompts, 1), ["a/0", "b/0", "c/0"], scores)
     known = {figure.metric: (figure.value, figure.n, figure.prompts) for figure in found}
     assert (known["mr"], known["mr_vm"], known["mr_tm"]) == ((0.5, 2, 3), (1, 1, 1), (0, 2, 2))
 
@@ -253,23 +248,26 @@ def test_triggers_that_are_asked_like_prompts_belong_to_their_image(subject: Sub
     assert len(set(units_of(subject, triggers).values())) == 1
 
 
-def test_detection_tells_images_apart_not_captions(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detection_tells_images_apart_not_captions(subject: Subject) -> None:
     """Five captions of one image are one memory that is found; a caption of it is no example of what is no memory."""
     memorized = [*(asked(f"caption {n}", "x") for n in range(5)), asked("other", "y")]
     others = [asked("lone"), asked("again", "x"), *(asked(f"not {n}", "z") for n in range(3))]
     scores = {one.prompt_id: np.array([0.9, 0.7]) for one in memorized} | {"lone": np.array([0.1, 0.1])}
     scores |= {"other": np.array([0.2, 0.2]), "again": np.array([1.0, 1.0])}
     scores |= {f"not {n}": np.array([0.4, 0.2]) for n in range(3)}
-    monkeypatch.setattr(
-        "tasks.localize.task.detection.scores_of",
-        lambda subject, group, params: {one.prompt_id: scores[one.prompt_id] for one in group},
-    )
-    (area,) = detection_figures(subject, memorized, others, DetectionParams())
+
+    def detected(others: list[Prompt]) -> list[Estimate]:
+        of = units_of(subject, [*memorized, *others])
+        every = [(one, one in memorized) for one in [*memorized, *others]]
+        seen = [Detected(one.prompt_id, of[one.prompt_id], known, scores[one.prompt_id]) for one, known in every]
+        return detection.detection(HandMade(detected=seen), NONE)
+
+    (area,) = detected(others)
     # Two memories against two others: 0.8 beats 0.1 and 0.3, and 0.2 beats 0.1 alone.
     assert (area.value, area.n, area.prompts) == (0.75, 4, 10)
-    assert detection_figures(subject, memorized, others[1:2], DetectionParams()) == []
+    assert detected(others[1:2]) == []
     many = [asked(f"caption {n} of {image}", f"i{image}") for image in range(99) for n in range(2)]
     scores |= {one.prompt_id: np.array([0.1, 0.1]) for one in many}
-    assert [one.metric for one in detection_figures(subject, memorized, many, DetectionParams())] == ["auc"]
-    area, rate = detection_figures(subject, memorized, [*many, others[0]], DetectionParams())
+    assert [one.metric for one in detected(many)] == ["auc"]
+    area, rate = detected([*many, others[0]])
     assert (rate.metric, rate.value, rate.n, rate.prompts) == ("tpr_at_1fpr", 1, 2, 6)

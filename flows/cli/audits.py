@@ -109,6 +109,28 @@ def settings(
 
 @app.command()
 @lists
+def methods(form: FormatOption = Format.TABLE) -> None:
+    """List what detects, localizes, mitigates and measures memories, of this package and of others."""
+    quiet()
+    from tasks.methods import methods as known
+
+    rows = [
+        {
+            "method": one.name,
+            "kind": one.kind,
+            "title": one.title,
+            "parameters": " ".join(f"{one.group}.{name}" for name in one.params.model_fields),
+            "paper": one.paper,
+            "control": one.control,
+            "what": one.words,
+        }
+        for one in known()
+    ]
+    described(rows, form)
+
+
+@app.command()
+@lists
 def audits(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None:
     """List the audits in the store."""
     columns = (

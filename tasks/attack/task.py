@@ -17,7 +17,7 @@ from tasks.attack.locality import (
     tsne_map,
 )
 from tasks.diffusion.sampling import encode
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.progress import progress
 from tasks.subject import Prompt, Subject, shards
@@ -156,7 +156,7 @@ def diagnose(
         way.item() / embeddings.beside.mean,
         activation_locality(seen["triggers"], seen["prompts"]),
         activation_locality(seen["starts"], seen["prompts"]),
-        [layer.name for layer in layers_of(model.unet, site)],
+        [layer.name for layer in model.layers(site)],
         dict(zip(points, np.split(places, ends), strict=True)),
     )
 

@@ -11,15 +11,58 @@ can be compared with each other, and with nothing else. KID is unbiased, but sin
 little. Of fewer than `LEAST` different images both are noise, and an audit gives none.
 """
 
+import math
+
 import numpy as np
 
+from tasks.conditions import ORDINARY
 from tasks.errors import InputError
-from tasks.evaluate.figures import Estimate
-from tasks.evaluate.intervals import FEW
+from tasks.evaluate.estimates import Estimate
+from tasks.evaluate.seen import Seen
+from tasks.intervals import FEW
+from tasks.methods import Column, NoParams, metric
 
 LEAST = FEW
 """Different images that a distance of features needs on either side, a convention: from fewer, not even the median of
 one feature has an interval."""
+
+
+@metric(
+    name="quality",
+    title="Distance to real images",
+    paper="Heusel et al., NeurIPS 2017; Binkowski et al., ICLR 2018; on CLIP's features: Kynkaanniemi et al., 2023",
+    words="CLIP-FID and CLIP-KID are distances between generations and the prompts' own images on features of the CLIP"
+    f" model, so they do not compare with Inception's; of fewer than {LEAST} different images they have no value."
+    " CLIP-FID of fewer images than its features have numbers (hundreds) is mostly the bias of few images: compare it"
+    " down its column only.",
+    control="The original model, asked the same.",
+    applies=lambda condition, variant: condition == ORDINARY,
+    columns=(
+        Column("fid", "CLIP-FID", ".3f", "lower", order=60, cases="generations"),
+        Column("kid", "CLIP-KID", ".4f", "lower", order=61, cases="generations"),
+    ),
+)
+def quality(seen: Seen, params: NoParams) -> list[Estimate]:
+    """FID and KID of generations against their prompts' own images; nothing without those, and no value of fewer than
+    `LEAST` different ones.
+
+    Of prompts that share an image the first counts, and of several images of a prompt the first: so each image is
+    compared with as many generations as any other. n counts generations.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for one in seen.generations:
+        if one.images:
+            first.setdefault(one.unit, (one.prompt_id, one.images[0]))
+    chosen = dict(first.values())
+    real = list(dict.fromkeys(chosen.values()))
+    ours = [one.id for one in seen.generations if one.prompt_id in chosen]
+    if not real:
+        return []
+    if len(real) < LEAST:
+        return [Estimate(name, math.nan, None, None, len(ours)) for name in ("fid", "kid")]
+    vectors = seen.clip.images([*ours, *real])
+    made, trained = (np.stack([vectors[name] for name in names]) for names in (ours, real))
+    return [fid(made, trained), kid(made, trained)]
 
 
 def fid(generated: np.ndarray, real: np.ndarray, metric: str = "fid") -> Estimate:

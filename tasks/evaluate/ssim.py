@@ -4,17 +4,51 @@ SSCD asks whether two images show the same, wherever in them it stands. SSIM ask
 pixel: a crop or a mirror image that SSCD calls a copy has a low one. It decides nothing by itself and has no threshold.
 """
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from tasks.conditions import EXTRACTION
 from tasks.errors import InputError
-from tasks.evaluate.figures import ByUnit, Estimate, over_units
+from tasks.evaluate.estimates import ByUnit, Estimate, gathered, of_prompts, over_units
+from tasks.evaluate.seen import Pair, Seen
+from tasks.methods import NoParams, metric
+from tasks.progress import progress
 
 SIGMA = 1.5
 """Standard deviation of the Gaussian window in pixels, as published; scikit-image's window for it is 11 x 11."""
 WINDOW = 11
 SCORER = f"ssim, gaussian window, sigma {SIGMA}, images cropped as in training"
 """What scores are called by."""
+
+
+@metric(
+    name="ssim",
+    title="Structural similarity to training images",
+    paper="Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, IEEE TIP 2004",
+    words="SSIM to the training image, which compares pixel by pixel, is in the store: the metrics ssim_orig_max and"
+    " ssim_orig_median.",
+    control="The original model.",
+    applies=lambda condition, variant: condition != EXTRACTION,
+    kept=("ssim_orig_max", "ssim_orig_median"),
+)
+def measured(seen: Seen, params: NoParams) -> list[Estimate]:
+    """The similarities to training images, over the prompts that have any, each generation by its nearest image."""
+    asked = [one for one in seen.generations if one.images]
+    if not asked:
+        return []
+
+    def structures(missing: Sequence[Pair]) -> Iterator[float]:
+        pixels = seen.pixels(list(dict.fromkeys(name for pair in missing for name in pair)))
+        with progress(len(missing), f"SSIM of {seen.variant}, {seen.condition.name}", "image") as done:
+            for name, image in missing:
+                yield ssim(pixels[name], pixels[image])
+                done(1)
+
+    known = seen.scored("ssim", SCORER, [(one.id, image) for one in asked for image in one.images], structures)
+    nearest = [max(known[one.id, image] for image in one.images) for one in asked]
+    return of_prompts(asked, ssim_orig(gathered(asked, nearest)))
 
 
 def ssim(generation: np.ndarray, original: np.ndarray) -> float:
@@ -53,6 +87,6 @@ def ssim_orig(similarities: ByUnit) -> list[Estimate]:
         similarities: of each generation to the nearest of its prompt's training images.
     """
     return [
-        over_units(metric, np.array([over_seeds(seeds) for seeds in similarities.values()]), np.median)
-        for metric, over_seeds in (("ssim_orig_max", np.max), ("ssim_orig_median", np.median))
+        over_units(name, np.array([over_seeds(seeds) for seeds in similarities.values()]), np.median)
+        for name, over_seeds in (("ssim_orig_max", np.max), ("ssim_orig_median", np.median))
     ]

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tasks.errors import InputError
-from tasks.evaluate.sscd import WIDTH, Sscd
 from tasks.reference.world import World
+from tasks.scorers.sscd import WIDTH, Sscd
 
 
 def embed_bank(made: World, folder: Path) -> np.ndarray:

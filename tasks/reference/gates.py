@@ -14,10 +14,10 @@ from tasks.conditions import ORDINARY, PROMPT, Condition
 from tasks.diffusion.model import load_model
 from tasks.diffusion.sampling import decode, encode, from_bytes
 from tasks.errors import InputError
-from tasks.evaluate.clip_score import ClipParams, ClipScore
-from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd
 from tasks.reference.bank import nearest_in_bank
 from tasks.report.verdict import Row
+from tasks.scorers.clip import ClipParams, ClipScore
+from tasks.scorers.sscd import COPY_THRESHOLD, Sscd
 
 GROUPS = ("autoencoder", "clip", "planted", "ordinary", "detection", "attack", "cut")
 """What gates' names begin with, before a colon."""

@@ -37,7 +37,7 @@ import numpy as np
 from scipy.stats import binom, hypergeom
 
 from tasks.conditions import Condition
-from tasks.evaluate.intervals import of_mean
+from tasks.intervals import of_mean
 from tasks.report.verdict import Row
 
 ALPHA = 0.05

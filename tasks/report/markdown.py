@@ -11,11 +11,15 @@ from tasks.report.verdict import Row, controls, effort_rates, verdict, without_r
 
 def figures_text(rows: Sequence[Row], standings: Standings) -> str:
     """The verdict, the table of variants by condition, and what the controls say."""
-    metrics = columns_of(rows)
-    lines = [verdict(rows, standings), "", f"| variant | condition | n | {' | '.join(metrics.values())} |"]
-    lines.append(f"|---|---|---:|{'---:|' * len(metrics)}")
+    shown = columns_of(rows)
+    lines = [
+        verdict(rows, standings),
+        "",
+        f"| variant | condition | n | {' | '.join(column.heading for column in shown.values())} |",
+    ]
+    lines.append(f"|---|---|---:|{'---:|' * len(shown)}")
     for line in lines_of(rows):
-        cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in metrics]
+        cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in shown]
         lines.append(f"| {line.variant} | {line.condition.name} | {size_text(line)} | {' | '.join(cells)} |")
     told = [*controls(rows, standings), *without_random({row.variant for row in rows}, standings)]
     lines += ["", *(f"- **{control.name}** {control.state}: {control.words}" for control in told)]

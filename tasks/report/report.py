@@ -16,33 +16,11 @@ from rich.table import Table
 
 from tasks.conditions import Condition
 from tasks.errors import InputError
-from tasks.evaluate.quality import LEAST
-from tasks.evaluate.sscd import COPY_THRESHOLD
+from tasks.methods import Column, columns, metrics
 from tasks.report.charts import Chart, Matrix, inline
 from tasks.report.standing import Standings
 from tasks.report.verdict import Control, Row, controls, verdict
-
-COLUMNS = {
-    "mr": "Copied",
-    "mr_vm": "Copied, VM",
-    "mr_tm": "Copied, TM",
-    "mr_generations": "Copies, of all",
-    "sscd_orig_max": "SSCD, best seed",
-    "sscd_orig_median": "SSCD, median seed",
-    "sscd_gen": "SSCD to unmitigated",
-    "seed_similarity": "Same between seeds",
-    "clip": "CLIP",
-    "clip_kept": "CLIP, share kept",
-    "fid": "CLIP-FID",
-    "kid": "CLIP-KID",
-    "auc": "AUC",
-    "tpr_at_1fpr": "TPR at 1 % FPR",
-    "extraction_precision": "Extracted, true",
-    "extraction_recall": "Memories extracted",
-}
-"""Metrics of the table and their headings, in order; other metrics are kept in the store only."""
-NARROW = ("mr", "sscd_orig_max", "sscd_orig_median", "sscd_gen", "seed_similarity", "clip")
-"""Those that a terminal has room for."""
+from tasks.scorers.sscd import COPY_THRESHOLD
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
@@ -117,7 +95,7 @@ def render(report: Report) -> str:
         columns=columns_of(report.rows),
         control_of={one.name: one.control_of for one in report.standings.values()},
         threshold=COPY_THRESHOLD,
-        least=LEAST,
+        meanings=meanings(report.rows),
     )
     return page.lstrip()
 
@@ -142,16 +120,16 @@ def _template(name: str) -> Template:
 
 def table_text(rows: Sequence[Row], width: int = 120) -> str:
     """The table of figures as plain text for a terminal of so many columns."""
-    metrics = {metric: heading for metric, heading in columns_of(rows).items() if metric in NARROW}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in ("variant", "condition", "n", *metrics.values()):
+    shown = {name: column for name, column in columns_of(rows).items() if column.narrow}
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for heading in ("variant", "condition", "n", *(column.heading for column in shown.values())):
         # Headings are broken here and figures not at all, but on terminals too narrow for them.
-        table.add_column(fill(heading, 11), no_wrap=True, overflow="fold")
+        table.add_column(fill(heading, 9, break_long_words=False), no_wrap=True, overflow="fold")
     before = None
-    for line in lines_of([row for row in rows if row.metric in NARROW]):
+    for line in lines_of([row for row in rows if row.metric in shown]):
         if before not in (None, line.variant):
             table.add_section()
-        cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in metrics]
+        cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in shown]
         table.add_row("" if line.variant == before else line.variant, line.condition.name, size_text(line), *cells)
         before = line.variant
     stream = io.StringIO()
@@ -179,36 +157,42 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
     ]
 
 
-def columns_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Headings by metric, of those that any row has."""
+def columns_of(rows: Sequence[Row]) -> dict[str, Column]:
+    """By metric the columns, from left to right, of those that any row has."""
     present = {row.metric for row in rows}
-    return {metric: heading for metric, heading in COLUMNS.items() if metric in present}
+    return {name: column for name, column in columns().items() if name in present}
+
+
+def meanings(rows: Sequence[Row]) -> list[str]:
+    """What the metrics of these rows say, and of what; a text for each, in the order of columns."""
+    present, order = {row.metric for row in rows}, list(columns())
+    found = [one for one in metrics() if present & {*one.shown, *one.kept}]
+    return [one.words for one in sorted(found, key=lambda one: min(map(order.index, one.shown), default=len(order)))]
 
 
 def size_text(line: Line) -> str:
     """The images behind a line, and their prompts where these are more; several numbers where its figures rest on
     different ones."""
-    shown = (row for metric, row in line.figures.items() if metric in COLUMNS)
+    shown = (row for metric, row in line.figures.items() if metric in columns())
     return "/".join(dict.fromkeys(_count_text(row) for row in shown))
 
 
 def cases_text(row: Row) -> str:
-    """What one figure rests on; distances of features count pictures, not images."""
-    return f"{_count_text(row)} generations" if row.metric in ("fid", "kid") else _count_text(row)
+    """What one figure rests on, such as images, of which its column says where it counts something else."""
+    return f"{_count_text(row)} {columns()[row.metric].cases}".rstrip()
 
 
 def value_text(row: Row) -> str:
     """A figure in the digits its metric deserves."""
-    if math.isnan(row.value):
-        return "too few"
-    return _number(row.metric, row.value)
+    return "too few" if math.isnan(row.value) else columns()[row.metric].text(row.value)
 
 
 def interval_text(row: Row) -> str:
     """Its interval, or nothing where there is none."""
     if row.low is None or row.high is None:
         return ""
-    return f"{_number(row.metric, row.low).removesuffix(' %')}–{_number(row.metric, row.high)}"
+    column = columns()[row.metric]
+    return f"{column.text(row.low).removesuffix(' %')}–{column.text(row.high)}"
 
 
 def data_uri(data: bytes) -> str:
@@ -226,11 +210,3 @@ def _count_text(row: Row) -> str:
 def _cell(row: Row) -> str:
     interval = interval_text(row)
     return f"{value_text(row)}\n{interval}" if interval else value_text(row)
-
-
-def _number(metric: str, value: float) -> str:
-    if metric in ("clip_kept", "mr_generations"):
-        return f"{100 * value:.1f} %"
-    if metric in ("mr", "mr_vm", "mr_tm", "tpr_at_1fpr", "extraction_precision", "extraction_recall"):
-        return f"{100 * value:.0f} %"
-    return f"{value:.{ {'clip': 3, 'fid': 3, 'kid': 4}.get(metric, 2) }f}"

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from tasks.errors import InputError
-from tasks.evaluate.figures import sscd_orig
+from tasks.evaluate.copying import sscd_orig
 from tasks.evaluate.ssim import WINDOW, ssim, ssim_orig
 
 

@@ -21,12 +21,14 @@ from flows.cli.shared import NEEDS_A_PLATFORM
 from flows.serve import environment
 from flows.settings import Settings, settings_for
 from storage import Store
+from tasks.methods import methods
 from tests.support.rows import put_sets
 
 COMMANDS = (
     *("audit", "collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report"),
     *(
         "settings",
+        "methods",
         "scan",
         "sql",
         "query",
@@ -85,6 +87,16 @@ def test_every_setting_that_is_listed_can_be_set() -> None:
     assert {"seeds": "2", "nemo.theta": "5.0"}.items() <= {row["setting"]: row["value"] for row in rows}.items()
     (seeds,) = (row for row in rows if row["setting"] == "seeds")
     assert seeds["may be"] == "integer, >= 1, <= 100" and seeds["what"]
+
+
+def test_every_method_is_listed_with_its_parameters_and_paper() -> None:
+    rows = {
+        (row["kind"], row["method"]): row for row in json.loads(CliRunner().invoke(app, ["methods", "--json"]).output)
+    }
+    assert rows.keys() == {(one.kind, one.name) for one in methods()} and {"detector", "metric"} <= {k for k, _ in rows}
+    assert rows["detector", "norm"]["parameters"] == "norm.seeds norm.steps"
+    assert "Carlini" in rows["metric", "extraction"]["paper"]
+    assert all(row[told].endswith(".") for row in rows.values() for told in ("what", "control"))
 
 
 def test_named_queries_are_listed_and_asked(
@@ -219,10 +231,12 @@ def test_the_versions_are_told_without_loading_anything() -> None:
     assert "typer" in imported and not {"torch", "prefect", "diffusers"} & imported
 
 
-@pytest.mark.parametrize("command", [["settings"], ["query"], ["audits"], ["models", "list"], ["sql", "SELECT 1 AS a"]])
+@pytest.mark.parametrize(
+    "command", [["settings"], ["methods"], ["query"], ["audits"], ["models", "list"], ["sql", "SELECT 1 AS a"]]
+)
 def test_every_list_is_json_for_programs(tmp_path: Path, command: list[str]) -> None:
     Store.open(tmp_path / "store")
-    place = [] if command[0] in ("settings", "query") else ["--store", str(tmp_path / "store")]
+    place = [] if command[0] in ("settings", "methods", "query") else ["--store", str(tmp_path / "store")]
     answers = [CliRunner().invoke(app, [*command, *place, *form]) for form in (["--json"], ["--format", "json"])]
     assert all(answer.exit_code == 0 for answer in answers)
     assert isinstance(json.loads(answers[0].stdout), list) and answers[0].stdout == answers[1].stdout

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.evaluate.sscd import WIDTH
 from tasks.reference.bank import nearest_in_bank, write_bank
 from tasks.reference.gates import Gate
+from tasks.scorers.sscd import WIDTH
 
 
 def unit(n: int, seed: int) -> np.ndarray:

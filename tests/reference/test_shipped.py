@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline
 
 from tasks.diffusion.model import identity
 from tasks.diffusion.sampling import SamplingParams, from_bytes
-from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd
 from tasks.reference.assemble import SETTINGS
+from tasks.scorers.sscd import COPY_THRESHOLD, Sscd
 
 WORLD = Path(__file__).parents[2] / "reference"
 

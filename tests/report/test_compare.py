@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import fisher_exact
 
 from tasks.conditions import ORDINARY, PROMPT, Condition, dori
-from tasks.evaluate.intervals import clopper_pearson
+from tasks.intervals import clopper_pearson
 from tasks.report.compare import (
     ALPHA,
     MINOR,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from flows.cli.commands import app
 from storage import Store, content_key, verify
 from tasks.errors import InputError
-from tasks.evaluate.intervals import clopper_pearson
+from tasks.intervals import clopper_pearson
 from tasks.report.task import accept, audits_named, baseline_of, compare
 from tests.support.world import tiny_world
 

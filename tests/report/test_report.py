@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.conditions import ORDINARY, PROMPT
+from tasks.conditions import ORDINARY, PROMPT, dori
 from tasks.errors import InputError
+from tasks.methods import columns
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, data_uri, render, table_text
 from tasks.report.standing import STANDINGS
@@ -123,3 +124,12 @@ def test_the_table_for_the_terminal() -> None:
     assert max(map(len, text.splitlines())) <= 120
     assert text.count("nemo-union") == 1
     assert table_text([Row("[red]x", PROMPT, "mr", 1.0, None, None, 1)]).count("[red]x") == 1
+
+
+def test_the_widest_names_and_counts_fit_on_a_terminal() -> None:
+    metrics = [name for name, column in columns().items() if column.narrow]
+    places = (("adversarial-finetune", PROMPT), ("original", dori("noise", "control")))
+    rows = [Row(*place, metric, 1.0, 0.25, 1.0, 2, 4) for place in places for metric in metrics]
+    text = table_text(rows)
+    assert text.count("2 (4 prompts)") == 2 and text.count("0.250–1.000") == 2
+    assert "adversarial-finetune" in text and "dori-noise-control" in text

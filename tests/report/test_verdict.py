@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.conditions import ORDINARY, PROMPT, Condition
-from tasks.evaluate.intervals import clopper_pearson
+from tasks.intervals import clopper_pearson
 from tasks.report import verdict as method
 from tasks.report.standing import STANDINGS
 from tasks.report.verdict import Control, Row, effort_words

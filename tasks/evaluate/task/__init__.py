@@ -1,36 +1,21 @@
-"""Evaluating: pictures of every variant under every condition, their scores, and the figures of the audit."""
+"""Evaluating: generations of every variant under every condition, their scores, and the estimates of every metric."""
 
-from tasks.evaluate.task.figures import (
-    alignment_figures,
-    change_figure,
-    copy_figures,
-    extraction_figures,
-    quality_figures,
-    seed_similarity_figure,
-    structure_figures,
-    triggers_that_copy,
-    write_figures,
-)
-from tasks.evaluate.task.pictures import Shot, generate_pictures, generation_ids, pictures_of, shots
-from tasks.evaluate.task.scores import score_alignment, score_change, score_copies, score_structure
+from tasks.evaluate.task.generations import Shot, Trial, generate_images, generation_ids, images_of, shots
+from tasks.evaluate.task.measuring import estimates, measure, succeeded, try_triggers, write_estimates
+from tasks.evaluate.task.seen import Scoring, StoredSeen
 
 __all__ = [
+    "Scoring",
     "Shot",
-    "alignment_figures",
-    "change_figure",
-    "copy_figures",
-    "extraction_figures",
-    "generate_pictures",
+    "StoredSeen",
+    "Trial",
+    "estimates",
+    "generate_images",
     "generation_ids",
-    "pictures_of",
-    "quality_figures",
-    "score_alignment",
-    "score_change",
-    "score_copies",
-    "score_structure",
-    "seed_similarity_figure",
+    "images_of",
+    "measure",
     "shots",
-    "structure_figures",
-    "triggers_that_copy",
-    "write_figures",
+    "succeeded",
+    "try_triggers",
+    "write_estimates",
 ]

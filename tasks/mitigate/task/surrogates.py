@@ -7,9 +7,9 @@ import numpy as np
 
 from storage import content_key
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
-from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd
 from tasks.mitigate.inference import DefenceParams, with_random_words
 from tasks.progress import progress
+from tasks.scorers.sscd import COPY_THRESHOLD, Sscd
 from tasks.subject import Prompt, Subject, shards
 
 VERSION = "surrogate/1"
@@ -83,7 +83,7 @@ def _made(
             keys = [(prompt.prompt_id, seed) for _, prompt, seed in block]
             if worded:
                 texts = with_random_words(model, texts, keys, DefenceParams())
-            pictures = generate(model, model.embed(texts), keys, sampling, done)
+            pictures = generate(model, model.encode(texts), keys, sampling, done)
             rows = [
                 {
                     "prompt_id": prompt.prompt_id,

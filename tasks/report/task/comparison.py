@@ -11,10 +11,10 @@ import pyarrow as pa
 from storage import Store, query
 from tasks.conditions import ORDINARY, PROMPT, Condition
 from tasks.errors import InputError
-from tasks.evaluate.sscd import COPY_THRESHOLD
+from tasks.methods import columns
 from tasks.report import compare as method
-from tasks.report.report import COLUMNS
 from tasks.report.task.record import record_of, rows_of
+from tasks.scorers.sscd import COPY_THRESHOLD
 from tasks.units import Link, count, counted, units
 
 _SPEED = {"sampling.batch", "nemo.batch", "dori.images_at_once", "finetune.images_at_once", "sscd.threads"}
@@ -123,7 +123,7 @@ def differences_table(found: Comparison) -> pa.Table:
             "high": None if one.high is None else round(one.high, 4),
         }
         for one in found.differences
-        if one.metric in COLUMNS and Condition.parse(one.condition).steps is None
+        if one.metric in columns() and Condition.parse(one.condition).steps is None
     ]
     names, figures = ("variant", "condition", "metric"), ("before", "after", "change", "low", "high")
     schema = pa.schema([(name, pa.string()) for name in names] + [(name, pa.float64()) for name in figures])

@@ -14,8 +14,6 @@ from PIL import Image, ImageOps
 from storage import Store, content_key, iou, query
 from tasks.conditions import ORDINARY, Condition
 from tasks.diffusion.sampling import to_png
-from tasks.evaluate.figures import by_unit
-from tasks.evaluate.figures import clip as clip_of
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
@@ -79,7 +77,7 @@ def write_report(
     shown: Shown,
     facts: Sequence[tuple[str, str]],
     found: Localized,
-    scorer: str,
+    scorers: Mapping[str, str],
     searches: Mapping[str, Collection[str]],
     trainings: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Written:
@@ -90,7 +88,7 @@ def write_report(
         asked: the memorized prompts; the first few are shown with their training pictures.
         shown: the audit's pictures.
         found: the sets whose overlap is drawn, and the curves of memorization left.
-        scorer: the SSCD model whose scores the pictures are shown with.
+        scorers: by kind of score, "sscd" and "clip", the model that made them; see `scores.scorer`.
         searches: by what they are called, the ids of triggers whose losses are drawn.
         trainings: by the name of the variant, its training step by step.
     """
@@ -99,7 +97,7 @@ def write_report(
     attacks = {"attacks": _losses(store, subject, searches), "effort": _effort(figures)}
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlap = _subspace(store, subject, found)
-    scores = _scores(store, scorer)
+    scores = _scores(store, scorers["sscd"])
     strips = _strips(store, subject, [prompt for prompt in asked if prompt.image_ids], shown, scores)
     report = Report(
         title=f"Memorization audit of {Path(subject.source).name}",
@@ -115,7 +113,7 @@ def write_report(
         left=_left(store, subject, found, asked),
         more_controls=without_random(variants, STANDINGS),
     )
-    _keep_evidence(subject, audit_id, shown, figures, scorer)
+    _keep_evidence(store, audit_id, shown, figures, scorers)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing")
     aside.write_text(render(report), encoding="utf-8")
@@ -313,37 +311,12 @@ def _words(condition: Condition) -> str:
     return "ordinary prompt" if condition == ORDINARY else "from its prompt"
 
 
-def _keep_evidence(subject: Subject, audit_id: str, shown: Shown, rows: Sequence[Row], scorer: str) -> None:
-    """Writes which pictures, scored by which model, the audit's figures rest on."""
-    store, of = subject.open(), units_of(subject, ())
-    aligned: dict[str, dict[str, tuple[str, float]]] = {}
-    scores = store.read("scores", columns=["scorer", "generation_id", "reference_id", "value"], metric="clip")
-    for made_with, name, prompt, value in zip(*(column.to_pylist() for column in scores.columns), strict=True):
-        aligned.setdefault(made_with, {})[name] = of.get(prompt, prompt), value
-    figures = {(row.variant, row.condition, row.metric): row.value for row in rows}
+def _keep_evidence(store: Store, audit_id: str, shown: Shown, rows: Sequence[Row], scorers: Mapping[str, str]) -> None:
+    """Writes which generations, scored by which model, the audit's estimates rest on."""
+    known = {(row.variant, row.condition, row.metric) for row in rows}
     for (variant, _, condition), ids in shown.items():
-        made = {"sscd": scorer} if (variant, condition, "mr") in figures else {}
-        clip = figures.get((variant, condition, "clip"))
-        if clip is not None:
-            # The store may have scores by several CLIP models; the audit's are those that give its figure.
-            means = {
-                one: _mean_clip([known[name] for name in ids])
-                for one, known in aligned.items()
-                if known.keys() >= set(ids)
-            }
-            made["clip"] = min(means, key=lambda one: abs(means[one] - clip))
-        for metric, by in made.items():
-            row = {
-                "variant": variant,
-                "condition": condition.name,
-                "metric": metric,
-                "scorer": by,
-                "generation_ids": list(ids),
-            }
-            store.write("evidence", content_key(audit_id, variant, condition.name, metric), [row], audit_id=audit_id)
-
-
-def _mean_clip(scored: Sequence[tuple[str, float]]) -> float:
-    """The figure `clip` of scores, each with the unit of its prompt."""
-    units, values = zip(*scored, strict=True)
-    return clip_of(by_unit(units, np.array(values))).value
+        for kind, metric in (("sscd", "mr"), ("clip", "clip")):
+            if (variant, condition, metric) in known:
+                place = {"variant": variant, "condition": condition.name, "metric": kind}
+                row = place | {"scorer": scorers[kind], "generation_ids": list(ids)}
+                store.write("evidence", content_key(audit_id, *place.values()), [row], audit_id=audit_id)

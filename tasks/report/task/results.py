@@ -1,17 +1,18 @@
 """An audit's figures for those who do not have the store: a page and a file for programs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from storage import Store
 from tasks.errors import InputError
-from tasks.evaluate.quality import LEAST
-from tasks.evaluate.sscd import COPY_THRESHOLD
 from tasks.report.markdown import effort_text, figures_text, put_between
 from tasks.report.published import published_text
+from tasks.report.report import meanings
 from tasks.report.standing import STANDINGS
 from tasks.report.task.record import record_of, rows_of
+from tasks.report.verdict import Row
 
 
 def write_results(store: Store, audit_id: str, folder: Path, command: str) -> tuple[Path, Path]:
@@ -38,7 +39,7 @@ def write_results(store: Store, audit_id: str, folder: Path, command: str) -> tu
     versions = ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())
     made = f"Made by `{command}` and `engram results`: audit {audit_id} of model {record['model_id']}, "
     made += f"{record['state']}, on {record['device']}; its last run took {taken}, and took over what the store held."
-    meant = _meaning(json.loads(record["params"])["settings"])
+    meant = _meaning(json.loads(record["params"])["settings"], rows)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         aside = data.with_suffix(".writing")
@@ -50,20 +51,15 @@ def write_results(store: Store, audit_id: str, folder: Path, command: str) -> tu
     return page, data
 
 
-def _meaning(settings: dict[str, Any]) -> str:
+def _meaning(settings: dict[str, Any], rows: Sequence[Row]) -> str:
     """What the columns say, for those who did not choose the settings."""
     sampling = settings["sampling"]
-    return (
-        f"An image counts as copied if any picture made for it, {settings['seeds']} of each of its prompts or triggers "
-        f"({sampling['steps']} steps, guidance {sampling['guidance']:g}, precision {settings['precision']}), has an "
-        f"SSCD above {COPY_THRESHOLD} to a training picture of it; beside it stands the share of all pictures that are "
-        "copies. Under n stands the number of different images, which prompts that share one count as one, and in "
-        "brackets that of their prompts where it is another; then what other figures of the line rest on: both groups "
-        "of the AUC, the generations of CLIP-FID and CLIP-KID. In brackets after figures: 95 % intervals, of rates "
-        "exact (Clopper-Pearson), of the share of pictures as if all of one image agreed, of medians by order "
-        "statistics, of means by Student's t, of the share of the original's CLIP score that is kept by Fieller's "
-        "theorem. SSCD columns are medians over images. CLIP-FID and CLIP-KID are taken on features of the CLIP model, "
-        f"so they do not compare with Inception's; of fewer than {LEAST} images they have no value. CLIP-FID of fewer "
-        "pictures than its features have numbers (hundreds) is mostly the bias of few pictures: compare it down its "
-        "column only."
+    made = (
+        f"Of each prompt or trigger {settings['seeds']} images are generated ({sampling['steps']} steps, guidance"
+        f" {sampling['guidance']:g}, precision {settings['precision']}). Under n stands the number of different images,"
+        " which prompts that share one count as one, and in brackets that of their prompts where it is another; then"
+        " what other metrics of the line rest on. In brackets after estimates: 95 % intervals, of rates exact"
+        " (Clopper-Pearson), of the rate of generations as if all of one image agreed, of medians by order statistics,"
+        " of means by Student's t, of the share of the original's CLIP score that is kept by Fieller's theorem."
     )
+    return " ".join([made, *meanings(rows)])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, quantile_test, ttest_1samp
 
-from tasks.evaluate.intervals import (
+from tasks.intervals import (
     Statistic,
     bootstrap,
     clopper_pearson,

@@ -1,4 +1,4 @@
-"""Pictures of every variant under every condition, made once and kept."""
+"""Generations of every variant under every condition, made once and kept."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,23 @@ VERSION = "evaluate/1"
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One variant under one condition, with the prompts it is asked."""
+
+    name: str
+    """The variant, by the name that its estimates go by."""
+    variant: str
+    """The same, as the store knows it."""
+    condition: Condition
+    prompts: list[Prompt]
+    """Asked, or those whose images are attacked."""
+    seeds: int
+    """Generations of each prompt or trigger."""
+
+
+@dataclass(frozen=True)
 class Shot:
-    """One picture to be made: for a prompt, or for a trigger that was found for the prompt's image."""
+    """One image to be made: for a prompt, or for a trigger that was found for the prompt's image."""
 
     prompt: Prompt
     trigger_id: str | None
@@ -28,7 +43,7 @@ class Shot:
 
     @property
     def asker(self) -> str:
-        """What seeds the initial noise beside the seed: the prompt, so that variants compare picture by picture."""
+        """What seeds the initial noise beside the seed: the prompt, so that variants compare image by image."""
         return self.prompt.prompt_id
 
 
@@ -45,7 +60,7 @@ def shots(asked: Sequence[Prompt], seeds: int, triggers: Mapping[str, Sequence[s
 def generation_ids(
     subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], sampling: SamplingParams
 ) -> list[str]:
-    """The ids that `generate_pictures` gives, whether or not it ran yet."""
+    """The ids that `generate_images` gives, whether or not it ran yet."""
     settings, model_id = sampling.model_dump(exclude={"batch"}), subject.model_id
     return [
         content_key(
@@ -55,10 +70,10 @@ def generation_ids(
     ]
 
 
-def generate_pictures(
+def generate_images(
     subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], sampling: SamplingParams
 ) -> list[str]:
-    """Makes the pictures that the store does not have, and returns the ids of all."""
+    """Makes the images that the store does not have, and returns the ids of all."""
     store = subject.open()
     ids = generation_ids(subject, variant, condition, wanted, sampling)
     place = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
@@ -67,7 +82,7 @@ def generate_pictures(
     defence = subject.defence(variant)
     names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
     found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
-    with progress(len(todo), f"generating {variant}, {condition.name}", "picture") as done:
+    with progress(len(todo), f"generating {variant}, {condition.name}", "image") as done:
         for prompt_id, some in subject.by_model(variant, todo, lambda one: one[1].prompt.prompt_id):
             with subject.loaded(variant, prompt_id) as model:
                 for block in shards(some, sampling.batch):
@@ -77,22 +92,22 @@ def generate_pictures(
                     )
                     keys = [(shot.asker, shot.seed) for _, shot in block]
                     embeddings, around = defended(model, *defence, sampling, texts, keys, triggers)
-                    pictures = generate(model, embeddings, keys, sampling, done, around)
+                    images = generate(model, embeddings, keys, sampling, done, around)
                     rows = [
                         {
                             "prompt_id": shot.prompt.prompt_id,
                             "trigger_id": shot.trigger_id,
                             "seed": shot.seed,
                             "generation_id": name,
-                            "bytes": to_png(picture),
+                            "bytes": to_png(image),
                         }
-                        for (name, shot), picture in zip(block, pictures, strict=True)
+                        for (name, shot), image in zip(block, images, strict=True)
                     ]
                     store.write("generations", content_key([name for name, _ in block]), rows, **place)
     return ids
 
 
-def pictures_of(subject: Subject, variant: str, condition: Condition, names: Sequence[str]) -> dict[str, np.ndarray]:
+def images_of(subject: Subject, variant: str, condition: Condition, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Generations of this variant, or of the original, and training images, by name; uint8 (height, width, 3)."""
     return {name: from_bytes(data) for name, data in files_of(subject, variant, condition, names).items()}
 
@@ -117,5 +132,5 @@ def files_of(subject: Subject, variant: str, condition: Condition, names: Sequen
         find("generations", "generation_id", model_id=subject.model_id, variant=of, condition=condition.name)
     find("images", "image_id")
     if lost:
-        raise InputError(f"the store has no picture {min(lost)}: generate first, and import prompts with their images")
+        raise InputError(f"the store has no image {min(lost)}: generate first, and import prompts with their images")
     return found

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from tasks.errors import InputError
-from tasks.evaluate import sscd
-from tasks.evaluate.sscd import COPY_THRESHOLD, Sscd, SscdParams, check_sscd
+from tasks.scorers import sscd
+from tasks.scorers.sscd import COPY_THRESHOLD, Sscd, SscdParams, check_sscd
 
 
 def pictures(n: int, side: int = 64) -> np.ndarray:

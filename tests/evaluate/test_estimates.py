@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import InputError
-from tasks.evaluate import figures
-from tasks.evaluate.intervals import clopper_pearson
+from tasks.evaluate import change, clip, copying, detection, estimates, seed_similarity
+from tasks.intervals import clopper_pearson
 
 SIMILARITIES = {
     "a": np.array([0.9, 0.1, 0.2]),
@@ -18,21 +18,21 @@ SIMILARITIES = {
 
 
 def test_gathering() -> None:
-    gathered = figures.by_unit(["b", "a", "b"], np.array([1.0, 2.0, 3.0]))
+    gathered = estimates.by_unit(["b", "a", "b"], np.array([1.0, 2.0, 3.0]))
     assert list(gathered) == ["b", "a"]
     assert gathered["b"].tolist() == [1, 3]
     with pytest.raises(ValueError, match="1 units but 2 rows"):
-        figures.by_unit(["a"], np.zeros(2))
+        estimates.by_unit(["a"], np.zeros(2))
 
 
 def test_mr_counts_prompts_with_any_seed_above_the_threshold() -> None:
-    figure = figures.mr(SIMILARITIES)
+    figure = copying.mr(SIMILARITIES)
     low, high = clopper_pearson(2, 4)
-    assert figure == figures.Estimate("mr", 0.5, low, high, 4)
+    assert figure == estimates.Estimate("mr", 0.5, low, high, 4)
 
 
 def test_mr_of_generations_averages_the_share_of_each_prompts_seeds() -> None:
-    figure = figures.mr_generations(SIMILARITIES)
+    figure = copying.mr_generations(SIMILARITIES)
     # One of three, none (0.7 is not above 0.7), none, and three of three.
     low, high = clopper_pearson(4 / 3, 4)
     assert (figure.metric, figure.n) == ("mr_generations", 4)
@@ -46,14 +46,14 @@ def test_the_interval_of_copies_among_generations_covers(rate: float, agreement:
     prompts, seeds, times = 24, 4, 400
     alike = draw.random((times, prompts, 1)) < agreement
     copied = np.where(alike, draw.random((times, prompts, 1)) < rate, draw.random((times, prompts, seeds)) < rate)
-    found = [figures.mr_generations({str(n): row for n, row in enumerate(one.astype(float))}) for one in copied]
+    found = [copying.mr_generations({str(n): row for n, row in enumerate(one.astype(float))}) for one in copied]
     covered = [figure.low <= rate <= figure.high for figure in found if figure.low is not None and figure.high]
     assert len(covered) == times
     assert np.mean(covered) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / times)
 
 
 def test_similarity_to_the_original() -> None:
-    found = {figure.metric: figure for figure in figures.sscd_orig(SIMILARITIES)}
+    found = {figure.metric: figure for figure in copying.sscd_orig(SIMILARITIES)}
     # maxima: 0.9, 0.7, 0.6, 1.0; medians: 0.2, 0.7, 0.3, 0.9
     wanted = {
         "sscd_orig_max": 0.8,
@@ -75,25 +75,27 @@ def test_similarity_to_the_original() -> None:
 
 
 def test_a_single_prompt_has_no_interval() -> None:
-    figure = figures.sscd_gen({"a": np.array([0.1, 0.3, 0.2])})
-    assert figure == figures.Estimate("sscd_gen", 0.2, None, None, 1)
+    figure = change.sscd_gen({"a": np.array([0.1, 0.3, 0.2])})
+    assert figure == estimates.Estimate("sscd_gen", 0.2, None, None, 1)
 
 
 def test_the_deviation_of_a_single_value_is_unknown_rather_than_nothing() -> None:
-    found = {figure.metric: figure.value for figure in figures.sscd_orig({"a": np.array([0.1, 0.3])})}
+    found = {figure.metric: figure.value for figure in copying.sscd_orig({"a": np.array([0.1, 0.3])})}
     unknown = {metric for metric, value in found.items() if np.isnan(value)}
     assert unknown == {f"sscd_orig_{of}_{spread}" for of in ("max", "median") for spread in ("mad", "std")}
     assert found["sscd_orig_max_mean"] == 0.3
 
 
 def test_seed_similarity_is_the_median_pair_of_a_unit_then_the_median_unit() -> None:
-    figure = figures.seed_similarity({"a": np.array([0.6, 0.0, 0.8]), "b": np.array([0.2]), "c": np.array([0.1, 0.9])})
+    figure = seed_similarity.seed_similarity(
+        {"a": np.array([0.6, 0.0, 0.8]), "b": np.array([0.2]), "c": np.array([0.1, 0.9])}
+    )
     assert (figure.metric, figure.n) == ("seed_similarity", 3)
     assert figure.value == pytest.approx(0.5)
 
 
 def test_clip_is_a_mean_over_prompts() -> None:
-    figure = figures.clip({"a": np.array([0.2, 0.4]), "b": np.array([0.1])})
+    figure = clip.clip({"a": np.array([0.2, 0.4]), "b": np.array([0.1])})
     assert figure.value == pytest.approx(0.2)
     assert figure.n == 2
 
@@ -101,49 +103,49 @@ def test_clip_is_a_mean_over_prompts() -> None:
 def test_what_is_kept_of_the_clip_score_is_told_by_pairs() -> None:
     before = {"a": np.array([0.4, 0.4]), "b": np.array([0.8]), "c": np.array([0.6])}
     after = {name: 0.9 * seeds for name, seeds in before.items()}
-    figure = figures.clip_kept(after, before)
+    figure = clip.clip_kept(after, before)
     assert (figure.metric, figure.n) == ("clip_kept", 3)
     # Every prompt keeps the same share, however different they are: nothing is left to doubt.
     assert (figure.value, figure.low, figure.high) == pytest.approx((0.9, 0.9, 0.9))
-    assert figures.clip_kept({"a": np.array([0.2])}, {"a": np.array([0.4])}).low is None
+    assert clip.clip_kept({"a": np.array([0.2])}, {"a": np.array([0.4])}).low is None
     with pytest.raises(ValueError, match="the same prompts"):
-        figures.clip_kept(after, {"a": np.array([0.4])})
+        clip.clip_kept(after, {"a": np.array([0.4])})
 
 
 def test_no_generations() -> None:
-    for figure in (figures.mr, figures.mr_generations, figures.sscd_gen, figures.seed_similarity, figures.clip):
+    for figure in (copying.mr, copying.mr_generations, change.sscd_gen, seed_similarity.seed_similarity, clip.clip):
         with pytest.raises(InputError, match="generate first"):
             figure({})
 
 
 def test_auc_by_hand() -> None:
     # pairs won: 3 > 1, 3 > 2, 2 > 1; tied: 2 = 2
-    assert figures.auc(np.array([3.0, 2.0]), np.array([1.0, 2.0])).value == pytest.approx(3.5 / 4)
-    assert figures.auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])).value == 1
+    assert detection.auc(np.array([3.0, 2.0]), np.array([1.0, 2.0])).value == pytest.approx(3.5 / 4)
+    assert detection.auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])).value == 1
     with pytest.raises(InputError, match="empty"):
-        figures.auc(np.array([1.0]), np.array([]))
+        detection.auc(np.array([1.0]), np.array([]))
 
 
 def test_an_auc_of_one_prompt_on_a_side_has_no_interval() -> None:
     """It is 1 half of the time for a detector that half of the memorized prompts escape, whatever the others."""
     many = np.arange(100.0)
     for one, other in (([200.0], many), (many, [-1.0]), ([1.0], [0.0])):
-        figure = figures.auc(np.array(one), np.array(other))
+        figure = detection.auc(np.array(one), np.array(other))
         assert (figure.value, figure.low, figure.high) == (1, None, None)
-    assert figures.auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])).low is not None
+    assert detection.auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])).low is not None
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=20), st.lists(st.integers(-5, 5), min_size=1, max_size=20))
 def test_auc_is_the_share_of_pairs_won(memorized: list[int], others: list[int]) -> None:
     a, b = np.array(memorized, float), np.array(others, float)
     wanted = ((a[:, None] > b).mean() + (a[:, None] >= b).mean()) / 2
-    assert figures.auc(a, b).value == pytest.approx(wanted)
+    assert detection.auc(a, b).value == pytest.approx(wanted)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=300))
 def test_the_threshold_lets_one_in_a_hundred_pass(others: list[float]) -> None:
     b = np.array(others)
-    figure = figures.tpr_at_1fpr(b, b)  # scored on the others themselves, it is the false positive rate
+    figure = detection.tpr_at_1fpr(b, b)  # scored on the others themselves, it is the false positive rate
     assert figure.value <= 0.01
 
 
@@ -156,13 +158,13 @@ def test_tpr_is_the_share_above_the_lowest_threshold_that_one_in_a_hundred_excee
 ) -> None:
     threshold = min(score for score in others if sum(other > score for other in others) <= len(others) / 100)
     wanted = sum(score > threshold for score in memorized)
-    figure = figures.tpr_at_1fpr(np.array(memorized, float), np.array(others, float))
+    figure = detection.tpr_at_1fpr(np.array(memorized, float), np.array(others, float))
     assert figure.value == wanted / len(memorized)
     assert (figure.low, figure.high) == clopper_pearson(wanted, len(memorized))
 
 
 def test_tpr_by_hand() -> None:
     others = np.arange(200.0)  # two of 200 may exceed the threshold: it is 197
-    figure = figures.tpr_at_1fpr(np.array([197.0, 197.5, 300.0, 0.0]), others)
+    figure = detection.tpr_at_1fpr(np.array([197.0, 197.5, 300.0, 0.0]), others)
     assert figure.value == 0.5
     assert figure.n == 4

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.attack.extraction import ExtractionParams, extract, precision_recall, tile_distances
 from tasks.errors import InputError
-from tasks.evaluate.intervals import clopper_pearson
+from tasks.evaluate.extraction import ExtractionParams, extract, precision_recall, tile_distances
+from tasks.intervals import clopper_pearson
 
 
 def test_tile_distance_by_hand() -> None:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from tasks.errors import InputError
-from tasks.evaluate import clip_score
-from tasks.evaluate.clip_score import ClipParams, ClipScore, check_clip, clip_named
+from tasks.scorers import clip as clip_score
+from tasks.scorers.clip import ClipParams, ClipScore, check_clip, clip_named
 
 CAPTIONS = ["a red cat", "a blue dog", "two green birds", "nothing at all", "the sun"]
 MODEL: dict[str, Any] = {

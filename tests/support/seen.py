@@ -1,0 +1,81 @@
+"""What metrics look at, made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tasks.conditions import PROMPT, Condition
+from tasks.evaluate.seen import Detected, Generation, Pair
+from tasks.evaluate.task import Shot
+from tasks.subject import Subject, units_of
+
+
+@dataclass
+class Vectors:
+    """Embeddings by name of the image, or text."""
+
+    known: Mapping[str, np.ndarray]
+    name: str = "by hand"
+
+    def images(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: self.known[name] for name in names}
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.stack([self.known[text] for text in texts])
+
+
+@dataclass
+class HandMade:
+    """See `tasks.evaluate.seen.Seen`."""
+
+    generations: Sequence[Generation] = ()
+    scores: Mapping[str, Mapping[Pair, float]] = field(default_factory=dict)
+    """By kind, those that are kept already."""
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    originals: Sequence[str] = ()
+    detected: Sequence[Detected] = ()
+    shared: tuple[float, int] | None = None
+    variant: str = "original"
+    condition: Condition = PROMPT
+
+    @property
+    def sscd(self) -> Vectors:
+        return Vectors(self.vectors)
+
+    @property
+    def clip(self) -> Vectors:
+        return Vectors(self.vectors)
+
+    def pixels(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: self.images[name] for name in names}
+
+    def scored(
+        self, kind: str, scorer: str, pairs: Sequence[Pair], compute: Callable[[Sequence[Pair]], Iterable[float]]
+    ) -> dict[Pair, float]:
+        known = self.scores.get(kind, {})
+        missing = [pair for pair in pairs if pair not in known]
+        found = dict(zip(missing, compute(missing), strict=True)) if missing else {}
+        return {pair: known[pair] if pair in known else found[pair] for pair in pairs}
+
+
+def made(subject: Subject, shots: Sequence[Shot], ids: Sequence[str]) -> list[Generation]:
+    """The generations of these ids, as the store's door gives them."""
+    of = units_of(subject, [shot.prompt for shot in shots])
+    return [
+        Generation(
+            name,
+            shot.prompt.prompt_id,
+            shot.prompt.text,
+            of[shot.prompt.prompt_id],
+            shot.seed,
+            shot.trigger_id,
+            shot.prompt.image_ids,
+            shot.prompt.kind == "memorized",
+            shot.prompt.memorization,
+        )
+        for name, shot in zip(ids, shots, strict=True)
+    ]
