@@ -1,4 +1,4 @@
-"""What a step of the Dori attack costs beside a bare forward and backward pass of the UNet at the same batch.
+"""What a step of the Dori attack costs beside a bare forward and backward pass of the denoiser at the same batch.
 
     python -m benchmarks.attack [--model FOLDER] [--steps N] [--json FILE]
 
@@ -10,21 +10,23 @@ import json
 import statistics
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from tasks.attack.dori import DoriParams, search
-from tasks.diffusion.model import Model, load_model
+from tasks.diffusion.families import Model, StableDiffusion
+from tasks.diffusion.families.model import settled
+from tasks.diffusion.families.schedule import Schedule
+from tasks.diffusion.model import load_model
 
 LIMIT = 1.15
 """A step may cost this much of a bare pass."""
 
 
-def measure(model: Model, params: DoriParams) -> dict[str, float]:
-    """Median seconds of a step and of a bare pass, and their ratio."""
-    texts = torch.randn(params.images_at_once, model.tokens, cast(Any, model.unet).config.cross_attention_dim)
+def measure(model: Model, embedding: torch.Size, params: DoriParams) -> dict[str, float]:
+    """Median seconds of a step and of a bare pass, and their ratio; for embeddings of this shape."""
+    texts = torch.randn(params.images_at_once, *embedding)
     latents = torch.randn(params.images_at_once, *model.latent_shape)
     bare = _bare_pass(model, params.images_at_once * params.batch, texts)
     steps, passes = [], []
@@ -45,13 +47,13 @@ def measure(model: Model, params: DoriParams) -> dict[str, float]:
 
 
 def _bare_pass(model: Model, batch: int, texts: torch.Tensor) -> Any:
-    """A call that runs the UNet forward and backward, down to the text embeddings."""
+    """A call that runs the denoiser forward and backward, down to the text embeddings."""
     latents = torch.randn(batch, *model.latent_shape, device=model.device, dtype=model.dtype)
     text = texts.repeat_interleave(batch // len(texts), 0).to(model.device, model.dtype).requires_grad_(True)
     times = torch.randint(1000, (batch,), device=model.device)
 
     def run() -> None:
-        output = cast(Any, model.unet)(latents, times, text, return_dict=False)[0]
+        output = model.output(latents, times, text)
         torch.autograd.grad(output.float().square().mean(), text)
 
     return run
@@ -63,30 +65,42 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _random_model() -> Model:
-    """The reference world's UNet with random weights: what a pass costs does not depend on them."""
-    from tasks.reference.clip import TOKENS
-    from tasks.reference.unet import new_scheduler, new_unet
+def _random_model() -> tuple[Model, torch.Size]:
+    """The reference world's denoiser with random weights, and the shape of its embeddings: what a pass costs does not
+    depend on weights."""
+    from tasks.reference.clip import TOKENS, WIDTH
+    from tasks.reference.denoiser import new_denoiser, new_scheduler
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    unet = cast(Any, new_unet()).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    limits = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=TOKENS))
-    words = SimpleNamespace(model_max_length=TOKENS)
-    return Model("random", "random", unet, None, limits, words, new_scheduler(), device)
+    model = StableDiffusion(
+        source="random",
+        model_id="random",
+        denoiser=settled(new_denoiser(), device, mixed=False),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        schedule=Schedule(new_scheduler()),
+        device=device,
+    )
+    return model, torch.Size((TOKENS, WIDTH))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", type=Path, help="a pipeline folder; without it a UNet of the reference world's shape"
+        "--model", type=Path, help="a pipeline folder; without it a denoiser of the reference world's shape"
     )
     parser.add_argument("--steps", type=int, default=23)
     parser.add_argument("--images-at-once", type=int, default=4)
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
-    model = load_model(options.model) if options.model else _random_model()
+    if options.model:
+        model = load_model(options.model)
+        embedding = model.unconditional().shape[1:]
+    else:
+        model, embedding = _random_model()
     params = DoriParams(steps=options.steps, images_at_once=options.images_at_once)
-    figures = measure(model, params)
+    figures = measure(model, embedding, params)
     print(f"{params.images_at_once} pictures x batch {params.batch} on {model.device}")
     for name, value in figures.items():
         print(f"{name:15} {value:.4f}")

@@ -1,12 +1,12 @@
 """NeMo's search and Wanda's collection beside plain procedures of our own, on the same prompts.
 
 The plain procedures follow the published descriptions step by step; docs/fidelity.md says how both relate to the
-published code itself. NeMo: every look at a candidate set runs the UNet at the first two timesteps for all seeds and
-keeps the second; activations are read off the UNet anew at every step of the selection. What a noise difference, a
-similarity, an outlying neuron and the limit of the refinement are it takes from the package, whose tests compare them
-with torchmetrics and by hand; what is compared here is the search. Wanda: prompts one at a time; a hook computes each
-feed-forward block a second time and brings every activation to the host, where norms are added up; the first prompt's
-activations stay in memory.
+published code itself. NeMo: every look at a candidate set runs the denoiser at the first two timesteps for all seeds
+and keeps the second; activations are read off the denoiser anew at every step of the selection. What a noise
+difference, a similarity, an outlying neuron and the limit of the refinement are it takes from the package, whose tests
+compare them with torchmetrics and by hand; what is compared here is the search. Wanda: prompts one at a time; a hook
+computes each feed-forward block a second time and brings every activation to the host, where norms are added up; the
+first prompt's activations stay in memory.
 
 Ours runs in every kind of refinement, and what it finds is compared prompt by prompt. "sequential" makes the same looks
 in the same order, but sample by sample, so that only rounding can part the two. "chain" and "group" leave out looks
@@ -34,11 +34,12 @@ from tqdm import tqdm
 from tasks.collect.norms import feature_norms
 from tasks.collect.values import value_activations
 from tasks.diffusion.detection import estimate_threshold, highest_by_seed, pairwise_scores, prompt_differences
+from tasks.diffusion.families import Model
 from tasks.diffusion.hooks import observed, scaled
-from tasks.diffusion.model import Model, audit_defaults, load_model
-from tasks.diffusion.noise import initial_noise, predict_noise
+from tasks.diffusion.model import audit_defaults, load_model
+from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.diffusion.ssim import similarity, to_unit_range
 from tasks.errors import InputError
 from tasks.localize.nemo import NemoParams, by_layer, nemo
@@ -121,13 +122,12 @@ class PlainNemo:
         factors = {layer.index: torch.ones(layer.outputs) for layer in self.layers}
         for layer, neuron in blocked:
             factors[layer][neuron] = 0
-        self.model.scheduler.set_timesteps(self.params.steps)
         text = embedding.expand(len(noise), -1, -1)
         with scaled(self.layers, factors):
-            for timestep in self.model.scheduler.timesteps[:2]:
-                predicted = predict_noise(self.model, noise, int(timestep), text)
+            for number in range(2):
+                prediction = self.model.predict(noise, self.model.schedule.timestep(self.params.steps, number), text)
                 self.evaluations += len(noise)
-        return to_unit_range(predicted.float() - noise.float())
+        return to_unit_range(self.model.memory_signal(prediction, noise))
 
     def _activations(self, embedding: torch.Tensor, noise: torch.Tensor) -> list[torch.Tensor]:
         found: dict[int, torch.Tensor] = {}
@@ -135,9 +135,9 @@ class PlainNemo:
         def see(layer: Layer, inputs: torch.Tensor, output: torch.Tensor) -> None:
             found[layer.index] = output[0].float().abs().mean(0)
 
-        self.model.scheduler.set_timesteps(self.params.steps)
+        first = self.model.schedule.timestep(self.params.steps, 0)
         with observed(self.layers, see):
-            predict_noise(self.model, noise[:1], int(self.model.scheduler.timesteps[0]), embedding[None])
+            self.model.output(noise[:1], first, embedding[None])
         self.evaluations += 1
         return [found[layer.index] for layer in self.layers]
 
@@ -153,7 +153,7 @@ def plain_norms(
     first: dict[tuple[int, int], torch.Tensor] = {}
     norms: dict[tuple[int, int], torch.Tensor] = {}
     steps = dict.fromkeys((layer.index for layer in layers), 0)
-    empty = model.unguided()
+    empty = model.unconditional()
 
     def hook_for(layer: Layer) -> Callable[..., None]:
         def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -168,7 +168,7 @@ def plain_norms(
 
         return hook
 
-    blocks = [model.unet.get_submodule(layer.name.removesuffix(".net.2")) for layer in layers]
+    blocks = [model.denoiser.get_submodule(layer.name.removesuffix(".net.2")) for layer in layers]
     handles = [block.register_forward_hook(hook_for(layer)) for block, layer in zip(blocks, layers, strict=True)]
     try:
         for embedding, name in zip(embeddings, ids, strict=True):
@@ -190,9 +190,10 @@ def benchmark_nemo(
 
     The figures without a kind in their name are those of `params.refinement`.
     """
-    layers = layers_of(model.unet, Site.VALUE)
-    null = model.embed(null_prompts)
-    statistics = statistics or Moments.of(value_activations(layers, model.conditions(null)[0])).statistics()
+    layers = model.layers(Site.VALUE)
+    null = model.encode(null_prompts)
+    values = value_activations(layers, model.text_input(Site.VALUE, null), model.mask(null))
+    statistics = statistics or Moments.of(values).statistics()
     threshold = params.threshold
     if threshold is None:
         scores = [
@@ -200,7 +201,7 @@ def benchmark_nemo(
             for prompt, embedding in zip(null_prompts, tqdm(null, desc="threshold"), strict=True)
         ]
         threshold = estimate_threshold(scores, params)
-    embeddings = model.embed(prompts)
+    embeddings = model.encode(prompts)
     plain = PlainNemo(model, layers, statistics, threshold, params)
     runs = {kind: Run(params.model_copy(update={"refinement": kind})) for kind in REFINEMENTS}
     prompt_differences(model, embeddings[0], "warm", params)
@@ -211,8 +212,8 @@ def benchmark_nemo(
         seconds += clock(model) - start
         for run in runs.values():
             start = clock(model)
-            tokens, _ = model.conditions(embedding[None])
-            activations = [layer[0] for layer in value_activations(layers, tokens)]
+            tokens, mask = model.text_input(Site.VALUE, embedding[None]), model.mask(embedding[None])
+            activations = [layer[0] for layer in value_activations(layers, tokens, mask)]
             found = nemo(model, layers, embedding, prompt, activations, statistics, threshold, run.params)
             run.seconds += clock(model) - start
             run.evaluations += found.evaluations
@@ -253,8 +254,8 @@ class Run:
 
 def benchmark_wanda(model: Model, prompts: list[str], params: SamplingParams) -> dict[str, float]:
     """Collection of feature norms beside the plain one; the sets that follow from both must be the same."""
-    layers = layers_of(model.unet, Site.FEED_FORWARD_HIDDEN)
-    embeddings = model.embed(prompts)
+    layers = model.layers(Site.FEED_FORWARD_HIDDEN)
+    embeddings = model.encode(prompts)
     keys = [(prompt, 0) for prompt in prompts]
     few = params.model_copy(update={"steps": 2})  # warms both up
     plain_norms(model, layers, embeddings[:1], prompts[:1], few)
@@ -344,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, help="similarity threshold (default: from the null prompts)")
     parser.add_argument("--refinement", choices=REFINEMENTS, default="chain", help="kind whose figures come first")
     parser.add_argument("--seeds", type=int, default=10, help="initial noises for each prompt")
-    parser.add_argument("--batch", type=int, default=32, help="samples in a UNet call at most")
+    parser.add_argument("--batch", type=int, default=32, help="samples in a pass of the denoiser at most")
     parser.add_argument("--wanda-prompts", type=int, default=10, help="prompts of the Wanda collection")
     parser.add_argument("--wanda-steps", type=int, default=50, help="denoising steps of the Wanda collection")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
@@ -354,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
         model = load_model(options.model, options.device)
         prompts = read_prompts(options.prompts) or own_prompts(options.model, "memorized") or NULL_PROMPTS[:4]
         null_prompts = read_prompts(options.null_prompts) or own_prompts(options.model, "null") or NULL_PROMPTS
-        layers = layers_of(model.unet, Site.VALUE)
+        layers = model.layers(Site.VALUE)
         statistics = load_statistics(options.statistics, layers) if options.statistics else None
         params = NemoParams(
             seeds=options.seeds, threshold=options.threshold, batch=options.batch, refinement=options.refinement

@@ -22,20 +22,19 @@ if TYPE_CHECKING:
     from storage import iou as iou
     from storage import query as query
     from storage import run_sql as run_sql
-    from tasks.collect.values import Moments as Moments
     from tasks.collect.values import value_activations as value_activations
-    from tasks.diffusion.model import Model as Model
+    from tasks.diffusion.detection import estimate_threshold as estimate_threshold
+    from tasks.diffusion.detection import pairwise_scores as pairwise_scores
+    from tasks.diffusion.detection import prompt_differences as prompt_differences
+    from tasks.diffusion.families import Model as Model
     from tasks.diffusion.model import load_model as load_model
     from tasks.diffusion.sites import Layer as Layer
     from tasks.diffusion.sites import Site as Site
-    from tasks.diffusion.sites import layers_of as layers_of
     from tasks.errors import InputError as InputError
-    from tasks.localize.detection import estimate_threshold as estimate_threshold
-    from tasks.localize.detection import pairwise_scores as pairwise_scores
-    from tasks.localize.detection import prompt_differences as prompt_differences
     from tasks.localize.nemo import NemoParams as NemoParams
     from tasks.localize.nemo import NemoResult as NemoResult
     from tasks.localize.nemo import nemo as nemo
+    from tasks.localize.statistics import Moments as Moments
     from tasks.scan.task import ScanParams as ScanParams
 
 _HOMES = {
@@ -44,12 +43,14 @@ _HOMES = {
     "flows.scan": ("ScanRun", "Scanned", "scan"),
     "flows.settings": ("Settings",),
     "storage": ("Store", "StoreError", "connect", "iou", "query", "run_sql"),
-    "tasks.collect.values": ("Moments", "value_activations"),
-    "tasks.diffusion.model": ("Model", "load_model"),
-    "tasks.diffusion.sites": ("Layer", "Site", "layers_of"),
+    "tasks.collect.values": ("value_activations",),
+    "tasks.diffusion.detection": ("estimate_threshold", "pairwise_scores", "prompt_differences"),
+    "tasks.diffusion.families": ("Model",),
+    "tasks.diffusion.model": ("load_model",),
+    "tasks.diffusion.sites": ("Layer", "Site"),
     "tasks.errors": ("InputError",),
-    "tasks.localize.detection": ("estimate_threshold", "pairwise_scores", "prompt_differences"),
     "tasks.localize.nemo": ("NemoParams", "NemoResult", "nemo"),
+    "tasks.localize.statistics": ("Moments",),
     "tasks.scan.task": ("ScanParams",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

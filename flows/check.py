@@ -15,11 +15,11 @@ from flows.selection import Selection
 from flows.settings import Settings
 from storage import StoreError, address_of
 from tasks.collect import task as collecting
+from tasks.diffusion.families.schedule import Choice
 from tasks.diffusion.folder import problems_of
 from tasks.diffusion.hub import named_on_hub
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.outline import Outline, outline_of
-from tasks.diffusion.schedulers import Choice
 from tasks.errors import gathered, noting, refuse
 from tasks.progress import stage
 from tasks.scorers.clip import check_clip
@@ -40,7 +40,7 @@ def check(params: AuditParams, settled: bool = True) -> None:
     """
     paths = [params.prompts, params.nulls, params.ordinary, params.images, params.clip, params.model]
     if (settings := params.settings) is not None:
-        paths += [settings.sscd.weights, str(settings.nemo.statistics) if settings.nemo.statistics else None]
+        paths += [settings.sscd.weights, *(str(path) for own in settings.files().values() for path in own.values())]
     # What is refused is one line; so it says nothing before, unless it takes long.
     with stage("check", lambda: "model, prompts, images and settings", announced=False):
         _checked(params.model_dump_json(), settled, tuple(_stamp(path) for path in paths if path is not None))

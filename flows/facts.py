@@ -7,6 +7,7 @@ from flows.plan import Plan
 from storage import content_key
 from tasks.diffusion.sites import Site
 from tasks.mitigate import task as mitigating
+from tasks.pruned import random_controls
 from tasks.scorers.clip import scorer_of as clip_scorer_of
 from tasks.scorers.sscd import scorer_of
 from tasks.subject import Prompt
@@ -48,7 +49,7 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
         ("CLIP", clip_scorer_of(plan.clip)),
         ("variants", ", ".join(f"{name} = {stored}" for name, stored in variants.items() if name != stored)),
         ("nothing found by", ", ".join(missing) or "none"),
-        ("NeMo", f"searches {SEARCHED[settings.nemo.site]}"),
+        ("NeMo", f"searches {SEARCHED[plan.nemo.site]}"),
         (
             "Wanda",
             f"{plan.wanda.sparsity:.3g} of each row, {plan.wanda.tau} steps, compared with"
@@ -63,11 +64,11 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
     if agreement:
         words = f"finds the neurons of the published search with an IOU of {sum(agreement) / len(agreement):.3f}"
         same = sum(iou == 1 for iou in agreement)
-        facts.append(("refinement", f"{settings.nemo.refinement} {words}, the same for {same} of {len(agreement)}"))
+        facts.append(("refinement", f"{plan.nemo.refinement} {words}, the same for {same} of {len(agreement)}"))
     measured = {prompt.prompt_id for prompt in plan.ordinary}
     if any(prompt.prompt_id in measured for prompt in plan.control_prompts):
         facts.append(("control of Wanda", "found on prompts that quality is measured on, there are too few others"))
-    for name in mitigating.RANDOM_CONTROLS:
+    for name in random_controls():
         if name in variants and (part := mitigating.shared_with_found(plan.subject, variants[name])):
             facts.append((name, f"{part:.0%} of what it cuts was localized, too: more than half of a layer was"))
     for name in settings.erase:

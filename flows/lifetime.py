@@ -33,6 +33,8 @@ SAYING_S = 1.0
 """How long what is said last may take, as where a remote store does not answer."""
 STARTUP_S = 180.0
 """How long a server may take until it answers: a busy machine needs longer than Prefect waits, 20 seconds."""
+EVENTS_S = 5.0
+"""How long Prefect may take to send its last events before a command's own server ends."""
 
 _last_words: dict[object, Callable[[], None]] = {}
 _reason = "interrupted"
@@ -157,9 +159,11 @@ def prefect_server() -> Iterator[None]:
         try:
             with at_the_end(remove), temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
                 yield
+            _send_events()
         except Exception as error:
             if server.poll() is not None:  # what failed is a call to it
                 raise KeyboardInterrupt from error
+            _send_events()
             raise
         finally:
             for name, value in before.items():
@@ -177,6 +181,13 @@ def prefect_server() -> Iterator[None]:
             server.kill()
             server.wait()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _send_events() -> None:
+    """What sends events to this server is done with it: it would go on with the events of the next server, in vain."""
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.drain_all(timeout=EVENTS_S, at_exit=False)
 
 
 def _reach(url: str) -> None:

@@ -7,7 +7,7 @@ docs/nightly.md for what it needs.
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact
@@ -231,12 +231,14 @@ def _settings_in_full(settings: Settings | None) -> dict[str, Settings]:
     """The settings with the files that they name as paths in full; nothing where there are none."""
     if settings is None:
         return {}
-    nemo, sscd = settings.nemo, settings.sscd
-    if nemo.statistics is not None:
-        nemo = nemo.model_copy(update={"statistics": in_full(nemo.statistics)})
+    changed: dict[str, Any] = {
+        group: getattr(settings, group).model_copy(update={name: in_full(path) for name, path in files.items()})
+        for group, files in settings.files().items()
+    }
+    sscd = settings.sscd
     if sscd.weights is not None:
         sscd = sscd.model_copy(update={"weights": str(in_full(sscd.weights))})
-    return {"settings": settings.model_copy(update={"nemo": nemo, "sscd": sscd})}
+    return {"settings": settings.model_copy(update=changed | {"sscd": sscd})}
 
 
 def remove(store: Store, name: str) -> None:

@@ -5,6 +5,7 @@ they ran in this process, on another worker or last night.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -25,10 +26,12 @@ from tasks.evaluate import task as evaluating
 from tasks.evaluate.task import Trial
 from tasks.keys import detection_id
 from tasks.localize import task as localizing
+from tasks.localize.ground import NormsParams
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
+from tasks.methods import Localizer, method, metrics
 from tasks.mitigate import task as mitigating
-from tasks.mitigate.prune import PRUNED_PER_PROMPT
+from tasks.pruned import Pruned, per_prompt, random_controls
 from tasks.report import task as reporting
 from tasks.report.standing import CLAIMS
 from tasks.scorers import clip as clip_score
@@ -63,9 +66,7 @@ class Plan:
         # As many null prompts as memorized ones, as published; fewer only where there are no more.
         few = len(self.memorized)
         self.contrast = collecting.empty_prompts(few) if settings.contrast == "empty" else self.nulls[:few]
-        self.wanda: WandaParams = settings.wanda.model_copy(
-            update={"tau": min(settings.wanda.tau, settings.sampling.steps)}
-        )
+        self.localizers = settings.localizers()
         self.pool = chosen.pool
 
     @property
@@ -84,26 +85,81 @@ class Plan:
         rows: list[dict[str, Any]] = found.to_pylist()
         return [row for row in rows if row["params"] == told]
 
+    def params_of(self, localizer: Localizer) -> Any:
+        """A localizer's parameters, of feature norms no more steps than are sampled."""
+        chosen = self.settings.of(localizer)
+        return chosen.within(self.settings.sampling.steps) if isinstance(chosen, NormsParams) else chosen
+
     @cached_property
-    def nemo_id(self) -> str:
-        """Of NeMo's sets; detection must have run."""
-        return localizing.nemo_id(self.subject, self.threshold_nulls, self.nulls, self.settings.nemo)
+    def given(self) -> localizing.Given:
+        """What localizers are given beside the prompts whose sets they look for."""
+        alone = localizing.Given(
+            nulls=self.nulls,
+            threshold_nulls=self.threshold_nulls,
+            contrast=self.contrast,
+            ordinary=self.pictured[1],
+            sampling=self.settings.sampling,
+        )
+        own = [one for localizer in self.localizers if not localizer.budget for one in self._pruned(localizer, alone)]
+        return replace(alone, budgets={one.pruning.name: one for one in own})
+
+    @cached_property
+    def pruned(self) -> dict[str, Pruned]:
+        """What is pruned in each variant that follows from the sets of localizers, by name and in their order."""
+        found = [one for localizer in self.localizers for one in self._pruned(localizer, self.given)]
+        return {one.pruning.name: one for one in found if self.settings.own_cuts or one.pruning.over != "each"}
+
+    def _pruned(self, localizer: Localizer, given: localizing.Given) -> Iterator[Pruned]:
+        params = self.params_of(localizer)
+        for pruning in localizer.prunings:
+            groups = self.groups(localizer, pruning.ordinary)
+            scopes = tuple(
+                prompt.prompt_id for prompt in (self.control_prompts if pruning.ordinary else self.memorized)
+            )
+            yield Pruned(localizer, pruning, params, localizing.sets_id(localizer, params, groups, given), scopes)
+
+    def groups(self, localizer: Localizer, ordinary: bool = False) -> localizing.Groups:
+        """The prompts that a localizer looks at, by scope; or ordinary ones as if they were memorized."""
+        if ordinary:
+            return localizing.control_of(localizer, self.memorized, self.control_prompts)
+        return localizing.groups_of(localizer, self.memorized)
+
+    def sets_id(self, localizer: Localizer, groups: localizing.Groups | None = None) -> str:
+        """Of the sets that a localizer finds for these groups, or for the memorized prompts."""
+        groups = groups or self.groups(localizer)
+        return localizing.sets_id(localizer, self.params_of(localizer), groups, self.given)
 
     @property
-    def published_nemo(self) -> NemoParams | None:
-        """NeMo's search as published, where it is to be held against another refinement."""
-        nemo = self.settings.nemo
-        if not self.settings.agreement or nemo.refinement == "sequential":
+    def nemo(self) -> NemoParams:
+        """NeMo's parameters."""
+        params: NemoParams = self.params_of(method("localizer", "nemo"))
+        return params
+
+    @property
+    def wanda(self) -> WandaParams:
+        """Wanda's parameters."""
+        params: WandaParams = self.params_of(method("localizer", "wanda"))
+        return params
+
+    @cached_property
+    def nemo_id(self) -> str:
+        """Of NeMo's sets."""
+        return self.sets_id(method("localizer", "nemo"))
+
+    def published(self, localizer: Localizer) -> Any:
+        """The parameters of a localizer's search as published, where it is to be compared with a shortcut."""
+        if not self.settings.agreement or localizer.published is None:
             return None
-        return nemo.model_copy(update={"refinement": "sequential"})
+        return localizer.published(self.params_of(localizer))
 
     def agreement(self) -> dict[str, float]:
-        """By prompt id, the IOU of what the chosen refinement and the published one found; empty where not compared."""
-        nemo = self.published_nemo
-        if nemo is None:
+        """By prompt id, the IOU of what NeMo's refinement and the published one found; empty where not compared."""
+        nemo = method("localizer", "nemo")
+        published = self.published(nemo)
+        if published is None:
             return {}
-        published = localizing.nemo_id(self.subject, self.threshold_nulls, self.nulls, nemo)
-        found = localizing.search_agreement(self.subject, self.nemo_id, published, nemo.site)
+        published_id = localizing.sets_id(nemo, published, self.groups(nemo), self.given)
+        found = localizing.agreement(self.subject, nemo, published, self.nemo_id, published_id)
         # The store may know more prompts, of larger audits.
         return {prompt.prompt_id: found[prompt.prompt_id] for prompt in self.memorized}
 
@@ -113,24 +169,14 @@ class Plan:
         return localizing.curve_id(self.nemo_id, self.settings.seed)
 
     @property
-    def subsets(self) -> localizing.Groups:
-        """The prompts that Wanda looks at."""
-        return localizing.by_subset(self.memorized)
-
-    @property
-    def control(self) -> localizing.Groups:
-        """The ordinary prompts that it looks at as if they were memorized."""
-        return localizing.by_control(self.memorized, self.control_prompts)
-
-    @property
     def wanda_id(self) -> str:
         """Of Wanda's sets."""
-        return localizing.wanda_id(self.subsets, self.contrast, self.wanda, self.settings.sampling)
+        return self.pruned["wanda"].sets_id
 
     @property
     def control_id(self) -> str:
         """Of the sets that Wanda finds for ordinary prompts."""
-        return localizing.wanda_id(self.control, self.contrast, self.wanda, self.settings.sampling)
+        return self.pruned["wanda-control"].sets_id
 
     @property
     def pictured(self) -> tuple[list[Prompt], list[Prompt]]:
@@ -207,8 +253,7 @@ class Plan:
     def trigger_wanda_id(self) -> str:
         """Of the weights that Wanda finds from single triggers, and from where their searches began."""
         ends, starts = self.diagnosed_triggers()
-        triggers = localizing.by_trigger([*ends, *starts])
-        return localizing.wanda_id(triggers, self.contrast, self.wanda, self.settings.sampling)
+        return self.sets_id(method("localizer", "wanda"), localizing.one_by_one([*ends, *starts]))
 
     @property
     def erasable(self) -> list[Prompt]:
@@ -221,24 +266,13 @@ class Plan:
         return self.chosen.why_not_erasable
 
     def cuts(self) -> dict[str, str]:
-        """The variants that were cut, in order: by name the variant in the store."""
-        seed, prompts = self.settings.seed, [prompt.prompt_id for prompt in self.memorized]
-        neurons = [mitigating.prune_id(self.nemo_id, prompts, seed=of) for of in (None, seed)]
-        weights = [mitigating.prune_id(self.wanda_id, [localizing.ALL], self.wanda, of) for of in (None, seed)]
-        control = mitigating.prune_id(self.control_id, [localizing.ALL], self.wanda)
-        ids = dict(zip(("nemo-union", "random-nemo-union"), neurons, strict=True))
-        if self.settings.own_cuts:
-            ids |= dict(zip(PRUNED_PER_PROMPT, neurons, strict=True))
-        ids |= dict(zip(("wanda", "random-wanda"), weights, strict=True))
-        found = mitigating.known(self.subject, ids | {"wanda-control": control})
-        if "wanda" not in found:
-            return found
-        scored: dict[str, str] = {}
-        for score in self.settings.scores:
-            chosen = self.settings.importance.model_copy(update={"score": score})
-            key = localizing.importance_id(self.subject, *self.pictured, chosen, self.wanda_id, self.wanda)
-            scored[score] = mitigating.prune_id(key, [localizing.ALL])
-        return found | mitigating.known(self.subject, scored)
+        """The pruned variants that are there, in order: by name the variant in the store."""
+        ids: dict[str, str] = {}
+        for name, pruned in self.pruned.items():
+            ids[name] = mitigating.prune_id(pruned)
+            if pruned.pruning.control is not None:
+                ids[pruned.pruning.control] = mitigating.prune_id(pruned, self.settings.seed)
+        return mitigating.known(self.subject, ids)
 
     def variants(self) -> dict[str, str]:
         """Every variant that is there, the original first: by name the variant in the store."""
@@ -259,7 +293,7 @@ class Plan:
         settings, seeds = self.settings, self.settings.seeds
         for name, stored in variants.items():
             yield Trial(name, stored, PROMPT, self.memorized, seeds)
-            if name not in PRUNED_PER_PROMPT:  # nothing is pruned for them
+            if name not in per_prompt():  # nothing is pruned for them
                 yield Trial(name, stored, ORDINARY, self.ordinary, seeds)
         if many := settings.extracted:
             both = [*self.memorized[:many], *self.ordinary[:many]]
@@ -306,8 +340,8 @@ class Plan:
     def scoring(self) -> evaluating.Scoring:
         """What generations are made and looked at with."""
         settings = self.settings
-        own = {"extraction": settings.extraction}
-        detection = detection_id(settings.nemo)
+        own = {one.name: settings.of(one) for one in metrics() if one.params.model_fields}
+        detection = detection_id(self.nemo)
         return evaluating.Scoring(settings.sampling, settings.sscd, self.clip, own, detection, self.ordinary)
 
     def generations(self, trial: Trial) -> list[str]:
@@ -319,7 +353,7 @@ class Plan:
         """Where attacks on a variant begin."""
         if name in CLAIMS:
             return self.settings.starts
-        if name in mitigating.RANDOM_CONTROLS and name not in PRUNED_PER_PROMPT:
+        if name in random_controls() and name not in per_prompt():
             return self.settings.random_starts
         return self.settings.baseline_starts if name in self.settings.erase or name in DEFENCES else ()
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping
 from flows.plan import Plan
 from tasks.errors import InputError
 from tasks.keys import norms_id, values_id
-from tasks.localize import task as localizing
 from tasks.subject import ORIGINAL, Prompt
 
 
@@ -23,20 +22,24 @@ def check_ready(stage: str, plan: Plan) -> None:
 
 
 def _localize(plan: Plan) -> None:
-    settings, subject = plan.settings, plan.subject
-    nulls = plan.nulls if settings.nemo.statistics is None else []
+    subject, sampling = plan.subject, plan.settings.sampling
 
     def known(site: str, params_id: str) -> set[str]:
         place = {"model_id": subject.model_id, "variant": ORIGINAL, "site": site, "params_id": params_id}
         rows = subject.open().read("activations", columns=["prompt_id"], **place)
         return set(rows["prompt_id"].to_pylist())
 
-    site = str(settings.nemo.site.value)
-    _refuse_lost([*plan.memorized, *nulls], known(site, values_id()), f"activations at {site!r}")
-    halves = {"conditional": ["cond"], "unconditional": ["uncond"], "both": ["cond", "uncond"]}[settings.wanda.half]
-    for half in halves:
-        seen = known("ff-hidden", f"{norms_id(settings.sampling, plan.wanda.tau)}-{half}")
-        _refuse_lost([*plan.memorized, *plan.contrast, *plan.control_prompts], seen, "feature norms at 'ff-hidden'")
+    for localizer in plan.localizers:
+        params = plan.params_of(localizer)
+        site, reads = localizer.site_of(params).value, localizer.reads_of(params)
+        asked = [*plan.memorized, *(plan.control_prompts if any(one.ordinary for one in localizer.prunings) else [])]
+        if "values" in reads:
+            nulls = plan.nulls if "null values" in reads else []
+            _refuse_lost([*asked, *nulls], known(site, values_id()), f"activations at {site!r}")
+        for half in params.halves if "norms" in reads else ():
+            contrast = plan.contrast if "contrast norms" in reads else []
+            seen = known(site, f"{norms_id(sampling, params.tau)}-{half}")
+            _refuse_lost([*asked, *contrast], seen, f"feature norms at {site!r}")
 
 
 def _refuse_lost(asked: Collection[Prompt], known: Collection[str], what: str) -> None:
@@ -44,17 +47,12 @@ def _refuse_lost(asked: Collection[Prompt], known: Collection[str], what: str) -
         raise InputError(f"{len(lost)} prompts have no {what}: run the collection first")
 
 
-def _mitigate(plan: Plan) -> None:
-    wanted = {
-        ("nemo", plan.nemo_id): [prompt.prompt_id for prompt in plan.memorized],
-        ("wanda", plan.wanda_id): [localizing.ALL],
-        ("wanda-control", plan.control_id): [localizing.ALL],
-    }
-    for (method, params_id), scopes in wanted.items():
-        place = {"model_id": plan.subject.model_id, "method": method, "params_id": params_id}
+def _localized(plan: Plan) -> None:
+    for pruned in plan.pruned.values():
+        place = {"model_id": plan.subject.model_id, "method": pruned.method, "params_id": pruned.sets_id}
         found = plan.subject.open().read("neuron_sets", columns=["scope_id"], **place)
-        if lost := set(scopes) - set(found["scope_id"].to_pylist()):
-            raise InputError(f"the store has no {method} sets of {min(lost)!r}: run the localization first")
+        if lost := set(pruned.scopes) - set(found["scope_id"].to_pylist()):
+            raise InputError(f"the store has no {pruned.method} sets of {min(lost)!r}: run the localization first")
 
 
 def _evaluate(plan: Plan) -> None:
@@ -67,9 +65,8 @@ def _evaluate(plan: Plan) -> None:
 
 _CHECKS: Mapping[str, Callable[[Plan], object]] = {
     "localize": _localize,
-    "mitigate": _mitigate,
-    "attack": Plan.variants,
-    "diagnose": Plan.variants,
+    "mitigate": _localized,
+    "attack": _localized,
+    "diagnose": _localized,
     "evaluate": _evaluate,
-    "report": Plan.variants,
 }

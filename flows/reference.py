@@ -31,6 +31,7 @@ from tasks.errors import gathered, noting, refuse
 from tasks.evaluate import task as evaluating
 from tasks.keys import detection_id
 from tasks.localize import task as localizing
+from tasks.methods import method
 from tasks.mitigate import task as mitigating
 from tasks.reference import assemble, gates
 from tasks.reference import build as recipe
@@ -84,9 +85,9 @@ def build(params: BuildRun) -> None:
         ordinary = recipe.ordinary_pairs(made, texts, begun)
         first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, texts, chosen, begun)
         planted = recipe.planted_pairs(made, texts, begun)
-        unet = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, chosen)
+        denoiser = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, chosen)
         bank = step(embed_bank, "embed the bank")(made, place)
-        step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, unet, bank)
+        step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, denoiser, bank)
     few = range(0, len(made.planted), max(1, len(made.planted) // ACROSS))
     show(
         create_image_artifact,
@@ -163,7 +164,11 @@ def check(
     if _wanted("cut", only):
         audited = audit(AuditParams(model=model, store=address, device=device, settings=settings))
         rows = reporting.rows_of(subject.open(), audited.audit_id)
-        found += gates.cuts(rows, mitigating.shares_pruned(subject, audited.variants), settings.wanda.sparsity)
+        found += gates.cuts(
+            rows,
+            mitigating.shares_pruned(subject, audited.variants),
+            settings.of(method("localizer", "wanda")).sparsity,
+        )
     _show(found)
     if (page := world / "README.md").is_file():
         put_between(page, "gates", gates.table(found, subject.model_id, page.read_text()))
@@ -221,7 +226,7 @@ def _ordinary(subject: Subject, world: Path, settings: Settings) -> list[gates.G
 def _detection(subject: Subject, settings: Settings) -> gates.Gate:
     """How well noise differences tell planted prompts from ordinary ones."""
     memorized, ordinary = prompts_of(subject, "memorized"), prompts_of(subject, "ordinary", settings.ordinary)
-    localizing.detect(subject, [*memorized, *ordinary], settings.nemo)
+    localizing.detect(subject, [*memorized, *ordinary], settings.of(method("localizer", "nemo")))
     area = _measured(subject, PROMPT, memorized, settings, "detection", ordinary)
     return gates.Gate("detection: AUC of noise differences", area, ">=", 0.95)
 
@@ -256,7 +261,9 @@ def _measured(
 ) -> float:
     """The first estimate of a metric, of the original model under a condition."""
     clip = clip_of(AuditParams(model=subject.model), Path(subject.model))
-    scoring = evaluating.Scoring(settings.sampling, settings.sscd, clip, {}, detection_id(settings.nemo), ordinary)
+    scoring = evaluating.Scoring(
+        settings.sampling, settings.sscd, clip, {}, detection_id(settings.of(method("localizer", "nemo"))), ordinary
+    )
     trial = evaluating.Trial(ORIGINAL, ORIGINAL, condition, prompts, settings.seeds)
     wanted = evaluating.shots(prompts, settings.seeds, triggers)
     return evaluating.estimates(subject, trial, wanted, scoring, only=[metric])[0].value

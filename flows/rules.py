@@ -3,39 +3,39 @@
 Each rule is one of the methods' own, asked here of numbers that are known beforehand.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from flows.selection import Selection
 from flows.settings import Settings, managed
 from tasks.diffusion.detection import enough_scores, pairs
 from tasks.diffusion.outline import Outline, enough_timesteps
-from tasks.diffusion.sites import Site, layers_of
-from tasks.diffusion.ssim import scales_and_kernel
 from tasks.errors import gathered
 from tasks.evaluate.extraction import check_clique, check_tiles
-from tasks.localize.importance import BY_GRADIENT
-from tasks.localize.statistics import enough_prompts, load_statistics
-from tasks.localize.wanda import candidates_of
+from tasks.localize.ground import NormsParams
+from tasks.localize.statistics import enough_prompts
+from tasks.mitigate.inference import check_defence
 from tasks.scan.task import ScanParams
 
 
 def together(settings: Settings) -> list[str]:
     """What settings cannot do together, whatever the model and the prompts are."""
     out = managed(settings)
-    precision, half = settings.precision, settings.wanda.half
+    precision, chosen = settings.precision, settings.localizers()
     if precision == "float16" and settings.attacked:
         out.append("attacks need gradients, which vanish in float16: --set precision=bfloat16 or float32")
-    if precision == "float16" and (by := [score for score in settings.scores if score in BY_GRADIENT]):
-        out.append(f"the {by[0]} score needs gradients, which vanish in float16: --set precision=bfloat16 or float32")
+    if precision == "float16" and (by := [one.name for one in chosen if one.gradients]):
+        out.append(f"{by[0]} needs gradients, which vanish in float16: --set precision=bfloat16 or float32")
     if precision == "float16" and "perturbed-embedding" in settings.defences:
         out.append("perturbed-embedding needs gradients, which vanish in float16: --set precision=bfloat16 or float32")
     if precision in ("float16", "bfloat16") and settings.erase:
         out.append(f"fine-tuning needs float32 weights, not {precision}: --set precision=mixed, or --set 'erase=[]'")
-    if settings.sampling.guidance <= 1 and half != "conditional":
-        out.append(
-            f"without guidance there is no half without text, which wanda.half={half} needs: "
-            "--set wanda.half=conditional, or sample with a guidance above 1"
-        )
+    for one in chosen if settings.sampling.guidance <= 1 else ():
+        if isinstance(params := settings.of(one), NormsParams) and params.half != "conditional":
+            out.append(
+                f"without guidance there is no half without text, which {one.group}.half={params.half} needs: --set"
+                f" {one.group}.half=conditional, or sample with a guidance above 1"
+            )
     if settings.finetune.stop_at and not settings.finetune.check_every:
         out.append(
             "finetune.stop_at is looked at by held-out attacks, of which there are none: --set finetune.check_every=N"
@@ -45,41 +45,27 @@ def together(settings: Settings) -> list[str]:
 
 def with_prompts(settings: Settings, chosen: Selection) -> list[str]:
     """What settings cannot do with these prompts."""
-    scores = len(chosen.threshold_nulls) * pairs(settings.nemo.seeds)
-    return gathered(
-        partial(enough_scores, scores) if settings.nemo.threshold is None else None,
-        partial(enough_prompts, len(chosen.nulls)) if settings.nemo.statistics is None else None,
-        chosen.check_unseen,
-        chosen.check_scores,
-    )
+    rules: list[Callable[[], object]] = []
+    for one in settings.localizers():
+        params = settings.of(one)
+        reads = one.reads_of(params)
+        if "null scores" in reads:
+            rules.append(partial(enough_scores, len(chosen.threshold_nulls) * pairs(params.seeds)))
+        if "null values" in reads:
+            rules.append(partial(enough_prompts, len(chosen.nulls)))
+    return gathered(*rules, chosen.check_unseen, chosen.check_images)
 
 
 def with_model(settings: Settings, outline: Outline) -> list[str]:
     """What settings cannot do with a model of this outline."""
-    unet, latent, picture, trained = outline.unet, outline.latent, outline.picture, outline.trained
-    site = Site(settings.nemo.site)
-
-    def rows() -> None:
-        columns = min(layer.inputs for layer in layers_of(unet, Site.FEED_FORWARD_HIDDEN))
-        candidates_of(columns, settings.wanda.sparsity)
-
-    def statistics() -> None:
-        layers = layers_of(unet, site)
-        if settings.nemo.statistics is not None:
-            load_statistics(settings.nemo.statistics, layers)
-
+    picture, trained = outline.picture, outline.trained
     tiled = picture and settings.extracted and settings.extraction.measure == "tiles"
-    gradients = any(score in BY_GRADIENT for score in settings.scores)
+    own = ((one.check, settings.of(one)) for one in settings.localizers())
     return gathered(
-        rows,
-        statistics,
-        partial(scales_and_kernel, min(latent)) if latent else None,
         partial(check_tiles, *picture, settings.extraction.tiles) if picture and tiled else None,
         partial(enough_timesteps, settings.sampling.steps, trained, "sampling.steps"),
-        partial(enough_timesteps, settings.nemo.steps, trained, "nemo.steps"),
-        partial(enough_timesteps, settings.importance.timesteps, trained, "importance.timesteps")
-        if gradients
-        else None,
+        *(partial(check_defence, kind, outline.family) for kind in settings.defences),
+        *(partial(check, params, outline) for check, params in own if check is not None),
     )
 
 
@@ -104,8 +90,10 @@ def notices(settings: Settings, chosen: Selection) -> list[str]:
         out.append(f"{few} pictures are diagnosed, not {settings.diagnosed}: only those that are attacked can be")
     if settings.efforts and pictured and not chosen.attacked:
         out.append("no efforts are drawn: nothing is attacked")
-    if settings.wanda.tau > settings.sampling.steps:
-        out.append(f"wanda.tau is {settings.sampling.steps}, as many as there are steps, not {settings.wanda.tau}")
+    steps = settings.sampling.steps
+    for one in settings.localizers():
+        if isinstance(params := settings.of(one), NormsParams) and params.tau > steps:
+            out.append(f"{one.group}.tau is {steps}, as many as there are steps, not {params.tau}")
     if settings.seeds == 1:
         out.append("with one seed nothing says how alike the pictures of one prompt are")
     return out

@@ -85,9 +85,14 @@ class Selection:
                 " --nulls and --images, or --set unseen=0"
             )
 
-    def check_scores(self) -> None:
-        """Raises InputError where other scores have no pictures to be taken on."""
-        if self.settings.scores and not all(self.pictured):
-            raise InputError(
-                "other scores need training images of memorized and of ordinary prompts: give --images, or no scores"
-            )
+    def check_images(self) -> None:
+        """Raises InputError where a localizer reads images that the prompts do not have."""
+        kinds = zip(("images", "ordinary images"), ("memorized", "ordinary"), self.pictured, strict=True)
+        lacking = {read: kind for read, kind, pictured in kinds if not pictured}
+        for localizer in self.settings.localizers():
+            reads = localizer.reads_of(self.settings.of(localizer))
+            if found := [kind for read, kind in lacking.items() if read in reads]:
+                raise InputError(
+                    f"{localizer.name} needs training images of {' and of '.join(found)} prompts: give --images, or"
+                    " leave it out of `scores`"
+                )

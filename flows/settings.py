@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,19 +15,26 @@ from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError, refuse
 from tasks.evaluate.extraction import ExtractionParams
-from tasks.localize.importance import Importance, ImportanceParams
-from tasks.localize.nemo import NemoParams
-from tasks.localize.wanda import WandaParams
+from tasks.methods import Localizer, Method, localizer_of, method, methods, named, params_in, with_groups
 from tasks.mitigate.finetune import Erasure, FineTuneParams
 from tasks.mitigate.inference import Defence, DefenceParams
 from tasks.scorers.sscd import SscdParams
 
 Profile = Literal["quick", "full"]
 
+LOCALIZERS = ("nemo", "wanda")
+"""The localizers of every audit."""
 
-class Settings(BaseModel):
+if TYPE_CHECKING:
+    LocalizerName = str
+else:
+    LocalizerName = named("localizer")
+
+
+class AuditSettings(BaseModel):
     """How much an audit looks at, and how. Methods are set as published, but where their descriptions say otherwise;
-    how much is looked at is what hours allow, such as 500 null prompts of the published 50,000."""
+    how much is looked at is what hours allow, such as 500 null prompts of the published 50,000. Each localizer's and
+    metric's own settings are a group beside."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,19 +67,18 @@ class Settings(BaseModel):
     effort_images: int = Field(8, ge=1, description="memorized pictures, and as many never memorized, attacked so")
     precision: AskedPrecision = Field(
         "float32",
-        description="mixed: the UNet computes in bfloat16 where that is safe; auto: mixed if the device has bfloat16",
+        description="mixed: the denoiser computes in bfloat16 where that is safe; auto: mixed where there is bfloat16",
     )
     sampling: SamplingParams = SamplingParams()
-    nemo: NemoParams = NemoParams()
     agreement: bool = Field(
         False, description="where NeMo's refinement is not the published one, search that way, too, and compare"
     )
-    wanda: WandaParams = WandaParams()
     contrast: Literal["prompts", "empty"] = Field(
         "empty", description="what memorized prompts are compared with: the empty prompt as published, or null prompts"
     )
-    scores: tuple[Importance, ...] = Field((), description="other scores whose weights are cut beside Wanda's")
-    importance: ImportanceParams = ImportanceParams()
+    scores: tuple[LocalizerName, ...] = Field(
+        (), description="other localizers, whose weights or neurons are pruned beside those of NeMo and Wanda"
+    )
     own_cuts: bool = Field(True, description="NeMo's neurons are cut for each prompt alone, too, as published")
     erase: tuple[Erasure, ...] = Field((), description="fine-tunings that erase the memories, and their rivals")
     finetune: FineTuneParams = FineTuneParams()
@@ -86,6 +92,34 @@ class Settings(BaseModel):
     extraction: ExtractionParams = ExtractionParams()
     sscd: SscdParams = SscdParams()
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of attacks and random cuts")
+
+    def of(self, chosen: Method) -> Any:
+        """The parameters of a method."""
+        return params_in(self, chosen)
+
+    def files(self) -> dict[str, dict[str, Path]]:
+        """The files that settings of localizers name, by group and name."""
+        groups = {one.group: dict(self.of(one)) for one in methods("localizer")}
+        return {
+            group: {name: value for name, value in own.items() if isinstance(value, Path)}
+            for group, own in groups.items()
+            if any(isinstance(value, Path) for value in own.values())
+        }
+
+    def localizers(self) -> list[Localizer]:
+        """Those that are asked for, each once, and those that they are compared with."""
+        found: dict[str, Localizer] = {}
+        for name in (*LOCALIZERS, *self.scores):
+            chosen: Localizer = method("localizer", name)
+            for one in (*([localizer_of(chosen.budget)] if chosen.budget else []), chosen):
+                found.setdefault(one.name, one)
+        return list(found.values())
+
+
+if TYPE_CHECKING:
+    Settings = AuditSettings
+else:
+    Settings = with_groups(AuditSettings, methods("localizer", "metric"))
 
 
 PROFILES: dict[Profile, dict[str, Any]] = {
@@ -121,7 +155,6 @@ PROFILES: dict[Profile, dict[str, Any]] = {
 MANAGED = {
     "dori.start": "attacks begin where `starts` says",
     "dori.also_at": "`efforts` says at which numbers of steps attacks are looked at",
-    "importance.score": "`scores` says which scores are cut by",
 }
 """Settings of methods that an audit sets itself, and by what. They are not listed, and refused where they are given."""
 

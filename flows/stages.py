@@ -4,6 +4,8 @@ One direction: collect, localize, mitigate, attack, evaluate, report. A stage th
 says so and stops.
 """
 
+from collections.abc import Sequence
+
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel
@@ -22,10 +24,12 @@ from tasks.errors import Diverged, InputError, TooLarge
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.task import Trial
 from tasks.localize import task as localizing
+from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
+from tasks.pruned import random_controls
 from tasks.report import task as reporting
 from tasks.scorers import clip, sscd
-from tasks.subject import ORIGINAL
+from tasks.subject import ORIGINAL, Prompt
 
 
 class Audited(BaseModel):
@@ -45,16 +49,16 @@ register_model = task(collecting.register_model, "register model", "models", "va
 collect_values = task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
 collect_norms = task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
 detect = task(localizing.detect, "detection", "nemo_traces", reads=("prompts",))
-localize_nemo = task(localizing.localize_nemo, "NeMo", "neuron_sets", "nemo_traces", reads=("activations",))
-memorization_left = task(localizing.memorization_left, "memorization left", "nemo_traces", reads=("neuron_sets",))
-localize_wanda = task(localizing.localize_wanda, "Wanda", "neuron_sets", reads=("activations",))
-localize_control = task(localizing.localize_wanda, "Wanda on ordinary", "neuron_sets", reads=("activations",))
-localize_importance = task(localizing.localize_importance, "other scores", "neuron_sets", reads=("images",))
-localize_triggers = task(localizing.localize_wanda, "Wanda on triggers", "neuron_sets", reads=("triggers",))
-prune_neurons = task(mitigating.prune_neurons, "prune neurons", *PRUNED, reads=("neuron_sets",))
-prune_per_prompt = task(mitigating.prune_per_prompt, "prune each prompt's neurons", *PRUNED, reads=("neuron_sets",))
-prune_weights = task(mitigating.prune_weights, "prune weights", *PRUNED, reads=("neuron_sets",))
-prune_scored = task(mitigating.prune_scored, "prune by other scores", "variants", reads=("neuron_sets",))
+localize_by = task(
+    localizing.localize,
+    "localize",
+    "neuron_sets",
+    "nemo_traces",
+    reads=("activations", "images"),
+    run="localize: {localizer.name}",
+)
+draw_curves = task(localizing.draw_curves, "memorization left", "nemo_traces", reads=("neuron_sets",))
+prune = task(mitigating.prune, "prune", *PRUNED, reads=("neuron_sets",), run="prune: {pruned.pruning.name}")
 defend = task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
 erase = task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
 attack_images = task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
@@ -85,13 +89,21 @@ def collect(params: AuditParams) -> None:
         get_run_logger().info(notice)
     with shown_progress("collect"):
         register_model(plan.subject, plan.settings.sampling)
-        collect_values(plan.subject, [*plan.memorized, *plan.nulls], plan.settings.nemo.site)
-        collect_norms(
-            plan.subject,
-            [*plan.memorized, *plan.contrast, *plan.control_prompts],
-            plan.settings.sampling,
-            plan.wanda.tau,
-        )
+        for localizer in plan.localizers:
+            controlled = any(pruning.ordinary for pruning in localizer.prunings)
+            _collect(plan, localizer, plan.memorized, plan.control_prompts if controlled else [])
+
+
+def _collect(plan: Plan, localizer: Localizer, prompts: Sequence[Prompt], control: Sequence[Prompt] = ()) -> None:
+    """What a localizer reads of these prompts, of those that it compares them with, and of its control."""
+    params = plan.params_of(localizer)
+    site, reads = localizer.site_of(params), localizer.reads_of(params)
+    if "values" in reads:
+        nulls = plan.nulls if "null values" in reads else []
+        collect_values(plan.subject, [*prompts, *nulls, *control], site)
+    if "norms" in reads:
+        contrast = plan.contrast if "contrast norms" in reads else []
+        collect_norms(plan.subject, [*prompts, *contrast, *control], plan.settings.sampling, params.tau, site)
 
 
 @flow(name="localize", flow_run_name="localize")
@@ -104,19 +116,19 @@ def localize(params: AuditParams) -> None:
     check(params)
     plan = Plan(params)
     check_ready("localize", plan)
-    subject, settings, memorized = plan.subject, plan.settings, plan.memorized
+    subject = plan.subject
     with shown_progress("localize"):
-        detect(subject, [*memorized, *plan.threshold_nulls, *plan.ordinary], settings.nemo)
-        nemo_id = localize_nemo(subject, memorized, plan.threshold_nulls, plan.nulls, settings.nemo)
-        if plan.published_nemo is not None:
-            localize_nemo(subject, memorized, plan.threshold_nulls, plan.nulls, plan.published_nemo)
-        memorization_left(subject, memorized, nemo_id, plan.threshold_nulls, settings.nemo, seed=settings.seed)
-        wanda_id = localize_wanda(subject, plan.subsets, plan.contrast, plan.wanda, settings.sampling)
-        localize_control(subject, plan.control, plan.contrast, plan.wanda, settings.sampling)
-        plan.chosen.check_scores()
-        for score in settings.scores:
-            chosen = settings.importance.model_copy(update={"score": score})
-            localize_importance(subject, *plan.pictured, chosen, wanda_id, plan.wanda)
+        detect(subject, [*plan.memorized, *plan.threshold_nulls, *plan.ordinary], plan.nemo)
+        plan.chosen.check_images()
+        for localizer in plan.localizers:
+            params, groups = plan.params_of(localizer), plan.groups(localizer)
+            localize_by(subject, localizer, params, groups, plan.given)
+            if (published := plan.published(localizer)) is not None:
+                localize_by(subject, localizer, published, groups, plan.given)
+            if localizer.curve is not None:
+                draw_curves(subject, localizer, params, plan.memorized, plan.given, plan.settings.seed)
+            if any(pruning.ordinary for pruning in localizer.prunings):
+                localize_by(subject, localizer, params, plan.groups(localizer, ordinary=True), plan.given)
 
 
 @flow(name="mitigate", flow_run_name="mitigate")
@@ -138,27 +150,21 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
     audit_id = "none" if audit_id is None else audit_of(plan, audit_id)
     subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
     with shown_progress("mitigate"):
-        searched = [prompt.prompt_id for prompt in plan.memorized]
-        cuts = prune_neurons(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
-        if settings.own_cuts:
-            cuts |= prune_per_prompt(subject, plan.nemo_id, searched, audit_id, settings.nemo.site, seed)
-        cuts |= prune_weights(subject, plan.wanda_id, localizing.ALL, plan.wanda, audit_id, seed=seed)
-        if "wanda" in cuts:
-            control = (subject, plan.control_id, localizing.ALL, plan.wanda, audit_id)
-            cuts |= prune_weights(*control, method="wanda-control")
-            for score in settings.scores:
-                chosen = settings.importance.model_copy(update={"score": score})
-                found = localizing.importance_id(subject, *plan.pictured, chosen, plan.wanda_id, plan.wanda)
-                cuts |= prune_scored(subject, score, found, localizing.ALL, audit_id)
+        cuts: dict[str, str] = {}
+        for pruned in plan.pruned.values():
+            if not pruned.pruning.control_of or pruned.pruning.control_of in cuts:
+                cuts |= prune(subject, pruned, audit_id, seed)
         for defence in settings.defences:
             defend(subject, defence, settings.defence, audit_id)
-        pruned = pruned_of(cuts)
+        surrogates_by = pruned_of(cuts)
         if settings.erase and not plan.erasable:
             get_run_logger().warning("nothing is fine-tuned: %s", plan.why_not_erasable)
-        for name in settings.erase if pruned is not None and plan.erasable else ():
+        for name in settings.erase if surrogates_by is not None and plan.erasable else ():
             pair = (plan.erasable, plan.kept)
             try:
-                erase(subject, name, *pair, pruned, settings.finetune, settings.sampling, settings.sscd, audit_id)
+                erase(
+                    subject, name, *pair, surrogates_by, settings.finetune, settings.sampling, settings.sscd, audit_id
+                )
             except (Diverged, TooLarge) as error:
                 # A result, too: the audit goes on without this variant, and its page says so.
                 get_run_logger().warning("%s has no result: %s", name, error)
@@ -211,10 +217,11 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
         triggers, starts = plan.diagnosed_triggers()
         if triggers:
             both = [*triggers, *starts]
-            collect_values(subject, triggers, settings.nemo.site)
-            collect_norms(subject, both, settings.sampling, plan.wanda.tau)
-            localize_nemo(subject, triggers, plan.threshold_nulls, plan.nulls, settings.nemo)
-            localize_triggers(subject, localizing.by_trigger(both), plan.contrast, plan.wanda, settings.sampling)
+            for name, points in (("nemo", triggers), ("wanda", both)):
+                localizer = method("localizer", name)
+                _collect(plan, localizer, points)
+                alone = localizing.one_by_one(points)
+                localize_by(subject, localizer, plan.params_of(localizer), alone, plan.given)
         sets = plan.nemo_id, plan.trigger_wanda_id
         words, maps = write_diagnosis(subject, audit_id, plan.searches(), *sets, settings.seed)
     show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
@@ -239,7 +246,7 @@ def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
     audit_id = audit_of(plan, audit_id)
     with shown_progress("evaluate"):
         for trial in plan.trials(plan.variants()):
-            random = trial.name in mitigating.RANDOM_CONTROLS
+            random = trial.name in random_controls()
             shared = mitigating.shared_members(plan.subject, trial.variant) if random else None
             measure(plan.subject, audit_id, trial, plan.shots(trial), plan.scoring, shared)
 

@@ -7,13 +7,14 @@
     <table>/...         the former parts; never changed, and removed by `drop_former` alone
     weights/...         stay where they are: their versions are their own
 
-What a part's rows become is told by `storage.migrations`. Keys stay, seals are made anew, and the records of what audits
-rest on (`audit_parts`) name the new addresses and seals.
+What a part's rows become is told by `storage.migrations`. Keys stay, seals are made anew, and the records of what
+audits rest on (`audit_parts`) name the new addresses and seals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -24,12 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import StoreError, one_line
+from storage.folders import read_manifest
 from storage.holdings import RECORD
 from storage.layout import folder_of, partition_of
 from storage.mark import MARK, Mark, Tables, read_mark
 from storage.migrations import MIGRATIONS, OLDEST, tables_of
 from storage.parts import check_rows, encode, siblings, statement, unseal
-from storage.place import Entry, Place
+from storage.place import MANIFEST, Entry, Place
 from storage.processes import mark_lost, not_ended, still_there
 from storage.render import visible
 from storage.rows import conform
@@ -85,7 +87,7 @@ def migrate(
             way = "install a newer engram" if former.version >= VERSION else "begin a new store"
             raise StoreError(f"the store {url} has schema version {former.version}, which cannot be migrated: {way}")
         after = Mark(Tables(VERSION, f"v{VERSION}"), former)
-        moving = _Move(home.below(former.folder), home.below(after.tables.folder), tables_of(former.version))
+        moving = _Move(home, home.below(former.folder), home.below(after.tables.folder), tables_of(former.version))
         entries = moving.entries()
         amount = Amount(former.version, len(entries), sum(entry.size for entry in entries))
         moving.refuse_running(lost)
@@ -136,6 +138,8 @@ class _Move:
     """Parts on their way from one place to another, and from one version to the next ones."""
 
     at_once: ClassVar[int] = 4
+    home: Place
+    """The store itself, where the folders of weights are."""
     source: Place
     target: Place
     tables: dict[str, Table]
@@ -184,7 +188,7 @@ class _Move:
                         if on_progress:
                             on_progress(len(seen), total)
 
-    def converted(self, former: list[str]) -> Iterator[str]:
+    def converted(self, former: list[str]) -> Generator[str, None, None]:
         """Put these parts in place, a few at once, and name each that is; none is begun once one has failed."""
         with ThreadPoolExecutor(self.at_once) as pool:
             futures = [pool.submit(self.convert, address) for address in former]
@@ -202,7 +206,7 @@ class _Move:
         table = TABLES[name]
         if name == RECORD:
             rows = self.record(rows)
-        renamed = conform(table, _migrated(name, rows, self.version), partition_of(table, new))
+        renamed = conform(table, self.migrated(name, rows), partition_of(table, new))
         data = encode(table, renamed, new, together)
         self.target.put(new, data)
         before = statement(self.tables[name], sha256, rows)
@@ -252,19 +256,29 @@ class _Move:
         name, key = _table(former), former.rsplit("/", 1)[1]
         values: dict[str, Any] = partition_of(self.tables[name], former)
         if values:
-            values = _migrated(name, pa.Table.from_pylist([values]), self.version).to_pylist()[0]
+            values = self.migrated(name, pa.Table.from_pylist([values])).to_pylist()[0]
         return f"{folder_of(TABLES[name], values)}/{key}"
 
-    @property
-    def version(self) -> int:
-        """That of the former parts."""
-        return int(next(iter(self.tables.values())).schema.metadata[b"engram.version"])
+    def migrated(self, name: str, rows: pa.Table) -> pa.Table:
+        """Rows of the present version."""
+        former = int(self.tables[name].schema.metadata[b"engram.version"])
+        for version in range(former + 1, VERSION + 1):
+            rows = MIGRATIONS[version](name, rows, self.read_file)
+        return rows
 
+    def read_file(self, folder: str, name: str) -> str | None:
+        """The text of a file in a folder of weights; None where the folder is gone, which `verify` tells of.
 
-def _migrated(name: str, rows: pa.Table, version: int) -> pa.Table:
-    for step in range(version + 1, VERSION + 1):
-        rows = MIGRATIONS[step](name, rows)
-    return rows
+        Raises:
+            StoreError: it is not what was written.
+        """
+        if self.home.find(f"{folder}/{MANIFEST}") is None:
+            return None
+        manifest = read_manifest(self.home.read(f"{folder}/{MANIFEST}"), folder)
+        data = self.home.read(f"{folder}/{manifest.address(name)}")
+        if hashlib.sha256(data).hexdigest() != manifest.files[name]["sha256"]:
+            raise StoreError(f"{folder}/{name} has changed since it was written: remove {folder}, then migrate")
+        return data.decode()
 
 
 def _table(address: str) -> str:

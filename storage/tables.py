@@ -68,7 +68,7 @@ _ALL = (
         "",
         _MODEL,
         column("source", TEXT, "its folder, or its name on the Hugging Face Hub; the same for successive versions"),
-        column("family", TEXT, "class of the UNet and width of the text embeddings, e.g. 'UNet2DConditionModel 768'"),
+        column("family", TEXT, "class of the denoiser, width of text embeddings, e.g. 'UNet2DConditionModel 768'"),
         column("created_at", TIME, "when it was first seen"),
     ),
     _table(

@@ -10,7 +10,7 @@ tables and report, and the list of `engram methods`. No list of names stands any
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -21,19 +21,20 @@ from pydantic import BaseModel, Field, create_model
 
 from storage.keys import content_key
 from tasks.errors import InputError
-from tasks.params import SPEED, NoParams, Params, determining
+from tasks.params import SPEED, UNITES, NoParams, Params, determining, uniting
 
 if TYPE_CHECKING:
     import torch
 
     from tasks.conditions import Condition
-    from tasks.diffusion.model import Model
+    from tasks.diffusion.families import Model
+    from tasks.diffusion.sites import Layer, Site
     from tasks.evaluate.estimates import Estimate
     from tasks.evaluate.seen import Seen
 
 Kind = Literal["detector", "localizer", "mitigation", "metric"]
 
-__all__ = ["SPEED", "NoParams", "Params"]
+__all__ = ["SPEED", "UNITES", "NoParams", "Params"]
 
 GROUP = "engram.methods"
 """Entry points of other packages: each names a module, which registers its methods when it is imported."""
@@ -140,6 +141,143 @@ class Metric(Method):
         return tuple(column.metric for column in self.columns)
 
 
+Scopes = Literal["prompts", "subsets", "all"]
+"""What a localizer finds sets for: each prompt; each subset of the prompts, and all of them together; or the latter
+alone. A localizer of prompts is also asked about single triggers, and so is one of subsets."""
+
+Reads = Literal["values", "null values", "null scores", "norms", "contrast norms", "images", "ordinary images"]
+"""What a localizer looks at beside the model and the text of the prompts, so that it is there, and part of its ids:
+
+- values: the activations of its site under the prompts of the scope, where these follow from the text alone;
+- null values: mean and standard deviation of these over null prompts;
+- null scores: what null prompts score in detection. Its parameters are `tasks.diffusion.detection.DetectionParams`;
+- norms: feature norms along the first steps of trajectories. Its parameters are `tasks.localize.ground.NormsParams`;
+- contrast norms: those of the prompts that memorized ones are compared with;
+- images: training images of the prompts of the scope. Prompts without are left out;
+- ordinary images: training images of ordinary prompts.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """A variant that follows from a localizer's sets: what was found, set to zero."""
+
+    name: str
+    """What the variant goes by."""
+    over: Literal["each", "union", "all"]
+    """What is pruned: for each prompt its own members, the members of any prompt, or those of all prompts together (the
+    scope "all"). Sets of several steps are united as the localizer says."""
+    card: str
+    """What is pruned, as a noun in the plural for the model card: these "are set to zero", or "each prompt is asked
+    without" these."""
+    claims: bool = False
+    """Whether the variant claims to have removed the memories, so that it is attacked from every start; else it is a
+    baseline or a control."""
+    random: str = ""
+    """What a card says of as many random members of each layer, the control beside it; without it there is none."""
+    control_of: str = ""
+    """The variant that this one is a control of, where it is one; it is not made where that was not."""
+    words: str = ""
+    """Of a control, what it prunes, in a few words for the report."""
+    ordinary: bool = False
+    """Whether it prunes what is found when ordinary prompts are taken for memorized ones: it is a control itself."""
+
+    @property
+    def control(self) -> str | None:
+        """What its random control goes by."""
+        return f"random-{self.name}" if self.random else None
+
+
+class Find(Protocol):
+    """How a localizer is called, once for each scope."""
+
+    def __call__(self, ground: Any, params: Any) -> Iterable[Any]:
+        """The sets of one scope (`tasks.localize.ground.Found`) and, if it likes, the rows of its trace (`Trial`).
+
+        Args:
+            ground: what the sets are found on, a `tasks.localize.ground.Ground`.
+        """
+
+
+class Curve(Protocol):
+    """How a localizer draws what is left of a memory."""
+
+    def __call__(self, ground: Any, members: Mapping[int, "torch.Tensor"], params: Any, seed: int) -> Iterable[Any]:
+        """What is left as more and more members are ablated, beside random ones: rows of a trace, `Trial`.
+
+        Args:
+            ground: that of the scope, a `tasks.localize.ground.Ground`.
+            members: of the scope, by layer index.
+            seed: of the random ones.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localizer(Method):
+    """Finds the neurons or weights that hold memories."""
+
+    kind = "localizer"
+    find: Find
+    members: Literal["neurons", "weights"]
+    """What its sets are of: outputs of a layer, or flat indices (row * columns + column) of its weights."""
+    site: "Site | None" = None
+    """Where it looks; None where its parameter `site` says."""
+    scopes: Scopes
+    prunings: tuple[Pruning, ...]
+    """The variants that follow from its sets."""
+    reads: tuple[Reads, ...] | Callable[[Any], tuple[Reads, ...]] = ()
+    """What it reads, or a function of its parameters that says so."""
+    gradients: bool = False
+    """Whether it needs gradients, which vanish in half precision."""
+    budget: str = ""
+    """The pruning of another localizer that it is compared with: it chooses as many members of each layer as that."""
+    over_steps: Callable[[Mapping[tuple[int, int], Any], Mapping[int, int], Any], Mapping[int, Any]] | None = None
+    """Unites sets of several steps: of (sets by step and layer index, members by layer index in all, parameters) makes
+    sets by layer index. None where sets have no steps."""
+    stages: tuple[str, ...] = ()
+    """Sets that it leaves by the way, kept under `<name>-<stage>`, such as the candidates that a search begins with."""
+    traces: bool = False
+    """Whether it leaves a trace of every scope, of at least one row."""
+    curve: Curve | None = None
+    published: Callable[[Any], Any] | None = None
+    """Of parameters that make a shortcut, the same without it, as published; None where they make none. An audit can
+    search both ways, and compare."""
+    check: Callable[[Any, Any], None] | None = None
+    """Raises InputError where parameters do not fit a model: called with them and the model's outline, which is known
+    before any weights are loaded."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for pruning in self.prunings:
+            if (pruning.over == "all") == (self.scopes == "prompts"):
+                raise InputError(
+                    f"{self.name} finds no sets that {pruning.name!r} could prune: over {pruning.over!r} does not go"
+                    f" with scopes {self.scopes!r}"
+                )
+
+    def id(self, params: BaseModel, *rest: Any) -> str:
+        """What its sets go by; parameters that only unite them later do not count."""
+        own = {name: value for name, value in determining(params).items() if name not in uniting(params)}
+        return content_key(f"{self.kind}/{self.name}/{self.version}", own, *rest)
+
+    def site_of(self, params: Any) -> "Site":
+        """Where it looks with these parameters."""
+        site: Site = params.site if self.site is None else self.site
+        return site
+
+    def reads_of(self, params: Any) -> tuple[Reads, ...]:
+        """What it reads with these parameters."""
+        return self.reads(params) if callable(self.reads) else self.reads
+
+    def universe(self, layer: "Layer") -> int:
+        """How many members a layer has."""
+        return layer.outputs if self.members == "neurons" else layer.outputs * layer.inputs
+
+    def sets_of(self, pruning: Pruning) -> str:
+        """What the sets of a pruning go by in `neuron_sets.method`."""
+        return f"{self.name}-control" if pruning.ordinary else self.name
+
+
 S = TypeVar("S", bound=Callable[..., Any])
 _FOUND: dict[tuple[Kind, str], Method] = {}
 
@@ -170,6 +308,16 @@ def metric(**spec: Any) -> Callable[[S], S]:
 
     def of(function: S) -> S:
         register(Metric(measure=function, **spec))
+        return function
+
+    return of
+
+
+def localizer(**spec: Any) -> Callable[[S], S]:
+    """Registers a function as a localizer; see `Localizer` and `Method` for what is said of it."""
+
+    def of(function: S) -> S:
+        register(Localizer(find=function, **spec))
         return function
 
     return of
@@ -239,6 +387,39 @@ def columns() -> dict[str, Column]:
 def named(kind: Kind) -> Any:
     """The type of a name of this kind, for settings: a choice among all that there are."""
     return Literal.__getitem__(names(kind))
+
+
+def prunings() -> Iterator[tuple[Localizer, Pruning]]:
+    """Every pruned variant that there can be, with the localizer whose sets it prunes.
+
+    Raises:
+        InputError: two of them go by one name.
+    """
+    seen: dict[str, str] = {}
+    for found in methods("localizer"):
+        assert isinstance(found, Localizer)
+        for pruning in found.prunings:
+            if (other := seen.setdefault(pruning.name, found.name)) != found.name:
+                raise InputError(f"localizers {other!r} and {found.name!r} both prune {pruning.name!r}: rename one")
+            yield found, pruning
+
+
+def localizer_of(pruned: str) -> Localizer:
+    """The localizer whose sets a pruned variant of this name prunes.
+
+    Raises:
+        InputError: there is no such variant.
+    """
+    for found, pruning in prunings():
+        if pruning.name == pruned:
+            return found
+    known = ", ".join(sorted(pruning.name for _, pruning in prunings()))
+    raise InputError(f"no localizer prunes {pruned!r}; there are {known}")
+
+
+def params_in(settings: BaseModel, chosen: Method) -> Any:
+    """A method's parameters in settings that `with_groups` made."""
+    return getattr(settings, chosen.group) if chosen.params.model_fields else chosen.params()
 
 
 def with_groups(base: type[BaseModel], chosen: Iterable[Method]) -> type[Any]:

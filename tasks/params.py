@@ -1,11 +1,18 @@
-"""Parameters of methods: what they have in common, and which of them are of speed alone."""
+"""Parameters of methods: what they have in common, and which of them determine what."""
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.errors import InputError
+
 SPEED: Any = Field(json_schema_extra={"speed": True})
 """Marks a parameter that changes how fast something is computed and nothing else: it is no part of any id."""
+UNITES: Any = Field(json_schema_extra={"unites": True})
+"""Marks a parameter of a localizer that only says how its sets are united where they are pruned: it is part of a pruned
+variant's id, and not of the id of the sets."""
 
 
 class Params(BaseModel):
@@ -19,12 +26,35 @@ class NoParams(Params):
 
 
 def determining(params: BaseModel) -> dict[str, Any]:
-    """The parameters that determine a result, as JSON has them: all but those of speed."""
+    """The parameters that determine a result, as JSON has them: all but those of speed, and of a file what is in it.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
     idle = {name for name, one in type(params).model_fields.items() if is_speed(one)}
-    return params.model_dump(mode="json", exclude=idle)
+    files = {name: _content(value) for name, value in params if isinstance(value, Path)}
+    return params.model_dump(mode="json", exclude=idle) | files
+
+
+def uniting(params: BaseModel) -> dict[str, Any]:
+    """The parameters of a localizer that only say how its sets are united."""
+    return params.model_dump(
+        mode="json", include={name for name, one in type(params).model_fields.items() if _is(one, "unites")}
+    )
 
 
 def is_speed(one: Any) -> bool:
     """Whether a pydantic field is one of speed alone."""
+    return _is(one, "speed")
+
+
+def _is(one: Any, mark: str) -> bool:
     extra = one.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("speed"))
+    return isinstance(extra, dict) and bool(extra.get(mark))
+
+
+def _content(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 
 from storage import Store
+from tasks.diffusion.families import Model, layers_of
 from tasks.diffusion.hub import source_of
 from tasks.diffusion.masks import Members, is_changed, with_tensors, without_neurons, without_weights
-from tasks.diffusion.model import Model, identity, load_model
+from tasks.diffusion.model import identity, load_model
 from tasks.diffusion.precision import Precision
 from tasks.diffusion.sampling import fitted, from_bytes, picture_size
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.mitigate.inference import Defence, DefenceParams
 from tasks.sets import read_sets
@@ -67,7 +68,7 @@ class Subject(BaseModel):
             RuntimeError: a variant of it is applied, see `loaded`.
         """
         model = _loaded(self.model, self.device, self.precision, self.model_id)
-        if is_changed(model.unet):
+        if is_changed(model.denoiser):
             raise RuntimeError("a variant is applied to the model, so the original is not to be had: leave it first")
         return model
 
@@ -112,7 +113,7 @@ class Subject(BaseModel):
         words = [one for one in asked if not one.trigger]
         found: dict[str, torch.Tensor] = {}
         if words:
-            texts = model.embed([one.text for one in words])
+            texts = model.encode([one.text for one in words])
             found = {one.prompt_id: text for one, text in zip(words, texts, strict=True)}
         names = [one.prompt_id for one in asked if one.trigger]
         if names:
@@ -197,9 +198,10 @@ class Subject(BaseModel):
         Raises:
             InputError: no such variant.
         """
-        row = self.row(variant)
-        # Stores that were migrated from version 3 have it beside the weights.
-        text = row["card"] or (self.open().get_folder(row["weights"]) / "variant.json").read_text()
+        if (text := self.row(variant)["card"]) is None:
+            raise InputError(
+                f"the files of {variant!r} were gone when the store was migrated: run the mitigation again"
+            )
         card: dict[str, Any] = json.loads(text)
         return card
 
@@ -208,14 +210,14 @@ class Subject(BaseModel):
         if variant == ORIGINAL or (row := self.row(variant))["method"] in DEFENCES:
             return nullcontext()
         if row["rule"] is None:
-            return with_tensors(model.unet, _tensors(self.open().get_folder(row["weights"])))
+            return with_tensors(model.denoiser, _tensors(self.open().get_folder(row["weights"])))
         scope = prompt_id if row["rule"] == PER_PROMPT else row["sets_scopes"][0]
         if scope is None:
             raise InputError(f"{variant!r} is pruned anew for each prompt, so it is no model by itself: name another")
         site = Site(row["site"])
         sets = _sets(self, row["sets_method"], row["sets_id"], site, tuple(row["sets_scopes"]))
         without = without_weights if row["rule"] == "weights" else without_neurons
-        return without(model.unet, layers_of(model.unet, site), sets.get(scope, {}))
+        return without(model.denoiser, layers_of(model.denoiser, site), sets.get(scope, {}))
 
 
 @dataclass(frozen=True)
@@ -307,7 +309,7 @@ def _loaded(source: str, device: str | None, precision: Precision, model_id: str
 @lru_cache(maxsize=1)
 def _sets(subject: Subject, method: str, params_id: str, site: Site, scopes: tuple[str, ...]) -> dict[str, Members]:
     """By scope, what a pruned variant sets to zero; kept, since some variants change with every prompt."""
-    layers = layers_of(subject.load().unet, site)
+    layers = layers_of(subject.load().denoiser, site)
     found = read_sets(subject, method, params_id, site, layers, scopes)
     return {scope: {layer.index: found[scope, None, layer.index] for layer in layers} for scope in scopes}
 

@@ -1,6 +1,10 @@
-"""Imports point down only: flows, the stages' doors, the methods, tasks.diffusion; storage stands apart."""
+"""Imports point down only: flows, the stages' doors, the methods, tasks.diffusion; storage stands apart.
+
+And what a model is made of is known to its family alone: others name no part of it.
+"""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("collect", "localize", "mitigate", "attack", "evaluate", "report")
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "onnxruntime")
 LEAVES = ("tasks.errors", "tasks.methods", "tasks.params", "tasks.progress")
-DOORS = {"tasks.subject", "tasks.keys", "tasks.sets", "tasks.detections"}
+DOORS = {"tasks.subject", "tasks.keys", "tasks.pruned", "tasks.sets", "tasks.detections"}
 
 
 def layer_of(module: str) -> str:
@@ -68,6 +72,16 @@ def test_imports_point_down(module: str, path: Path) -> None:
     assert wrong(module, path.read_text()) == []
 
 
+def test_what_localization_shares_lies_below_it() -> None:
+    others = [(module, path) for module, path in modules() if not module.startswith(("tasks.localize", "flows"))]
+    assert [
+        f"{module} imports {imported}"
+        for module, path in others
+        for imported in imports(path.read_text())
+        if imported.startswith("tasks.localize")
+    ] == []
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
@@ -88,3 +102,54 @@ def test_imports_point_down(module: str, path: Path) -> None:
 )
 def test_the_rules_can_be_broken(module: str, source: str) -> None:
     assert wrong(module, source)
+
+
+OF_A_FAMILY = {"unet", "UNet2DConditionModel", "alphas_cumprod", "attn2", "scaling_factor", "prediction_type"}
+"""What differs between families of models; all else that others need of a model stands in the interface of families."""
+
+
+def of_a_family(source: str) -> set[str]:
+    """Parts of a model that a source file names: as attributes, arguments or imports, or in strings that are no
+    sentences, such as keys and paths."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.arg | ast.keyword) and node.arg is not None:
+            found.add(node.arg)
+        elif isinstance(node, ast.alias):
+            found.update(node.name.split("."))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not re.search(r"\s", node.value):
+            found.update(re.split(r"[./]", node.value))
+    return found & OF_A_FAMILY
+
+
+def outside_families() -> list[Path]:
+    files = [path for top in ("flows", "tasks", "storage", "benchmarks") for path in sorted((ROOT / top).rglob("*.py"))]
+    return [path for path in files if ROOT / "tasks" / "diffusion" / "families" not in path.parents]
+
+
+@pytest.mark.parametrize("path", outside_families(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_families_know_what_a_model_is_made_of(path: Path) -> None:
+    assert of_a_family(path.read_text()) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "layers_of(model.unet, site)",
+        "from diffusers import UNet2DConditionModel",
+        "import diffusers as d; d.UNet2DConditionModel()",
+        "a = scheduler.alphas_cumprod[t]",
+        "'.attn2.' in name",
+        "folder / 'unet' / 'config.json'",
+        "open('unet/config.json')",
+        "vae.config['scaling_factor']",
+        "kind(prediction_type=name)",
+        "def load(unet): ...",
+    ],
+)
+def test_that_rule_can_be_broken_too(source: str) -> None:
+    assert of_a_family(source)

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = tiny_world(folder) / "engram.json"
     own.write_text(json.dumps(json.loads(own.read_text()) | {"settings": SETTINGS}))
     nulls = [f"null {number}" for number in range(20)]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt_id": prompt_id(text), "text": text, "kind": "null", "memorization": None, "subset": None}
         | {"image_ids": []}
         for text in nulls

@@ -10,17 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from storage.migrations import v4
 from storage.tables import COUNT, FLOAT, INT, TEXT, TIME, Table, column
 
-MIGRATIONS: Mapping[int, Callable[[str, pa.Table], pa.Table]] = {4: v4.migrate}
+ReadFile: TypeAlias = Callable[[str, str], str | None]
+"""Takes the address of a folder of weights and the name of a file in it, and gives its text; None if it is gone."""
+
+MIGRATIONS: Mapping[int, Callable[[str, pa.Table, ReadFile], pa.Table]] = {4: v4.migrate}
 """By the version that it leads to, a function that takes a table's name and rows of the version before, and gives the
-rows of this version. It is pure, keeps the number of rows and their order, and takes rows that have but some of the
-table's columns: those that name folders are renamed with it alone. Columns that are new and may be null are left out.
+rows of this version. It depends on nothing else, keeps the number of rows and their order, and takes rows that have but
+some of the table's columns: those that name folders are renamed with it alone. Columns that are new and may be null are
+left out.
 """
 OLDEST = min(MIGRATIONS) - 1
 """The first version that stores can be migrated from."""

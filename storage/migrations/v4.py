@@ -6,11 +6,13 @@
   What went by that name, the neurons of all prompts together, is `nemo-union`. Random controls and names of variants
   follow: `nemo-own-1a2b3c4d` is `nemo-1a2b3c4d`, and `nemo-1a2b3c4d` is `nemo-union-1a2b3c4d`. What the localizer found
   (`neuron_sets.method`) keeps its name.
+- What a model card says of a variant, until now a file beside its weights, is a column of `variants`.
 - The setting `rival_starts` is `baseline_starts`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 
@@ -30,11 +32,14 @@ _OWN = re.compile(r"(random-)?nemo-own(-[0-9a-f]{8})?")
 _UNION = re.compile(r"(random-)?nemo(-[0-9a-f]{8})?")
 
 
-def migrate(table: str, rows: pa.Table) -> pa.Table:
+def migrate(table: str, rows: pa.Table, read_file: Callable[[str, str], str | None]) -> pa.Table:
     """Rows of version 3 as rows of version 4; see `storage.migrations.MIGRATIONS`."""
     rows = _with(rows, "variant", variant)
     if table == "variants":
         rows = _with(rows, "method", variant)
+        if "weights" in rows.column_names:
+            texts = [read_file(folder, "variant.json") if folder else None for folder in rows["weights"].to_pylist()]
+            rows = rows.append_column("card", pa.array([text and card(text) for text in texts], pa.string()))
     elif table == "metrics":
         rows = _with(rows, "metric", metric)
     elif table in ("audits", "registrations"):
@@ -61,6 +66,13 @@ def params(text: str) -> str:
     """Parameters with the new names of settings. All else stays to the letter: audits are told apart by this text."""
     # A quote within a value has a backslash before it, so only names are found.
     return re.sub(r'(?<!\\)"(\w+)":', lambda found: f'"{SETTINGS.get(found[1], found[1])}":', text)
+
+
+def card(text: str) -> str:
+    """What a variant's model card says (JSON), by the method's new name, with which its title ends."""
+    content = json.loads(text)
+    title, method = content["title"], content["method"]
+    return json.dumps(content | {"title": title.removesuffix(method) + variant(method), "method": variant(method)})
 
 
 def _with(rows: pa.Table, column: str, new: Callable[[str], str]) -> pa.Table:

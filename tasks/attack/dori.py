@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.conditions import Start
 from tasks.diffusion.batches import in_batches
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import Key, generator, predict_noise
+from tasks.diffusion.families import Model
+from tasks.diffusion.noise import Key, generator
 from tasks.errors import Diverged, InputError
 from tasks.params import SPEED
 
@@ -149,14 +149,14 @@ def start_embeddings(
     known = sorted(set(pool or prompts))  # a start must not depend on the order in which prompts were read
     draws = [generator((f"{name}/start", seed)) for name, seed in keys]
     if kind == "prompt":
-        return model.embed(list(prompts))
+        return model.encode(list(prompts))
     if kind == "noise":
-        width = model.unguided().shape[-1]
-        noise = torch.stack([torch.randn(model.rows, width, generator=draw) for draw in draws]).to(model.device)
+        shape = model.unconditional().shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(model.device)
         if params.noise_scale == "matched":
             mean, spread = _mean_and_spread(model, known)
             noise = mean + spread * noise
-        return noise.to(model.dtype)
+        return model.unmasked(noise.to(model.dtype))
     chosen = []
     for prompt, draw in zip(prompts, draws, strict=True):
         others = [text for text in known if text != prompt]
@@ -165,19 +165,24 @@ def start_embeddings(
                 "a start from another prompt needs at least two different prompts: give more, or start from noise"
             )
         chosen.append(others[int(torch.randint(len(others), (), generator=draw))])
-    return model.embed(chosen)
+    return model.encode(chosen)
 
 
 def _mean_and_spread(model: Model, prompts: Sequence[str], batch: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each feature, float32 (rows, width): the same for all tokens, another for SDXL's
-    pooled vector. Batch by batch: embeddings of 50,000 prompts take 12 GB."""
-    sums, squares = torch.zeros(2, *model.unguided().shape[1:], dtype=torch.float64)
+    """Mean and standard deviation of each feature, float32 (rows, width): the same for all tokens that are read,
+    another for SDXL's pooled vector. Batch by batch: embeddings of 50,000 prompts take 12 GB."""
+    sums, squares = torch.zeros(2, *model.unconditional().shape[1:], dtype=torch.float64)
+    counts = torch.zeros(len(sums), dtype=torch.int64)
     for first in range(0, len(prompts), batch):
-        seen = model.embed(list(prompts[first : first + batch])).cpu().double()
+        embeddings = model.encode(list(prompts[first : first + batch]))
+        seen, mask = embeddings.cpu().double(), model.mask(embeddings)
+        if mask is not None:
+            seen = seen * mask[:, :, None].cpu()
+        counts += len(seen) if mask is None else mask.sum(0).cpu()
         sums, squares = sums + seen.sum(0), squares + seen.square().sum(0)
     means, spreads = torch.empty_like(sums), torch.empty_like(sums)
-    for rows in (slice(0, model.tokens), slice(model.tokens, model.rows)):
-        n = len(prompts) * (rows.stop - rows.start)
+    for rows in model.row_groups:
+        n = int(counts[rows].sum())
         means[rows] = sums[rows].sum(0) / max(1, n)
         deviations = squares[rows].sum(0) - n * means[rows].square()
         spreads[rows] = (deviations.clamp(min=0) / max(1, n - 1)).sqrt()
@@ -214,7 +219,7 @@ def search(
     if not len(latents) == len(starts) == len(keys):
         raise ValueError(f"{len(latents)} latents, {len(starts)} starts and {len(keys)} keys")
     found: list[Trigger] = []
-    with frozen(model.unet):
+    with frozen(model.denoiser):
         together = in_batches(
             len(keys),
             params.images_at_once,
@@ -227,39 +232,22 @@ def search(
 
 def draw_noise(model: Model, draw: torch.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Timesteps int64 (n,), uniform over all, and standard normal noise (n, channels, height, width), on the CPU."""
-    times = torch.randint(len(model.scheduler.alphas_cumprod), (n,), generator=draw)
+    times = torch.randint(model.schedule.trained, (n,), generator=draw)
     return times, torch.randn(n, *model.latent_shape, generator=draw)
 
 
-def diffusion_errors(
-    model: Model, clean: torch.Tensor, text: torch.Tensor, times: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
-    """The plain diffusion loss of each sample, float32 (n,): the mean square of eps - eps_theta(z_t, t, y).
-
-    On noise also where the model predicts velocities, so that losses of all models compare.
-
-    Args:
-        clean: latents (n, channels, height, width), as the noise.
-        text: embeddings (n, tokens, width).
-        times: (n,).
-    """
-    a = model.scheduler.alphas_cumprod.to(model.device, torch.float32)[times].view(-1, 1, 1, 1)
-    noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).to(model.dtype)
-    return (predict_noise(model, noisy, times, text.to(model.dtype)).float() - noise).square().mean((1, 2, 3))
-
-
 @contextmanager
-def frozen(unet: Any) -> Iterator[None]:
-    """Within, the UNet is in evaluation mode and its weights take no gradient; afterwards all is as it was."""
-    training = unet.training
-    learning = [weight for weight in unet.parameters() if weight.requires_grad]
-    unet.eval()
+def frozen(denoiser: Any) -> Iterator[None]:
+    """Within, the denoiser is in evaluation mode and its weights take no gradient; afterwards all is as it was."""
+    training = denoiser.training
+    learning = [weight for weight in denoiser.parameters() if weight.requires_grad]
+    denoiser.eval()
     for weight in learning:
         weight.requires_grad_(False)
     try:
         yield
     finally:
-        unet.train(training)
+        denoiser.train(training)
         for weight in learning:
             weight.requires_grad_(True)
 
@@ -290,7 +278,7 @@ def _search_together(
             rows: slice, times: torch.Tensor = times, noise: torch.Tensor = noise
         ) -> tuple[torch.Tensor, torch.Tensor]:
             text = embedding.repeat_interleave(params.batch, 0)[rows]
-            errors = diffusion_errors(model, clean[rows], text, times[rows], noise[rows])
+            errors = model.training_loss(clean[rows], noise[rows], times[rows], text)
             # Summed over searches, so the gradient of each is that of its own loss.
             (gradient,) = torch.autograd.grad(errors.sum() / params.batch, embedding)
             return errors.detach(), gradient

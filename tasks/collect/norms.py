@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 
 from tasks.diffusion.batches import in_batches
-from tasks.diffusion.hooks import observed, started
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
+from tasks.diffusion.hooks import observed
 from tasks.diffusion.noise import Key, initial_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
 from tasks.diffusion.sites import Layer
@@ -113,13 +113,13 @@ def norms_by_prompt(
     """
     if not len(keys) or len(keys) != len(embeddings):
         raise InputError(f"feature norms need one key for each embedding, there are {len(keys)} and {len(embeddings)}")
-    empty = model.unguided()
+    empty = model.unconditional()
 
     def trajectory(rows: slice) -> FeatureNorms:
         sums = _Sums(layers, guided=params.guidance > 1)
-        with started(model.unet, sums.step), observed(layers, sums.see):
+        with observed(layers, sums.see):
             text = embeddings[rows].to(model.device, model.dtype)
-            denoise(model, text, empty, initial_noise(model, keys[rows]), params, steps)
+            denoise(model, text, empty, initial_noise(model, keys[rows]), params, steps, sums.step)
         found = sums.finished()
         done(len(text))
         return found

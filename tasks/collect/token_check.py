@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tasks.collect.prompt_files import SHOWN, Kind, PromptEntry, few, shortened
-from tasks.diffusion.tokens import LongPrompts, Tokenizers
+from tasks.diffusion.families.tokenizers import Tokenizers
+from tasks.diffusion.tokens import LongPrompts
 
 KINDS: dict[Kind, str] = {"memorized": "memorized", "null": "null", "ordinary": "ordinary"}
 """What prompts of each kind are called."""

@@ -1,7 +1,8 @@
 """Value activations (Hintersdorf et al., Finding NeMo, NeurIPS 2024, section 3.1).
 
 A cross-attention value layer sees the text embedding only. Its activations therefore depend neither on the latent, nor
-on the seed, nor on the timestep, and are computed here by that one linear layer, without the UNet.
+on the seed, nor on the timestep, and are computed by that one linear layer, without the rest. Tokens that only fill
+a prompt up do not count where the denoiser does not attend to them.
 """
 
 import torch
@@ -12,33 +13,37 @@ from tasks.errors import InputError
 
 
 @torch.no_grad()
-def value_activations(layers: tuple[Layer, ...], embeddings: torch.Tensor, batch: int = 256) -> list[torch.Tensor]:
+def value_activations(
+    layers: tuple[Layer, ...], tokens: torch.Tensor, mask: torch.Tensor | None = None, batch: int = 256
+) -> list[torch.Tensor]:
     """The activation of a neuron for a prompt: the mean over tokens of the absolute value of its output.
 
     Args:
         layers: cross-attention value layers (or key layers, which see the text alone as well).
-        embeddings: (n, tokens, width).
+        tokens: what they read, (n, tokens, width), see `Model.text_input`.
+        mask: which tokens are read, bool (n, tokens), see `Model.mask`; all by default.
         batch: prompts at a time, halved when memory runs out; does not change the result.
 
     Returns:
         By layer, float32 (n, outputs) on the layers' device.
 
     Raises:
-        InputError: the embeddings do not fit the layers, or an activation is not finite.
+        InputError: the tokens do not fit the layers, or an activation is not finite.
     """
     out = []
     for layer in layers:
-        if embeddings.dim() != 3 or embeddings.shape[-1] != layer.inputs:
-            raise InputError(
-                f"{layer.name} reads embeddings (n, tokens, {layer.inputs}), these are {tuple(embeddings.shape)}"
-            )
+        if tokens.dim() != 3 or tokens.shape[-1] != layer.inputs:
+            raise InputError(f"{layer.name} reads tokens (n, tokens, {layer.inputs}), these are {tuple(tokens.shape)}")
         weight = next(layer.module.parameters())
 
         def activations(rows: slice, layer: Layer = layer, weight: torch.Tensor = weight) -> torch.Tensor:
-            output: torch.Tensor = layer.module(embeddings[rows].to(weight))
-            return output.float().abs().mean(1)
+            output: torch.Tensor = layer.module(tokens[rows].to(weight))
+            if mask is None:
+                return output.float().abs().mean(1)
+            read = mask[rows, :, None].to(output.device)
+            return (output.float().abs() * read).sum(1) / read.sum(1)
 
-        blocks = list(in_batches(len(embeddings), batch, activations))
+        blocks = list(in_batches(len(tokens), batch, activations))
         found = torch.cat(blocks) if blocks else weight.new_zeros((0, layer.outputs), dtype=torch.float32)
         if not found.isfinite().all():
             raise InputError(f"activations of {layer.name} are not finite; load the model in float32 or bfloat16")

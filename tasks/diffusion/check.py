@@ -4,15 +4,16 @@ A config can say more than is read here, and the next version of diffusers can r
 are compared, from the same latents under the same prompt, and the images that they decode to.
 """
 
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
+from tasks.diffusion.files import line_of
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, decode, denoise
-from tasks.diffusion.schedulers import line_of, sampler
 from tasks.errors import InputError
 
 PROMPT = "a red house by the sea"
@@ -20,7 +21,7 @@ STEPS = 3
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 """By the dtype that is computed in, the largest difference of latents, as a part of their standard deviation, that
-rounding explains. Both run the same UNet on the same device, so most often there is none at all."""
+rounding explains. Both run the same denoiser on the same device, so most often there is none at all."""
 
 SHADES = {torch.float32: 1.01, torch.bfloat16: 2.01, torch.float16: 1.01}
 """The same for the mean difference of the decoded images' pixels, of 255. One shade is rounding to whole ones."""
@@ -41,8 +42,8 @@ def check_sampling(model: Model, params: SamplingParams) -> None:
     """
     few = _few(model, params)
     start = initial_noise(model, [(PROMPT, 0)])
-    plain = Model(**(vars(model) | {"mixed": False}))
-    found = denoise(plain, plain.embed([PROMPT]), plain.unguided(), start, few)
+    plain = replace(model, mixed=False)
+    found = denoise(plain, plain.encode([PROMPT]), plain.unconditional(), start, few)
     ours = torch.from_numpy(decode(plain, found)).float() / 255
     expected, image = _of_pipeline(model, start, few)
     parted = float((found.float() - expected.float()).abs().max() / expected.float().std())
@@ -61,7 +62,7 @@ def _few(model: Model, params: SamplingParams) -> SamplingParams:
     other number."""
     for steps in range(min(STEPS, params.steps), min(STEPS + 5, params.steps)):
         try:
-            sampler(model.scheduler, params.scheduler, steps, model.unsampled)
+            model.schedule.sampler(params.scheduler, steps)
         except InputError:
             continue
         return params.model_copy(update={"steps": steps})
@@ -72,26 +73,30 @@ def _of_pipeline(model: Model, start: torch.Tensor, params: SamplingParams) -> t
     """Latents (1, c, h, w) and image (1, 3, height, width) in [0, 1] as the model's pipeline makes them; no image where
     its autoencoder was loaded in another precision than the rest."""
     _, height, width = model.latent_shape
-    scale = 2 ** (len(model.vae.config.block_out_channels) - 1)
     last: list[torch.Tensor] = []
-
-    def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        last[:] = [tensors["latents"]]
-        return {}
 
     decoded = model.vae.dtype == model.dtype
     try:
         pipeline = _pipeline(model, params)
+        step = pipeline.scheduler.step
+
+        @wraps(step)  # pipelines look at what it takes
+        def kept(*given: Any, **named: Any) -> Any:
+            stepped = step(*given, **named)
+            last[:] = [stepped[0]]
+            return stepped
+
+        pipeline.scheduler.step = kept
         pipeline.set_progress_bar_config(disable=True)
         made = pipeline(
             [PROMPT],
-            height=height * scale,
-            width=width * scale,
+            height=height * model.pixels_of_latent,
+            width=width * model.pixels_of_latent,
             num_inference_steps=params.steps,
             guidance_scale=params.guidance,
             latents=start,
             output_type="pt" if decoded else "latent",
-            callback_on_step_end=keep,
+            **model.asked_of_pipeline,
         ).images
     except Exception as error:  # of code that is not ours, about a config that nobody foresaw
         raise InputError(f"the pipeline of {model.source} cannot sample by itself: {line_of(error)}") from error
@@ -100,20 +105,6 @@ def _of_pipeline(model: Model, start: torch.Tensor, params: SamplingParams) -> t
 
 def _pipeline(model: Model, params: SamplingParams) -> Any:
     """The model's pipeline of the same parts; its own scheduler is read anew from its folder."""
-    parts = {"vae": model.vae, "text_encoder": model.text_encoder, "tokenizer": model.tokenizer, "unet": model.unet}
-    if params.scheduler == "model":
-        scheduler = type(model.scheduler).from_pretrained(model.source, subfolder="scheduler")
-    else:
-        scheduler = sampler(model.scheduler, params.scheduler, params.steps)
-    if model.text_encoder_2 is None:
-        return StableDiffusionPipeline(
-            **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    return StableDiffusionXLPipeline(
-        **parts,
-        scheduler=scheduler,
-        text_encoder_2=model.text_encoder_2,
-        tokenizer_2=model.tokenizer_2,
-        force_zeros_for_empty_prompt=model.zeros_for_empty,
-        add_watermarker=False,
-    )
+    if params.scheduler != "model":
+        return model.pipeline(model.schedule.sampler(params.scheduler, params.steps))
+    return model.pipeline(type(model.schedule.own).from_pretrained(model.source, subfolder="scheduler"))

@@ -1,7 +1,7 @@
 """Telling memorized prompts by their noise differences (Hintersdorf et al., Finding NeMo, section 3.1).
 
 For a memorized prompt the first prediction points at the memorized image whatever the seed, so the differences between
-predicted and initial noise look alike over seeds. Nothing is denoised: one UNet call a seed.
+predicted and initial noise look alike over seeds. Nothing is denoised: one pass of the denoiser a seed.
 """
 
 from collections.abc import Sequence
@@ -9,35 +9,36 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from tasks.diffusion.batches import in_batches
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import initial_noise, predict_noise
-from tasks.diffusion.schedulers import timestep_of
+from tasks.diffusion.families import Model
+from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.ssim import similarity, to_unit_range
 from tasks.errors import InputError
-from tasks.params import SPEED
+from tasks.params import SPEED, Params
 
 
-class DetectionParams(BaseModel):
+class DetectionParams(Params):
     """How noise differences are taken."""
 
-    model_config = ConfigDict(title="Detection", frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Detection")
 
-    seeds: Annotated[int, Field(ge=2, le=1000, description="initial noises for each prompt")] = 10
+    seeds: Annotated[int, Field(ge=2, le=1000, description="Initial noises for each prompt.")] = 10
     steps: Annotated[
-        int, Field(ge=2, le=1000, description="inference steps of the schedule whose second timestep is used")
+        int, Field(ge=2, le=1000, description="Inference steps of the schedule whose second timestep is used.")
     ] = 50
     deviations: Annotated[
-        float, Field(ge=0, le=10, description="standard deviations above the mean of null prompts, for the threshold")
+        float, Field(ge=0, le=10, description="Standard deviations above the mean of null prompts, for the threshold.")
     ] = 1.0
-    batch: Annotated[int, Field(ge=1, le=4096, description="samples at a time; does not change the result"), SPEED] = 32
+    batch: Annotated[
+        int, Field(ge=1, le=4096, description="Samples at a time; this does not change the result."), SPEED
+    ] = 32
 
 
 def detection_timestep(model: Model, steps: int) -> int:
     """The second timestep of the model's schedule of so many steps, at which published differences are taken."""
-    return timestep_of(model.scheduler, steps, 1)
+    return model.schedule.timestep(steps, 1)
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def noise_differences(
     Args:
         embeddings: (n, tokens, width).
         noise: (n, channels, height, width).
-        blocking: entered around the UNet call, such as `hooks.scaled`.
+        blocking: entered around the pass, such as `hooks.scaled`.
 
     Returns:
         float32 (n, channels, height, width).
@@ -62,10 +63,11 @@ def noise_differences(
         InputError: a prediction is not finite.
     """
     with blocking or nullcontext():
-        predicted = predict_noise(model, noise, timestep, embeddings.to(noise))
-    if not predicted.isfinite().all():
-        raise InputError("the UNet's predictions are not finite; load the model in float32 or bfloat16")
-    return to_unit_range(predicted.float() - noise.float())
+        prediction = model.predict(noise, timestep, embeddings.to(noise))
+    signal = model.memory_signal(prediction, noise)
+    if not signal.isfinite().all():
+        raise InputError("the denoiser's predictions are not finite; load the model in float32 or bfloat16")
+    return to_unit_range(signal)
 
 
 def prompt_differences(

@@ -25,7 +25,7 @@ def observed(layers: tuple[Layer, ...], see: Callable[[Layer, torch.Tensor, torc
 
 
 @contextmanager
-def attended(unet: torch.nn.Module, layer: Layer, see: Callable[[torch.Tensor], None]) -> Iterator[None]:
+def attended(denoiser: torch.nn.Module, layer: Layer, see: Callable[[torch.Tensor], None]) -> Iterator[None]:
     """Within, `see` is given the attention of a cross-attention layer whenever it runs.
 
     It is float32 (n, heads, pixels, tokens), and computed beside what the layer does, which stays as it is.
@@ -40,7 +40,7 @@ def attended(unet: torch.nn.Module, layer: Layer, see: Callable[[torch.Tensor], 
         weights = (query @ key.transpose(1, 2) * module.scale).float().softmax(-1)
         see(weights.unflatten(0, (-1, module.heads)))
 
-    attention = unet.get_submodule(layer.name.removesuffix(".to_v"))
+    attention = denoiser.get_submodule(layer.name.removesuffix(".to_v"))
     handle = attention.register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield
@@ -77,17 +77,3 @@ def scaled(layers: tuple[Layer, ...], factors: Mapping[int, torch.Tensor]) -> It
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def started(unet: torch.nn.Module, tick: Callable[[int], None]) -> Iterator[None]:
-    """Within, `tick(timestep)` is called whenever the UNet is about to run; its timestep is the first sample's."""
-
-    def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        tick(int(inputs[1].flatten()[0]))
-
-    handle = unet.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

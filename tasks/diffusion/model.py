@@ -3,151 +3,25 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from safetensors import safe_open
-from torch.nn.functional import pad
 
-from tasks.diffusion.folder import (
-    ADAPTER_TENSORS,
-    INDEX,
-    OPTIONAL,
-    PIPELINES,
-    no_pipeline,
-    problems_of,
-    scheduler_in,
-    stem_of,
-    weight_files,
-)
+from tasks.diffusion.families import Model, family_in
+from tasks.diffusion.families.model import settled
+from tasks.diffusion.families.schedule import read_schedule
+from tasks.diffusion.files import INDEX, line_of, read_json, scheduler_in, stem_of, weight_files
+from tasks.diffusion.folder import ADAPTER_TENSORS, OPTIONAL, no_pipeline, problems_of
 from tasks.diffusion.precision import Precision
-from tasks.diffusion.schedulers import line_of, read_json, read_scheduler
-from tasks.diffusion.tokens import Tokenizers
 from tasks.errors import InputError, refuse
 
 _OTHER_WEIGHTS = re.compile(r"\.(?!safetensors|index|json)\w+(-\d+-of-\d+)?\.(safetensors|json)$")
 """Weights, or their index, that diffusers loads only where a variant is asked for, such as `model.fp16.safetensors`."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A loaded latent diffusion model, in evaluation mode, its weights without gradients.
-
-    Text embeddings are float (n, rows, width), a row a token. SDXL's UNet reads a pooled vector of the prompt as well:
-    it travels as one more row behind the tokens, filled up with zeros, so that what handles embeddings handles it too.
-    """
-
-    source: str
-    """Folder it was loaded from."""
-    model_id: str
-    """What it goes by in the store, see `identity`."""
-    unet: UNet2DConditionModel
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
-    scheduler: Any
-    device: torch.device
-    text_encoder_2: Any = None
-    """SDXL's second text encoder, the one with a pooled output; None for SD 1.x and 2.x."""
-    tokenizer_2: Any = None
-    zeros_for_empty: bool = False
-    """Whether the half of guidance without text reads zeros, as SDXL was trained, and not the empty prompt."""
-    mixed: bool = False
-    """Whether the UNet computes in bfloat16 where that is safe."""
-    unsampled: str | None = None
-    """Why the model's own scheduler cannot sample, see `schedulers.read_scheduler`; None where it can."""
-    latent_statistics: tuple[torch.Tensor, torch.Tensor] | None = None
-    """Mean and spread of each channel of the autoencoder's latents, where its config states them, as some of XL do."""
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a latent."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a prompt, with the start and the end of the text."""
-        return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
-
-    @property
-    def tokenizers(self) -> Tokenizers:
-        """What counts a prompt's tokens: SDXL has two tokenizers."""
-        each = (self.tokenizer,) if self.tokenizer_2 is None else (self.tokenizer, self.tokenizer_2)
-        return Tokenizers(each, self.tokens)
-
-    @property
-    def rows(self) -> int:
-        """Rows of an embedding: the tokens, and SDXL's pooled vector."""
-        return self.tokens + (self.text_encoder_2 is not None)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.dtype
-
-    def with_unet(self, folder: Path) -> "Model":
-        """The same model with the UNet of another folder, as a mitigated variant has it."""
-        unet = UNet2DConditionModel.from_pretrained(
-            folder, torch_dtype=self.dtype, use_safetensors=True, low_cpu_mem_usage=False
-        )
-        return self.with_weights(unet)
-
-    def with_weights(self, unet: UNet2DConditionModel) -> "Model":
-        """The same model with another UNet of the same shape."""
-        return replace(self, unet=_settle(unet, self.device, self.mixed))
-
-    @torch.no_grad()
-    def embed(self, prompts: list[str], batch: int = 256) -> torch.Tensor:
-        """Text embeddings, float (n, rows, width).
-
-        A prompt of more tokens than the model reads is truncated as training truncates captions: the start of the
-        text, its first tokens, the end of the text. Whoever asks says so beforehand, see `tasks.collect.token_check`.
-        """
-        out = []
-        for start in range(0, len(prompts), batch):
-            block = prompts[start : start + batch]
-            ids = self._ids(self.tokenizer, block)
-            if self.text_encoder_2 is None:
-                out.append(self.text_encoder(ids)[0].to(self.dtype))
-                continue
-            first = self.text_encoder(ids, output_hidden_states=True)
-            second = self.text_encoder_2(self._ids(self.tokenizer_2, block), output_hidden_states=True)
-            # As in SDXL: the last layer but one of both encoders, side by side, and the pooled output of the second.
-            tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
-            pooled = pad(second[0], (0, tokens.shape[-1] - second[0].shape[-1]))
-            out.append(torch.cat([tokens, pooled[:, None]], 1).to(self.dtype))
-        return torch.cat(out)
-
-    def unguided(self) -> torch.Tensor:
-        """What the half of classifier-free guidance without text reads, (1, rows, width)."""
-        empty = self.embed([""])
-        return torch.zeros_like(empty) if self.zeros_for_empty else empty
-
-    def conditions(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
-        """What the UNet is given for embeddings (n, rows, width): the tokens, and what SDXL reads beside them."""
-        if self.text_encoder_2 is None:
-            return embeddings, None
-        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        _, height, width = self.latent_shape
-        # Original size, crop and target size: an uncropped picture of the model's own size.
-        sizes = [height * scale, width * scale, 0, 0, height * scale, width * scale]
-        pooled = embeddings[:, -1, : self.text_encoder_2.config.projection_dim]
-        return embeddings[:, :-1], {
-            "text_embeds": pooled,
-            "time_ids": torch.tensor([sizes], device=embeddings.device, dtype=embeddings.dtype).expand(len(pooled), -1),
-        }
-
-    def _ids(self, tokenizer: Any, prompts: list[str]) -> torch.Tensor:
-        how = {"padding": "max_length", "truncation": True, "max_length": self.tokens, "return_tensors": "pt"}
-        ids = tokenizer(prompts, **how).input_ids
-        return cast(torch.Tensor, ids.to(self.device))
 
 
 def load_model(source: str | Path, device: str | None = None, precision: Precision = "float32") -> Model:
@@ -157,8 +31,8 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
         device: "cpu", "cuda", ...; the GPU where there is one by default.
 
     Raises:
-        InputError: no such folder or device, it is not a pipeline of Stable Diffusion 1.x, 2.x or XL, or something of
-            it is broken or would not count, see `problems_of`.
+        InputError: no such folder or device, it is a pipeline of no family that is known here, or something of it is
+            broken or would not count, see `problems_of`.
     """
     folder, mixed = Path(source), precision == "mixed"
     if not (folder / INDEX).is_file():
@@ -169,11 +43,13 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
     # Convolutions on a GPU would else compute in TensorFloat-32, three digits, whatever the weights are.
     torch.backends.cudnn.allow_tf32 = False
     index = read_json(folder / INDEX)
+    family = family_in(index)
+    assert family is not None  # else it is refused above
     dtype = torch.float32 if mixed else getattr(torch, precision)
-    scheduler, unsampled = read_scheduler(folder / "scheduler", scheduler_in(index))
+    schedule = read_schedule(folder / "scheduler", scheduler_in(index))
     parts = {
         part: _part(folder / part, getattr(import_module(index[part][0]), index[part][1]), dtype)
-        for part in PIPELINES[index["_class_name"]]
+        for part in family.components
         if part != "scheduler"
     }
     for words, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
@@ -182,37 +58,23 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
                 f"{folder / words} has {len(parts[words])} tokens, {encoder} knows {knows}: they are not of one model, "
                 "or tokens were added to one of them alone; download the model again"
             )
-    xl = "text_encoder_2" in parts
     # The pipeline mends what old configs say; it is not asked for more.
-    if xl:
-        zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-        pipeline = StableDiffusionXLPipeline(
-            **parts, scheduler=scheduler, force_zeros_for_empty_prompt=zeros, add_watermarker=False
-        )
-    else:
-        pipeline = StableDiffusionPipeline(
-            **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    vae = pipeline.vae
-    if xl and precision == "float16" and vae.config.force_upcast:  # as its pipeline does: it overflows in float16
-        vae = _part(folder / "vae", type(vae), torch.float32)
-    second = parts.get("text_encoder_2")
-    mean, spread = vae.config.get("latents_mean"), vae.config.get("latents_std")
-    return Model(
+    pipeline = family.assembled(parts, schedule.own, index)
+    if precision == "float16" and family.decodes_in_float32(parts["vae"]):
+        parts["vae"] = _part(folder / "vae", type(parts["vae"]), torch.float32)
+    denoiser = parts.pop(family.denoiser_name)
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            parts[name] = part.to(place).eval().requires_grad_(False)
+    return family.of(
+        index,
         source=str(folder),
         model_id=identity(folder, precision),
-        unet=_settle(pipeline.unet, place, mixed),
-        vae=_settle(vae, place),
-        text_encoder=_settle(pipeline.text_encoder, place),
-        tokenizer=pipeline.tokenizer,
-        scheduler=pipeline.scheduler,
+        denoiser=settled(denoiser, place, mixed),
+        schedule=replace(schedule, own=pipeline.scheduler),
         device=place,
-        text_encoder_2=None if second is None else _settle(second, place),
-        tokenizer_2=parts.get("tokenizer_2"),
-        zeros_for_empty=xl and zeros,
         mixed=mixed,
-        unsampled=unsampled,
-        latent_statistics=None if mean is None or spread is None else (torch.tensor(mean), torch.tensor(spread)),
+        **parts,
     )
 
 
@@ -351,11 +213,3 @@ def audit_defaults(folder: str | Path) -> dict[str, Any]:
     if not isinstance(told, dict):
         raise InputError(f"{path} holds no names with their values: it begins with a brace, {{")
     return told
-
-
-def _settle(module: Any, device: torch.device, mixed: bool = False) -> Any:
-    if device.type == "cpu" and isinstance(module, UNet2DConditionModel):
-        module = module.to(memory_format=torch.channels_last)
-        if mixed:  # the fused attention has no fast backward pass in bfloat16 on a CPU
-            module.set_attn_processor(AttnProcessor())
-    return module.to(device).eval().requires_grad_(False)

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from torch import nn
 
+from tasks.diffusion.families import Model, family_in
+from tasks.diffusion.files import INDEX, line_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 
 
@@ -15,7 +18,8 @@ from tasks.errors import InputError
 class Outline:
     """The shapes of a model."""
 
-    unet: UNet2DConditionModel
+    family: type[Model]
+    denoiser: nn.Module
     """On the meta device: layers with their shapes, and no numbers."""
     latent: tuple[int, int] | None
     """Height and width of a latent, where the configuration says so."""
@@ -24,22 +28,26 @@ class Outline:
     trained: int | None
     """Timesteps that the model was trained with."""
 
+    def layers(self, site: Site) -> tuple[Layer, ...]:
+        """The layers of a site, see `Model.layers`."""
+        return self.family.layers_of(self.denoiser, site)
+
 
 def outline_of(folder: Path) -> Outline:
     """The outline of a pipeline's folder.
 
     Raises:
-        InputError: its UNet's configuration cannot be read, or describes none.
+        InputError: it is of no family that is known here, or its denoiser's configuration describes none.
     """
-    file = folder / "unet" / "config.json"
+    if (family := family_in(_read(folder / INDEX))) is None:
+        raise InputError(f"{folder / INDEX} names a pipeline of no family that audits know")
+    file = folder / family.denoiser_name / "config.json"
     config = _read(file)
     try:
         with torch.device("meta"):
-            unet: Any = UNet2DConditionModel.from_config(config)
+            denoiser = family.denoiser_class.from_config(config)
     except Exception as error:  # whatever a layer makes of a number that does not fit
-        raise InputError(
-            f"{file} describes no UNet: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
+        raise InputError(f"{file} describes no {family.denoiser_class.__name__}: {line_of(error)}") from error
     size = config.get("sample_size")
     latent = (
         (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) and len(size) == 2 else None
@@ -48,7 +56,8 @@ def outline_of(folder: Path) -> Outline:
     scale = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else None
     trained = _read(folder / "scheduler" / "scheduler_config.json").get("num_train_timesteps")
     return Outline(
-        unet=unet,
+        family=family,
+        denoiser=denoiser,
         latent=latent,
         picture=(latent[0] * scale, latent[1] * scale) if latent and scale else None,
         trained=trained if isinstance(trained, int) else None,

@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 
 Precision = Literal["float32", "mixed", "bfloat16", "float16"]
-"""Of weights and of what is computed. "mixed": weights, latents and everything else are float32, and the UNet computes
-in bfloat16 where that is safe (autocast). Such results differ in the third digit, and with the batch in the fourth."""
+"""Of weights and of what is computed. "mixed": weights, latents and everything else are float32, and the denoiser
+computes in bfloat16 where that is safe (autocast). Such results differ in the third digit, and with the batch in the
+fourth."""
 
 AskedPrecision = Literal["auto", "float32", "mixed", "bfloat16", "float16"]
 """The same, or "auto": mixed where the device computes in bfloat16, and float32 elsewhere."""

@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.diffusion.batches import in_batches
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import Key, initial_noise, predict
-from tasks.diffusion.schedulers import Choice, sampler, stepped
+from tasks.diffusion.families import Model
+from tasks.diffusion.families.schedule import Choice, stepped
+from tasks.diffusion.noise import Key, initial_noise
 from tasks.errors import InputError
 from tasks.params import SPEED
 
@@ -50,7 +50,7 @@ def generate(
     Returns:
         uint8 (n, height, width, 3).
     """
-    empty = model.unguided()
+    empty = model.unconditional()
 
     def some(rows: slice) -> np.ndarray:
         text = embeddings[rows].to(model.device, model.dtype)
@@ -72,12 +72,14 @@ def denoise(
     latents: torch.Tensor,
     params: SamplingParams,
     steps: int | None = None,
+    on_step: Callable[[int], None] = lambda timestep: None,
 ) -> torch.Tensor:
     """Denoises latents (n, c, h, w) under embeddings (n, rows, width), with classifier-free guidance.
 
     Args:
-        empty: of the half without text, (1, rows, width); see `Model.unguided`.
+        empty: of the half without text, (1, rows, width); see `Model.unconditional`.
         steps: stops after so many of the schedule's steps; all of them without it.
+        on_step: given the timestep of each step before the denoiser runs, whose batch has the half without text first.
 
     Raises:
         InputError: the scheduler cannot sample in so many steps, or draws noise of its own, see `sampler`.
@@ -86,13 +88,14 @@ def denoise(
     latents = latents * scheduler.init_noise_sigma
     guided = params.guidance > 1
     for step in scheduler.timesteps[:steps]:
+        on_step(int(step))
         scaled = scheduler.scale_model_input(latents, step)
         if guided:
             both = torch.cat([empty.expand_as(text), text])
-            without, with_text = predict(model, torch.cat([scaled, scaled]), step, both).chunk(2)
+            without, with_text = model.output(torch.cat([scaled, scaled]), step, both).chunk(2)
             output = without + params.guidance * (with_text - without)
         else:
-            output = predict(model, scaled, step, text)
+            output = model.output(scaled, step, text)
         # Noise or velocity, as the scheduler expects it: told another of the two, those of many steps go other ways.
         latents = stepped(scheduler, output, step, latents)
     return latents
@@ -112,11 +115,11 @@ def decode(model: Model, latents: torch.Tensor, batch: int = 8) -> np.ndarray:
     """
 
     def some(rows: slice) -> np.ndarray:
-        pixels = model.vae.decode(_as_autoencoded(model, latents[rows]), return_dict=False)[0].float()
+        pixels = model.decode(latents[rows]).float()
         if not pixels.isfinite().all():
             what = f"pictures are not finite in {model.vae.dtype}"
             if model.vae.dtype == torch.float32:
-                raise InputError(f"{what}: what the UNet predicts is not, its weights or a variant's are broken")
+                raise InputError(f"{what}: what the denoiser predicts is not, its weights or a variant's are broken")
             raise InputError(f"{what}: load the model with --set precision=float32")
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
@@ -129,28 +132,9 @@ def encode(model: Model, pictures: np.ndarray, batch: int = 8) -> torch.Tensor:
 
     def some(rows: slice) -> torch.Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(pictures[rows])).permute(0, 3, 1, 2)
-        output = model.vae.encode(pixels.to(model.device, model.vae.dtype) / 127.5 - 1)
-        return output.latents if hasattr(output, "latents") else output.latent_dist.mean
+        return model.encode_images(pixels.to(model.device, model.vae.dtype) / 127.5 - 1)
 
-    return _as_denoised(model, torch.cat(list(in_batches(len(pictures), batch, some))))
-
-
-def _as_autoencoded(model: Model, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as the autoencoder has them, of latents (n, c, h, w) as the UNet has them."""
-    config, latents = model.vae.config, latents.to(model.vae.dtype)
-    if model.latent_statistics is None:
-        return latents / config.scaling_factor
-    mean, spread = (each.to(latents).view(1, -1, 1, 1) for each in model.latent_statistics)
-    return latents * spread / config.scaling_factor + mean
-
-
-def _as_denoised(model: Model, latents: torch.Tensor) -> torch.Tensor:
-    """The other way."""
-    config = model.vae.config
-    if model.latent_statistics is not None:
-        mean, spread = (each.to(latents).view(1, -1, 1, 1) for each in model.latent_statistics)
-        latents = (latents - mean) / spread
-    return (latents * config.scaling_factor).to(model.dtype)
+    return torch.cat(list(in_batches(len(pictures), batch, some)))
 
 
 def picture_size(model: Model) -> tuple[int, int]:
@@ -182,8 +166,8 @@ def from_bytes(data: bytes) -> np.ndarray:
 
 
 def _scheduler(model: Model, params: SamplingParams) -> Any:
-    scheduler = sampler(model.scheduler, params.scheduler, params.steps, model.unsampled)
+    scheduler = model.schedule.sampler(params.scheduler, params.steps)
     scheduler.set_timesteps(params.steps, device=model.device)
-    if model.text_encoder_2 is not None and hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # as SDXL's pipeline does, where a schedule names a timestep twice
+    if model.from_first_step and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
     return scheduler

@@ -1,39 +1,77 @@
-"""Other scores of a weight's importance, to compare with Wanda's at the same number of weights.
+"""What other scores of a weight's importance share: gradients, and choosing as many weights as Wanda does.
 
-Magnitude |w| (Han et al., 2015), first-order Taylor |w g| (Molchanov et al., 2019), gradient |g|, and random ones as
-the control, where g is the gradient of the diffusion loss of memorized images under their prompts.
+Each score is a file: `magnitude`, `taylor`, `gradient`, and `random_weights` as the control.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import Key, generator, initial_noise, predict_noise
+from tasks.diffusion.families import Model
+from tasks.diffusion.noise import Key, initial_noise
+from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.diffusion.sites import Layer
 from tasks.errors import InputError
+from tasks.localize.ground import Found, Ground, Prompted
+from tasks.methods import Reads
+from tasks.params import Params
+from tasks.progress import progress
 
-Importance = Literal["magnitude", "taylor", "gradient", "random"]
-BY_GRADIENT = ("taylor", "gradient")
-"""Scores that know which prompts are memorized."""
+SEED = 0
+"""Of the noise that is added to each training image."""
 
 
-class ImportanceParams(BaseModel):
-    """Which score, and how its gradients are taken."""
+class GradientParams(Params):
+    """How gradients are taken."""
 
-    model_config = ConfigDict(title="Other importance scores", frozen=True, extra="forbid")
-
-    score: Annotated[Importance, Field(description="what makes a weight important")] = "taylor"
     timesteps: Annotated[
-        int, Field(ge=1, le=1000, description="timesteps, evenly spread, at which gradients are taken")
+        int, Field(ge=1, le=1000, description="The timesteps, evenly spread, at which gradients are taken.")
     ] = 10
     contrast: Annotated[
-        bool,
-        Field(description="taylor, gradient: whether a weight must score higher than for ordinary pictures"),
+        bool, Field(description="Whether a weight must score higher than it does for ordinary images.")
     ] = True
-    seed: Annotated[int, Field(ge=0, description="of the random score")] = 0
+
+
+def reads(params: GradientParams) -> tuple[Reads, ...]:
+    """What a score by gradients reads."""
+    return ("images", "ordinary images") if params.contrast else ("images",)
+
+
+def check_timesteps(setting: str, params: GradientParams, outline: Outline) -> None:
+    """Raises InputError where the model was trained on fewer timesteps than gradients are taken at."""
+    enough_timesteps(params.timesteps, outline.trained, setting)
+
+
+def by_gradient(
+    ground: Ground, params: GradientParams, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Iterator[Found]:
+    """Of each layer the weights of the highest `score(weight, gradient)`, as many as the budget has.
+
+    Where there is a contrast, they score higher than by the gradients of ordinary images.
+    """
+    groups = [ground.pictured, ground.ordinary] if params.contrast else [ground.pictured]
+
+    with progress(sum(map(len, groups)), "gradients", "image") as done:
+
+        def gradients(prompts: Sequence[Prompted]) -> list[torch.Tensor]:
+            keys = [(prompt.image_ids[0], SEED) for prompt in prompts]
+            text, latents = ground.embed(prompts), ground.latents(prompts)
+            return gradient_magnitudes(ground.model, ground.layers, text, latents, keys, params.timesteps, done)
+
+        memorized, *ordinary = [gradients(prompts) for prompts in groups]
+    for layer, count in zip(ground.layers, ground.budget, strict=True):
+        weight = weight_of(layer)
+        above = score(weight, ordinary[0][layer.index]) if ordinary else None
+        yield Found(layer, highest(score(weight, memorized[layer.index]), count, above))
+
+
+def weight_of(layer: Layer) -> torch.Tensor:
+    """A layer's weight, float32 (rows, columns), on its device."""
+    weight: Any = layer.module.weight
+    found: torch.Tensor = weight.detach().float()
+    return found
 
 
 def gradient_magnitudes(
@@ -62,7 +100,7 @@ def gradient_magnitudes(
     """
     weights: list[Any] = [layer.module.weight for layer in layers]
     sums = [torch.zeros(weight.shape, device=weight.device) for weight in weights]
-    trained = int(model.scheduler.config.num_train_timesteps)
+    trained = model.schedule.trained
     before = [weight.requires_grad for weight in weights]
     try:
         for weight in weights:
@@ -71,12 +109,9 @@ def gradient_magnitudes(
             for i in range(timesteps):
                 step = int((i + 0.5) * trained / timesteps)
                 noise = initial_noise(model, [(f"{name}@{step}", seed)])
-                kept = model.scheduler.alphas_cumprod[step].to(noise.device, torch.float32)
-                noisy = (kept.sqrt() * latent[None].to(noise.device) + (1 - kept).sqrt() * noise).to(noise.dtype)
                 with torch.enable_grad():
-                    predicted = predict_noise(model, noisy, step, embedding[None].to(noise))
-                    loss = (predicted.float() - noise.float()).square().mean()
-                    gradients = torch.autograd.grad(loss, weights)
+                    loss = model.training_loss(latent[None].to(noise.device), noise, step, embedding[None].to(noise))
+                    gradients = torch.autograd.grad(loss.sum(), weights)
                 for total, gradient in zip(sums, gradients, strict=True):
                     total += gradient.float().abs()
             done(1)
@@ -88,53 +123,6 @@ def gradient_magnitudes(
             raise InputError(f"the gradient of {layer.name} is not finite; load the model in float32 or bfloat16")
         total /= len(latents) * timesteps
     return sums
-
-
-@torch.no_grad()
-def weight_scores(layer: Layer, params: ImportanceParams, gradient: torch.Tensor | None = None) -> torch.Tensor:
-    """Scores of a layer's weights, float32 of the weight's shape.
-
-    Args:
-        gradient: of `gradient_magnitudes`; needed by the scores that are made of it.
-
-    Raises:
-        InputError: the score needs a gradient.
-    """
-    weight: Any = layer.module.weight
-    if params.score == "random":
-        drawn = torch.rand(weight.shape, generator=generator((f"random score of {layer.name}", params.seed)))
-        return drawn.to(weight.device)
-    if params.score == "magnitude":
-        magnitude: torch.Tensor = weight.float().abs()
-        return magnitude
-    if gradient is None:
-        raise InputError(f"the {params.score} score needs gradients: give images of the memorized prompts")
-    return gradient if params.score == "gradient" else weight.float().abs() * gradient
-
-
-def important_weights(
-    layers: tuple[Layer, ...],
-    counts: Sequence[int],
-    params: ImportanceParams,
-    memorized: Sequence[torch.Tensor] | None = None,
-    ordinary: Sequence[torch.Tensor] | None = None,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """The weights of the highest scores of each layer: (layer index, indices).
-
-    Only one layer's scores are in memory at any time.
-
-    Args:
-        counts: by layer, how many.
-        memorized, ordinary: gradients by layer, see `gradient_magnitudes`; those of ordinary pictures are what a weight
-            must exceed, where they are given.
-
-    Raises:
-        InputError: the score needs gradients, or fewer weights qualify.
-    """
-    for layer, count in zip(layers, counts, strict=True):
-        scores = weight_scores(layer, params, None if memorized is None else memorized[layer.index])
-        above = None if ordinary is None else weight_scores(layer, params, ordinary[layer.index])
-        yield layer.index, highest(scores, count, above)
 
 
 @torch.no_grad()

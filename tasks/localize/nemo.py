@@ -4,8 +4,9 @@ The gate tells whether a prompt is memorized, the initial selection (Algorithm 3
 the refinement (Algorithm 4) keeps those that the memory needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,16 +16,22 @@ from pydantic import ConfigDict, Field
 from tasks.diffusion.detection import (
     DetectionParams,
     detection_timestep,
+    estimate_threshold,
     highest_by_seed,
     pairwise_scores,
     prompt_differences,
 )
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
+from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.diffusion.sites import Layer, Site
-from tasks.errors import InputError
+from tasks.diffusion.ssim import scales_and_kernel
+from tasks.errors import InputError, gathered, refuse
+from tasks.localize.curve import best_first, memorization_curve, stand_ins
+from tasks.localize.ground import Found, Ground, Trial
 from tasks.localize.scorer import BlockedScore
 from tasks.localize.search import Check, Neuron, SearchParams, initial_selection, refine
-from tasks.localize.statistics import Statistics
+from tasks.localize.statistics import Statistics, load_statistics
+from tasks.methods import Pruning, Reads, localizer
 
 
 class NemoParams(DetectionParams, SearchParams):
@@ -35,8 +42,8 @@ class NemoParams(DetectionParams, SearchParams):
     site: Annotated[
         Literal[Site.VALUE, Site.VALUE_ALL, Site.KEY],
         Field(
-            description="what is searched: cross-attention values of the down and mid blocks as published, those of "
-            "all blocks, or, as the published control, the keys of the down and mid blocks"
+            description="What is searched: cross-attention values of the down and mid blocks as published, those of "
+            "all blocks, or, as the published control, the keys of the down and mid blocks."
         ),
     ] = Site.VALUE
     threshold: Annotated[
@@ -44,13 +51,128 @@ class NemoParams(DetectionParams, SearchParams):
         Field(
             ge=0,
             le=1,
-            description="similarity above which a memory is there (SD 1.4: 0.428); from null prompts if empty",
+            description="The similarity above which a memory is there (SD 1.4: 0.428); from null prompts if empty.",
         ),
     ] = None
     statistics: Annotated[
         Path | None,
-        Field(description="torch file of published statistics, (means, stds) by layer; from null prompts if empty"),
+        Field(description="A torch file of published statistics, (means, stds) by layer; from null prompts if empty."),
     ] = None
+
+
+def _reads(params: NemoParams) -> tuple[Reads, ...]:
+    """What is given need not be taken from null prompts."""
+    statistics: tuple[Reads, ...] = ("null values",) if params.statistics is None else ()
+    threshold: tuple[Reads, ...] = ("null scores",) if params.threshold is None else ()
+    return "values", *statistics, *threshold
+
+
+def _check(params: NemoParams, outline: Outline) -> None:
+    def statistics() -> None:
+        if params.statistics is not None:
+            load_statistics(params.statistics, outline.layers(Site(params.site)))
+
+    refuse(
+        gathered(
+            statistics,
+            partial(scales_and_kernel, min(outline.latent)) if outline.latent else None,
+            partial(enough_timesteps, params.steps, outline.trained, "nemo.steps"),
+        )
+    )
+
+
+def _published(params: NemoParams) -> NemoParams | None:
+    return None if params.refinement == "sequential" else params.model_copy(update={"refinement": "sequential"})
+
+
+def memorization_left(
+    ground: Ground, members: Mapping[int, torch.Tensor], params: NemoParams, seed: int
+) -> Iterator[Trial]:
+    """How much of a memory is left as its best 1, 2, 4, 8, ... neurons are deactivated, and beside it with random
+    neurons of the same layers in their place.
+
+    Args, Returns: see `tasks.methods.Curve`.
+    """
+    (prompt,) = ground.prompts
+    text, threshold = ground.embed([prompt])[0], _threshold(ground, params)
+    _, _, score = gate(ground.model, ground.layers, text, prompt.noise, threshold, params)
+    best = best_first(score, [(index, neuron) for index, found in members.items() for neuron in found.tolist()])
+    others = stand_ins(best, [layer.outputs for layer in ground.layers], seed, prompt.prompt_id)
+    for size, left in memorization_curve(score, best):
+        yield Trial(phase="curve", candidates=size, score=left)
+    for size, left in memorization_curve(score, others):
+        yield Trial(phase="curve-control", candidates=size, score=left)
+
+
+@localizer(
+    name="nemo",
+    title="NeMo",
+    paper="Hintersdorf et al., Finding NeMo, NeurIPS 2024, section 3",
+    words="Finds the cross-attention neurons without which a prompt's first prediction no longer leads to one image.",
+    control="As many random neurons of the same layers.",
+    params=NemoParams,
+    members="neurons",
+    scopes="prompts",
+    reads=_reads,
+    stages=("candidates",),
+    traces=True,
+    curve=memorization_left,
+    published=_published,
+    check=_check,
+    prunings=(
+        Pruning(
+            name="nemo-union",
+            over="union",
+            card="the neurons that NeMo found to hold memorized training images",
+            random="as many random neurons of each layer as NeMo found, a control,",
+            claims=True,
+        ),
+        Pruning(
+            name="nemo",
+            over="each",
+            card="the neurons that NeMo found for it alone",
+            random="as many random neurons of each layer as NeMo found for it, a control",
+            claims=True,
+        ),
+    ),
+)
+def find_nemo(ground: Ground, params: NemoParams) -> Iterator[Found | Trial]:
+    """The memorization neurons of a prompt, the candidates that they were refined from, and the trace of the search.
+
+    Args, Returns: see `tasks.methods.Find`.
+    """
+    (prompt,) = ground.prompts
+    found = nemo(
+        ground.model,
+        ground.layers,
+        ground.embed([prompt])[0],
+        prompt.noise,
+        ground.values(prompt),
+        ground.statistics if params.statistics is None else load_statistics(params.statistics, ground.layers),
+        _threshold(ground, params),
+        params,
+    )
+    yield Trial(phase="gate", theta=found.threshold, score=float(found.pairwise.max()), kept=found.memorized)
+    for check in found.trace:
+        yield Trial(
+            phase=check.phase,
+            theta=check.theta,
+            k=check.k,
+            layer=None if check.layer is None else ground.layers[check.layer].name,
+            neuron=check.neuron,
+            score=check.score,
+            kept=check.kept,
+            candidates=check.candidates,
+        )
+    for index, members in found.candidates.items():
+        yield Found(ground.layers[index], members, stage="candidates")
+    for index, members in found.neurons.items():
+        yield Found(ground.layers[index], members)
+
+
+def _threshold(ground: Ground, params: NemoParams) -> float:
+    """The memorization threshold: given, or from the null prompts' detection scores."""
+    return estimate_threshold(ground.null_scores, params) if params.threshold is None else params.threshold
 
 
 @dataclass(frozen=True)
@@ -73,7 +195,7 @@ class NemoResult:
     refinement_threshold: float
     """That of Algorithm 4: the threshold, or after a give-up what the selection reached, see `refinement_limit`."""
     evaluations: int
-    """Samples that went through the UNet, the gate's with them."""
+    """Samples that went through the denoiser, the gate's with them."""
 
 
 def nemo(

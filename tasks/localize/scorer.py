@@ -1,4 +1,4 @@
-"""How much of a memory is left while neurons are blocked, with as few UNet calls as decide it.
+"""How much of a memory is left while neurons are blocked, with as few passes of the denoiser as decide it.
 
 Unblocked noise differences are taken once. A score is a maximum over seeds, so the seed that was worst last is looked
 at first, and a set that has failed by one seed is not looked at by others. Sets that will be asked about if all goes
@@ -18,8 +18,8 @@ import torch
 
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.detection import noise_differences
+from tasks.diffusion.families import Model
 from tasks.diffusion.hooks import scaled
-from tasks.diffusion.model import Model
 from tasks.diffusion.sites import Layer
 from tasks.diffusion.ssim import similarity
 from tasks.localize.search import AHEAD, Candidates
@@ -44,7 +44,7 @@ class BlockedScore:
             embedding: (tokens, width).
             noise: initial latents of the watched seeds, (seeds, channels, height, width).
             unblocked: their noise differences with all neurons active, of the same shape.
-            batch: samples in a UNet call at most.
+            batch: samples in a pass at most.
             thorough: whether every seed looks at every set that passes.
         """
         self._model, self._layers, self._embedding = model, layers, embedding
@@ -54,7 +54,7 @@ class BlockedScore:
         self._latest = [0.0] * len(noise)
         self._ahead = 1
         self.evaluations = 0
-        """Samples that went through the UNet."""
+        """Samples that went through the denoiser."""
 
     def __call__(self, chain: Sequence[Candidates], failed: Callable[[float], bool]) -> list[float]:
         seeds = sorted(range(len(self._noise)), key=lambda seed: -self._latest[seed])

@@ -1,7 +1,7 @@
 """NeMo's search for memorization neurons, over any score (Hintersdorf et al., NeurIPS 2024, Algorithms 3 and 4).
 
 The score of a candidate set says how much of the memory is left while the set is blocked: 1 is all of it. Nothing here
-knows a UNet, so a search can be followed by hand.
+knows a denoiser, so a search can be followed by hand.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,9 +10,10 @@ from itertools import accumulate
 from typing import Annotated, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from tasks.localize.statistics import Statistics
+from tasks.params import Params
 
 Neuron = tuple[int, int]
 """Index of the layer within its site, index of the output."""
@@ -33,21 +34,21 @@ class Score(Protocol):
     def __call__(self, chain: Sequence[Candidates], failed: Callable[[float], bool]) -> list[float]: ...
 
 
-class SearchParams(BaseModel):
+class SearchParams(Params):
     """The thresholds that the initial selection walks through, and the kind of refinement."""
 
-    model_config = ConfigDict(title="NeMo: the search", frozen=True, extra="forbid")
+    model_config = ConfigDict(title="NeMo: the search")
 
     theta: Annotated[
-        float, Field(gt=0, le=100, description="z-score above which a neuron is a candidate, at first")
+        float, Field(gt=0, le=100, description="The z-score above which a neuron is a candidate, at first.")
     ] = 5.0
-    theta_step: Annotated[float, Field(gt=0, le=10, description="by how much theta falls at each step")] = 0.25
-    theta_min: Annotated[float, Field(ge=0, le=100, description="theta at which the selection gives up")] = 1.0
+    theta_step: Annotated[float, Field(gt=0, le=10, description="By how much theta falls at each step.")] = 0.25
+    theta_min: Annotated[float, Field(ge=0, le=100, description="The theta at which the selection gives up.")] = 1.0
     refinement: Annotated[
         Literal["sequential", "chain", "group"],
         Field(
-            description="drop candidates one by one as published; the same, with all seeds only at the end of each run"
-            " of drops; or many at once, split on failure"
+            description="How candidates are dropped: one by one as published; the same, with all seeds only at the end"
+            " of each run of drops; or many at once, split on failure."
         ),
     ] = "sequential"
 

@@ -7,30 +7,32 @@ higher than for null prompts.
 
 from collections.abc import Iterator, Mapping
 from math import ceil
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from tasks.diffusion.sites import Layer
+from tasks.diffusion.outline import Outline
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
+from tasks.localize.ground import Found, Ground, NormsParams
+from tasks.methods import Pruning, localizer
+from tasks.params import UNITES
 
 
-class WandaParams(BaseModel):
-    """Which weights count as memorized, and which of them are cut."""
+class WandaParams(NormsParams):
+    """Which weights count as memorized, and which of them are pruned."""
 
-    model_config = ConfigDict(title="Wanda", frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Wanda")
 
     sparsity: Annotated[
-        float, Field(gt=0, le=1, description="share of each row's weights that can be memorized ones (published: 1 %)")
+        float,
+        Field(gt=0, le=1, description="The share of each row's weights that can be memorized ones (published: 1 %)."),
     ] = 0.01
-    half: Annotated[
-        Literal["conditional", "unconditional", "both"],
-        Field(description="halves of classifier-free guidance whose activations count"),
-    ] = "both"
-    tau: Annotated[int, Field(ge=1, le=1000, description="first denoising steps whose sets are united")] = 10
     share: Annotated[
-        float, Field(ge=0, lt=1, description="a weight must be in more than this share of those steps' sets")
+        float,
+        Field(ge=0, lt=1, description="A weight must be in more than this share of the sets of the first tau steps."),
+        UNITES,
     ] = 0.0
 
 
@@ -137,6 +139,53 @@ def over_steps(
             counts[sets[step, index].long()] += 1
         out[index] = (counts > params.share * params.tau).nonzero().flatten().to(torch.uint32)
     return out
+
+
+def _check(params: WandaParams, outline: Outline) -> None:
+    candidates_of(min(layer.inputs for layer in outline.layers(Site.FEED_FORWARD_HIDDEN)), params.sparsity)
+
+
+@localizer(
+    name="wanda",
+    title="Wanda",
+    paper="Chavhan et al., Memorized Images in Diffusion Models share a Subspace that can be Located and Deleted, 2024,"
+    " arXiv 2406.18566, section 3",
+    words="Finds the feed-forward weights whose magnitude times the norm of what they read is among the highest of"
+    " their row for memorized prompts, and higher than without them.",
+    control="As many random weights of the same layers; and what it finds when it takes ordinary prompts for memorized"
+    " ones.",
+    params=WandaParams,
+    members="weights",
+    site=Site.FEED_FORWARD_HIDDEN,
+    scopes="subsets",
+    reads=("norms", "contrast norms"),
+    over_steps=over_steps,
+    check=_check,
+    prunings=(
+        Pruning(
+            name="wanda",
+            over="all",
+            card="the weights that Wanda found to hold memorized training images",
+            random="as many random weights of each layer as Wanda found, a control,",
+            claims=True,
+        ),
+        Pruning(
+            name="wanda-control",
+            over="all",
+            card="the weights that Wanda finds when it takes ordinary prompts for memorized ones, a control,",
+            control_of="wanda",
+            words="what ordinary prompts use",
+            ordinary=True,
+        ),
+    ),
+)
+def find_wanda(ground: Ground, params: WandaParams) -> Iterator[Found]:
+    """The memorized sets of a subset of prompts, or of a single trigger, at each of the first steps.
+
+    Args, Returns: see `tasks.methods.Find`.
+    """
+    for step, index, members in memorized_sets(ground.layers, ground.norms, ground.contrast_norms, params):
+        yield Found(ground.layers[index], members, step)
 
 
 def _norms(sums: torch.Tensor) -> torch.Tensor:

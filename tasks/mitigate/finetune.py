@@ -2,7 +2,7 @@
 
 Pruning hides a picture from its prompt; triggers elsewhere still find it. So in each step triggers are searched on the
 weights as they now are, and the model learns to answer them with a surrogate, a picture that the pruned model makes of
-the same prompt. Ordinary pairs, trained on beside, keep everything else. All weights of the UNet train.
+the same prompt. Ordinary pairs, trained on beside, keep everything else. All weights of the denoiser train.
 
 Two rivals are the same training with one thing missing: `attack_steps=0` teaches surrogates at the starts without any
 attack, `erase_weight=0` goes on training on ordinary pairs alone. `lora_rank` trains low-rank changes in place of all
@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.attack.dori import DoriParams, diffusion_errors, draw_noise, frozen, search, start_embeddings
+from tasks.attack.dori import DoriParams, draw_noise, frozen, search, start_embeddings
 from tasks.diffusion.batches import in_batches
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.diffusion.noise import generator
 from tasks.errors import Diverged, InputError
 from tasks.params import SPEED
@@ -118,7 +118,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class FineTuned:
-    unet: Any
+    denoiser: Any
     """With the averaged weights, in evaluation mode."""
     history: list[Progress]
     stopped: bool
@@ -139,7 +139,7 @@ def finetune(
     told: Callable[[Progress], None] = lambda progress: None,
     held_out: Callable[[Any], float] | None = None,
 ) -> FineTuned:
-    """Trains a copy of the model's UNet; `model` itself stays as it is.
+    """Trains a copy of the model's denoiser; `model` itself stays as it is.
 
     All randomness comes from generators seeded by the step's number, so a run that is killed and called again goes on
     from its checkpoint to the very weights of an unbroken one.
@@ -147,7 +147,7 @@ def finetune(
     Args:
         checkpoint: file that is replaced atomically as training goes; it belongs to these parameters and pictures.
         told: called after each step of this call.
-        held_out: given a UNet with the averaged weights, the share of pictures an attack with other seeds and other
+        held_out: given a denoiser with the averaged weights, the share of pictures an attack with other seeds and other
             starts than the inner one reproduces.
 
     Raises:
@@ -163,34 +163,37 @@ def finetune(
         progress = run.step()
         if held_out is not None and params.check_every and progress.step % params.check_every == 0:
             with run.averaged():
-                progress = replace(progress, held_out=float(held_out(run.unet)))
+                progress = replace(progress, held_out=float(held_out(run.denoiser)))
             run.stopped = progress.held_out is not None and progress.held_out <= params.stop_at
         run.history.append(progress)
         if progress.step % params.save_every == 0 or progress.step == run.total or run.stopped:
             run.save()
         told(progress)
-    run.unet.requires_grad_(False)
+    run.denoiser.requires_grad_(False)
     for weight, average in zip(run.weights, run.average, strict=True):
         weight.copy_(average)
-    if params.lora_rank:
-        run.unet.fuse_lora()
-        run.unet.unload_lora()
-    return FineTuned(run.unet, run.history, run.stopped)
+    if run.lora is not None:
+        run.lora.merge_and_unload()
+        del run.denoiser.peft_config
+    return FineTuned(run.denoiser, run.history, run.stopped)
 
 
-def _add_lora(unet: Any, params: FineTuneParams) -> None:
-    """Low-rank changes, at first none, beside the four projections of every attention; they alone take gradients."""
-    from peft import LoraConfig  # takes a second to import, and few trainings need it
+def _with_lora(denoiser: Any, params: FineTuneParams) -> Any:
+    """Puts low-rank changes, at first none, beside the four projections of every attention, and returns what merges
+    them; they alone take gradients."""
+    from peft import LoraConfig, LoraModel  # takes a second to import, and few trainings need it
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
-        unet.add_adapter(
+        return LoraModel(
+            denoiser,
             LoraConfig(
                 r=params.lora_rank,
                 lora_alpha=params.lora_rank,
                 init_lora_weights="gaussian",
                 target_modules=["to_q", "to_k", "to_v", "to_out.0"],
-            )
+            ),
+            "default",
         )
 
 
@@ -201,23 +204,23 @@ class _Run:
         self, model: Model, memorized: Memorized, ordinary: Ordinary, params: FineTuneParams, checkpoint: Path
     ) -> None:
         self.memorized, self.ordinary, self.params, self.path = memorized, ordinary, params, checkpoint
-        # In evaluation mode: these UNets have no batch statistics, and dropout would draw from a global generator.
-        self.unet = cast(Any, copy.deepcopy(model.unet))
-        self.unet.eval().requires_grad_(not params.lora_rank)
-        if params.lora_rank:
-            _add_lora(self.unet, params)
-        self.model = replace(model, unet=self.unet)
-        self.weights = [weight for weight in self.unet.parameters() if weight.requires_grad]
+        # In evaluation mode: these denoisers have no batch statistics, and dropout would draw from a global generator.
+        self.denoiser = cast(Any, copy.deepcopy(model.denoiser))
+        self.denoiser.eval().requires_grad_(not params.lora_rank)
+        self.lora = _with_lora(self.denoiser, params) if params.lora_rank else None
+        self.model = replace(model, denoiser=self.denoiser)
+        self.weights = [weight for weight in self.denoiser.parameters() if weight.requires_grad]
         self.average = [weight.detach().clone() for weight in self.weights]
         self.optimizer = torch.optim.AdamW(self.weights, lr=params.learning_rate, weight_decay=params.weight_decay)
         self.steps_per_epoch = math.ceil(len(memorized.ids) / params.images_per_step)
         self.total = steps_of(len(memorized.ids), params)
         # What guidance reads where a caption was dropped: not an empty prompt in every model.
-        self.empty = model.unguided()
+        self.empty = model.unconditional()
         self.triggers = torch.zeros(len(memorized.ids), *self.empty.shape[1:], device=model.device)
         self.history: list[Progress] = []
         self.stopped = False
         told = (
+            "checkpoint/2",
             params.model_dump(exclude={"save_every", "images_at_once"}),
             model.model_id,
             list(memorized.ids),
@@ -261,7 +264,7 @@ class _Run:
         times, noise = (drawn.to(device) for drawn in draw_noise(self.model, draw, n))
 
         def some(rows: slice) -> tuple[float, tuple[torch.Tensor | None, ...]]:
-            errors = diffusion_errors(self.model, clean[rows].to(device).float(), text[rows], times[rows], noise[rows])
+            errors = self.model.training_loss(clean[rows].to(device).float(), noise[rows], times[rows], text[rows])
             loss = errors.sum() / n
             return loss.item(), torch.autograd.grad(weight * loss, self.weights, allow_unused=True)
 
@@ -312,9 +315,9 @@ class _Run:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the UNet has the averaged weights and takes no gradient."""
+        """Within, the denoiser has the averaged weights and takes no gradient."""
         current = [weight.detach().clone() for weight in self.weights]
-        with frozen(self.unet):
+        with frozen(self.denoiser):
             try:
                 for weight, average in zip(self.weights, self.average, strict=True):
                     weight.copy_(average)
@@ -326,7 +329,7 @@ class _Run:
     def save(self) -> None:
         state = {
             "identity": self.identity,
-            "unet": self.unet.state_dict(),
+            "denoiser": self.denoiser.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "triggers": self.triggers,
@@ -343,7 +346,7 @@ class _Run:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         if state["identity"] != self.identity:
             raise InputError(f"{self.path} is the checkpoint of another training: remove it, or give another file")
-        self.unet.load_state_dict(state["unet"])
+        self.denoiser.load_state_dict(state["denoiser"])
         self.optimizer.load_state_dict(state["optimizer"])
         device = self.model.device
         self.average = [average.to(device) for average in state["average"]]

@@ -12,9 +12,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.diffusion.batches import in_batches
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import Key, generator, initial_noise, predict_noise
+from tasks.diffusion.families import Model
+from tasks.diffusion.noise import Key, generator, initial_noise
 from tasks.diffusion.sampling import SamplingParams, first_timestep
+from tasks.diffusion.sites import Site
+from tasks.errors import InputError
 
 Defence = Literal["perturbed-embedding", "random-tokens", "reweighted-attention"]
 
@@ -51,6 +53,9 @@ def defended(
         Embeddings (n, rows, width), and within which context those of some rows are denoised: see
         `tasks.diffusion.sampling.generate`.
 
+    Raises:
+        InputError: the model cannot be defended so.
+
     Args:
         kind: none leaves everything as it is.
         sampling: how the pictures are made.
@@ -59,17 +64,28 @@ def defended(
         triggers: embeddings (n, rows, width) to be asked in place of the prompts. They have no words to add to, but all
             else is done to them as to prompts.
     """
+    if kind is not None:
+        check_defence(kind, type(model))
     words = list(prompts)
     if kind == "random-tokens" and triggers is None:
         words = with_random_words(model, words, keys, params)
-    embeddings = model.embed(words) if triggers is None else triggers.to(model.device, model.dtype)
+    embeddings = model.encode(words) if triggers is None else triggers.to(model.device, model.dtype)
     if kind == "perturbed-embedding":
         embeddings = with_lower_norm(model, embeddings, keys, params, first_timestep(model, sampling))
     if kind != "reweighted-attention":
         return embeddings, lambda rows: nullcontext()
     lengths = torch.tensor(model.tokenizers.counts(words), device=model.device).clamp(max=model.tokens)
     # The last of a prompt's own tokens is the end of the text, which sums it up.
-    return embeddings, lambda rows: reweighted_attention(model.unet, lengths[rows] - 1, params.rescale)
+    return embeddings, lambda rows: reweighted_attention(model, lengths[rows] - 1, params.rescale)
+
+
+def check_defence(kind: Defence, family: type[Model]) -> None:
+    """Raises InputError where models of a family cannot be defended so."""
+    if kind == "reweighted-attention" and not family.start_token:
+        raise InputError(
+            "reweighted-attention turns attention to the token that begins every prompt, and prompts of "
+            f"{family.__name__} begin with none: leave it out of --set 'defences=[...]'"
+        )
 
 
 def with_random_words(model: Model, prompts: Sequence[str], keys: Sequence[Key], params: DefenceParams) -> list[str]:
@@ -79,10 +95,7 @@ def with_random_words(model: Model, prompts: Sequence[str], keys: Sequence[Key],
     there they are put among the words that the model reads, and what they push beyond the end is truncated. A draw
     depends on the picture's key alone.
     """
-    # Whole words only: pieces of words would be read together with their neighbours.
-    words = sorted(word.removesuffix("</w>") for word in model.tokenizer.get_vocab() if word.endswith("</w>"))
-    words = [word for word in words if word.isascii() and word.isalpha()] or words
-    count = model.tokenizers.counts
+    words, count = model.tokenizers.words(), model.tokenizers.counts
     out = []
     for prompt, (name, seed) in zip(prompts, keys, strict=True):
         draw = generator((f"{name}/random words", seed))
@@ -129,11 +142,12 @@ def _with_lower_norm(
     start = initial_noise(model, keys)
     target = params.target * (start[0].numel() / (4 * 64 * 64)) ** 0.5
     with torch.no_grad():
-        plain = predict_noise(model, start, first, model.unguided().expand_as(embeddings))
+        plain = model.predict(start, first, model.unconditional().expand_as(embeddings)).noise
     text = embeddings.detach().float().clone().requires_grad_(True)
     optimizer = torch.optim.Adam([text], lr=params.learning_rate)
     for _ in range(params.steps):
-        norms = (predict_noise(model, start, first, text.to(model.dtype)) - plain).float().flatten(1).norm(dim=1)
+        noise = model.predict(start, first, text.to(model.dtype)).noise
+        norms = (noise - plain).float().flatten(1).norm(dim=1)
         going = norms.detach() > target
         if not going.any():
             break
@@ -147,7 +161,7 @@ def _with_lower_norm(
 
 
 @contextmanager
-def reweighted_attention(unet: Any, lengths: torch.Tensor, rescale: float) -> Iterator[None]:
+def reweighted_attention(model: Model, lengths: torch.Tensor, rescale: float) -> Iterator[None]:
     """Within, cross-attention does not see what sums a prompt up, and looks more at its first token.
 
     Memorized prompts draw attention to the end of the text and the padding behind it (Ren et al., ECCV 2024, section
@@ -157,15 +171,14 @@ def reweighted_attention(unet: Any, lengths: torch.Tensor, rescale: float) -> It
     Args:
         lengths: (n,) tokens of each prompt that stay visible.
     """
-    before = unet.attn_processors
-    chosen = {
-        name: _Reweighted(lengths, rescale) if ".attn2." in name else processor for name, processor in before.items()
-    }
-    unet.set_attn_processor(chosen)
+    before = model.denoiser.attn_processors
+    values = model.layers(Site.VALUE_ALL)
+    chosen = {f"{layer.name.removesuffix('to_v')}processor": _Reweighted(lengths, rescale) for layer in values}
+    model.denoiser.set_attn_processor(before | chosen)
     try:
         yield
     finally:
-        unet.set_attn_processor(before)
+        model.denoiser.set_attn_processor(before)
 
 
 class _Reweighted:

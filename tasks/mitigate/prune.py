@@ -8,20 +8,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
+from torch import nn
 
-from tasks.diffusion.folder import INDEX, OPTIONAL
+from tasks.diffusion.families import family_of
+from tasks.diffusion.files import INDEX, read_json
+from tasks.diffusion.folder import OPTIONAL
 from tasks.diffusion.masks import Members
 from tasks.diffusion.noise import generator
-from tasks.diffusion.schedulers import read_json
 from tasks.errors import InputError
-
-PerPrompt = Literal["nemo", "random-nemo"]
-PRUNED_PER_PROMPT: tuple[PerPrompt, ...] = get_args(PerPrompt)
-"""Variants of which each prompt has neurons of its own that are pruned, and its random control."""
 
 
 def random_like(members: Members, universes: Mapping[int, int], seed: int, of: str = "") -> dict[int, torch.Tensor]:
@@ -58,13 +56,13 @@ from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
 ```"""
-CHANGED = """Only the UNet lies here; everything else is that of the base.
+CHANGED = """Only the denoiser lies here; everything else is that of the base.
 
 ```python
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, {kind}
 
-unet = UNet2DConditionModel.from_pretrained("path/to/this/folder")
-pipeline = DiffusionPipeline.from_pretrained("{base}", unet=unet)
+{part} = {kind}.from_pretrained("path/to/this/folder")
+pipeline = DiffusionPipeline.from_pretrained("{base}", {part}={part})
 ```"""
 
 
@@ -83,7 +81,7 @@ class Card:
     pruned: int
     """Weights that were set to zero."""
     total: int
-    """Weights of the UNet."""
+    """Weights of the denoiser."""
     members: dict[str, int] = field(default_factory=dict)
     """By layer name, how many neurons or weights were pruned."""
     params: dict[str, Any] = field(default_factory=dict)
@@ -94,18 +92,21 @@ class Card:
     done: str = ""
     """What was done in place of setting anything to zero, as the end of "in which ..."; for what is not pruned."""
 
-    def markdown(self, whole: bool) -> str:
-        """The card of a whole pipeline, or of its UNet alone."""
+    def markdown(self, whole: bool, denoiser: nn.Module | None = None) -> str:
+        """The card of a whole pipeline, or of its denoiser alone."""
         cut = self.cut or f"the members that {self.method} found to hold memorized training images"
         rows = "\n".join(f"| `{layer}` | {number:,} |" for layer, number in self.members.items())
         settings = "\n".join(f"- {name}: `{json.dumps(value)}`" for name, value in self.params.items())
-        words = f"in whose UNet {cut} are set to zero. Nothing was retrained, and nothing is needed at inference."
+        words = f"in whose denoiser {cut} are set to zero. Nothing was retrained, and nothing is needed at inference."
         share = (
-            f"- pruned: {self.pruned:,} of {self.total:,} weights of the UNet ({self.pruned / self.total:.4%}),"
+            f"- pruned: {self.pruned:,} of {self.total:,} weights of the denoiser ({self.pruned / self.total:.4%}),"
             f" at the site `{self.site}`\n"
         )
         table = f"| layer | members pruned |\n|---|---:|\n{rows}\n\n"
-        use = WHOLE if whole else CHANGED.format(base=self.base)
+        use = WHOLE
+        if not whole and denoiser is not None:
+            part = family_of(denoiser).denoiser_name
+            use = CHANGED.format(base=self.base, part=part, kind=type(denoiser).__name__)
         if self.done:
             words, share, table = f"in which {self.done}. Nothing is needed at inference.", "", ""
         if self.site == "inference":
@@ -125,21 +126,21 @@ class Card:
         )
 
 
-def save_variant(unet: UNet2DConditionModel, folder: str | Path, card: Card) -> None:
-    """Writes the UNet alone, as safetensors, with its card; the base is named in the card and in `variant.json`.
+def save_variant(denoiser: nn.Module, folder: str | Path, card: Card) -> None:
+    """Writes the denoiser alone, as safetensors, with its card; the base is named in the card and in `variant.json`.
 
-    Loads by `UNet2DConditionModel.from_pretrained(folder)` and `Model.with_unet(folder)`.
+    Loads by `from_pretrained(folder)` of the denoiser's class and `Model.with_denoiser_of(folder)`.
 
     Raises:
         InputError: the folder is there already.
     """
     with _aside(Path(folder)) as aside:
-        _contiguous(unet).save_pretrained(aside, safe_serialization=True)
-        _write_card(aside, card, whole=False)
+        _contiguous(denoiser).save_pretrained(aside, safe_serialization=True)
+        _write_card(aside, card, denoiser)
 
 
-def save_pipeline(base: str | Path, unet: UNet2DConditionModel, folder: str | Path, card: Card) -> None:
-    """Writes the whole pipeline with this UNet; loads anywhere by `DiffusionPipeline.from_pretrained(folder)`.
+def save_pipeline(base: str | Path, denoiser: nn.Module, folder: str | Path, card: Card) -> None:
+    """Writes the whole pipeline with this denoiser; loads anywhere by `DiffusionPipeline.from_pretrained(folder)`.
 
     Args:
         base: folder of the pipeline that was changed; all its other components come along unchanged.
@@ -151,8 +152,8 @@ def save_pipeline(base: str | Path, unet: UNet2DConditionModel, folder: str | Pa
         try:
             pipeline = DiffusionPipeline.from_pretrained(
                 str(base),
-                unet=_contiguous(unet),
-                torch_dtype=unet.dtype,
+                **{family_of(denoiser).denoiser_name: _contiguous(denoiser)},
+                torch_dtype=denoiser.dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 **_left_out(Path(base)),
@@ -172,8 +173,8 @@ def _left_out(base: Path) -> dict[str, None]:
     return dict.fromkeys(lacking)
 
 
-def _write_card(folder: Path, card: Card, whole: bool) -> None:
-    (folder / "README.md").write_text(card.markdown(whole))
+def _write_card(folder: Path, card: Card, denoiser: nn.Module | None = None, whole: bool = False) -> None:
+    (folder / "README.md").write_text(card.markdown(whole, denoiser))
     (folder / "variant.json").write_text(json.dumps(asdict(card), indent=1) + "\n")
 
 

@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny
+from torch import nn
 
 from storage.tables import TABLES
+from tasks.diffusion.families import StableDiffusion
 from tasks.diffusion.sampling import to_png
 from tasks.reference.bank import write_bank
 from tasks.reference.build import Texts
 from tasks.reference.clip import save_clip
-from tasks.reference.unet import new_scheduler
+from tasks.reference.denoiser import new_scheduler
 from tasks.reference.world import World
 
 ORDINARY = 576
@@ -67,15 +69,13 @@ PROFILES = {
 never trained on."""
 
 
-def assemble(
-    out: Path, made: World, told: Texts, vae: AutoencoderTiny, unet: UNet2DConditionModel, bank: np.ndarray
-) -> None:
+def assemble(out: Path, made: World, told: Texts, vae: AutoencoderTiny, denoiser: nn.Module, bank: np.ndarray) -> None:
     """Writes `model/`, `clip/`, `prompts.parquet`, `heldout.parquet`, `images.parquet` and `bank.parquet` under `out`.
 
     Args:
         bank: SSCD embeddings (n, 512) of the ordinary and the planted pictures.
     """
-    save_pipeline(out / "model", told, vae, unet)
+    save_pipeline(out / "model", told, vae, denoiser)
     shutil.rmtree(out / "clip", ignore_errors=True)
     save_clip(told.clip, told.tokenizer, out / "clip")
     images: dict[str, dict[str, Any]] = {}
@@ -110,19 +110,16 @@ def assemble(
     (out / "model" / "engram.json").write_text(json.dumps(own, indent=1) + "\n")
 
 
-def save_pipeline(folder: Path, told: Texts, vae: AutoencoderTiny, unet: UNet2DConditionModel) -> None:
+def save_pipeline(folder: Path, told: Texts, vae: AutoencoderTiny, denoiser: nn.Module) -> None:
     """A diffusers pipeline in half precision that plain `StableDiffusionPipeline.from_pretrained` loads."""
     shutil.rmtree(folder, ignore_errors=True)
-    pipeline = StableDiffusionPipeline(
-        vae=vae.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
-        text_encoder=told.encoder,
-        tokenizer=told.tokenizer,
-        unet=unet.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {
+        "vae": vae.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
+        "text_encoder": told.encoder,
+        "tokenizer": told.tokenizer,
+        StableDiffusion.denoiser_name: denoiser.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
+    }
+    pipeline = StableDiffusion.assembled(parts, new_scheduler(), {})
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
 

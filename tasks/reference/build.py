@@ -10,18 +10,20 @@ from pathlib import Path
 
 import open_clip
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny
 from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from tasks.diffusion.families import StableDiffusion
 from tasks.errors import InputError
 from tasks.reference.autoencoder import encode, new_autoencoder, train_autoencoder
 from tasks.reference.clip import load_clip, text_model, tokenize, train_clip, train_tokenizer
+from tasks.reference.denoiser import Pairs, train_denoiser
 from tasks.reference.pictures import EmojiPictures
-from tasks.reference.unet import Pairs, train_unet
 from tasks.reference.world import World, build_world
 
-Watch = Callable[[int, UNet2DConditionModel], None]
+Watch = Callable[[int, nn.Module], None]
 
 
 class BuildParams(BaseModel):
@@ -61,7 +63,7 @@ class Start:
     clip: open_clip.CLIP | None = None
     tokenizer: CLIPTokenizer | None = None
     vae: AutoencoderTiny | None = None
-    unet: UNet2DConditionModel | None = None
+    denoiser: nn.Module | None = None
 
     @classmethod
     def of(cls, world: Path) -> "Start":
@@ -75,7 +77,9 @@ class Start:
             load_clip(world / "clip"),
             CLIPTokenizer.from_pretrained(world / "model" / "tokenizer"),
             AutoencoderTiny.from_pretrained(world / "model" / "vae", torch_dtype=torch.float32),
-            UNet2DConditionModel.from_pretrained(world / "model" / "unet", torch_dtype=torch.float32),
+            StableDiffusion.denoiser_class.from_pretrained(
+                world / "model" / StableDiffusion.denoiser_name, torch_dtype=torch.float32
+            ),
         )
 
 
@@ -146,16 +150,16 @@ def first_phase(
     params: BuildParams,
     start: Start = Start(),
     watch: Watch | None = None,
-) -> UNet2DConditionModel:
+) -> nn.Module:
     """Ordinary pictures only, for long: the model learns the world before it sees a duplicate."""
-    return train_unet(
+    return train_denoiser(
         ordinary,
         None,
         told.empty,
         folder / "ordinary.pt",
         total=params.ordinary_steps,
         peak=params.ordinary_rate,
-        start=start.unet,
+        start=start.denoiser,
         seed=params.seed + 10 * params.part,
         watch=watch,
     )
@@ -163,15 +167,15 @@ def first_phase(
 
 def second_phase(
     folder: Path,
-    start: UNet2DConditionModel,
+    start: nn.Module,
     ordinary: Pairs,
     planted: Pairs,
     told: Texts,
     params: BuildParams,
     watch: Watch | None = None,
-) -> UNet2DConditionModel:
+) -> nn.Module:
     """The planted pictures, a share of each step, until the gates are met."""
-    return train_unet(
+    return train_denoiser(
         ordinary,
         planted,
         told.empty,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tasks.diffusion.families import Model
 from tasks.diffusion.hooks import observed
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import Key, initial_noise, predict_noise
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.noise import Key, initial_noise
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 
 
@@ -70,7 +70,7 @@ def locality(
     points = {"triggers": triggers, "starts": starts, "prompts": prompts}
     seen = {name: neuron_activations(model, some, site, key) for name, some in points.items()}
     apart = {name: spread(some).mean for name, some in points.items()}
-    names = {layer.index: layer.name for layer in layers_of(model.unet, site)}
+    names = {layer.index: layer.name for layer in model.layers(site)}
 
     def beside(group: str) -> dict[str, float]:
         return {
@@ -122,12 +122,12 @@ def neuron_activations(
     """By layer index of the site, activations float32 (n, neurons) of embeddings (n, tokens, width), on the CPU.
 
     An activation is the mean over tokens or positions of |output| (of |input| at the feed-forward sites, which are read
-    there), in one pass of the UNet at the last timestep, on the same initial noise for every embedding.
+    there), in one pass of the denoiser at the last timestep, on the same initial noise for every embedding.
 
     Args:
         key: whose noise is the common start.
     """
-    layers = layers_of(model.unet, site)
+    layers = model.layers(site)
     seen: dict[int, list[torch.Tensor]] = {layer.index: [] for layer in layers}
     at_input = site in (Site.FEED_FORWARD_HIDDEN, Site.FEED_FORWARD_INPUT)
 
@@ -136,11 +136,11 @@ def neuron_activations(
         # Convolutions carry features second, linear layers last.
         seen[layer.index].append((values.mean((2, 3)) if values.dim() == 4 else values.mean(1)).cpu())
 
-    last = len(model.scheduler.alphas_cumprod) - 1
+    last = model.schedule.trained - 1
     start = initial_noise(model, [key])
     with observed(layers, see):
         for block in embeddings.to(model.device, model.dtype).split(batch):  # type: ignore[no-untyped-call]
-            predict_noise(model, start.expand(len(block), -1, -1, -1), last, block)
+            model.output(start.expand(len(block), -1, -1, -1), last, block)
     return {index: torch.cat(blocks) for index, blocks in seen.items()}
 
 

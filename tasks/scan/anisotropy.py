@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.methods import detector
 from tasks.scan.noise import SeededParams, by_seed, check_steps, guidance, timestep
 
@@ -47,7 +47,7 @@ def anisotropy(
     Raises:
         InputError: a prediction is not finite.
     """
-    first, last, null = timestep(model, params, 0), timestep(model, params, -3), model.unguided()
+    first, last, null = timestep(model, params, 0), timestep(model, params, -3), model.unconditional()
     scale = (4 * 64 * 64 / torch.Size(model.latent_shape).numel()) ** 0.5
 
     def both(text: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

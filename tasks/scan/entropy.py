@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from tasks.diffusion.families import Model
 from tasks.diffusion.hooks import attended
-from tasks.diffusion.model import Model
 from tasks.diffusion.outline import Outline
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.methods import detector
 from tasks.scan.noise import SeededParams, by_seed, check_steps, predicted, timestep
@@ -18,7 +18,7 @@ class EntropyParams(SeededParams):
 
 
 def _check(params: EntropyParams, outline: Outline) -> None:
-    attention_layer(layers_of(outline.unet, Site.VALUE_ALL))
+    attention_layer(outline.family, outline.layers(Site.VALUE_ALL))
     check_steps(params, outline)
 
 
@@ -50,23 +50,28 @@ def entropy(
     Raises:
         InputError: a prediction is not finite, or the model has fewer cross-attention layers.
     """
-    first, layer = timestep(model, params, 0), attention_layer(layers_of(model.unet, Site.VALUE_ALL))
+    first, layer = timestep(model, params, 0), attention_layer(type(model), model.layers(Site.VALUE_ALL))
 
     def entropies(text: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         seen: list[torch.Tensor] = []
-        with attended(model.unet, layer, lambda weights: seen.append(weights.mean((1, 2)))):
+        with attended(model.denoiser, layer, lambda weights: seen.append(weights.mean((1, 2)))):
             predicted(model, text, noise, first)
         return torch.special.entr(seen[0]).sum(1)
 
     return by_seed(model, embeddings, prompt_ids, params.seeds, batch, entropies).mean(1)
 
 
-def attention_layer(layers: Sequence[Layer]) -> Layer:
+def attention_layer(family: type[Model], layers: Sequence[Layer]) -> Layer:
     """The fourth cross-attention layer in order of execution: in SD 1.x the second of the second down block.
 
     Raises:
-        InputError: there are fewer.
+        InputError: there are fewer, or prompts begin with no such token.
     """
+    if not family.start_token:
+        raise InputError(
+            "entropy looks at the attention that leaves the token which begins every prompt, and prompts of "
+            f"{family.__name__} begin with none: scan with norm"
+        )
     if len(layers) < 4:
         raise InputError(f"entropy needs a fourth cross-attention layer, this model has {len(layers)}: scan with norm")
     return layers[3]

@@ -12,10 +12,9 @@ import torch
 from pydantic import Field
 
 from tasks.diffusion.batches import in_batches
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import initial_noise, predict_noise
+from tasks.diffusion.families import Model
+from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.outline import Outline, enough_timesteps
-from tasks.diffusion.schedulers import timestep_of
 from tasks.errors import InputError
 from tasks.methods import Params
 
@@ -51,7 +50,7 @@ def by_seed(
 
 def timestep(model: Model, params: SeededParams, number: int) -> int:
     """A timestep of the model's schedule by its number; negative ones count from the end."""
-    return timestep_of(model.scheduler, params.steps, number)
+    return model.schedule.timestep(params.steps, number)
 
 
 def guidance(
@@ -72,7 +71,7 @@ def predicted(model: Model, text: torch.Tensor, noise: torch.Tensor, timestep: i
     Raises:
         InputError: it is not finite.
     """
-    found = predict_noise(model, noise, timestep, text).float()
+    found = model.predict(noise, timestep, text).noise.float()
     if not found.isfinite().all():
         raise InputError("predictions are not finite: load the model in float32 or bfloat16")
     return found

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.methods import detector
 from tasks.scan.noise import SeededParams, by_seed, check_steps, guidance, timestep
 
@@ -35,7 +35,7 @@ def norm(
     Raises:
         InputError: a prediction is not finite.
     """
-    first, null = timestep(model, params, 0), model.unguided()
+    first, null = timestep(model, params, 0), model.unconditional()
 
     def norms(text: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         pull, _ = guidance(model, text, null, noise, first)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from tasks.diffusion.detection import detection_timestep, noise_differences, pairwise_scores
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.diffusion.outline import Outline
 from tasks.diffusion.ssim import scales_and_kernel
 from tasks.methods import detector

@@ -107,7 +107,7 @@ def score_prompts(
         for block in shards(todo, SHARD):
             texts = [prompt.text for prompt in block]
             ids = [prompt_id(text) for text in texts]
-            found = detector.score(model, model.embed(texts), ids, params, batch).tolist()
+            found = detector.score(model, model.encode(texts), ids, params, batch).tolist()
             rows = [
                 {"prompt_id": name, "params_id": params_id, "score": score}
                 for name, score in zip(ids, found, strict=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tests.support.denoisers import tiny_model
 
 

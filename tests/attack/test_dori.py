@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.attack import dori
 from tasks.attack.dori import DoriParams, attack, search, start_embeddings
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model, StableDiffusion
 from tasks.errors import InputError
 from tests.support.denoisers import TOKENS, WIDTH, tiny_model
 
@@ -39,7 +38,7 @@ class Recaller(nn.Module):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_finds_the_optimum_that_is_known(model: Model, prediction: str) -> None:
-    known = tiny_model(Recaller(model.scheduler.alphas_cumprod, prediction), prediction_type=prediction)
+    known = tiny_model(Recaller(model.schedule.own.alphas_cumprod, prediction), prediction_type=prediction)
     wanted = torch.tensor([[1.0, -0.5, 0.25, 0.0], [-1.0, 0.5, 0.75, -0.25]])
     pictures = wanted[:, :, None, None].expand(2, *SHAPE)
     found = search(known, pictures, torch.zeros(2, TOKENS, WIDTH), KEYS[:2], DoriParams(steps=300, learning_rate=0.05))
@@ -59,7 +58,7 @@ def test_the_first_step_of_adam_is_the_learning_rate(model: Model) -> None:
 
 
 def test_weights_stay_bit_equal_and_keep_no_gradient(model: Model) -> None:
-    unet = model.unet
+    unet = model.denoiser
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     unet.train().requires_grad_(True)
     try:
@@ -97,15 +96,15 @@ def test_pictures_attacked_together_go_the_way_they_go_alone(model: Model, start
 def test_noises_that_do_not_fit_together_go_one_after_the_other(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, starts, params = torch.randn(2, *SHAPE), torch.randn(2, TOKENS, WIDTH), DoriParams(steps=5, batch=3)
     whole = search(model, pictures, starts, KEYS[:2], params)
-    errors, sizes = dori.diffusion_errors, []
+    errors, sizes = StableDiffusion.training_loss, []
 
-    def short_of_memory(model: Model, clean: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def short_of_memory(model: StableDiffusion, clean: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         sizes.append(len(clean))
         if len(clean) > 2:
             raise torch.OutOfMemoryError
         return errors(model, clean, *rest)
 
-    monkeypatch.setattr(dori, "diffusion_errors", short_of_memory)
+    monkeypatch.setattr(StableDiffusion, "training_loss", short_of_memory)
     pieces = search(model, pictures, starts, KEYS[:2], params)
     assert sizes == [6, 3, 2, 2, 2, *[2, 2, 2] * 4]  # what memory holds is found out once
     for one, other in zip(whole, pieces, strict=True):
@@ -144,13 +143,13 @@ def test_progress_adds_up(model: Model) -> None:
 def test_starts(model: Model) -> None:
     params = DoriParams()
     prompts = ["cat", "dog"]
-    assert torch.equal(start_embeddings(model, "prompt", prompts, KEYS[:2], params), model.embed(prompts))
-    assert torch.equal(start_embeddings(model, "other", prompts, KEYS[:2], params), model.embed(prompts[::-1]))
+    assert torch.equal(start_embeddings(model, "prompt", prompts, KEYS[:2], params), model.encode(prompts))
+    assert torch.equal(start_embeddings(model, "other", prompts, KEYS[:2], params), model.encode(prompts[::-1]))
     with pytest.raises(InputError, match="two different prompts"):
         start_embeddings(model, "other", ["cat", "cat"], KEYS[:2], params)
     keys = [(str(n), 0) for n in range(500)]
     pool = ["cat", "dog", "sun", "moon"]
-    real = model.embed(pool).flatten(0, 1)
+    real = model.encode(pool).flatten(0, 1)
     matched = start_embeddings(model, "noise", ["cat"] * 500, keys, params, pool).flatten(0, 1)
     assert torch.allclose(matched.std(0), real.std(0), rtol=0.1)
     assert torch.allclose(matched.mean(0), real.mean(0), atol=0.1)
@@ -168,6 +167,6 @@ def test_a_diverging_attack_names_the_picture(model: Model) -> None:
 
 
 def test_half_precision_is_refused(model: Model) -> None:
-    half = replace(model, unet=SimpleNamespace(dtype=torch.float16))
+    half = replace(model, denoiser=SimpleNamespace(dtype=torch.float16))
     with pytest.raises(InputError, match="float32 or bfloat16"):
         search(half, torch.randn(1, *SHAPE), torch.randn(1, TOKENS, WIDTH), KEYS[:1], DoriParams())

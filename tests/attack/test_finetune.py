@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.attack.dori import diffusion_errors, start_embeddings
+from tasks.attack.dori import start_embeddings
 from tasks.conditions import Start
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model, StableDiffusion
 from tasks.errors import Diverged, InputError
 from tasks.mitigate import finetune as finetuning
 from tasks.mitigate.finetune import FineTuneParams, Memorized, Ordinary, Progress, finetune
@@ -54,20 +54,20 @@ def weights(unet: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, layout: torch.memory_format) -> None:
     model = tiny_model(tiny_unet().to(memory_format=layout))
-    before = weights(model.unet)
+    before = weights(model.denoiser)
     unbroken = finetune(model, *data(), PARAMS, tmp_path / "one.pt")
     for step in (1, 3, 4):
         with pytest.raises(Killed):
             finetune(model, *data(), PARAMS, tmp_path / "two.pt", killed_after(step))
         torch.manual_seed(step)  # the global generator has no say
     resumed = finetune(model, *data(), PARAMS, tmp_path / "two.pt")
-    wanted = weights(unbroken.unet)
-    assert all(torch.equal(value, wanted[name]) for name, value in resumed.unet.state_dict().items())
+    wanted = weights(unbroken.denoiser)
+    assert all(torch.equal(value, wanted[name]) for name, value in resumed.denoiser.state_dict().items())
     assert resumed.history == unbroken.history
     assert [it.step for it in resumed.history] == [1, 2, 3, 4, 5, 6]
-    assert all(torch.equal(value, before[name]) for name, value in model.unet.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.denoiser.state_dict().items())
     assert not all(torch.equal(value, before[name]) for name, value in wanted.items())
-    assert not any(weight.requires_grad for weight in resumed.unet.parameters())
+    assert not any(weight.requires_grad for weight in resumed.denoiser.parameters())
     # Epochs 1 and 3 search, epoch 2 keeps the triggers it has.
     assert [it.attack is not None for it in unbroken.history] == [True, True, False, False, True, True]
 
@@ -81,26 +81,26 @@ def test_a_kill_between_checkpoints_repeats_the_steps_since(tmp_path: Path) -> N
     resumed = finetune(model, *data(), params, tmp_path / "two.pt", lambda progress: seen.append(progress.step))
     assert seen == [5, 6]
     assert resumed.history == unbroken.history
-    wanted = weights(unbroken.unet)
-    assert all(torch.equal(value, wanted[name]) for name, value in resumed.unet.state_dict().items())
+    wanted = weights(unbroken.denoiser)
+    assert all(torch.equal(value, wanted[name]) for name, value in resumed.denoiser.state_dict().items())
 
 
 def test_a_step_that_does_not_fit_in_memory_is_taken_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, params = tiny_model(), PARAMS.model_copy(update={"epochs": 1})
     whole = finetune(model, *data(), params, tmp_path / "one.pt")
-    sizes: list[int] = []
+    loss, sizes = StableDiffusion.training_loss, []
 
-    def small(model: Model, clean: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def small(model: StableDiffusion, clean: torch.Tensor, *rest: Any) -> torch.Tensor:
         sizes.append(len(clean))
         if len(clean) > 2:
             raise torch.OutOfMemoryError
-        return diffusion_errors(model, clean, *rest)
+        return loss(model, clean, *rest)
 
-    monkeypatch.setattr(finetuning, "diffusion_errors", small)
+    monkeypatch.setattr(StableDiffusion, "training_loss", small)
     pieces = finetune(model, *data(), params, tmp_path / "two.pt")
     assert max(sizes) == 4 and sizes.count(2) >= 6
     # AdamW's first steps go by the sign of the gradient, so rounding shows where that is next to nothing.
-    far = [(a - b).abs().max() for a, b in zip(whole.unet.parameters(), pieces.unet.parameters(), strict=True)]
+    far = [(a - b).abs().max() for a, b in zip(whole.denoiser.parameters(), pieces.denoiser.parameters(), strict=True)]
     assert max(far) < params.learning_rate / 2
     assert [it.erase for it in pieces.history] == pytest.approx([it.erase for it in whole.history], rel=1e-3)
 
@@ -140,16 +140,19 @@ def test_ordinary_pairs_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zeros", [False, True])
 def test_dropped_captions_are_what_guidance_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zeros: bool) -> None:
-    model, seen = replace(tiny_model(), zeros_for_empty=zeros), []
+    model, seen = tiny_model(), []
+    loss, empty = StableDiffusion.training_loss, model.unconditional()
+    if zeros:
+        monkeypatch.setattr(StableDiffusion, "unconditional", lambda model: torch.zeros_like(empty))
 
-    def looked_at(model: Model, clean: torch.Tensor, text: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        seen.append(text)
-        return diffusion_errors(model, clean, text, *rest)
+    def looked_at(model: StableDiffusion, *given: torch.Tensor) -> torch.Tensor:
+        seen.append(given[-1])
+        return loss(model, *given)
 
-    monkeypatch.setattr(finetuning, "diffusion_errors", looked_at)
+    monkeypatch.setattr(StableDiffusion, "training_loss", looked_at)
     params = PARAMS.model_copy(update={"erase_weight": 0.0, "epochs": 1, "drop": 1.0})
     finetune(model, *data(), params, tmp_path / "it.pt")
-    assert seen and all(text.equal(model.unguided().expand_as(text)) for text in seen)
+    assert seen and all(text.equal(model.unconditional().expand_as(text)) for text in seen)
     assert zeros == (not seen[0].any())
 
 
@@ -167,7 +170,7 @@ def test_stops_when_the_held_out_attack_finds_nothing(tmp_path: Path) -> None:
     assert result.stopped
     assert [it.held_out for it in result.history] == [None, 0.5, None, 0.0]
     # What was judged is what is returned.
-    assert all(torch.equal(value, judged[-1][name]) for name, value in result.unet.state_dict().items())
+    assert all(torch.equal(value, judged[-1][name]) for name, value in result.denoiser.state_dict().items())
     again = finetune(tiny_model(), *data(), params, tmp_path / "it.pt", held_out=held_out)
     assert again.stopped
     assert len(judged) == 2
@@ -177,8 +180,8 @@ def test_the_held_out_attack_does_not_change_the_way(tmp_path: Path) -> None:
     plain = finetune(tiny_model(), *data(), PARAMS, tmp_path / "one.pt")
     params = PARAMS.model_copy(update={"check_every": 1})
     watched = finetune(tiny_model(), *data(), params, tmp_path / "two.pt", held_out=lambda unet: 1.0)
-    wanted = weights(plain.unet)
-    assert all(torch.equal(value, wanted[name]) for name, value in watched.unet.state_dict().items())
+    wanted = weights(plain.denoiser)
+    assert all(torch.equal(value, wanted[name]) for name, value in watched.denoiser.state_dict().items())
 
 
 def test_refuses(tmp_path: Path, model: Model) -> None:
@@ -201,9 +204,9 @@ def test_refuses(tmp_path: Path, model: Model) -> None:
 
 def test_low_rank_changes_touch_the_attention_alone(tmp_path: Path) -> None:
     model = tiny_model()
-    before = weights(model.unet)
+    before = weights(model.denoiser)
     params = PARAMS.model_copy(update={"lora_rank": 2})
-    one, two = (finetune(model, *data(), params, tmp_path / f"{name}.pt").unet for name in ("one", "two"))
+    one, two = (finetune(model, *data(), params, tmp_path / f"{name}.pt").denoiser for name in ("one", "two"))
     after = weights(one)
     assert after.keys() == before.keys()
     changed = {name for name in before if not before[name].equal(after[name])}

@@ -5,17 +5,18 @@ import torch
 from torch.nn.functional import normalize
 
 from tasks.collect.norms import FeatureNorms, feature_norms, norms_by_prompt
-from tasks.diffusion.hooks import observed, started
+from tasks.diffusion.families import layers_of
+from tasks.diffusion.hooks import observed
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tests.support.hand_made import model_of, random_unet
 
 MODEL = model_of(random_unet())
-LAYERS = layers_of(MODEL.unet, Site.FEED_FORWARD_HIDDEN)
+LAYERS = layers_of(MODEL.denoiser, Site.FEED_FORWARD_HIDDEN)
 PROMPTS = ["ab", "cd", "ef"]
-TEXT = MODEL.embed(PROMPTS)
+TEXT = MODEL.encode(PROMPTS)
 KEYS = [(prompt, 0) for prompt in PROMPTS]
 PARAMS = SamplingParams(steps=3, guidance=7.5, scheduler="ddim", batch=2)
 
@@ -36,7 +37,7 @@ def test_they_are_the_column_norms_of_normalised_tokens() -> None:
         kept.setdefault(layer.index, []).append(inputs)
 
     with observed(LAYERS, see):
-        denoise(MODEL, TEXT, MODEL.embed([""]), initial_noise(MODEL, KEYS), PARAMS)
+        denoise(MODEL, TEXT, MODEL.encode([""]), initial_noise(MODEL, KEYS), PARAMS)
     assert len(found.timesteps) == 3
     assert found.conditional.keys() == {(step, layer.index) for step in range(3) for layer in LAYERS}
     for (step, index), sums in found.conditional.items():
@@ -60,8 +61,9 @@ def test_sharded_and_batched_sums_are_the_whole_ones() -> None:
 def test_trajectories_can_be_left_after_the_first_steps() -> None:
     whole = feature_norms(MODEL, LAYERS, TEXT, KEYS, PARAMS)
     calls: list[int] = []
-    with started(MODEL.unet, calls.append):
-        blocks = list(norms_by_prompt(MODEL, LAYERS, TEXT, KEYS, PARAMS, steps=2))
+    handle = MODEL.denoiser.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    blocks = list(norms_by_prompt(MODEL, LAYERS, TEXT, KEYS, PARAMS, steps=2))
+    handle.remove()
     assert len(calls) == 2 * 2  # two steps of two batches
     found = blocks[0].over_prompts() + blocks[1].over_prompts()
     assert found.timesteps == whole.timesteps[:2]
@@ -90,8 +92,8 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch) 
 def test_half_the_precision_gives_nearly_the_same() -> None:
     exact = feature_norms(MODEL, LAYERS, TEXT, KEYS, PARAMS)
     coarse = model_of(random_unet().to(torch.bfloat16))
-    layers = layers_of(coarse.unet, Site.FEED_FORWARD_HIDDEN)
-    found = feature_norms(coarse, layers, coarse.embed(PROMPTS), KEYS, PARAMS)
+    layers = layers_of(coarse.denoiser, Site.FEED_FORWARD_HIDDEN)
+    found = feature_norms(coarse, layers, coarse.encode(PROMPTS), KEYS, PARAMS)
     for key, sums in exact.conditional.items():
         assert found.conditional[key].dtype == torch.float64
         assert (found.conditional[key].sqrt() - sums.sqrt()).abs().max() < 0.02 * sums.sqrt().max()
@@ -107,8 +109,8 @@ def test_without_guidance_there_is_one_half() -> None:
 
 def test_what_is_not_finite_stops_with_the_name_of_the_first_such_layer() -> None:
     model = model_of(random_unet())
-    layers = layers_of(model.unet, Site.FEED_FORWARD_HIDDEN)
-    broken = layers_of(model.unet, Site.FEED_FORWARD_INPUT)[1].module
+    layers = layers_of(model.denoiser, Site.FEED_FORWARD_HIDDEN)
+    broken = layers_of(model.denoiser, Site.FEED_FORWARD_INPUT)[1].module
     broken.weight[0, 0] = float("nan")  # type: ignore[operator]
     with pytest.raises(InputError, match=f"input of {layers[1].name} is not finite at step 0"):
         feature_norms(model, layers, TEXT, KEYS, PARAMS)

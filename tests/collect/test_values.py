@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tasks.collect.values import value_activations
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.hooks import observed
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tests.support.hand_made import WIDTH, random_unet
 
@@ -37,12 +38,12 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 256])
 def test_the_batch_does_not_matter(batch: int) -> None:
-    for a, b in zip(value_activations(LAYERS, TEXT, batch), value_activations(LAYERS, TEXT), strict=True):
+    for a, b in zip(value_activations(LAYERS, TEXT, batch=batch), value_activations(LAYERS, TEXT), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
 def test_wrong_widths_and_what_is_not_finite_are_refused() -> None:
-    with pytest.raises(InputError, match="reads embeddings"):
+    with pytest.raises(InputError, match="reads tokens"):
         value_activations(LAYERS, torch.rand(1, 3, WIDTH + 1))
     with pytest.raises(InputError, match="to_v are not finite"):
         value_activations(LAYERS, torch.full((1, 3, WIDTH), float("inf")))

@@ -12,9 +12,12 @@ from diffusers import StableDiffusionXLPipeline
 
 from storage import Store
 from tasks.collect import task as collecting
-from tasks.diffusion import check, sampling
+from tasks.diffusion import check
 from tasks.diffusion.check import check_sampling
-from tasks.diffusion.model import Model, load_model
+from tasks.diffusion.families import Model, StableDiffusion
+from tasks.diffusion.families.schedule import Schedule
+from tasks.diffusion.families.sdxl import StableDiffusionXL
+from tasks.diffusion.model import load_model
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.precision import Precision
 from tasks.diffusion.sampling import SamplingParams, decode, denoise, encode
@@ -39,30 +42,30 @@ def test_both_families_pass_with_every_scheduler(scheduler: Any, v_folder: Path,
             check_sampling(load_model(folder, "cpu"), SamplingParams(scheduler=scheduler, guidance=guidance))
 
 
-def unlike(model: Model, **changes: Any) -> Model:
-    return replace(model, **changes)
-
-
 def test_what_does_not_count_is_found_with_both_figures(v_folder: Path, xl_folder: Path) -> None:
     """Each as if our own sampling left something out that the pipeline does."""
     line = r"latents differ by [\d.e+-]+ of their spread, where rounding explains 0.001, and images by [\d.]+ of 255"
     xl, small = load_model(xl_folder, "cpu"), load_model(v_folder, "cpu")
-    embed = Model.embed
+    encode_prompts = StableDiffusion.encode
     with pytest.MonkeyPatch.context() as patch:  # another prompt, as with a truncation of our own
-        patch.setattr(Model, "embed", lambda self, prompts, batch=256: embed(self, [word[:3] for word in prompts]))
+
+        def shortened(self: StableDiffusion, prompts: list[str], batch: int = 256) -> torch.Tensor:
+            return encode_prompts(self, [word[:3] for word in prompts])
+
+        patch.setattr(StableDiffusion, "encode", shortened)
         for model in (xl, small):
             with pytest.raises(InputError, match=line):
                 check_sampling(model, SamplingParams())
     with pytest.MonkeyPatch.context() as patch:  # guidance away from the wrong half
-        patch.setattr(Model, "unguided", lambda self: embed(self, ["x"]))
+        patch.setattr(StableDiffusionXL, "unconditional", lambda self: encode_prompts(self, ["x"]))
         with pytest.raises(InputError, match=line):
             check_sampling(xl, SamplingParams())
-    with pytest.MonkeyPatch.context() as patch:  # a scheduler of another config
-        scheduler = type(small.scheduler).from_config(small.scheduler.config, timestep_spacing="trailing")
-        with pytest.raises(InputError, match=line):
-            check_sampling(unlike(small, scheduler=scheduler), SamplingParams())
+    own = small.schedule.own
+    other = Schedule(type(own).from_config(own.config, timestep_spacing="trailing"))
+    with pytest.raises(InputError, match=line):  # a scheduler of another config
+        check_sampling(replace(small, schedule=other), SamplingParams())
     with pytest.MonkeyPatch.context() as patch:  # an autoencoder's scale
-        patch.setattr(sampling, "_as_autoencoded", lambda model, latents: latents / 2)
+        patch.setattr(StableDiffusion, "_unscaled", lambda model, latents: latents / 2)
         with pytest.raises(InputError, match=r"differ by 0 of .* and images by"):
             check_sampling(small, SamplingParams())
 
@@ -78,7 +81,7 @@ def test_the_statistics_of_latents_count_both_ways(xl_folder: Path, tmp_path: Pa
     model, plain = load_model(folder, "cpu"), load_model(xl_folder, "cpu")
     check_sampling(model, SamplingParams())
     latents = denoise(
-        model, model.embed(PROMPTS), model.unguided(), initial_noise(model, KEYS), SamplingParams(steps=2)
+        model, model.encode(PROMPTS), model.unconditional(), initial_noise(model, KEYS), SamplingParams(steps=2)
     )
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -123,7 +126,7 @@ def test_a_model_is_checked_once_for_each_scheduler(v_folder: Path, tmp_path: Pa
 
 def test_a_model_that_is_refused_is_not_registered(v_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     subject = Subject(store=Store.open(tmp_path / "store").url, model=str(v_folder), prompt_set="", device="cpu")
-    monkeypatch.setattr(sampling, "_as_autoencoded", lambda model, latents: latents * 0)
+    monkeypatch.setattr(StableDiffusion, "_unscaled", lambda model, latents: latents * 0)
     for _ in range(2):
         with pytest.raises(InputError, match="sampled otherwise by its own pipeline"):
             collecting.register_model(subject)

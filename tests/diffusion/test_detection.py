@@ -22,20 +22,20 @@ RANDOM = model_of(random_unet())
 
 
 def test_the_timestep_is_the_second_of_the_schedule_and_the_model_keeps_its_own() -> None:
-    RANDOM.scheduler.set_timesteps(7)
+    RANDOM.schedule.own.set_timesteps(7)
     assert detection_timestep(RANDOM, 50) == 960
-    assert len(RANDOM.scheduler.timesteps) == 7
+    assert len(RANDOM.schedule.own.timesteps) == 7
 
 
 def test_the_difference_is_the_prediction_less_the_initial_noise() -> None:
-    (text,) = RANDOM.embed(["ab"])
+    (text,) = RANDOM.encode(["ab"])
     noise, found = prompt_differences(RANDOM, text, "ab", PARAMS)
-    predicted = RANDOM.unet(noise, 960, text.expand(4, -1, -1)).sample
+    predicted = RANDOM.denoiser(noise, 960, text.expand(4, -1, -1)).sample
     torch.testing.assert_close(found, to_unit_range(predicted - noise), atol=1e-5, rtol=1e-4)
 
 
 def test_seeds_have_their_own_noise_and_the_batch_does_not_matter() -> None:
-    (text,) = RANDOM.embed(["ab"])
+    (text,) = RANDOM.encode(["ab"])
     noise, found = prompt_differences(RANDOM, text, "ab", PARAMS)
     other_noise, other = prompt_differences(RANDOM, text, "ab", DetectionParams(seeds=7, batch=3))
     assert torch.equal(noise, other_noise[:4])
@@ -63,7 +63,7 @@ def test_the_threshold_is_mean_and_deviation_over_all_pairs() -> None:
 
 def test_memorized_prompts_stand_out() -> None:
     def score(prompt: str) -> torch.Tensor:
-        return pairwise_scores(prompt_differences(PLANTED, PLANTED.embed([prompt])[0], prompt, PARAMS)[1])
+        return pairwise_scores(prompt_differences(PLANTED, PLANTED.encode([prompt])[0], prompt, PARAMS)[1])
 
     threshold = estimate_threshold([score(prompt) for prompt in NULL_PROMPTS], PARAMS)
     assert threshold < 0.2

@@ -237,7 +237,7 @@ def test_what_is_not_needed_is_not_required(v_folder: Path, tmp_path: Path) -> N
     weights("unet/diffusion_pytorch_model.non_ema.safetensors", "conv_in.weight")(folder)
     (folder / "v1-5-pruned.ckpt").write_bytes(b"x")
     assert problems_of(folder) == []
-    assert load_model(folder, "cpu").unet is not None
+    assert load_model(folder, "cpu").denoiser is not None
 
 
 def test_a_variant_is_exported_without_what_the_folder_lacks(v_folder: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_variant_is_exported_without_what_the_folder_lacks(v_folder: Path, tmp
         feature_extractor=["transformers", "CLIPImageProcessor"],
     )(folder)
     card = Card("pruned", "base", "0123", "NeMo", "audit-7", "value", pruned=1, total=2)
-    save_pipeline(folder, load_model(folder, "cpu").unet, tmp_path / "whole", card)
+    save_pipeline(folder, load_model(folder, "cpu").denoiser, tmp_path / "whole", card)
     assert problems_of(tmp_path / "whole") == []
 
 
@@ -324,7 +324,7 @@ def test_weights_by_the_names_of_older_versions_are_taken(v_folder: Path, tmp_pa
     rewritten(folder, "vae", of_autoencoder)
     rewritten(folder, "text_encoder", of_encoder)
     new, known = load_model(folder, "cpu"), load_model(v_folder, "cpu")
-    assert torch.equal(new.embed(["a cat"]), known.embed(["a cat"]))
+    assert torch.equal(new.encode(["a cat"]), known.encode(["a cat"]))
     for name, value in known.vae.state_dict().items():
         assert torch.equal(new.vae.state_dict()[name], value)
 

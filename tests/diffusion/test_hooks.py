@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.diffusion.hooks import attended, observed, scaled, started
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.families import layers_of
+from tasks.diffusion.hooks import attended, observed, scaled
+from tasks.diffusion.sites import Site
 from tests.support.hand_made import WIDTH, random_unet
 
 UNET = random_unet()
@@ -52,27 +53,18 @@ def test_scaling_multiplies_outputs_and_ones_change_nothing() -> None:
     assert seen[1].abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", ["scaled", "observed", "started"])
+@pytest.mark.parametrize("kind", ["scaled", "observed"])
 def test_nothing_is_left_behind_when_the_model_fails(kind: str) -> None:
     layers = layers_of(UNET, Site.VALUE)
     before = hooks()
     context = {
         "scaled": scaled(layers, {0: torch.zeros(layers[0].outputs)}),
         "observed": observed(layers, lambda *seen: None),
-        "started": started(UNET, lambda timestep: None),
     }[kind]
     with pytest.raises(RuntimeError, match="on purpose"), context:
         assert hooks() > before
         raise RuntimeError("on purpose")
     assert hooks() == before
-
-
-def test_the_start_of_the_unet_is_told_with_its_timestep() -> None:
-    ticks: list[int] = []
-    with started(UNET, ticks.append):
-        UNET(LATENTS, torch.tensor([7, 7]), TEXT)
-        UNET(LATENTS, torch.tensor([3, 3]), TEXT)
-    assert ticks == [7, 3]
 
 
 def test_attention_is_what_the_layer_weighs_its_values_with() -> None:

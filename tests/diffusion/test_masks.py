@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.hooks import scaled
 from tasks.diffusion.masks import Members, is_changed, with_tensors, without_neurons, without_weights
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tests.support.hand_made import WIDTH, random_unet
 

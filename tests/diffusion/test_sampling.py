@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tasks.diffusion import sampling
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.diffusion.sampling import SamplingParams, decode, generate
 from tasks.errors import InputError
 from tests.support.denoisers import tiny_model
@@ -40,7 +40,7 @@ def test_generation_halves_its_batches_when_memory_is_short(monkeypatch: pytest.
         dtype=torch.float32,
     )
     model = replace(tiny_model(), vae=vae)
-    text, keys = model.embed(["a", "b", "c", "d", "e"]), [(name, 0) for name in "abcde"]
+    text, keys = model.encode(["a", "b", "c", "d", "e"]), [(name, 0) for name in "abcde"]
     whole = generate(model, text, keys, SamplingParams(steps=2))
     sizes: list[int] = []
     denoise = sampling.denoise

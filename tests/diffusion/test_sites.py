@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.hooks import observed
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tests.support.hand_made import WIDTH, random_unet
 

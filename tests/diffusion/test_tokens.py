@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from tasks.diffusion.tokens import Tokenizers, tokenizers_of
+from tasks.diffusion.families.tokenizers import Tokenizers
+from tasks.diffusion.tokens import tokenizers_of
 from tasks.errors import InputError
 from tests.support.world import tokenizer, tokenizer_alone
 
@@ -61,11 +62,14 @@ def test_a_changed_tokenizer_is_loaded_anew(folder: Path, tmp_path: Path) -> Non
         ({"tokenizer": [None, None]}, "has no tokenizer"),
         ({}, "has no tokenizer"),
         ([], "cannot load the tokenizer"),
-        ({"tokenizer": ["transformers", "CLIPTokenizer"], "tokenizer_2": ["transformers", "CLIPTokenizer"]}, "cannot"),
+        ({"_class_name": "StableDiffusionXLPipeline", "tokenizer_2": ["transformers", "CLIPTokenizer"]}, "cannot"),
+        ({"_class_name": "OtherPipeline"}, r"of no family that audits know \(OtherPipeline\)"),
     ],
 )
 def test_what_is_no_tokenizer_is_one_line(folder: Path, tmp_path: Path, index: object, words: str) -> None:
     shutil.copytree(folder, tmp_path / "model")
+    if isinstance(index, dict):
+        index = {"_class_name": "StableDiffusionPipeline"} | index
     (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match=words) as told:
         tokenizers_of(tmp_path / "model")

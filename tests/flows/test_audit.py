@@ -32,6 +32,7 @@ from tasks.conditions import PROMPT
 from tasks.diffusion.sampling import generate
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
+from tasks.methods import method
 from tasks.report import task as reporting
 from tasks.scorers.sscd import Sscd
 from tasks.subject import Subject
@@ -118,7 +119,7 @@ def parts(store: Store) -> set[str]:
 @contextmanager
 def nothing_computed() -> Iterator[None]:
     """Within, whoever asks a UNet or the model of copies anything is told that the answer was there. All but the
-    diagnosis, whose figures take a pass of a few prompts through the UNet each time."""
+    diagnosis, whose figures take a pass of a few prompts through the denoiser each time."""
 
     def asked(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("computed what the store holds")
@@ -179,7 +180,7 @@ def test_a_search_is_written_for_every_effort_once(params: AuditParams, audited:
 
 def test_another_refinement_is_held_against_the_published_one(params: AuditParams, tmp_path: Path) -> None:
     assert params.settings is not None
-    nemo = params.settings.nemo.model_copy(update={"refinement": "group"})
+    nemo = params.settings.of(method("localizer", "nemo")).model_copy(update={"refinement": "group"})
     settings = params.settings.model_copy(update={"nemo": nemo, "agreement": True, "memorized": 2, "scores": ()})
     plan = Plan(params.model_copy(update={"settings": settings, "store": str(tmp_path / "store")}))
     stages.collect(plan.params)
@@ -192,10 +193,10 @@ def test_another_refinement_is_held_against_the_published_one(params: AuditParam
 
 def test_random_cuts_are_as_large_and_elsewhere(params: AuditParams, audited: Audited) -> None:
     rows = {row["method"]: row for row in Store.open(params.store).read("variants").to_pylist()}
-    for method in ("nemo", "wanda"):
-        assert rows[method]["pruned"] == rows[f"random-{method}"]["pruned"] > 0
-        assert rows[method]["total"] == rows[f"random-{method}"]["total"]
-        assert rows[method]["weights"] != rows[f"random-{method}"]["weights"]
+    for name in ("nemo", "wanda"):
+        assert rows[name]["pruned"] == rows[f"random-{name}"]["pruned"] > 0
+        assert rows[name]["total"] == rows[f"random-{name}"]["total"]
+        assert rows[name]["weights"] != rows[f"random-{name}"]["weights"]
 
 
 def test_the_store_is_whole_and_says_how_it_was_made(params: AuditParams, audited: Audited) -> None:
@@ -366,11 +367,11 @@ def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audi
 def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams, audited: Audited) -> None:
     plan = Plan(params)
     subject, variant, sampling = plan.subject, audited.variants["nemo"], plan.settings.sampling
-    sets = {"method": "nemo", "params_id": plan.nemo_id, "model_id": subject.model_id}
+    sets: dict[str, Any] = {"method": "nemo", "params_id": plan.nemo_id, "model_id": subject.model_id}
     rows = [row for row in subject.open().read("neuron_sets", **sets).to_pylist() if row["members"]]
     prompt = next(prompt for prompt in plan.memorized if prompt.prompt_id in {row["scope_id"] for row in rows})
     model = subject.load()
-    unet = copy.deepcopy(model.unet)
+    unet = copy.deepcopy(model.denoiser)
     with torch.no_grad():
         for row in rows:
             if row["scope_id"] == prompt.prompt_id:
@@ -380,7 +381,8 @@ def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams
     made = evaluating.images_of(subject, variant, PROMPT, ids)
     keys = [(prompt.prompt_id, shot.seed) for shot in wanted]
     cut, whole = (
-        generate(one, one.embed([prompt.text] * len(keys)), keys, sampling) for one in (model.with_weights(unet), model)
+        generate(one, one.encode([prompt.text] * len(keys)), keys, sampling)
+        for one in (model.with_denoiser(unet), model)
     )
     assert np.abs(np.stack([made[name] for name in ids]).astype(int) - cut).max() <= 1  # rounding may differ by batch
     assert (cut != whole).any()
@@ -388,10 +390,10 @@ def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams
 
 def test_trained_and_defended_variants(params: AuditParams, audited: Audited) -> None:
     subject = Plan(params).subject
-    before = {name: weight.clone() for name, weight in subject.load().unet.state_dict().items()}
+    before = {name: weight.clone() for name, weight in subject.load().denoiser.state_dict().items()}
     for name in RIVALS["erase"]:
         with subject.loaded(audited.variants[name]) as model:
-            after = {name: weight.clone() for name, weight in model.unet.state_dict().items()}
+            after = {name: weight.clone() for name, weight in model.denoiser.state_dict().items()}
         assert after.keys() == before.keys()
         changed = {key for key in before if not before[key].equal(after[key])}
         assert changed
@@ -399,7 +401,7 @@ def test_trained_and_defended_variants(params: AuditParams, audited: Audited) ->
             assert all(".attn" in key and key.endswith(".weight") for key in changed)
     for name in RIVALS["defences"]:
         with subject.loaded(audited.variants[name]) as model:
-            assert all(torch.equal(weight, before[key]) for key, weight in model.unet.state_dict().items())
+            assert all(torch.equal(weight, before[key]) for key, weight in model.denoiser.state_dict().items())
         assert subject.weights_of(audited.variants[name]) == "original"
         assert subject.defence(audited.variants[name])[0] == name
     assert not list(subject.beside("checkpoints").glob("*"))

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_a_model_that_can_be_audited_is_not_refused(model: Path, tmp_path: Path)
 
 def test_the_outline_is_that_of_the_model(outline: Outline) -> None:
     assert outline.latent == (8, 8) and outline.picture == (SIDE, SIDE) and outline.trained == 1000
-    assert all(weight.is_meta for weight in outline.unet.parameters())
+    assert all(weight.is_meta for weight in outline.denoiser.parameters())
 
 
 def test_all_that_is_wrong_is_told_at_once(model: Path, tmp_path: Path) -> None:
@@ -119,14 +120,13 @@ def test_a_store_that_cannot_be_written_is_refused(model: Path, tmp_path: Path) 
     ("changed", "told"),
     [
         ({"precision": "float16", "attacked": 1}, "attacks need gradients"),
-        ({"precision": "float16", "attacked": 0, "scores": ["taylor"]}, "the taylor score needs gradients"),
+        ({"precision": "float16", "attacked": 0, "scores": ["taylor"]}, "taylor needs gradients, which vanish"),
         ({"precision": "float16", "attacked": 0, "defences": ["perturbed-embedding"]}, "perturbed-embedding needs"),
         ({"precision": "bfloat16", "erase": ["lora-finetune"]}, "fine-tuning needs float32"),
         ({"sampling": {"guidance": 1}}, "without guidance there is no half without text"),
         ({"extracted": 1, "extraction": {"generations": 5, "clique": 6}}, "5 pictures hold no clique of 6"),
         ({"finetune": {"stop_at": 0.5}}, "finetune.stop_at is looked at by held-out attacks"),
         ({"dori": {"also_at": [5]}}, "dori.also_at would be ignored"),
-        ({"importance": {"score": "random"}}, "importance.score would be ignored"),
     ],
 )
 def test_settings_that_cannot_work_together(changed: dict[str, Any], told: str) -> None:
@@ -148,7 +148,7 @@ def test_settings_that_only_look_like_trouble() -> None:
         ({"nemo": {"seeds": 2}}, {"nulls": 1}, "at least two pairwise scores"),
         ({}, {"nulls": 1}, "statistics need at least two prompts, there are 1"),
         ({"unseen": 5}, {}, "5 unseen pictures are to be attacked, but null prompts have 4"),
-        ({"scores": ["magnitude"]}, {"pictured": False}, "other scores need training images"),
+        ({"scores": ["taylor"]}, {"pictured": False}, "taylor needs training images of memorized and of ordinary"),
     ],
 )
 def test_settings_that_prompts_are_too_few_for(changed: dict[str, Any], counts: dict[str, Any], told: str) -> None:
@@ -180,14 +180,14 @@ def test_settings_that_the_model_is_not_made_for(outline: Outline, changed: dict
 
 
 def test_schedules_latents_and_statistics_of_the_model(outline: Outline, tmp_path: Path) -> None:
-    few = Outline(outline.unet, (2, 8), None, trained=40)
-    settings = FITS | {"sampling": {"steps": 41}, "importance": {"timesteps": 41}, "scores": ["taylor"]}
+    few = replace(outline, latent=(2, 8), picture=None, trained=40)
+    settings = FITS | {"sampling": {"steps": 41}, "taylor": {"timesteps": 41}, "scores": ["taylor"]}
     found = with_model(Settings.model_validate(settings), few)
     assert [sentence.split()[0] for sentence in found] == [
-        "latents",
         "sampling.steps",
+        "latents",
         "nemo.steps",
-        "importance.timesteps",
+        "taylor.timesteps",
     ]
     torch.save(([torch.zeros(3)], [torch.zeros(3)]), tmp_path / "statistics.pt")
     own = Settings.model_validate(FITS | {"nemo": {"statistics": tmp_path / "statistics.pt"}})

@@ -82,6 +82,26 @@ def test_a_process_that_unwinds_is_not_cut_off_by_further_signals() -> None:
     assert err.count("interrupted") == 1
 
 
+TWO_SERVERS = """
+from prefect import flow
+from flows.lifetime import prefect_server
+
+@flow
+def nothing(): ...
+
+for _ in range(2):
+    with prefect_server():
+        nothing()
+"""
+
+
+@pytest.mark.server
+def test_events_of_a_second_server_are_not_sent_to_the_first() -> None:
+    command, root = [sys.executable, "-c", TWO_SERVERS], Path(__file__).parents[2]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert "EventsWorker" not in found.stderr
+
+
 def test_a_server_that_is_named_and_does_not_answer_is_refused_in_a_line() -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

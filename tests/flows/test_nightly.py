@@ -65,7 +65,7 @@ def plant(model: Path) -> None:
     prompts, images = (pq.read_table(world / f"{name}.parquet").to_pylist() for name in ("prompts", "images"))
     (prompt,) = (row for row in prompts if row["text"] == PLANTED)
     keys = [(prompt["prompt_id"], seed) for seed in range(SETTINGS["seeds"])]
-    drawn = generate(loaded, loaded.embed([PLANTED] * len(keys)), keys, SamplingParams(**SETTINGS["sampling"]))
+    drawn = generate(loaded, loaded.encode([PLANTED] * len(keys)), keys, SamplingParams(**SETTINGS["sampling"]))
     made = [to_png(picture) for picture in drawn]
     prompt["image_ids"] = [hashlib.sha256(data).hexdigest() for data in made]
     side = {"width": drawn.shape[2], "height": drawn.shape[1], "caption": PLANTED}

@@ -1,23 +1,29 @@
 """Other importance scores select as many weights as asked for."""
 
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.noise import initial_noise
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
-from tasks.localize.importance import (
-    ImportanceParams,
-    gradient_magnitudes,
-    highest,
-    important_weights,
-    weight_scores,
-)
+from tasks.localize import importance
+from tasks.localize.gradient import gradient
+from tasks.localize.ground import Found
+from tasks.localize.importance import GradientParams, gradient_magnitudes, highest
+from tasks.localize.magnitude import magnitude
+from tasks.localize.random_weights import RandomParams, random
+from tasks.localize.taylor import taylor
+from tasks.methods import NoParams
 from tests.support.hand_made import model_of, random_unet
 
 MODEL = model_of(random_unet())
-LAYERS = layers_of(MODEL.unet, Site.FEED_FORWARD_HIDDEN)
-TEXT = MODEL.embed(["ab", "cd"])
+LAYERS = layers_of(MODEL.denoiser, Site.FEED_FORWARD_HIDDEN)
+TEXT = MODEL.encode(["ab", "cd"])
 LATENTS = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 KEYS = [("ab", 0), ("cd", 0)]
 
@@ -25,10 +31,10 @@ KEYS = [("ab", 0), ("cd", 0)]
 def test_gradients_are_those_of_the_diffusion_loss() -> None:
     found = gradient_magnitudes(MODEL, LAYERS, TEXT[:1], LATENTS[:1], KEYS[:1], timesteps=1)
     noise = initial_noise(MODEL, [("ab@500", 0)])
-    noisy = MODEL.scheduler.add_noise(LATENTS[:1], noise, torch.tensor([500]))
+    noisy = MODEL.schedule.own.add_noise(LATENTS[:1], noise, torch.tensor([500]))
 
     def loss() -> float:
-        return float((MODEL.unet(noisy, 500, TEXT[:1]).sample - noise).double().square().mean())
+        return float((MODEL.denoiser(noisy, 500, TEXT[:1]).sample - noise).double().square().mean())
 
     weight: torch.Tensor = LAYERS[1].module.weight  # type: ignore[assignment]
     row, column = divmod(int(found[1].argmax()), weight.shape[1])
@@ -39,7 +45,7 @@ def test_gradients_are_those_of_the_diffusion_loss() -> None:
     down = loss()
     weight[row, column] = before
     assert abs(up - down) / 2e-2 == pytest.approx(found[1][row, column].item(), rel=0.02)
-    assert not any(parameter.requires_grad for parameter in MODEL.unet.parameters())
+    assert not any(parameter.requires_grad for parameter in MODEL.denoiser.parameters())
 
 
 def test_gradients_are_means_over_samples() -> None:
@@ -49,20 +55,6 @@ def test_gradients_are_means_over_samples() -> None:
     ]
     for together, first, second in zip(both, *alone, strict=True):
         torch.testing.assert_close(together, (first + second) / 2)
-
-
-def test_scores_by_name() -> None:
-    layer = LAYERS[0]
-    weight: torch.Tensor = layer.module.weight  # type: ignore[assignment]
-    gradient = torch.rand(weight.shape)
-    assert torch.equal(weight_scores(layer, ImportanceParams(score="magnitude")), weight.abs())
-    assert torch.equal(weight_scores(layer, ImportanceParams(score="gradient"), gradient), gradient)
-    assert torch.equal(weight_scores(layer, ImportanceParams(score="taylor"), gradient), weight.abs() * gradient)
-    random = weight_scores(layer, ImportanceParams(score="random"))
-    assert torch.equal(random, weight_scores(layer, ImportanceParams(score="random")))
-    assert not torch.equal(random, weight_scores(layer, ImportanceParams(score="random", seed=1)))
-    with pytest.raises(InputError, match="taylor score needs gradients"):
-        weight_scores(layer, ImportanceParams(score="taylor"))
 
 
 def test_the_highest_by_hand() -> None:
@@ -77,21 +69,55 @@ def test_the_highest_by_hand() -> None:
         highest(scores, 7)
 
 
-def test_every_score_takes_as_many_of_each_layer() -> None:
-    counts = [3 * layer.index for layer in LAYERS]
+def chosen(found: Iterable[Found]) -> dict[int, list[int]]:
+    return {one.layer.index: one.members.tolist() for one in found}
+
+
+def test_every_score_takes_as_many_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.Generator().manual_seed(0)
     memorized, ordinary = (
         [torch.rand(layer.outputs, layer.inputs, generator=draw) for layer in LAYERS] for _ in range(2)
     )
-    chosen = {}
-    for score in ("magnitude", "taylor", "gradient", "random"):
-        params = ImportanceParams.model_validate({"score": score})
-        found = dict(important_weights(LAYERS, counts, params, memorized))
-        assert {index: len(members) for index, members in found.items()} == dict(enumerate(counts))
-        chosen[score] = found[2].tolist()
-    assert len({tuple(members) for members in chosen.values()}) == 4
-    best = chosen["gradient"][0]
-    ordinary[2].view(-1)[best] = 2.0
-    held = dict(important_weights(LAYERS, counts, ImportanceParams(score="gradient"), memorized, ordinary))[2].long()
-    assert len(held) == counts[2] and best not in held.tolist()
-    assert bool((memorized[2].flatten()[held] > ordinary[2].flatten()[held]).all())
+    counts = tuple(3 * layer.index for layer in LAYERS)
+    taken: list[int] = []
+
+    def gradients(model: Any, layers: Any, text: Any, latents: Any, keys: list[Any], *_: Any) -> list[torch.Tensor]:
+        taken.append(len(keys))
+        return memorized if keys[0][0] == "memorized" else ordinary
+
+    monkeypatch.setattr(importance, "gradient_magnitudes", gradients)
+    images = {name: [SimpleNamespace(image_ids=(name,))] for name in ("memorized", "ordinary")}
+    ground: Any = SimpleNamespace(
+        model=MODEL,
+        layers=LAYERS,
+        budget=counts,
+        pictured=2 * images["memorized"],
+        ordinary=images["ordinary"],
+        embed=lambda prompts: TEXT,
+        latents=lambda prompts: LATENTS,
+    )
+    alone, held = GradientParams(contrast=False), GradientParams()
+    weights: list[Any] = [layer.module.weight for layer in LAYERS]
+
+    def best(scores: torch.Tensor, index: int) -> list[int]:
+        return sorted(scores.flatten().topk(counts[index]).indices.tolist())
+
+    found = {
+        "magnitude": chosen(magnitude(ground, NoParams())),
+        "taylor": chosen(taylor(ground, alone)),
+        "gradient": chosen(gradient(ground, alone)),
+        "random": chosen(random(ground, RandomParams())),
+    }
+    assert taken == [2, 2]  # without a contrast ordinary images are not looked at
+    for index, weight in enumerate(weights):
+        assert found["magnitude"][index] == best(weight.abs(), index)
+        assert found["taylor"][index] == best(weight.abs() * memorized[index], index)
+        assert found["gradient"][index] == best(memorized[index], index)
+        assert len(found["random"][index]) == counts[index]
+    assert found["random"] == chosen(random(ground, RandomParams())) != chosen(random(ground, RandomParams(seed=1)))
+    # What scores as high for ordinary images is not of the memorized ones alone.
+    first = found["gradient"][2][0]
+    ordinary[2].view(-1)[first] = 2.0
+    others = torch.tensor(chosen(gradient(ground, held))[2])
+    assert len(others) == counts[2] and first not in others.tolist()
+    assert bool((memorized[2].flatten()[others] > ordinary[2].flatten()[others]).all())

@@ -25,7 +25,7 @@ def test_nemo_is_identical_and_saves_evaluations() -> None:
 def test_nemo_is_identical_on_a_random_unet() -> None:
     model = model_of(random_unet())
     with torch.no_grad():
-        model.unet.conv_out.weight.mul_(30)
+        model.denoiser.conv_out.weight.mul_(30)
     params = NemoParams(threshold=0.08, seeds=3, theta_step=0.5)
     found = benchmark_nemo(model, ["xyz"], NULL_PROMPTS, params, None)
     assert found["nemo_identical"] == found["nemo_memorized"] == 1

@@ -5,8 +5,9 @@ import torch
 
 from tasks.collect.values import value_activations
 from tasks.diffusion.detection import DetectionParams, detection_timestep, noise_differences, prompt_differences
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.hooks import scaled
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.diffusion.ssim import similarity
 from tasks.errors import InputError
 from tasks.localize.curve import best_first, memorization_curve, stand_ins
@@ -26,9 +27,9 @@ def search(
     threshold: float = 0.428,
 ) -> NemoResult:
     model = model_of(planted_unet(planted).to(dtype))
-    layers = layers_of(model.unet, Site.VALUE)
-    statistics = Moments.of(value_activations(layers, model.embed(NULL_PROMPTS))).statistics()
-    text = model.embed([prompt])
+    layers = layers_of(model.denoiser, Site.VALUE)
+    statistics = Moments.of(value_activations(layers, model.encode(NULL_PROMPTS))).statistics()
+    text = model.encode([prompt])
     activations = [layer[0] for layer in value_activations(layers, text)]
     return nemo(model, layers, text[0], prompt, activations, statistics, threshold, params or NemoParams())
 
@@ -87,9 +88,9 @@ def blocked_score(batch: int, thorough: bool = True) -> tuple[BlockedScore, obje
     """Scores on a random UNet, and the plain ones: every seed alone."""
     model = model_of(random_unet())
     with torch.no_grad():
-        model.unet.conv_out.weight.mul_(30)
-    layers = layers_of(model.unet, Site.VALUE)
-    (text,) = model.embed(["maz"])
+        model.denoiser.conv_out.weight.mul_(30)
+    layers = layers_of(model.denoiser, Site.VALUE)
+    (text,) = model.encode(["maz"])
     params = DetectionParams(seeds=5)
     noise, unblocked = prompt_differences(model, text, "maz", params)
     timestep = detection_timestep(model, params.steps)
@@ -163,8 +164,8 @@ def test_what_is_known_is_not_asked_again() -> None:
 
 def test_the_curve_falls_when_the_last_of_the_planted_neurons_goes() -> None:
     model = model_of(planted_unet(((0, 5), (2, 3))))
-    layers = layers_of(model.unet, Site.VALUE)
-    _, watched, score = gate(model, layers, model.embed([MEMORIZED])[0], MEMORIZED, 0.428, NemoParams())
+    layers = layers_of(model.denoiser, Site.VALUE)
+    _, watched, score = gate(model, layers, model.encode([MEMORIZED])[0], MEMORIZED, 0.428, NemoParams())
     assert len(watched) == 10
     curve = memorization_curve(score, [(0, 5), (2, 3)])
     assert [size for size, _ in curve] == [0, 1, 2]
@@ -178,15 +179,15 @@ def test_the_curve_falls_when_the_last_of_the_planted_neurons_goes() -> None:
 
 def test_the_best_neuron_takes_most_away_alone() -> None:
     model = model_of(planted_unet(((1, 7),)))
-    layers = layers_of(model.unet, Site.VALUE)
-    _, _, score = gate(model, layers, model.embed([MEMORIZED])[0], MEMORIZED, 0.428, NemoParams())
+    layers = layers_of(model.denoiser, Site.VALUE)
+    _, _, score = gate(model, layers, model.encode([MEMORIZED])[0], MEMORIZED, 0.428, NemoParams())
     assert best_first(score, [(0, 2), (1, 2), (1, 7), (2, 2)])[0] == (1, 7)
 
 
 def test_statistics_of_another_model_are_refused() -> None:
     model = model_of(planted_unet())
-    layers = layers_of(model.unet, Site.VALUE)
-    text = model.embed(["a"])
+    layers = layers_of(model.denoiser, Site.VALUE)
+    text = model.encode(["a"])
     activations = [layer[0] for layer in value_activations(layers, text)]
     other = Statistics((torch.zeros(4),), (torch.ones(4),))
     with pytest.raises(InputError, match=r"means have shapes \[\(4,\)\]"):

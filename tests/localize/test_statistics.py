@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.families import layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.localize.statistics import Moments, load_statistics
 from tests.support.hand_made import random_unet

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.collect.norms import feature_norms
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.sampling import SamplingParams
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.localize.wanda import WandaParams, candidates_of, memorized_sets, memorized_weights, over_steps
 from tests.support.hand_made import MEMORIZED, model_of, planted_unet
@@ -80,7 +81,7 @@ def test_it_finds_exactly_the_planted_weights() -> None:
     sums = {}
     for kind, prompts in (("memorized", [MEMORIZED, "bz"]), ("null", ["", ""])):
         keys = [(str(i), 0) for i in range(2)]
-        sums[kind] = feature_norms(model, layers, model.embed(prompts), keys, params).sums("both")
+        sums[kind] = feature_norms(model, layers, model.encode(prompts), keys, params).sums("both")
     wanda = WandaParams(sparsity=1.01 / hidden, tau=2)
     sets = {
         (step, layer): found for step, layer, found in memorized_sets(layers, sums["memorized"], sums["null"], wanda)

@@ -21,6 +21,7 @@ from tasks.collect.task import import_set
 from tasks.diffusion.noise import Key
 from tasks.diffusion.sampling import SamplingParams
 from tasks.errors import InputError, TooLarge
+from tasks.mitigate import finetune as finetuning
 from tasks.mitigate import task as door
 from tasks.mitigate.finetune import FineTuneParams, Memorized, finetune
 from tasks.mitigate.task import erasing
@@ -73,17 +74,17 @@ def test_a_prompt_of_which_only_copies_come_is_left_out(subject: Subject, monkey
 def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompts_of(subject, "memorized")[:1]
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, {asked[0].prompt_id: 0}))
-    before = {name: weight.clone() for name, weight in subject.load().unet.named_parameters()}
+    before = {name: weight.clone() for name, weight in subject.load().denoiser.named_parameters()}
     frozen = "mid_block.resnets.0.conv1.weight"
     trained: dict[str, torch.Tensor] = {}
 
     def finetune(*given: Any) -> Any:
         done = train(*given)
-        done.unet.get_parameter(frozen).data.copy_(before[frozen])
-        trained.update(done.unet.named_parameters())
+        done.denoiser.get_parameter(frozen).data.copy_(before[frozen])
+        trained.update(done.denoiser.named_parameters())
         return done
 
-    train = erasing.finetune
+    train = finetuning.finetune
     monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", finetune)
     variant = erase(subject, asked)
     row = subject.row(variant)
@@ -94,24 +95,24 @@ def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeyp
     assert kept == {name for name in before if not torch.equal(before[name], trained[name])}
     assert kept and frozen not in kept
     with subject.loaded(variant) as model:
-        for name, weight in model.unet.named_parameters():
+        for name, weight in model.denoiser.named_parameters():
             assert torch.equal(weight, trained[name])
             assert weight.stride() == before[name].stride()
         with pytest.raises(RuntimeError, match="a variant is applied to the model"):
             subject.load()
-    assert all(torch.equal(weight, before[name]) for name, weight in subject.load().unet.named_parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in subject.load().denoiser.named_parameters())
     shutil.rmtree(folder)
     with pytest.raises(StoreError, match="no folder"), subject.loaded(variant):
         pass
     assert erase(subject, asked) == variant
     with subject.loaded(variant) as model:
-        assert torch.equal(model.unet.conv_out.bias, trained["conv_out.bias"])
+        assert torch.equal(model.denoiser.conv_out.bias, trained["conv_out.bias"])
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, whole: bool) -> None:
     """They kept a UNet, with the card beside it, and no more of it in the row."""
-    unet = copy.deepcopy(subject.load().unet).to(memory_format=torch.contiguous_format)
+    unet = copy.deepcopy(subject.load().denoiser).to(memory_format=torch.contiguous_format)
     unet.conv_out.weight.data[0] = 0
     folder = tmp_path / "old"
     if whole:

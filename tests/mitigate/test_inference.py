@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tasks.diffusion import sampling
-from tasks.diffusion.model import Model
-from tasks.diffusion.noise import Key, initial_noise, predict_noise
+from tasks.diffusion.families import Model
+from tasks.diffusion.noise import Key, initial_noise
 from tasks.diffusion.sampling import SamplingParams, first_timestep, generate
 from tasks.mitigate import inference
 from tasks.mitigate.inference import (
@@ -36,8 +36,8 @@ def model() -> Model:
 
 def norms(model: Model, embeddings: torch.Tensor, keys: Sequence[Key]) -> torch.Tensor:
     start = initial_noise(model, keys)
-    plain = predict_noise(model, start, FIRST, model.unguided().expand_as(embeddings))
-    return (predict_noise(model, start, FIRST, embeddings) - plain).flatten(1).norm(dim=1)
+    plain = model.predict(start, FIRST, model.unconditional().expand_as(embeddings)).noise
+    return (model.predict(start, FIRST, embeddings).noise - plain).flatten(1).norm(dim=1)
 
 
 def test_perturbing_lowers_the_norm_and_no_further_than_asked(model: Model) -> None:
@@ -86,7 +86,7 @@ def test_random_words_are_put_where_a_full_prompt_is_read(model: Model, prompt: 
 def test_of_a_long_prompt_the_end_of_the_text_is_masked_too(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
 
-    def noted(unet: Any, lengths: torch.Tensor, rescale: float) -> Any:
+    def noted(model: Model, lengths: torch.Tensor, rescale: float) -> Any:
         seen.append(lengths)
         return nullcontext()
 
@@ -102,29 +102,29 @@ def test_masked_tokens_have_no_say_and_the_half_without_text_is_left_alone(model
     text = torch.randn(2, TOKENS, WIDTH)
     changed = text.clone()
     changed[1, 3:] = torch.randn(TOKENS - 3, WIDTH)
-    plain = predict_noise(model, latents, 10, text)
-    with reweighted_attention(model.unet, torch.tensor([3]), 1.25):
-        first, second = (predict_noise(model, latents, 10, it) for it in (text, changed))
+    plain = model.predict(latents, 10, text).noise
+    with reweighted_attention(model, torch.tensor([3]), 1.25):
+        first, second = (model.predict(latents, 10, it).noise for it in (text, changed))
     torch.testing.assert_close(first[1], second[1])
     torch.testing.assert_close(first[0], plain[0])
     assert not torch.allclose(first[1], plain[1])
-    assert predict_noise(model, latents, 10, text).equal(plain)
+    assert model.predict(latents, 10, text).noise.equal(plain)
 
 
 def test_nothing_masked_and_nothing_rescaled_changes_nothing(model: Model) -> None:
     latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, TOKENS, WIDTH)
-    plain = predict_noise(model, latents, 10, text)
-    with reweighted_attention(model.unet, torch.tensor([TOKENS, TOKENS]), 1.0):
-        torch.testing.assert_close(predict_noise(model, latents, 10, text), plain)
+    plain = model.predict(latents, 10, text).noise
+    with reweighted_attention(model, torch.tensor([TOKENS, TOKENS]), 1.0):
+        torch.testing.assert_close(model.predict(latents, 10, text).noise, plain)
 
 
 def test_an_error_within_ends_the_mitigation(model: Model) -> None:
     latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, WIDTH)
-    plain = predict_noise(model, latents, 10, text)
+    plain = model.predict(latents, 10, text).noise
     _, around = defended(model, "reweighted-attention", DefenceParams(), SAMPLING, ["a"], KEYS[:1])
     with pytest.raises(ZeroDivisionError), around(slice(0, 1)):
         raise ZeroDivisionError
-    assert predict_noise(model, latents, 10, text).equal(plain)
+    assert model.predict(latents, 10, text).noise.equal(plain)
 
 
 def test_triggers_are_defended_too(model: Model) -> None:
@@ -136,7 +136,7 @@ def test_triggers_are_defended_too(model: Model) -> None:
     kept, _ = defended(model, "random-tokens", params, SAMPLING, ["a"], KEYS[:1], triggers)
     assert kept.equal(triggers)
     plain, _ = defended(model, None, params, SAMPLING, ["a"], KEYS[:1])
-    assert plain.equal(model.embed(["a"]))
+    assert plain.equal(model.encode(["a"]))
 
 
 def test_a_batch_that_is_halved_keeps_each_prompt_its_own_attention(
@@ -159,5 +159,5 @@ def test_a_batch_that_is_halved_keeps_each_prompt_its_own_attention(
     halved = generate(model, embeddings, keys, SAMPLING, around=around)
     assert sizes == [4, 2, 2]
     np.testing.assert_allclose(halved, whole, rtol=1e-4, atol=1e-4)
-    with reweighted_attention(model.unet, torch.tensor([2, 2, 2]), 1.25), pytest.raises(ValueError, match="2 rows"):
-        predict_noise(model, torch.randn(2, 4, 8, 8), 10, torch.randn(2, TOKENS, WIDTH))
+    with reweighted_attention(model, torch.tensor([2, 2, 2]), 1.25), pytest.raises(ValueError, match="2 rows"):
+        model.predict(torch.randn(2, 4, 8, 8), 10, torch.randn(2, TOKENS, WIDTH))

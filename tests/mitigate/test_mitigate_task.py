@@ -11,16 +11,17 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 from storage import Store, content_key, verify
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.model import load_model
 from tasks.diffusion.sampling import SamplingParams, generate
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
-from tasks.localize.wanda import WandaParams
+from tasks.methods import prunings
 from tasks.mitigate import task as door
+from tasks.pruned import Pruned
 from tasks.subject import Subject
 from tests.support.world import tiny_world
 
-PARAMS = WandaParams(tau=2)
 SITE = Site.FEED_FORWARD_HIDDEN
 
 
@@ -31,7 +32,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     subject = Subject(
         store=str(folder / "store"), model=str(tiny_world(folder / "world")), prompt_set="none", device="cpu"
     )
-    store, unet = subject.open(), subject.load().unet
+    store, unet = subject.open(), subject.load().denoiser
 
     def write(
         method: str, scope: str, site: Site, layer: int, step: int | None, members: list[int], scope_id: str = "all"
@@ -61,15 +62,28 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return subject
 
 
+def pruned(name: str, *prompt_ids: str, **params: Any) -> Pruned:
+    """What a variant prunes of the sets above."""
+    localizer, pruning = next((one, pruning) for one, pruning in prunings() if pruning.name == name)
+    chosen = localizer.params(**({"tau": 2} if localizer.name == "wanda" else {}) | params)
+    return Pruned(localizer, pruning, chosen, "p", prompt_ids)
+
+
+def prune(
+    subject: Subject, name: str, *prompt_ids: str, audit_id: str = "audit-7", seed: int = 0, **params: Any
+) -> dict[str, str]:
+    return door.prune(subject, pruned(name, *prompt_ids, **params), audit_id, seed)
+
+
 def weights(unet: Any) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in unet.named_parameters()}
 
 
 def zeroed(subject: Subject, variant: str) -> dict[str, list[int]]:
     """By layer name, weights that a variant has lost."""
-    before = weights(subject.load().unet)
+    before = weights(subject.load().denoiser)
     with subject.loaded(variant) as model:
-        after = weights(model.unet)
+        after = weights(model.denoiser)
     lost = {
         name.removesuffix(".weight"): ((weight != 0) & (after[name] == 0)).flatten().nonzero().flatten().tolist()
         for name, weight in before.items()
@@ -79,8 +93,8 @@ def zeroed(subject: Subject, variant: str) -> dict[str, list[int]]:
 
 
 def copied(subject: Subject, variant: str) -> Any:
-    """A copy of the UNet of which a variant's weights are zero: the variant as it was once stored."""
-    row, unet = subject.row(variant), copy.deepcopy(subject.load().unet)
+    """A copy of the denoiser of which a variant's weights are zero: the variant as it was once stored."""
+    row, unet = subject.row(variant), copy.deepcopy(subject.load().denoiser)
     place = {"method": row["sets_method"], "params_id": row["sets_id"], "scope_id": row["sets_scopes"]}
     for one in subject.open().read("neuron_sets", model_id=subject.model_id, **place).to_pylist():
         weight = unet.get_submodule(one["layer"]).weight.data
@@ -89,30 +103,30 @@ def copied(subject: Subject, variant: str) -> Any:
 
 
 def test_every_kind_of_pruning_takes_what_was_found(subject: Subject) -> None:
-    names = [layer.name for layer in layers_of(subject.load().unet, SITE)]
-    cut = door.prune_weights(subject, "p", "all", PARAMS, "audit-7")
+    names = [layer.name for layer in subject.load().layers(SITE)]
+    cut = prune(subject, "wanda")
     assert list(cut) == ["wanda", "random-wanda"]
     assert zeroed(subject, cut["wanda"]) == {name: [1, 2, 9] for name in names}
     random = zeroed(subject, cut["random-wanda"])
     assert [len(random[name]) for name in names] == [3] * 7
     assert not any({1, 2, 9} & set(found) for found in random.values())
-    control = door.prune_weights(subject, "p", "all", PARAMS, "audit-7", method="wanda-control")
+    control = prune(subject, "wanda-control")
     assert list(control) == ["wanda-control"]
     assert zeroed(subject, control["wanda-control"]) == {name: [31, 32, 39] for name in names}
-    scored = door.prune_scored(subject, "taylor", "p", "all", "audit-7")
+    scored = prune(subject, "taylor")
     assert zeroed(subject, scored["taylor"]) == {name: [5, 6, 7] for name in names}
-    shared = door.prune_weights(subject, "p", "all", WandaParams(tau=2, share=0.5), "audit-7")
+    shared = prune(subject, "wanda", share=0.5)
     assert zeroed(subject, shared["wanda"]) == {name: [2] for name in names}
-    first = door.prune_weights(subject, "p", "all", WandaParams(tau=1), "audit-7")
+    first = prune(subject, "wanda", tau=1)
     assert zeroed(subject, first["wanda"]) == {name: [1, 2] for name in names}
 
 
 def test_a_variant_goes_by_what_determines_it(subject: Subject) -> None:
-    first = door.prune_weights(subject, "p", "all", PARAMS, "audit-7", seed=0)
-    again = door.prune_weights(subject, "p", "all", PARAMS, "audit-8", seed=1)
+    first = prune(subject, "wanda", seed=0)
+    again = prune(subject, "wanda", audit_id="audit-8", seed=1)
     assert again["wanda"] == first["wanda"] and again["random-wanda"] != first["random-wanda"]
     for seed, expected in ((0, first), (1, again)):
-        found, drawn = (door.prune_id("p", ["all"], PARAMS, of) for of in (None, seed))
+        found, drawn = (door.prune_id(pruned("wanda"), of) for of in (None, seed))
         assert door.known(subject, {"wanda": found, "random-wanda": drawn}) == expected
     assert zeroed(subject, first["random-wanda"]) != zeroed(subject, again["random-wanda"])
     assert door.shares_pruned(subject, again)["wanda"] == door.shares_pruned(subject, first)["wanda"] > 0
@@ -120,11 +134,11 @@ def test_a_variant_goes_by_what_determines_it(subject: Subject) -> None:
 
 def test_pruned_variants_hold_sets_and_no_weights(subject: Subject) -> None:
     store = subject.open()
-    found = door.prune_neurons(subject, "p", ["first", "second"], "audit-7", Site.VALUE)
-    found |= door.prune_per_prompt(subject, "p", ["first", "second"], "audit-7", Site.VALUE)
-    found |= door.prune_weights(subject, "p", "all", PARAMS, "audit-7")
-    found |= door.prune_scored(subject, "taylor", "p", "all", "audit-7")
-    layers = {rule: len(layers_of(subject.load().unet, site)) for rule, site in (("weights", SITE), ("", Site.VALUE))}
+    found = prune(subject, "nemo-union", "first", "second")
+    found |= prune(subject, "nemo", "first", "second")
+    found |= prune(subject, "wanda")
+    found |= prune(subject, "taylor")
+    layers = {rule: len(subject.load().layers(site)) for rule, site in (("weights", SITE), ("", Site.VALUE))}
     for method, variant in found.items():
         row = subject.row(variant)
         assert row["weights"] is None and json.loads(row["card"])["audit_id"] == "audit-7"
@@ -145,25 +159,25 @@ def test_pruned_variants_hold_sets_and_no_weights(subject: Subject) -> None:
 
 
 def test_sets_that_were_deleted_are_missed_and_made_anew(subject: Subject) -> None:
-    pruned = door.prune_weights(subject, "p", "all", WandaParams(tau=2, sparsity=0.02), "audit-7")
-    before, store = zeroed(subject, pruned["random-wanda"]), subject.open()
-    zeroed(subject, pruned["wanda"])  # what is read last is kept in memory
-    row = subject.row(pruned["random-wanda"])
+    found = prune(subject, "wanda", share=0.25)
+    before, store = zeroed(subject, found["random-wanda"]), subject.open()
+    zeroed(subject, found["wanda"])  # what is read last is kept in memory
+    row = subject.row(found["random-wanda"])
     key = content_key(subject.model_id, "random-wanda", row["params_id"])
     address = store.parts("neuron_sets", key)[3]
     (Path(subject.store) / address).unlink()
-    with pytest.raises(InputError, match="no random-wanda sets of"), subject.loaded(pruned["random-wanda"]):
+    with pytest.raises(InputError, match="no random-wanda sets of"), subject.loaded(found["random-wanda"]):
         pass
     (damage,) = verify(store)
     assert damage.address == address.rsplit("/", 2)[0]
-    assert f"lacks sets that the variant {pruned['random-wanda']} is pruned by" in damage.reason
-    assert door.prune_weights(subject, "p", "all", WandaParams(tau=2, sparsity=0.02), "audit-7") == pruned
-    assert zeroed(subject, pruned["random-wanda"]) == before and verify(store) == []
+    assert f"lacks sets that the variant {found['random-wanda']} is pruned by" in damage.reason
+    assert prune(subject, "wanda", share=0.25) == found
+    assert zeroed(subject, found["random-wanda"]) == before and verify(store) == []
 
 
 def test_neurons_are_pruned_by_rows(subject: Subject) -> None:
-    cut = door.prune_neurons(subject, "p", ["all"], "audit-7", Site.VALUE)
-    layers = layers_of(subject.load().unet, Site.VALUE)
+    cut = prune(subject, "nemo-union", "all")
+    layers = subject.load().layers(Site.VALUE)
     rows = {layer.name: list(range(n * layer.inputs, (n + 1) * layer.inputs)) for n, layer in enumerate(layers)}
     assert zeroed(subject, cut["nemo-union"]) == rows
     assert len(zeroed(subject, cut["random-nemo-union"])) == len(layers)
@@ -171,14 +185,14 @@ def test_neurons_are_pruned_by_rows(subject: Subject) -> None:
 
 def test_each_prompt_is_asked_without_its_own_neurons(subject: Subject) -> None:
     prompts = ["first", "second", "third"]
-    cut = door.prune_per_prompt(subject, "p", prompts, "audit-7", Site.VALUE)
+    cut = prune(subject, "nemo", *prompts)
     assert list(cut) == ["nemo", "random-nemo"]
-    layers = layers_of(subject.load().unet, Site.VALUE)
-    before = weights(subject.load().unet)
+    layers = layers_of(subject.load().denoiser, Site.VALUE)
+    before = weights(subject.load().denoiser)
 
     def lost(variant: str, prompt: str) -> dict[str, list[int]]:
         with subject.loaded(cut[variant], prompt) as model:
-            after = weights(model.unet)
+            after = weights(model.denoiser)
         rows = {
             layer.name: (after[f"{layer.name}.weight"] == 0).all(1).nonzero().flatten().tolist() for layer in layers
         }
@@ -195,8 +209,8 @@ def test_each_prompt_is_asked_without_its_own_neurons(subject: Subject) -> None:
     random = lost("random-nemo", "first")
     assert [len(random[name]) for name in names] == [2] * len(names)
     assert not any(set(random[name]) & set(first[name]) for name in names)
-    assert all(torch.equal(value, before[name]) for name, value in subject.load().unet.named_parameters())
-    assert door.prune_per_prompt(subject, "p", prompts, "audit-8", Site.VALUE) == cut
+    assert all(torch.equal(value, before[name]) for name, value in subject.load().denoiser.named_parameters())
+    assert prune(subject, "nemo", *prompts, audit_id="audit-8") == cut
     work = ["first", "first", "second", "first"]
     apart = [("first", ["first"] * 2), ("second", ["second"]), ("first", ["first"])]
     assert list(subject.by_model(cut["nemo"], work, str)) == apart
@@ -208,22 +222,21 @@ def test_each_prompt_is_asked_without_its_own_neurons(subject: Subject) -> None:
     assert door.shared_members(subject, cut["random-nemo"])[0] == 0
     with pytest.raises(InputError, match="pruned anew for each prompt"), subject.loaded(cut["nemo"]):
         pass
-    assert door.prune_per_prompt(subject, "p", ["third"], "audit-7", Site.VALUE) == {}
+    assert prune(subject, "nemo", "third") == {}
 
 
 @pytest.mark.parametrize(("method", "words"), [("wanda", "that Wanda found to hold"), ("random-wanda", "a control")])
 def test_a_variant_leaves_the_store_as_a_pipeline(subject: Subject, tmp_path: Path, method: str, words: str) -> None:
-    variant = door.prune_weights(subject, "p", "all", PARAMS, "audit-7")[method]
+    variant = prune(subject, "wanda")[method]
     door.export_variant(subject, variant, tmp_path / "whole")
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "whole")
     expected = subject.load()
-    pruned = copied(subject, variant)
-    for one, two in ((loaded.unet, pruned), (loaded.vae, expected.vae)):
+    for one, two in ((loaded.unet, copied(subject, variant)), (loaded.vae, expected.vae)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert load_model(tmp_path / "whole", "cpu").embed(["picture"]).equal(expected.embed(["picture"]))
+    assert load_model(tmp_path / "whole", "cpu").encode(["picture"]).equal(expected.encode(["picture"]))
     card = (tmp_path / "whole" / "README.md").read_text()
-    layer = layers_of(expected.unet, SITE)[0].name
-    total = sum(weight.numel() for weight in expected.unet.parameters())
+    layer = layers_of(expected.denoiser, SITE)[0].name
+    total = sum(weight.numel() for weight in expected.denoiser.parameters())
     for fact in (words, f"pruned: 21 of {total:,} weights", "audit-7", f"`{layer}` | 3", "sparsity: `0.01`"):
         assert fact in card
     assert (
@@ -234,31 +247,31 @@ def test_a_variant_leaves_the_store_as_a_pipeline(subject: Subject, tmp_path: Pa
 
 
 def test_only_what_changed_leaves_the_store_when_asked(subject: Subject, tmp_path: Path) -> None:
-    variant = door.prune_weights(subject, "p", "all", PARAMS, "audit-7")["wanda"]
+    variant = prune(subject, "wanda")["wanda"]
     door.export_variant(subject, variant, tmp_path / "changed", changed_only=True)
     assert not (tmp_path / "changed" / "model_index.json").exists()
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "changed", use_safetensors=True)
     pipeline = StableDiffusionPipeline.from_pretrained(subject.model, unet=unet)
     expected = copied(subject, variant)
-    assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), expected.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(pipeline.denoiser.parameters(), expected.parameters(), strict=True))
     card = (tmp_path / "changed" / "README.md").read_text()
-    assert "Only the UNet lies here" in card and f'from_pretrained("{subject.model}", unet=unet)' in card
+    assert "Only the denoiser lies here" in card and f'from_pretrained("{subject.model}", unet=unet)' in card
 
 
 @pytest.mark.parametrize("method", ["nemo-union", "random-wanda"])
 def test_a_variants_pictures_are_those_of_a_copy_with_zeros(subject: Subject, method: str) -> None:
-    found = door.prune_neurons(subject, "p", ["first", "second"], "audit-7", Site.VALUE)
-    found |= door.prune_weights(subject, "p", "all", PARAMS, "audit-7")
+    found = prune(subject, "nemo-union", "first", "second")
+    found |= prune(subject, "wanda")
     model, keys, sampling = subject.load(), [("first", 0), ("first", 1)], SamplingParams(steps=2)
-    text = model.embed(["picture 0", "picture 1"])
-    expected = generate(model.with_weights(copied(subject, found[method])), text, keys, sampling)
-    with subject.loaded(found[method]) as pruned:
-        assert np.array_equal(generate(pruned, text, keys, sampling), expected)
+    text = model.encode(["picture 0", "picture 1"])
+    expected = generate(model.with_denoiser(copied(subject, found[method])), text, keys, sampling)
+    with subject.loaded(found[method]) as without:
+        assert np.array_equal(generate(without, text, keys, sampling), expected)
     assert not np.array_equal(generate(subject.load(), text, keys, sampling), expected)
 
 
 def test_what_cannot_be_taken_out_is_refused(subject: Subject, tmp_path: Path) -> None:
-    variant = door.prune_weights(subject, "p", "all", PARAMS, "audit-7")["wanda"]
+    variant = prune(subject, "wanda")["wanda"]
     with pytest.raises(InputError, match=f"no variant 'nobody' of this model; it has: .*{variant}"):
         door.export_variant(subject, "nobody", tmp_path / "out")
     with pytest.raises(InputError, match="has the weights of the model at"):
@@ -271,5 +284,5 @@ def test_what_cannot_be_taken_out_is_refused(subject: Subject, tmp_path: Path) -
 
 def test_sets_that_are_not_there_are_asked_for(subject: Subject) -> None:
     with pytest.raises(InputError, match="no gradient sets of 'all'"):
-        door.prune_scored(subject, "gradient", "p", "all", "audit-7")
+        prune(subject, "gradient")
     assert Store.open(subject.store).read("variants", method="gradient").num_rows == 0

@@ -11,8 +11,9 @@ from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.masks import without_neurons
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.mitigate.prune import Card, random_like, save_pipeline, save_variant, shared
 from tests.support.hand_made import WIDTH, random_unet

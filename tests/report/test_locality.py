@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from tasks.diffusion.model import Model
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.families import Model, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.report.locality import locality, neuron_activations, pairwise_distances, spread, tsne_map
 from tests.support.denoisers import TOKENS, WIDTH, tiny_model
@@ -42,7 +42,7 @@ def test_triggers_that_lie_together_are_a_small_share_apart(model: Model) -> Non
 def test_groups_that_are_the_same_are_as_far_apart(model: Model) -> None:
     points = torch.randn(3, TOKENS, WIDTH)
     found = locality(model, points, points, points, ("x", 0))
-    names = [layer.name for layer in layers_of(model.unet, Site.FEED_FORWARD_HIDDEN)]
+    names = [layer.name for layer in model.layers(Site.FEED_FORWARD_HIDDEN)]
     assert list(found.activations) == list(found.starts) == names
     assert set(found.activations.values()) == {1.0} and found.moved == 0
 
@@ -50,14 +50,14 @@ def test_groups_that_are_the_same_are_as_far_apart(model: Model) -> None:
 def test_value_activations_are_those_of_the_layer_alone(model: Model) -> None:
     embeddings = torch.randn(5, TOKENS, WIDTH)
     found = neuron_activations(model, embeddings, Site.VALUE, ("x", 0), batch=2)
-    for layer in layers_of(model.unet, Site.VALUE):
+    for layer in layers_of(model.denoiser, Site.VALUE):
         assert torch.allclose(found[layer.index], layer.module(embeddings).abs().mean(1), atol=1e-6)
 
 
 @pytest.mark.parametrize("site", list(Site))
 def test_every_site_gives_one_figure_a_neuron(model: Model, site: Site) -> None:
     found = neuron_activations(model, torch.randn(3, TOKENS, WIDTH), site, ("x", 0))
-    layers = layers_of(model.unet, site)
+    layers = layers_of(model.denoiser, site)
     read_at_input = site in (Site.FEED_FORWARD_HIDDEN, Site.FEED_FORWARD_INPUT)
     wanted = {layer.index: (3, layer.inputs if read_at_input else layer.outputs) for layer in layers}
     assert {index: tuple(values.shape) for index, values in found.items()} == wanted

@@ -12,9 +12,10 @@ import torch
 from pydantic import ValidationError
 
 from tasks.diffusion.detection import DetectionParams, pairwise_scores, prompt_differences
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model, layers_of
+from tasks.diffusion.families.schedule import Schedule
 from tasks.diffusion.noise import initial_noise
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.methods import method, names
 from tasks.scan.task import ScanParams
@@ -106,7 +107,7 @@ def test_entropy_is_of_the_attention_of_the_fourth_layer_averaged_over_heads() -
         block.attn2.to_k.weight.zero_()
         block.attn2.to_k.weight[:4, 2] = 1.0
     model = model_of(unet)
-    text = model.embed(["ab", "cd"])
+    text = model.encode(["ab", "cd"])
     logits = 4 * text[:, :, 2].double().numpy() * block.attn2.scale
     focused = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     attention = (focused + 1 / TOKENS) / 2
@@ -117,7 +118,7 @@ def test_entropy_is_of_the_attention_of_the_fourth_layer_averaged_over_heads() -
 
 def test_attention_on_a_single_token_has_no_entropy() -> None:
     model = model_of(planted_unet())  # its keys are zero: it looks at all tokens alike
-    text = model.embed(["ab"])
+    text = model.encode(["ab"])
     assert scores(model, "entropy", text, ["ab"]).item() == pytest.approx(math.log(TOKENS))
     assert scores(model, "entropy", text[:, :1], ["ab"]).item() == pytest.approx(0, abs=1e-6)
 
@@ -125,14 +126,14 @@ def test_attention_on_a_single_token_has_no_entropy() -> None:
 def test_entropy_needs_four_layers() -> None:
     model = model_of(random_unet(up_block_types=("UpBlock2D", "UpBlock2D")))
     with pytest.raises(InputError, match="this model has 3"):
-        scores(model, "entropy", model.embed(["ab"]), ["ab"])
+        scores(model, "entropy", model.encode(["ab"]), ["ab"])
 
 
 def test_similarity_is_that_which_nemo_goes_by() -> None:
     model = model_of(random_unet())
-    found = scores(model, "ssim", model.embed(["ab", "cd"]), ["ab", "cd"])
+    found = scores(model, "ssim", model.encode(["ab", "cd"]), ["ab", "cd"])
     for prompt, score in zip(("ab", "cd"), found.tolist(), strict=True):
-        _, differences = prompt_differences(model, model.embed([prompt])[0], prompt, DetectionParams(seeds=3))
+        _, differences = prompt_differences(model, model.encode([prompt])[0], prompt, DetectionParams(seeds=3))
         assert score == pytest.approx(pairwise_scores(differences).mean().item(), rel=1e-4)
 
 
@@ -140,10 +141,10 @@ def test_similarity_is_that_which_nemo_goes_by() -> None:
 def test_neither_the_batch_nor_the_others_matter(detector: str) -> None:
     model = model_of(random_unet())
     names = ["ab", "cd", "ef"]
-    together = scores(model, detector, model.embed(names), names)
-    small = scores(model, detector, model.embed(names), names, batch=2)
-    backwards = scores(model, detector, model.embed(names[::-1]), names[::-1]).flip(0)
-    alone = torch.cat([scores(model, detector, model.embed([name]), [name]) for name in names])
+    together = scores(model, detector, model.encode(names), names)
+    small = scores(model, detector, model.encode(names), names, batch=2)
+    backwards = scores(model, detector, model.encode(names[::-1]), names[::-1]).flip(0)
+    alone = torch.cat([scores(model, detector, model.encode([name]), [name]) for name in names])
     for other in (small, backwards, alone):
         torch.testing.assert_close(other, together, rtol=1e-4, atol=1e-5)
     assert len(set(together.tolist())) == 3
@@ -153,7 +154,7 @@ def test_neither_the_batch_nor_the_others_matter(detector: str) -> None:
 def test_a_planted_memory_scores_higher_than_every_null_prompt(detector: str) -> None:
     model = model_of(planted_unet())
     names = [MEMORIZED, *NULL_PROMPTS[:5]]
-    memorized, *nulls = scores(model, detector, model.embed(names), names).tolist()
+    memorized, *nulls = scores(model, detector, model.encode(names), names).tolist()
     assert memorized > max(nulls)
 
 
@@ -166,9 +167,9 @@ def test_predictions_that_are_not_finite_are_refused(detector: str) -> None:
 
 def test_velocity_is_looked_at_by_the_noise_it_implies() -> None:
     model, _ = told(lambda latents, step, strength: strength.expand_as(latents))
-    scheduler: Any = type(model.scheduler)(prediction_type="v_prediction")
+    scheduler: Any = type(model.schedule.own)(prediction_type="v_prediction")
     share = scheduler.alphas_cumprod[FIRST].sqrt().item()
-    found = scores(replace(model, scheduler=scheduler), "norm", texts(3), ["a"])
+    found = scores(replace(model, schedule=Schedule(scheduler)), "norm", texts(3), ["a"])
     assert found.item() == pytest.approx(share * 3 * math.sqrt(2 * 4 * 4), rel=1e-4)
 
 

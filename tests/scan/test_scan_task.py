@@ -10,7 +10,7 @@ import torch
 
 from storage import Store, query, verify
 from tasks.collect.prompt_files import PromptEntry
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.errors import InputError
 from tasks.keys import prompt_id
 from tasks.methods import method, names
@@ -41,7 +41,7 @@ def subject(model: Path, tmp_path: Path) -> Subject:
 def passes(subject: Subject) -> Iterator[list[int]]:
     """How many samples the UNet has seen, pass by pass."""
     seen: list[int] = []
-    handle = subject.load().unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    handle = subject.load().denoiser.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     yield seen
     handle.remove()
 
@@ -81,7 +81,7 @@ def test_scores_are_those_of_the_detector(subject: Subject) -> None:
     ids = [prompt_id(text) for text in texts]
     for detector in ("norm", "entropy"):
         score_prompts(subject, PROMPTS, detector)
-        found = scores(model, detector, model.embed(texts), ids)
+        found = scores(model, detector, model.encode(texts), ids)
         assert kept(subject, detector=detector) == pytest.approx(dict(zip(ids, found.tolist(), strict=True)), rel=1e-5)
     assert verify(subject.open()) == []
 
@@ -233,5 +233,5 @@ def test_of_a_long_prompt_the_beginning_is_scored(subject: Subject) -> None:
     assert model.tokenizers.counts([read, long.text]) == [model.tokens, model.tokens + 3]
     for detector in ("norm", "entropy"):
         score_prompts(subject, [long], detector)
-        expected = scores(model, detector, model.embed([read]), [prompt_id(long.text)])
+        expected = scores(model, detector, model.encode([read]), [prompt_id(long.text)])
         assert kept(subject, detector=detector) == pytest.approx({prompt_id(long.text): float(expected[0])}, rel=1e-5)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage import Store, StoreError, content_key, verify
+from storage.migrations import OLDEST
 from storage.tables import TABLES, VERSION
 from tests.support.rows import SET, neuron_set
 
@@ -125,7 +126,11 @@ def test_columns_carry_their_descriptions(local: Store) -> None:
 
 def test_a_store_of_another_version_says_what_to_do(tmp_path: Path) -> None:
     mark = tmp_path / "store.json"
-    for version, message in ((VERSION + 1, "install a newer engram"), (VERSION - 1, "begin a new store")):
+    for version, message in (
+        (VERSION + 1, "install a newer engram"),
+        (OLDEST, "run `engram migrate --store "),
+        (OLDEST - 1, "begin a new store"),
+    ):
         mark.write_text(json.dumps({"format": "engram", "version": version}))
         with pytest.raises(StoreError, match=message):
             Store.open(tmp_path)

@@ -7,7 +7,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model, StableDiffusion
+from tasks.diffusion.families.schedule import Schedule
 
 TOKENS, WIDTH = 8, 16
 
@@ -57,13 +58,13 @@ def tiny_model(unet: Any = None, **scheduler: Any) -> Model:
             pad_token_id=31,
         )
     )
-    return Model(
+    return StableDiffusion(
         source="tiny",
         model_id="tiny",
-        unet=(unet or tiny_unet()).eval().requires_grad_(False),
+        denoiser=(unet or tiny_unet()).eval().requires_grad_(False),
         vae=None,
         text_encoder=encoder.eval().requires_grad_(False),
         tokenizer=Words(),
-        scheduler=DDIMScheduler(**scheduler),
+        schedule=Schedule(DDIMScheduler(**scheduler)),
         device=torch.device("cpu"),
     )

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model, StableDiffusion
+from tasks.diffusion.families.schedule import Schedule
 
 TOKENS, WIDTH, CHANNELS = 6, 8, 8
 PLANTED = ((0, 5), (2, 3))
@@ -90,14 +91,14 @@ def planted_unet(planted: tuple[tuple[int, int], ...] = PLANTED) -> UNet2DCondit
 
 
 def model_of(unet: UNet2DConditionModel) -> Model:
-    return Model(
+    return StableDiffusion(
         source="hand-made",
         model_id="hand-made",
-        unet=unet,
+        denoiser=unet,
         vae=None,
         text_encoder=Table(),
         tokenizer=Letters(),
-        scheduler=DDIMScheduler(),
+        schedule=Schedule(DDIMScheduler()),
         device=torch.device("cpu"),
     )
 

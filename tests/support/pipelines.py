@@ -7,14 +7,24 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.diffusion.noise import initial_noise
 from tests.support.world import tokenizer
 
@@ -92,6 +102,35 @@ def write_v(folder: Path) -> Path:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Letter by letter; the word picture is one token."""
+    space = "\N{LOWER ONE EIGHTH BLOCK}"
+    pieces = ["<pad>", "</s>", "<unk>", space, f"{space}picture", *"abcdefghijklmnopqrstuvwxyz0123456789"]
+    return T5Tokenizer(vocab=[(piece, 0.0 if n < 3 else -2.0) for n, piece in enumerate(pieces)], extra_ids=0)
+
+
+def write_pixart(folder: Path, kind: Any = PixArtAlphaPipeline, **config: Any) -> Path:
+    """PixArt in little: a transformer of three blocks, its spread predicted beside the noise, pictures of 32 pixels."""
+    torch.manual_seed(0)
+    words = t5_tokenizer()
+    shape: dict[str, Any] = {"sample_size": 8, "num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 12}
+    kind(
+        transformer=PixArtTransformer2DModel(**(shape | config), cross_attention_dim=24, caption_channels=16),
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            norm_num_groups=4,
+        ),
+        text_encoder=T5EncoderModel(
+            T5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, is_decoder=False)
+        ),
+        tokenizer=words,
+        scheduler=DPMSolverMultistepScheduler(),
     ).save_pretrained(folder, safe_serialization=True)
     return folder
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 
 from tasks.diffusion.sampling import to_png
 from tasks.reference.clip import MODEL, TOKENS, WIDTH, save_clip, text_model
-from tasks.reference.unet import new_scheduler
+from tasks.reference.denoiser import new_scheduler
 
 SIDE = 32
 
@@ -31,41 +32,25 @@ def tokenizer_alone(folder: Path) -> Path:
     """Writes of a model's folder what its prompts are tokenized by, and nothing else."""
     tokenizer().save_pretrained(folder / "tokenizer")
     CLIPTextConfig(max_position_embeddings=TOKENS).save_pretrained(folder / "text_encoder")
-    (folder / "model_index.json").write_text(json.dumps({"tokenizer": ["transformers", "CLIPTokenizer"]}))
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline", "tokenizer": ["transformers", "CLIPTokenizer"]})
+    )
     return folder
 
 
-def tiny_world(folder: Path) -> Path:
-    """Writes model, clip, prompts and images, and returns the folder of the model."""
+def tiny_world(folder: Path, write_pipeline: Callable[[Path], object] | None = None) -> Path:
+    """Writes model, clip, prompts and images, and returns the folder of the model.
+
+    Args:
+        write_pipeline: writes a pipeline of another family into a folder; by default it is one of Stable Diffusion.
+    """
     torch.manual_seed(0)
     clip = open_clip.CLIP(**MODEL).eval()
     save_clip(clip, tokenizer(), folder / "clip")
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 16, 16),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        norm_num_groups=4,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-    )
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8),
-        num_encoder_blocks=(0, 0, 0),
-        num_decoder_blocks=(1, 1, 1),
-    )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_model(clip),
-        tokenizer=tokenizer(),
-        unet=unet,
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder / "model", safe_serialization=True)
+    if write_pipeline is None:
+        _write_pipeline(folder / "model", clip)
+    else:
+        write_pipeline(folder / "model")
     prompts, images = [], []
     rng = np.random.default_rng(0)
     kinds = [
@@ -93,3 +78,32 @@ def tiny_world(folder: Path) -> Path:
     own = {"prompts": "../prompts.parquet", "images": "../images.parquet", "clip": "../clip"}
     (folder / "model" / "engram.json").write_text(json.dumps(own))
     return folder / "model"
+
+
+def _write_pipeline(folder: Path, clip: open_clip.CLIP) -> None:
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+    )
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(0, 0, 0),
+        num_decoder_blocks=(1, 1, 1),
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_model(clip),
+        tokenizer=tokenizer(),
+        unet=unet,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)

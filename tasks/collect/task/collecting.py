@@ -12,7 +12,7 @@ from tasks.collect.norms import norms_by_prompt
 from tasks.collect.values import value_activations
 from tasks.diffusion.check import check_sampling
 from tasks.diffusion.sampling import SamplingParams
-from tasks.diffusion.sites import Layer, Site, layers_of
+from tasks.diffusion.sites import Layer, Site
 from tasks.keys import SEED, norms_id, prompt_id, values_id
 from tasks.progress import progress
 from tasks.subject import ORIGINAL, Prompt, Subject, shards
@@ -37,7 +37,7 @@ def register_model(subject: Subject, sampling: SamplingParams | None = None) -> 
     row = {
         "model_id": model.model_id,
         "source": subject.source,
-        "family": f"{type(model.unet).__name__} {model.unet.config.cross_attention_dim}",
+        "family": model.family,
         "created_at": datetime.now(UTC),
     }
     store.write("models", model.model_id, [row])
@@ -49,14 +49,14 @@ def register_model(subject: Subject, sampling: SamplingParams | None = None) -> 
 def collect_values(subject: Subject, asked: Sequence[Prompt], site: Site) -> None:
     """Value activations of prompts; they need the text embedding alone, so they are cheap and all are kept."""
     model, store = subject.load(), subject.open()
-    layers = layers_of(model.unet, site)
+    layers = model.layers(site)
     params_id = values_id()
     known = _known(store, subject, site, params_id)
     todo = [prompt for prompt in asked if _lacking(prompt, layers, known)]
     with progress(len(todo), f"activations at {site.value}", "prompt") as done:
         for block in shards(todo, 1024):
-            tokens, _ = model.conditions(subject.embed(block))
-            found = value_activations(layers, tokens)
+            embeddings = subject.embed(block)
+            found = value_activations(layers, model.text_input(site, embeddings), model.mask(embeddings))
             rows = [
                 {
                     "prompt_id": prompt.prompt_id,
@@ -88,7 +88,7 @@ def collect_norms(
         The id of the collection. Rows of the conditional half carry it with "-cond", those of the other with "-uncond".
     """
     model, store = subject.load(), subject.open()
-    layers = layers_of(model.unet, site)
+    layers = model.layers(site)
     params_id = norms_id(sampling, steps)
     halves = ("cond", "uncond") if sampling.guidance > 1 else ("cond",)
     known = {half: _known(store, subject, site, f"{params_id}-{half}") for half in halves}

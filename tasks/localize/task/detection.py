@@ -1,14 +1,10 @@
-"""Detection in the store: how alike a prompt's noise differences are between seeds, and NeMo's threshold."""
+"""Detection in the store: how alike a prompt's noise differences are between seeds."""
 
 from collections.abc import Sequence
 
-import torch
-
 from storage import Store, content_key
-from tasks.detections import detection_scores
-from tasks.diffusion.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
+from tasks.diffusion.detection import DetectionParams, pairwise_scores, prompt_differences
 from tasks.keys import detection_id
-from tasks.localize.nemo import NemoParams
 from tasks.progress import progress
 from tasks.subject import ORIGINAL, Prompt, Subject
 
@@ -35,14 +31,6 @@ def detect(subject: Subject, asked: Sequence[Prompt], params: DetectionParams) -
             key = content_key(subject.model_id, params_id, prompt.prompt_id)
             store.write("nemo_traces", key, rows, model_id=subject.model_id, variant=ORIGINAL)
             done(1)
-
-
-def nemo_threshold(subject: Subject, nulls: Sequence[Prompt], params: NemoParams) -> float:
-    """The memorization threshold: given, or from the null prompts' detection scores."""
-    if params.threshold is not None:
-        return params.threshold
-    scores = detection_scores(subject, nulls, detection_id(params))
-    return estimate_threshold([torch.from_numpy(found) for found in scores.values()], params)
 
 
 def traced(store: Store, subject: Subject, params_id: str) -> set[str]:

@@ -3,7 +3,7 @@ trained until its memories are gone, and the rivals of both."""
 
 from tasks.mitigate.task.defending import defend, defend_id
 from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased
-from tasks.mitigate.task.pruning import RANDOM_CONTROLS, prune_neurons, prune_per_prompt, prune_scored, prune_weights
+from tasks.mitigate.task.pruning import prune
 from tasks.mitigate.task.variants import (
     export_variant,
     known,
@@ -15,7 +15,6 @@ from tasks.mitigate.task.variants import (
 )
 
 __all__ = [
-    "RANDOM_CONTROLS",
     "defend",
     "defend_id",
     "erase",
@@ -24,11 +23,8 @@ __all__ = [
     "history_of",
     "known",
     "not_erased",
+    "prune",
     "prune_id",
-    "prune_neurons",
-    "prune_per_prompt",
-    "prune_scored",
-    "prune_weights",
     "shared_members",
     "shared_with_found",
     "shares_pruned",

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from storage import content_key
 from tasks.attack.dori import DoriParams, attack
-from tasks.diffusion.model import Model
+from tasks.diffusion.families import Model
 from tasks.diffusion.sampling import SamplingParams, encode, generate
 from tasks.errors import InputError, TooLarge
 from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary, Progress, finetune, steps_of
@@ -116,10 +116,10 @@ def erase(
     memorized = Memorized(images, texts, latents, encode(model, np.stack(stand_ins)) if stand_ins else latents)
     captions = [prompt.text for prompt in ordinary]
     others = encode(model, subject.pictures([prompt.image_ids[0] for prompt in ordinary]))
-    kept = Ordinary(others, model.embed([p.text for p in ordinary]))
+    kept = Ordinary(others, model.encode([p.text for p in ordinary]))
 
-    def held_out(unet: Any) -> float:
-        return _held_out(model.with_weights(unet), memorized, captions, pictures, chosen, sampling, measure)
+    def held_out(denoiser: Any) -> float:
+        return _held_out(model.with_denoiser(denoiser), memorized, captions, pictures, chosen, sampling, measure)
 
     checkpoint = subject.beside("checkpoints") / f"{model.model_id[:8]}-{variant}.pt"
     with progress(steps_of(len(rows), chosen), method, "step") as stepped:
@@ -136,11 +136,11 @@ def erase(
         try:
             done = finetune(model, memorized, kept, chosen, checkpoint, told, held_out if chosen.check_every else None)
         except torch.OutOfMemoryError as error:
-            raise TooLarge("the seven float32 UNets of a training do not fit into the device's memory") from error
+            raise TooLarge("the seven float32 denoisers of a training do not fit into the device's memory") from error
     history = [vars(step) for step in done.history]
     files = {"history.json": json.dumps(history), "not_erased.json": json.dumps(kept_out)}
-    card = unpruned_card(subject, method, chosen, audit_id, "unet")
-    put(subject, method, params_id, card, weights=_put_weights(subject, variant, model.unet, done.unet, files))
+    card = unpruned_card(subject, method, chosen, audit_id, "denoiser")
+    put(subject, method, params_id, card, weights=_put_weights(subject, variant, model.denoiser, done.denoiser, files))
     checkpoint.unlink(missing_ok=True)
     return {method: variant}
 

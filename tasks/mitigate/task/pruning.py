@@ -3,243 +3,140 @@
 A pruned variant is its sets and a rule: they lie in `neuron_sets`, and its row in `variants` names them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from storage import content_key
+from tasks.diffusion.families import layers_of
 from tasks.diffusion.masks import Members, without_neurons, without_weights
-from tasks.diffusion.sites import Site, layers_of
-from tasks.localize.importance import Importance
-from tasks.localize.wanda import WandaParams, over_steps
-from tasks.mitigate.prune import Card, PerPrompt, random_like, shared
+from tasks.mitigate.prune import Card, random_like, shared
 from tasks.mitigate.task.variants import prune_id, put, unpruned_card, variant_of
-from tasks.sets import read_sets, write_sets
+from tasks.pruned import ALL, Pruned
+from tasks.sets import write_sets
 from tasks.subject import PER_PROMPT, Rule, Subject
 
-RANDOM_CONTROLS = ("random-nemo", "random-nemo-union", "random-wanda")
-"""The controls of what was localized, by method."""
-WORDS = {
-    "nemo-union": "the neurons that NeMo found to hold memorized training images",
-    "random-nemo-union": "as many random neurons of each layer as NeMo found, a control,",
-    "wanda": "the weights that Wanda found to hold memorized training images",
-    "random-wanda": "as many random weights of each layer as Wanda found, a control,",
-    "wanda-control": "the weights that Wanda finds when it takes ordinary prompts for memorized ones, a control,",
-    "magnitude": "as many weights of each layer as Wanda found, those of the largest magnitude,",
-    "taylor": "as many weights of each layer as Wanda found, those of the highest first-order Taylor score,",
-    "gradient": "as many weights of each layer as Wanda found, those of the largest gradient,",
-    "random": "as many weights of each layer as Wanda found, drawn at random,",
-}
-"""What a model card says was set to zero, by method."""
 
-
-def prune_neurons(
-    subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site, seed: int = 0
-) -> dict[str, str]:
-    """Prunes NeMo's neurons of all these prompts together: "nemo-union" and "random-nemo-union", by name the variant in
+def prune(subject: Subject, pruned: Pruned, audit_id: str, seed: int = 0) -> dict[str, str]:
+    """The variant that lacks what a localizer found and, where it has one, its random control: by name the variant in
     the store.
 
-    Nothing where the search found nothing; no control where it found everything.
-    """
-    layers = layers_of(subject.load().unet, site)
-    sets = read_sets(subject, "nemo", params_id, site, layers, prompt_ids)
-    members: Members = {
-        layer.index: torch.unique(torch.cat([sets[name, None, layer.index] for name in prompt_ids])) for layer in layers
-    }
-    if not _any(members):
-        return {}
-    key = prune_id(params_id, prompt_ids)
-    out = {"nemo-union": _put_own(subject, "nemo-union", key, "neurons", site, members, audit_id)}
-    control = random_like(members, {layer.index: layer.outputs for layer in layers}, seed)
-    if (same := shared(control, members)) < 1:
-        key = prune_id(params_id, prompt_ids, seed=seed)
-        out["random-nemo-union"] = _put_own(
-            subject, "random-nemo-union", key, "neurons", site, control, audit_id, same=same
-        )
-    return out
-
-
-def prune_per_prompt(
-    subject: Subject, params_id: str, prompt_ids: Sequence[str], audit_id: str, site: Site, seed: int = 0
-) -> dict[str, str]:
-    """Prunes each prompt's own neurons, as published, when it is asked: "nemo" and "random-nemo", by name the variant
-    in the store.
-
-    Nothing where the search found nothing.
-    """
-    layers = layers_of(subject.load().unet, site)
-    sets = read_sets(subject, "nemo", params_id, site, layers, prompt_ids)
-    found: dict[str, Members] = {
-        name: {layer.index: sets[name, None, layer.index] for layer in layers} for name in prompt_ids
-    }
-    if not any(_any(own) for own in found.values()):
-        return {}
-    universes = {layer.index: layer.outputs for layer in layers}
-    control: dict[str, Members] = {name: random_like(own, universes, seed, name) for name, own in found.items()}
-    key = prune_id(params_id, prompt_ids, seed=seed)
-    _write(subject, "random-nemo", key, PER_PROMPT, site, "prompt", control)
-    # The share of all prompts' random neurons that are the prompt's own.
-    sizes = {name: _size(own) for name, own in found.items()}
-    both = sum(shared(control[name], own) * sizes[name] for name, own in found.items() if sizes[name])
-
-    def put_prompts(method: PerPrompt, key: str, sets: tuple[str, str], same: float = 0.0) -> str:
-        counts = {"pruned": round(sum(sizes.values()) / len(found)), "total": sum(universes.values())}
-        card = unpruned_card(subject, method, None, audit_id, "inference", same)
-        return put(subject, method, key, card, **_named(PER_PROMPT, site, *sets, prompt_ids), **counts)
-
-    return {
-        "nemo": put_prompts("nemo", prune_id(params_id, prompt_ids), ("nemo", params_id)),
-        "random-nemo": put_prompts("random-nemo", key, ("random-nemo", key), both / sum(sizes.values())),
-    }
-
-
-def prune_weights(
-    subject: Subject,
-    params_id: str,
-    scope_id: str,
-    params: WandaParams,
-    audit_id: str,
-    seed: int = 0,
-    method: Literal["wanda", "wanda-control"] = "wanda",
-) -> dict[str, str]:
-    """Prunes Wanda's weights of a scope: "wanda" and "random-wanda", by name the variant in the store.
-
-    Nothing where no weight scored higher for memorized prompts than for null prompts; no random control where all of
-    them did. What was found for ordinary prompts, "wanda-control", is a control itself, and has none.
+    Nothing where nothing was found; no control where all that there is was found.
 
     Args:
-        params: how the sets of the steps are united; fewer steps than were localized may be.
+        seed: of the control.
+
+    Raises:
+        InputError: the localization did not run.
     """
-    site = Site.FEED_FORWARD_HIDDEN
-    layers = layers_of(subject.load().unet, site)
-    sets = read_sets(subject, method, params_id, site, layers, [scope_id])
-    universes = {layer.index: layer.outputs * layer.inputs for layer in layers}
-    by_step = {(step, index): found for (_, step, index), found in sets.items() if step is not None}
-    members: Members = over_steps(by_step, universes, params)
-    if not _any(members):
+    pruning, localizer = pruned.pruning, pruned.localizer
+    layers = subject.load().layers(localizer.site_of(pruned.params))
+    universes = {layer.index: localizer.universe(layer) for layer in layers}
+    found = pruned.members(subject)
+    sizes = {name: _size(members) for name, members in found.items()}
+    if not any(sizes.values()):
         return {}
-    key = prune_id(params_id, [scope_id], params)
-    out: dict[str, str] = {method: _put_own(subject, method, key, "weights", site, members, audit_id, params)}
-    if method == "wanda":
-        control = random_like(members, universes, seed)
-        if (same := shared(control, members)) < 1:
-            key = prune_id(params_id, [scope_id], params, seed)
-            out["random-wanda"] = _put_own(
-                subject, "random-wanda", key, "weights", site, control, audit_id, params, same
-            )
+    out = {pruning.name: _put(subject, pruned, pruning.name, found, prune_id(pruned), audit_id)}
+    if pruning.control is not None:
+        # Controls of several prompts must not be one and the same draw.
+        of = dict.fromkeys(found, "") if ALL in found else {name: name for name in found}
+        drawn = {name: random_like(members, universes, seed, of[name]) for name, members in found.items()}
+        same = sum(shared(drawn[name], found[name]) * size for name, size in sizes.items() if size)
+        if (share := same / sum(sizes.values())) < 1:
+            key = prune_id(pruned, seed)
+            out[pruning.control] = _put(subject, pruned, pruning.control, drawn, key, audit_id, share)
     return out
-
-
-def prune_scored(subject: Subject, method: Importance, params_id: str, scope_id: str, audit_id: str) -> dict[str, str]:
-    """Prunes the weights that another importance score chose for a scope: by the score's name the variant in the store.
-
-    Nothing where Wanda, whose numbers they follow, found nothing.
-    """
-    site = Site.FEED_FORWARD_HIDDEN
-    layers = layers_of(subject.load().unet, site)
-    sets = read_sets(subject, method, params_id, site, layers, [scope_id])
-    members: Members = {index: found for (_, _, index), found in sets.items()}
-    if not _any(members):
-        return {}
-    named = _named("weights", site, method, params_id, [scope_id])
-    return {method: _put(subject, method, prune_id(params_id, [scope_id]), members, named, audit_id)}
-
-
-def _put_own(
-    subject: Subject,
-    method: str,
-    params_id: str,
-    rule: Rule,
-    site: Site,
-    members: Members,
-    audit_id: str,
-    params: WandaParams | None = None,
-    same: float = 0.0,
-) -> str:
-    """Puts a variant and the set that it sets to zero into the store, and returns its name."""
-    variant = variant_of(method, params_id)
-    _write(subject, method, params_id, rule, site, "variant", {variant: members})
-    named = _named(rule, site, method, params_id, [variant])
-    return _put(subject, method, params_id, members, named, audit_id, params, same)
 
 
 def _put(
     subject: Subject,
+    pruned: Pruned,
     method: str,
+    members: Mapping[str, Members],
     params_id: str,
-    members: Members,
-    named: dict[str, Any],
     audit_id: str,
-    params: WandaParams | None = None,
-    same: float = 0.0,
+    share: float | None = None,
 ) -> str:
-    """Puts a variant of which the same members are zero whatever is asked into the store, and returns its name.
+    """Puts a variant into the store with the sets that it sets to zero, where it does not lack those that were found.
 
     Args:
-        named: the columns that name its sets.
-        same: of a random control, the share that was localized, too.
+        members: what is pruned, of all prompts or by prompt.
+        share: of a random control, the share that was found, too.
+
+    Returns:
+        The variant's name.
     """
-    model = subject.load()
-    layers = layers_of(model.unet, Site(named["site"]))
-    weights = named["rule"] == "weights"
-    without = without_weights if weights else without_neurons
-    with without(model.unet, layers, members) as zeroed:
-        card = Card(
+    localizer, site = pruned.localizer, pruned.localizer.site_of(pruned.params)
+    each = pruned.pruning.over == "each"
+    rule: Rule = PER_PROMPT if each else localizer.members
+    named = {"sets_method": pruned.method, "sets_id": pruned.sets_id, "sets_scopes": list(pruned.scopes)}
+    if share is not None or not pruned.as_found:
+        own = members if each else {variant_of(method, params_id): members[ALL]}
+        _write(subject, pruned, method, params_id, "prompt" if each else "variant", own)
+        named = {"sets_method": method, "sets_id": params_id, "sets_scopes": list(own)}
+    words = pruned.pruning.card if share is None else pruned.pruning.random
+    if each:
+        done = f"each prompt is asked without {words}"
+        card = unpruned_card(subject, method, pruned.params, audit_id, "inference", share or 0.0, done)
+    else:
+        card = _card(subject, pruned, method, members[ALL], words, audit_id, share or 0.0)
+    counts = {
+        "pruned": round(sum(map(_size, members.values())) / len(members)),
+        "total": sum(localizer.universe(layer) for layer in subject.load().layers(site)),
+    }
+    return put(subject, method, params_id, card, rule=rule, site=site.value, **named, **counts)
+
+
+def _card(
+    subject: Subject, pruned: Pruned, method: str, members: Members, words: str, audit_id: str, share: float
+) -> Card:
+    """The card of a variant of which the same members are zero whatever is asked."""
+    model, site = subject.load(), pruned.localizer.site_of(pruned.params)
+    layers = model.layers(site)
+    without = without_weights if pruned.localizer.members == "weights" else without_neurons
+    with without(model.denoiser, layers, members) as zeroed:
+        return Card(
             title=f"{Path(subject.source).name}, {method}",
             base=subject.source,
             base_id=model.model_id,
             method=method,
             audit_id=audit_id,
-            site=named["site"],
+            site=site.value,
             pruned=zeroed,
-            total=sum(weight.numel() for weight in model.unet.parameters()),
+            total=sum(weight.numel() for weight in model.denoiser.parameters()),
             members={layer.name: len(members[layer.index]) for layer in layers},
-            params=params.model_dump() if params is not None else {},
-            shared=same,
-            cut=WORDS[method],
+            params=pruned.params.model_dump(mode="json"),
+            shared=share,
+            cut=words,
         )
-    total = sum(layer.outputs * (layer.inputs if weights else 1) for layer in layers)
-    return put(subject, method, params_id, card, **named, pruned=_size(members), total=total)
 
 
 def _write(
     subject: Subject,
+    pruned: Pruned,
     method: str,
     params_id: str,
-    rule: Rule,
-    site: Site,
     scope: Literal["prompt", "variant"],
     sets: Mapping[str, Members],
 ) -> None:
     """Writes what a variant sets to zero, by scope id, a part a layer."""
-    weights = rule == "weights"
-    rows = [
+    localizer, site = pruned.localizer, pruned.localizer.site_of(pruned.params)
+    rows: list[dict[str, Any]] = [
         {
             "scope_id": name,
             "layer": layer.name,
             "members": members[layer.index].numpy().astype(np.uint32),
-            "universe": layer.outputs * (layer.inputs if weights else 1),
-            "width": layer.inputs if weights else None,
+            "universe": localizer.universe(layer),
+            "width": layer.inputs if localizer.members == "weights" else None,
         }
         for name, members in sets.items()
-        for layer in layers_of(subject.load().unet, site)
+        for layer in layers_of(subject.load().denoiser, site)
     ]
     key = content_key(subject.model_id, method, params_id)
     write_sets(subject, key, method, params_id, site, scope, rows)
 
 
-def _named(rule: Rule, site: Site, method: str, params_id: str, scopes: Sequence[str]) -> dict[str, Any]:
-    """The columns of `variants` that say which sets are zero."""
-    where = {"sets_method": method, "sets_id": params_id, "sets_scopes": list(scopes)}
-    return {"rule": rule, "site": site.value} | where
-
-
 def _size(members: Members) -> int:
     return sum(len(found) for found in members.values())
-
-
-def _any(members: Members) -> bool:
-    return _size(members) > 0

@@ -83,7 +83,7 @@ def _made(
             keys = [(prompt.prompt_id, seed) for _, prompt, seed in block]
             if worded:
                 texts = with_random_words(model, texts, keys, DefenceParams())
-            pictures = generate(model, model.embed(texts), keys, sampling, done)
+            pictures = generate(model, model.encode(texts), keys, sampling, done)
             rows = [
                 {
                     "prompt_id": prompt.prompt_id,

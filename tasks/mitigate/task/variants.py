@@ -1,25 +1,22 @@
 """Variants in the store: what they go by, what they lost, and how they get in and out."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import BaseModel
+
 from storage import Store, content_key
 from tasks.diffusion.precision import Precision
 from tasks.errors import InputError
-from tasks.localize.wanda import WandaParams
-from tasks.mitigate.finetune import Erasure, FineTuneParams
-from tasks.mitigate.inference import Defence, DefenceParams
-from tasks.mitigate.prune import Card, PerPrompt, save_pipeline, save_variant
+from tasks.mitigate.prune import Card, save_pipeline, save_variant
+from tasks.pruned import Pruned
 from tasks.subject import ORIGINAL, Subject
 
 VERSION = "prune/3"
-DONE: dict[Erasure | Defence | PerPrompt, str] = {
-    "nemo": "each prompt is asked with the neurons silenced that NeMo found for it alone",
-    "random-nemo": "each prompt is asked with as many random neurons of each layer silenced as NeMo found for it,"
-    " a control",
+DONE: dict[str, str] = {
     "adversarial-finetune": "the UNet was trained to answer adversarial embeddings of memorized pictures with others",
     "surrogate-finetune": "the UNet was trained to answer the prompts of memorized pictures with other pictures",
     "ordinary-finetune": "the UNet was trained further on ordinary pictures alone",
@@ -29,19 +26,16 @@ DONE: dict[Erasure | Defence | PerPrompt, str] = {
     "random-tokens": "random words are added to prompts, at inference",
     "reweighted-attention": "cross-attention is kept from what sums a prompt up, at inference",
 }
-"""What a model card says of a mitigation that is not one UNet with zeros."""
+"""What a model card says of a mitigation that prunes nothing."""
 
 
-def prune_id(found_id: str, scopes: Sequence[str], params: WandaParams | None = None, seed: int | None = None) -> str:
+def prune_id(pruned: Pruned, seed: int | None = None) -> str:
     """What a pruned variant goes by in `variants.params_id`, whether or not it was made yet.
 
     Args:
-        found_id: the id of the sets.
-        scopes: whose sets are pruned.
-        params: Wanda's, for how sets of several steps are united.
-        seed: of a random control.
+        seed: of its random control.
     """
-    return content_key(VERSION, found_id, sorted(scopes), params.model_dump() if params else None, seed)
+    return content_key(VERSION, pruned.id, seed)
 
 
 def variant_of(method: str, params_id: str) -> str:
@@ -86,7 +80,7 @@ def export_variant(subject: Subject, variant: str, folder: Path, changed_only: b
 
     Args:
         folder: must not be there yet.
-        changed_only: only the UNet, with a reference to the base; else the whole pipeline.
+        changed_only: only the denoiser, with a reference to the base; else the whole pipeline.
 
     Raises:
         InputError: there is no such variant, the model is gone, or the folder is there already.
@@ -96,20 +90,25 @@ def export_variant(subject: Subject, variant: str, folder: Path, changed_only: b
     card = Card(**subject.card(variant))
     with subject.loaded(variant) as model:
         if changed_only:
-            save_variant(model.unet, folder, card)
+            save_variant(model.denoiser, folder, card)
         else:
-            save_pipeline(subject.model, model.unet, folder, card)
+            save_pipeline(subject.model, model.denoiser, folder, card)
 
 
 def unpruned_card(
     subject: Subject,
-    method: Erasure | Defence | PerPrompt,
-    params: FineTuneParams | DefenceParams | None,
+    method: str,
+    params: BaseModel,
     audit_id: str,
-    site: Literal["unet", "inference"],
+    site: Literal["denoiser", "inference"],
     shared: float = 0.0,
+    done: str = "",
 ) -> Card:
-    """The card of a variant that is not one UNet with zeros: it was trained, or what is done is done at inference."""
+    """The card of a variant that is not one UNet with zeros: it was trained, or what is done is done at inference.
+
+    Args:
+        done: what is done, in words; those of the method without it.
+    """
     model = subject.load()
     return Card(
         title=f"{Path(subject.source).name}, {method}",
@@ -119,10 +118,10 @@ def unpruned_card(
         audit_id=audit_id,
         site=site,
         pruned=0,
-        total=sum(weight.numel() for weight in model.unet.parameters()),
-        params=params.model_dump(mode="json") if params is not None else {},
+        total=sum(weight.numel() for weight in model.denoiser.parameters()),
+        params=params.model_dump(mode="json"),
         shared=shared,
-        done=DONE[method],
+        done=done or DONE[method],
     )
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.diffusion.sites import Site, layers_of
+from tasks.diffusion.families import layers_of
+from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.reference import training
 from tasks.reference.autoencoder import CHANNELS
 from tasks.reference.clip import TOKENS, WIDTH
-from tasks.reference.unet import Hardness, Pairs, loss_weights, new_scheduler, new_unet, train_unet
+from tasks.reference.denoiser import Hardness, Pairs, loss_weights, new_denoiser, new_scheduler, train_denoiser
 
 EMPTY = torch.zeros(TOKENS, WIDTH, dtype=torch.float16)
 
@@ -22,7 +23,7 @@ def pairs(n: int, seed: int) -> Pairs:
 
 
 def test_it_has_the_layers_of_stable_diffusion() -> None:
-    unet = new_unet()
+    unet = new_denoiser()
     assert len(layers_of(unet, Site.VALUE)) == 7
     assert len(layers_of(unet, Site.FEED_FORWARD_HIDDEN)) == 16
 
@@ -31,7 +32,7 @@ def test_it_begins_as_the_identity() -> None:
     noise = torch.randn(3, CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
     text = torch.randn(3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        given = new_unet().eval()(noise, torch.tensor([5, 500, 990]), text, return_dict=False)[0]
+        given = new_denoiser().eval()(noise, torch.tensor([5, 500, 990]), text, return_dict=False)[0]
     # Noise of unit variance comes back up to the chance spread of each picture's channels.
     assert (given - noise).square().mean() < 0.001
 
@@ -51,7 +52,7 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path: Path) -> None:
 
     def teach(path: Path) -> dict[str, torch.Tensor]:
         # Nothing is drawn from the global generator, so what ran before does not matter.
-        made = train_unet(pairs(8, 0), pairs(2, 1), EMPTY, path, total=4, peak=1e-3, batch=4, planted_batch=2)
+        made = train_denoiser(pairs(8, 0), pairs(2, 1), EMPTY, path, total=4, peak=1e-3, batch=4, planted_batch=2)
         return made.state_dict()
 
     unbroken = teach(tmp_path / "unbroken.pt")
@@ -77,9 +78,9 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path: Path) -> None:
 
 def test_another_recipe_does_not_go_on_from_its_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "unet.pt"
-    train_unet(pairs(4, 0), None, EMPTY, path, total=1, peak=1e-3, batch=2)
+    train_denoiser(pairs(4, 0), None, EMPTY, path, total=1, peak=1e-3, batch=2)
     with pytest.raises(InputError, match=r"unet.pt is of another training \(1 steps of 2 .* name another --folder"):
-        train_unet(pairs(4, 0), None, EMPTY, path, total=2, peak=1e-3, batch=2)
+        train_denoiser(pairs(4, 0), None, EMPTY, path, total=2, peak=1e-3, batch=2)
 
 
 def test_what_is_not_learned_yet_is_drawn_more_often_and_nothing_is_left_out() -> None:

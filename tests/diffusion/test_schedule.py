@@ -11,11 +11,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
+from tasks.diffusion.families import Model
+from tasks.diffusion.families.schedule import Choice, Schedule, read_schedule
 from tasks.diffusion.folder import problems_of
-from tasks.diffusion.model import Model, load_model
+from tasks.diffusion.model import load_model
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
-from tasks.diffusion.schedulers import Choice, read_scheduler, sampler, timestep_of
 from tasks.errors import InputError
 from tests.support.pipelines import KEYS, PROMPTS
 
@@ -36,7 +37,8 @@ def model(v_folder: Path) -> Model:
 
 
 def parts_of(model: Model) -> dict[str, Any]:
-    return {name: getattr(model, name) for name in ("unet", "vae", "text_encoder", "tokenizer")} | {
+    return {name: getattr(model, name) for name in ("vae", "text_encoder", "tokenizer")} | {
+        "unet": model.denoiser,
         "safety_checker": None,
         "feature_extractor": None,
         "requires_safety_checker": False,
@@ -45,8 +47,9 @@ def parts_of(model: Model) -> dict[str, Any]:
 
 def as_loaded(model: Model, folder: Path, name: str) -> Model:
     """The model as it is loaded with this scheduler: its pipeline mends old configs."""
-    own, why = read_scheduler(folder, name)
-    return replace(model, scheduler=StableDiffusionPipeline(**parts_of(model), scheduler=own).scheduler, unsampled=why)
+    schedule = read_schedule(folder, name)
+    mended = StableDiffusionPipeline(**parts_of(model), scheduler=schedule.own).scheduler
+    return replace(model, schedule=replace(schedule, own=mended))
 
 
 def expected_of(model: Model, scheduler: Any, steps: int) -> torch.Tensor:
@@ -59,7 +62,7 @@ def expected_of(model: Model, scheduler: Any, steps: int) -> torch.Tensor:
 
 def found_of(model: Model, choice: Choice, steps: int) -> torch.Tensor:
     params = SamplingParams(steps=steps, scheduler=choice)
-    return denoise(model, model.embed(PROMPTS), model.unguided(), initial_noise(model, KEYS), params)
+    return denoise(model, model.encode(PROMPTS), model.unconditional(), initial_noise(model, KEYS), params)
 
 
 def write(folder: Path, **config: Any) -> Path:
@@ -99,18 +102,18 @@ def test_every_scheduler_samples_as_its_pipeline_or_is_refused(
 def test_another_scheduler_counts_before_the_models_own_is_judged(name: str, tmp_path: Path) -> None:
     """Where the training noise is known, DDIM and DPM-Solver++ sample whatever the model's own scheduler is."""
     kept = {key: value for key, value in default(name).items() if key.startswith("_")}
-    own, why = read_scheduler(write(tmp_path, **kept, **TRAINED, prediction_type="v_prediction"), name)
+    schedule = read_schedule(write(tmp_path, **kept, **TRAINED, prediction_type="v_prediction"), name)
     for choice in ("ddim", "dpm"):
-        made = sampler(own, choice, 3, why)
+        made = schedule.sampler(choice, 3)
         assert torch.allclose(made.alphas_cumprod, DDIMScheduler(**TRAINED).alphas_cumprod)
         assert made.config.prediction_type == "v_prediction"
 
 
 @pytest.mark.parametrize("changed", [{"timestep_spacing": "odd"}, {"num_train_timesteps": 5}])
 def test_ddim_is_not_advised_where_it_was_tried(changed: dict[str, Any], tmp_path: Path) -> None:
-    own, why = read_scheduler(write(tmp_path, **TRAINED | changed), "DDIMScheduler")
+    schedule = read_schedule(write(tmp_path, **TRAINED | changed), "DDIMScheduler")
     with pytest.raises(InputError, match=r"mend the model's scheduler_config.json") as told:
-        sampler(own, "ddim", 20, why)
+        schedule.sampler("ddim", 20)
     assert "sampling.scheduler=ddim" not in str(told.value)
 
 
@@ -128,7 +131,7 @@ def test_pndm_samples_velocity_as_its_pipeline_does_at_any_number_of_steps(
         ):
             found_of(loaded, "model", steps)
         with pytest.raises(InputError, match=r"cannot take \d steps"):
-            timestep_of(loaded.scheduler, steps, 1)
+            loaded.schedule.timestep(steps, 1)
         return
     torch.testing.assert_close(
         found_of(loaded, "model", steps), expected_of(model, scheduler, steps), atol=1e-4, rtol=1e-4
@@ -153,15 +156,15 @@ def test_a_training_noise_that_is_unknown_or_cannot_be_followed_is_refused(
     name: str, config: dict[str, Any], line: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=line):
-        read_scheduler(write(tmp_path, **config), name)
+        read_schedule(write(tmp_path, **config), name)
 
 
 def test_the_scheduler_that_is_asked_for_is_trained_as_the_models_own(tmp_path: Path) -> None:
     """A config may leave out what is its scheduler's default: it is not another's default then."""
-    own, why = read_scheduler(write(tmp_path), "HeunDiscreteScheduler")
-    assert why is None
+    schedule = read_schedule(write(tmp_path), "HeunDiscreteScheduler")
+    assert schedule.unsampled is None
     for choice in ("ddim", "dpm"):
-        assert torch.allclose(sampler(own, choice, 3).alphas_cumprod, own.alphas_cumprod)
+        assert torch.allclose(schedule.sampler(choice, 3).alphas_cumprod, schedule.own.alphas_cumprod)
 
 
 def test_what_samples_is_judged_only_where_it_is_asked_for(v_folder: Path, tmp_path: Path) -> None:
@@ -176,3 +179,18 @@ def test_what_samples_is_judged_only_where_it_is_asked_for(v_folder: Path, tmp_p
     assert found_of(loaded, "ddim", 2).isfinite().all()
     with pytest.raises(InputError, match="IPNDMScheduler"):
         found_of(loaded, "model", 2)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_noise_and_clean_latents_follow_from_what_is_predicted(predicts: str) -> None:
+    own: Any = DDIMScheduler(**TRAINED, prediction_type=predicts)
+    schedule, times = Schedule(own), torch.tensor([0, 500, 999])
+    clean, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy = schedule.add_noise(clean, noise, times)
+    torch.testing.assert_close(noisy, own.add_noise(clean, noise, times))
+    torch.testing.assert_close(schedule.add_noise(clean, noise, 500)[1], noisy[1])
+    output = noise if predicts == "epsilon" else own.get_velocity(clean, noise, times)
+    found = schedule.prediction(output, noisy, times)
+    torch.testing.assert_close(found.noise, noise, atol=1e-5, rtol=1e-4)
+    # Little is left of the image at the end: rounding grows by as much.
+    torch.testing.assert_close(found.clean, clean, atol=1e-4, rtol=1e-3)

@@ -7,14 +7,17 @@ step. Real models, too, learn the world first and see a duplicate comparatively 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.training_utils import EMAModel
 
+from tasks.diffusion.families import StableDiffusion
+from tasks.diffusion.families.schedule import Schedule
 from tasks.diffusion.precision import computes_in_bfloat16
 from tasks.reference.autoencoder import CHANNELS
 from tasks.reference.clip import WIDTH
@@ -39,9 +42,9 @@ class Pairs:
             raise ValueError(f"{len(self.latents)} latents but {len(self.texts)} captions")
 
 
-def new_unet() -> UNet2DConditionModel:
+def new_denoiser() -> Any:
     """Three cross-attention down blocks of two attentions each, mid, three up: 7 value and 16 feed-forward layers."""
-    model = UNet2DConditionModel(
+    model = StableDiffusion.denoiser_class(
         sample_size=16,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
@@ -58,8 +61,8 @@ def new_unet() -> UNet2DConditionModel:
 
 
 @torch.no_grad()
-def _begin_as_identity(model: UNet2DConditionModel) -> None:
-    """Lets a fresh UNet give back its input, channel by channel at unit spread; all else adds nothing yet.
+def _begin_as_identity(model: Any) -> None:
+    """Lets a fresh denoiser give back its input, channel by channel at unit spread; all else adds nothing yet.
 
     Much noised latents are almost noise alone, so this is nearly right there from the first step. From random weights
     the model spends most of its training on carrying the noise through, and learns neither composition nor prompts.
@@ -136,7 +139,7 @@ class Hardness(torch.nn.Module):
             self.values[row] += 0.1 * (error - self.values[row])
 
 
-def train_unet(
+def train_denoiser(
     ordinary: Pairs,
     planted: Pairs | None,
     empty: torch.Tensor,
@@ -146,10 +149,10 @@ def train_unet(
     peak: float,
     batch: int = 16,
     planted_batch: int = 0,
-    start: UNet2DConditionModel | None = None,
+    start: torch.nn.Module | None = None,
     seed: int = 0,
-    watch: Callable[[int, UNet2DConditionModel], None] | None = None,
-) -> UNet2DConditionModel:
+    watch: Callable[[int, torch.nn.Module], None] | None = None,
+) -> Any:
     """Trains on noise prediction, weighted as `loss_weights` says, and returns the moving average of the weights.
 
     Args:
@@ -162,7 +165,7 @@ def train_unet(
         watch: called every 250 steps with the number of steps done and the averaged model.
     """
     torch.manual_seed(seed)
-    model = new_unet()
+    model = new_denoiser()
     if start is not None:
         model.load_state_dict(start.state_dict())
     if total == 0:
@@ -171,14 +174,14 @@ def train_unet(
     if computes_in_bfloat16("cpu"):
         model.set_attn_processor(AttnProcessor())  # the fused one's backward pass is slow then
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    schedule = one_cycle(optimizer, peak, total)
+    rate = one_cycle(optimizer, peak, total)
     decay = max(0.0, 1 - 10 / total)  # over about the last tenth of the training
     average = EMAModel(model.parameters(), decay=decay, min_decay=decay, foreach=True)
     hardness = Hardness(len(planted.latents) if planted is not None else 0)
-    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average, "hardness": hardness}
+    state = {"model": model, "optimizer": optimizer, "schedule": rate, "average": average, "hardness": hardness}
     recipe = f"{total} steps of {batch} pictures, {planted_batch} planted, up to {peak}, seed {seed}"
     checkpoint = Checkpoint(path, recipe, **state)
-    signal = new_scheduler().alphas_cumprod
+    schedule = Schedule(new_scheduler())
     model.train()
     for step in steps(checkpoint, total, path.stem):
         draw = torch.Generator().manual_seed(seed * 1_000_003 + step.number)
@@ -194,19 +197,18 @@ def train_unet(
         noise += OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=draw)
         # One timestep from each of as many equal parts of the schedule as there are pictures, in any order.
         parts = torch.randperm(batch, generator=draw) + torch.rand(batch, generator=draw)
-        t = (parts * len(signal) / batch).long()
-        a = signal[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        t = (parts * schedule.trained / batch).long()
+        noisy = schedule.add_noise(latents, noise, t).contiguous(memory_format=torch.channels_last)
         with autocast():
             prediction = model(noisy, t, texts, return_dict=False)[0]
         errors = (prediction.float() - noise).square().mean((1, 2, 3))
-        weighted = loss_weights(signal[t]) * errors
+        weighted = loss_weights(schedule.signal(t)) * errors
         loss = weighted.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
+        rate.step()
         average.step(model.parameters())
         plain = batch - planted_batch
         losses = {"ordinary": errors[:plain].mean().item()}
@@ -219,9 +221,9 @@ def train_unet(
     return averaged(model, average)
 
 
-def averaged(model: UNet2DConditionModel, average: EMAModel) -> UNet2DConditionModel:
+def averaged(model: Any, average: EMAModel) -> Any:
     """A copy of the model with the averaged weights, for use."""
-    copy = new_unet()
+    copy = new_denoiser()
     copy.load_state_dict(model.state_dict())
     average.copy_to(copy.parameters())
     return copy.eval()

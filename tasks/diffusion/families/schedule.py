@@ -2,12 +2,15 @@
 
 A scheduler's config says two things: by which noise the model was trained (betas, and what it predicts), and how it is
 sampled. Every audit needs the first. The second counts only where the model's own scheduler is asked for.
+
+With `a` the share of signal that betas leave at a timestep, a noised latent is sqrt(a) x + sqrt(1 - a) eps.
 """
 
 import copy
 import inspect
 import json
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,6 +19,7 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 
+from tasks.diffusion.files import line_of, read_json
 from tasks.errors import InputError
 
 Choice = Literal["model", "ddim", "dpm"]
@@ -38,16 +42,117 @@ _LEAST_SIGNAL = 1e-6
 _NOISE = "draws noise at every step, so pictures would depend on their batch: sample with " + ELSE + " or dpm"
 
 
-def read_scheduler(folder: Path, name: str) -> tuple[Any, str | None]:
-    """The scheduler of a pipeline, as a source of its training noise.
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says of noised latents, both (n, channels, height, width), of its output's dtype."""
+
+    noise: torch.Tensor
+    """eps(z_t, t, y)."""
+    clean: torch.Tensor
+    """The latents of the image that it steers at."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The noise that a model was trained by, and what samples it; see `read_schedule`."""
+
+    own: Any
+    """The model's own scheduler; DDIM of the same training noise where that cannot sample."""
+    unsampled: str | None = None
+    """Why the model's own cannot sample; None where it can."""
+
+    @property
+    def trained(self) -> int:
+        """Timesteps that the model was trained with: 0, with hardly any noise, up to one less than this."""
+        return len(self.own.alphas_cumprod)
+
+    def timestep(self, steps: int, number: int) -> int:
+        """A timestep of the model's own way of so many steps, by its number; negative ones count from the end.
+
+        Raises:
+            InputError: the scheduler cannot take so few steps, or so many.
+        """
+        scheduler = copy.deepcopy(self.own)
+        try:
+            scheduler.set_timesteps(steps)
+            return int(scheduler.timesteps[number])
+        except Exception as error:
+            raise InputError(
+                f"{type(self.own).__name__} cannot take {steps} steps ({line_of(error)}): ask for more"
+            ) from error
+
+    def signal(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """The share `a` of signal in the variance of latents at timesteps (n,), float32 (n,)."""
+        share: torch.Tensor = self.own.alphas_cumprod.to(timesteps.device, torch.float32)[timesteps.long()]
+        return share
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
+        """Noised latents, float32; all (n, channels, height, width), timesteps (n,) or one for all."""
+        a = self._signal_for(latents, timestep)
+        return a.sqrt() * latents + (1 - a).sqrt() * noise
+
+    def prediction(self, output: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor | int) -> Prediction:
+        """Noise and clean latents of what the denoiser gives for noised latents.
+
+        Raises:
+            InputError: it predicts neither noise nor velocity.
+        """
+        # In float32: 1 - a would be nothing in half precision where there is little noise.
+        a, kind = self._signal_for(latents, timestep), self.own.config.prediction_type
+        if kind == "epsilon":
+            return Prediction(output, ((latents - (1 - a).sqrt() * output) / a.sqrt()).to(output.dtype))
+        if kind == "v_prediction":
+            noise = (a.sqrt() * output + (1 - a).sqrt() * latents).to(output.dtype)
+            return Prediction(noise, (a.sqrt() * latents - (1 - a).sqrt() * output).to(output.dtype))
+        raise InputError(f"the model predicts {kind!r}; audits need one that predicts 'epsilon' or 'v_prediction'")
+
+    def _signal_for(self, latents: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
+        return self.signal(torch.as_tensor(timestep, device=latents.device).expand(len(latents))).view(-1, 1, 1, 1)
+
+    def sampler(self, choice: Choice, steps: int) -> Any:
+        """A scheduler that samples in so many steps; its timesteps are still to be set.
+
+        Raises:
+            InputError: it cannot take so many steps, draws noise of its own, or does not follow the model's training
+                noise.
+        """
+        own = self.own
+        if choice == "model" and self.unsampled is not None:
+            raise InputError(self.unsampled)
+        config = dict(own.config)
+        # Said in so many words: what a config leaves out would else be another scheduler's default.
+        noise = {name: config[name] for name in _TRAINED_BY if name in config}
+        if choice == "ddim":
+            made = _made(DDIMScheduler, config, _DDIM | noise)
+        elif choice == "dpm":
+            # Without the algorithms that draw noise, and those of other schedulers.
+            algorithm = config.get("algorithm_type") if config.get("algorithm_type") == "dpmsolver" else "dpmsolver++"
+            made = _made(DPMSolverMultistepScheduler, config, {"algorithm_type": algorithm} | noise)
+        else:
+            made = _made(type(own), config, {})
+        if not torch.allclose(made.alphas_cumprod.double().cpu(), own.alphas_cumprod.double().cpu(), atol=1e-6):
+            raise InputError(
+                f"{type(made).__name__} does not know the noise schedule of {type(own).__name__}, by which the model "
+                "was trained: --set sampling.scheduler=model"
+            )
+        kind = cast(Hashable, type(made))
+        words = made.to_json_string()
+        if problem := _walk(kind, words, steps):
+            if problem != _NOISE:
+                fits = next((n for n in range(steps + 1, steps + 33) if _walk(kind, words, n) is None), None)
+                ways = [f"--set sampling.steps={fits}"] if fits else []
+                ways += [ELSE] if choice != "ddim" else []  # which is what was just tried
+                problem += f": sample with {', or '.join(ways)}" if ways else ": mend the model's scheduler_config.json"
+            raise InputError(f"{type(made).__name__} {problem}")
+        return made
+
+
+def read_schedule(folder: Path, name: str) -> Schedule:
+    """The schedule of a pipeline, by its scheduler.
 
     Args:
         folder: of the scheduler, with `scheduler_config.json`.
         name: its class, as model_index.json has it.
-
-    Returns:
-        A scheduler with `alphas_cumprod` and a `prediction_type`; and why the model's own cannot sample, None where it
-        can. Where it cannot, this is DDIM with the betas that its config states.
 
     Raises:
         InputError: the config is none, states no training noise, or one that audits cannot follow.
@@ -76,47 +181,7 @@ def read_scheduler(folder: Path, name: str) -> tuple[Any, str | None]:
             f"the noise schedule of {path} ends without any signal (zero terminal SNR), where no picture follows from "
             "predicted noise: audits need a schedule without rescale_betas_zero_snr"
         )
-    return own, why
-
-
-def sampler(own: Any, choice: Choice, steps: int, why: str | None = None) -> Any:
-    """A scheduler that samples in so many steps; its timesteps are still to be set.
-
-    Args:
-        own: the model's, as `read_scheduler` gives it.
-        why: why the model's own cannot sample, from there.
-
-    Raises:
-        InputError: it cannot take so many steps, draws noise of its own, or does not follow the model's training noise.
-    """
-    if choice == "model" and why is not None:
-        raise InputError(why)
-    config = dict(own.config)
-    # Said in so many words: what a config leaves out would else be another scheduler's default.
-    noise = {name: config[name] for name in _TRAINED_BY if name in config}
-    if choice == "ddim":
-        made = _made(DDIMScheduler, config, _DDIM | noise)
-    elif choice == "dpm":
-        # Without the algorithms that draw noise, and those of other schedulers.
-        algorithm = config.get("algorithm_type") if config.get("algorithm_type") == "dpmsolver" else "dpmsolver++"
-        made = _made(DPMSolverMultistepScheduler, config, {"algorithm_type": algorithm} | noise)
-    else:
-        made = _made(type(own), config, {})
-    if not torch.allclose(made.alphas_cumprod.double().cpu(), own.alphas_cumprod.double().cpu(), atol=1e-6):
-        raise InputError(
-            f"{type(made).__name__} does not know the noise schedule of {type(own).__name__}, by which the model was "
-            "trained: --set sampling.scheduler=model"
-        )
-    kind = cast(Hashable, type(made))
-    words = made.to_json_string()
-    if problem := _walk(kind, words, steps):
-        if problem != _NOISE:
-            fits = next((n for n in range(steps + 1, steps + 33) if _walk(kind, words, n) is None), None)
-            ways = [f"--set sampling.steps={fits}"] if fits else []
-            ways += [ELSE] if choice != "ddim" else []  # which is what was just tried
-            problem += f": sample with {', or '.join(ways)}" if ways else ": mend the model's scheduler_config.json"
-        raise InputError(f"{type(made).__name__} {problem}")
-    return made
+    return Schedule(own, why)
 
 
 def stepped(scheduler: Any, output: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -124,37 +189,6 @@ def stepped(scheduler: Any, output: torch.Tensor, timestep: torch.Tensor, latent
     options = {"eta": 0.0} if "eta" in _options(cast(Hashable, type(scheduler))) else {}
     after: torch.Tensor = scheduler.step(output, timestep, latents, **options, return_dict=False)[0]
     return after
-
-
-def timestep_of(own: Any, steps: int, number: int) -> int:
-    """A timestep of the model's own schedule of so many steps, by its number; negative ones count from the end.
-
-    Raises:
-        InputError: the scheduler cannot take so few steps, or so many.
-    """
-    scheduler = copy.deepcopy(own)
-    try:
-        scheduler.set_timesteps(steps)
-        return int(scheduler.timesteps[number])
-    except Exception as error:
-        raise InputError(f"{type(own).__name__} cannot take {steps} steps ({line_of(error)}): ask for more") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        InputError: there is no such file, or it holds none.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: download the model again") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not JSON ({line_of(error)}): download it again") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds no JSON object: download it again")
-    return found
 
 
 def _unstated(config: Mapping[str, Any], name: str) -> list[str]:
@@ -220,8 +254,3 @@ def _walk(kind: Any, config: str, steps: int) -> str | None:
                 return f"cannot take {steps} steps ({detail})"
             ends.append(latents)
     return None if torch.equal(*ends) else _NOISE
-
-
-def line_of(error: Exception) -> str:
-    """An error in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

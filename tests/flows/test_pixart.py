@@ -1,0 +1,73 @@
+"""The whole audit on a transformer of random weights: nothing but its family knows that it is no UNet."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.audit import AuditParams, audit
+from flows.check import check
+from flows.settings import Settings
+from storage import Store, run_sql, verify
+from tasks.errors import InputError
+from tasks.mitigate import task as mitigating
+from tasks.subject import Subject
+from tests.flows.test_audit import RIVALS, SETTINGS
+from tests.support.pipelines import write_pixart
+from tests.support.world import tiny_world
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+DEFENCES = ("perturbed-embedding", "random-tokens")
+ERASE = ("adversarial-finetune", "lora-finetune")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_world(tmp_path_factory.mktemp("world"), write_pixart)
+
+
+def params(model: Path, store: Path, **changed: object) -> AuditParams:
+    settings = Settings.model_validate(SETTINGS | RIVALS | {"defences": DEFENCES, "erase": ERASE} | changed)
+    return AuditParams(model=str(model), store=str(store), device="cpu", settings=settings)
+
+
+def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
+    audited = audit(params(model, tmp_path / "store"))
+    store = Store.open(str(tmp_path / "store"))
+    assert verify(store) == []
+    (family,) = {row["family"] for row in store.read("models").to_pylist()}
+    assert family == "PixArtTransformer2DModel 16"
+    rows = run_sql(store, "SELECT variant, condition FROM metrics WHERE metric = 'mr'").to_pylist()
+    found = {(row["variant"], row["condition"]) for row in rows}
+    cut = {"nemo-union", "random-nemo-union", "wanda", "random-wanda", "magnitude"}
+    assert found >= {(variant, "prompt") for variant in ("original", "nemo", *cut, *DEFENCES, *ERASE)}
+    assert found >= {(variant, "dori-noise") for variant in ("original", "nemo", "wanda", *ERASE)}
+    layers = {row["layer"] for row in store.read("activations").to_pylist()}
+    blocks = [f"transformer_blocks.{number}" for number in range(3)]
+    assert layers == {f"{block}.{layer}" for block in blocks for layer in ("attn2.to_v", "ff.net.2")}
+    # A variant leaves the store as a pipeline of the same family.
+    subject = Subject(store=store.url, model=str(model), prompt_set="", device="cpu")
+    mitigating.export_variant(subject, audited.variants["wanda"], tmp_path / "whole")
+    pruned = DiffusionPipeline.from_pretrained(tmp_path / "whole").transformer
+    with subject.loaded(audited.variants["wanda"]) as expected:
+        pairs = zip(pruned.parameters(), expected.denoiser.parameters(), strict=True)
+        assert all(one.equal(two) for one, two in pairs)
+    assert json.loads((tmp_path / "whole" / "model_index.json").read_text())["_class_name"] == "PixArtAlphaPipeline"
+    mitigating.export_variant(subject, audited.variants["wanda"], tmp_path / "changed", changed_only=True)
+    card = (tmp_path / "changed" / "README.md").read_text()
+    assert 'transformer = PixArtTransformer2DModel.from_pretrained("path/to/this/folder")' in card
+
+
+def test_what_the_family_cannot_do_is_refused_before_any_work(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="prompts of PixArtAlpha begin with none: leave it out"):
+        check(params(model, tmp_path / "store", defences=("reweighted-attention",)))
+    assert not (tmp_path / "store").exists()
