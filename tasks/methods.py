@@ -97,6 +97,50 @@ class Detector(Method):
     before any weights are loaded."""
 
 
+@dataclass(frozen=True)
+class Column:
+    """A metric that tables show."""
+
+    metric: str
+    heading: str
+    form: str = ".2f"
+    """Format of a value; with a percent sign at its end, such as ".0%", the value is a share."""
+    better: Literal["lower", "higher"] | None = None
+    """Which values are better of a model that should have forgotten, or of the method that is measured."""
+    narrow: bool = False
+    """Whether a terminal has room for it, too."""
+    order: int = 100
+    """Where it stands, from left to right."""
+    cases: str = ""
+    """What its n counts, where that is not images."""
+    drawn: bool = False
+    """Whether the page draws it, a share, beside its value."""
+
+    def text(self, value: float) -> str:
+        """A value in the digits it deserves."""
+        return f"{value:{self.form}}".replace("%", " %")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Method):
+    """Measures what a variant does under a condition."""
+
+    kind = "metric"
+    measure: "Callable[[Seen, Any], Sequence[Estimate]]"
+    """Its estimates, from what is seen and its own parameters; none where there is nothing to measure."""
+    applies: "Callable[[Condition, str], bool]"
+    """Whether it is taken of a condition and a variant, which goes by its name."""
+    columns: tuple[Column, ...] = ()
+    """Those of its estimates that tables show; others are kept in the store only."""
+    kept: tuple[str, ...] = ()
+    """Names of those others."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the estimates that tables show."""
+        return tuple(column.metric for column in self.columns)
+
+
 Scopes = Literal["prompts", "subsets", "all"]
 """What a localizer finds sets for: each prompt; each subset of the prompts, and all of them together; or the latter
 alone. A localizer of prompts is also asked about single triggers, and so is one of subsets."""
@@ -234,50 +278,6 @@ class Localizer(Method):
         return f"{self.name}-control" if pruning.ordinary else self.name
 
 
-@dataclass(frozen=True)
-class Column:
-    """A metric that tables show."""
-
-    metric: str
-    heading: str
-    form: str = ".2f"
-    """Format of a value; with a percent sign at its end, such as ".0%", the value is a share."""
-    better: Literal["lower", "higher"] | None = None
-    """Which values are better of a model that should have forgotten, or of the method that is measured."""
-    narrow: bool = False
-    """Whether a terminal has room for it, too."""
-    order: int = 100
-    """Where it stands, from left to right."""
-    cases: str = ""
-    """What its n counts, where that is not images."""
-    drawn: bool = False
-    """Whether the page draws it, a share, beside its value."""
-
-    def text(self, value: float) -> str:
-        """A value in the digits it deserves."""
-        return f"{value:{self.form}}".replace("%", " %")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric(Method):
-    """Measures what a variant does under a condition."""
-
-    kind = "metric"
-    measure: "Callable[[Seen, Any], Sequence[Estimate]]"
-    """Its estimates, from what is seen and its own parameters; none where there is nothing to measure."""
-    applies: "Callable[[Condition, str], bool]"
-    """Whether it is taken of a condition and a variant, which goes by its name."""
-    columns: tuple[Column, ...] = ()
-    """Those of its estimates that tables show; others are kept in the store only."""
-    kept: tuple[str, ...] = ()
-    """Names of those others."""
-
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """Names of the estimates that tables show."""
-        return tuple(column.metric for column in self.columns)
-
-
 S = TypeVar("S", bound=Callable[..., Any])
 _FOUND: dict[tuple[Kind, str], Method] = {}
 
@@ -303,22 +303,21 @@ def detector(**spec: Any) -> Callable[[S], S]:
     return of
 
 
-def localizer(**spec: Any) -> Callable[[S], S]:
-    """Registers a function as a localizer; see `Localizer` and `Method` for what is said of it."""
-
-    def of(function: S) -> S:
-        register(Localizer(find=function, **spec))
-
-        return function
-
-    return of
-
-
 def metric(**spec: Any) -> Callable[[S], S]:
     """Registers a function as a metric; see `Metric` and `Method` for what is said of it."""
 
     def of(function: S) -> S:
         register(Metric(measure=function, **spec))
+        return function
+
+    return of
+
+
+def localizer(**spec: Any) -> Callable[[S], S]:
+    """Registers a function as a localizer; see `Localizer` and `Method` for what is said of it."""
+
+    def of(function: S) -> S:
+        register(Localizer(find=function, **spec))
         return function
 
     return of

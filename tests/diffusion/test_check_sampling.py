@@ -49,7 +49,7 @@ def test_what_does_not_count_is_found_with_both_figures(v_folder: Path, xl_folde
     encode_prompts = StableDiffusion.encode
     with pytest.MonkeyPatch.context() as patch:  # another prompt, as with a truncation of our own
 
-        def shortened(self: Model, prompts: list[str], batch: int = 256) -> torch.Tensor:
+        def shortened(self: StableDiffusion, prompts: list[str], batch: int = 256) -> torch.Tensor:
             return encode_prompts(self, [word[:3] for word in prompts])
 
         patch.setattr(StableDiffusion, "encode", shortened)

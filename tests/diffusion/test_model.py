@@ -142,7 +142,7 @@ def test_a_schedule_that_ends_without_signal_is_refused(v_folder: Path, tmp_path
 
 
 def test_noise_to_start_from_is_matched_to_tokens_and_to_pooled_vectors_apart(xl_folder: Path) -> None:
-    model = load_model(xl_folder, "cpu")
+    model: Any = load_model(xl_folder, "cpu")
     text_encoder, pooled = model.text_encoder_2, model.encode(PROMPTS)[:, -1]
     assert text_encoder is not None and not pooled[:, text_encoder.config.projection_dim :].any()
     found = start_embeddings(model, "noise", PROMPTS, KEYS, DoriParams(), PROMPTS)

@@ -76,7 +76,8 @@ def test_prompts_are_counted_as_they_are_read(folder: Path) -> None:
     model, alone = load_model(folder, "cpu"), tokenizers_of(folder)
     assert alone.most == model.tokens and alone.counts([" Picture A", "picture a"]) == [4, 4]  # with end and space
     assert model.encode([" Picture A"]).equal(model.encode(["picture a"]))
-    assert model.mask(model.encode(["picture a", ""])).sum(1).tolist() == [4, 1]
+    mask = model.mask(model.encode(["picture a", ""]))
+    assert mask is not None and mask.sum(1).tolist() == [4, 1]
     assert alone.words() == ["picture"]
 
 
@@ -85,6 +86,7 @@ def test_values_are_means_over_the_tokens_of_the_prompt(folder: Path) -> None:
     layers = model.layers(Site.VALUE)
     assert [layer.name for layer in layers] == [f"transformer_blocks.{n}.attn2.to_v" for n in range(3)]
     mask = model.mask(text)
+    assert mask is not None
     seen: dict[int, torch.Tensor] = {}
 
     def see(layer: Layer, inputs: torch.Tensor, output: torch.Tensor) -> None:

@@ -265,7 +265,7 @@ def test_published_statistics_stand_for_null_prompts(
     subject: Subject, memorized: list[Prompt], nulls: list[Prompt], given: door.Given, nemo_id: str, tmp_path: Path
 ) -> None:
     model = subject.load()
-    layers = layers_of(model.denoiser, Site.VALUE)
+    layers = model.layers(Site.VALUE)
     same = Moments.of(value_activations(layers, model.encode([prompt.text for prompt in nulls]))).statistics()
     torch.save((list(same.means), list(same.stds)), tmp_path / "one.pt")
     shutil.copy(tmp_path / "one.pt", tmp_path / "two.pt")

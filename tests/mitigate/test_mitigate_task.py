@@ -1,4 +1,4 @@
-"""The door of mitigation: what is cut lies in the store, says so, and can be taken out as a pipeline."""
+"""The door of mitigation: what is pruned lies in the store, says so, and can be taken out as a pipeline."""
 
 import copy
 import json
@@ -103,7 +103,7 @@ def copied(subject: Subject, variant: str) -> Any:
 
 
 def test_every_kind_of_pruning_takes_what_was_found(subject: Subject) -> None:
-    names = [layer.name for layer in layers_of(subject.load().denoiser, SITE)]
+    names = [layer.name for layer in subject.load().layers(SITE)]
     cut = prune(subject, "wanda")
     assert list(cut) == ["wanda", "random-wanda"]
     assert zeroed(subject, cut["wanda"]) == {name: [1, 2, 9] for name in names}
@@ -138,9 +138,7 @@ def test_pruned_variants_hold_sets_and_no_weights(subject: Subject) -> None:
     found |= prune(subject, "nemo", "first", "second")
     found |= prune(subject, "wanda")
     found |= prune(subject, "taylor")
-    layers = {
-        rule: len(layers_of(subject.load().denoiser, site)) for rule, site in (("weights", SITE), ("", Site.VALUE))
-    }
+    layers = {rule: len(subject.load().layers(site)) for rule, site in (("weights", SITE), ("", Site.VALUE))}
     for method, variant in found.items():
         row = subject.row(variant)
         assert row["weights"] is None and json.loads(row["card"])["audit_id"] == "audit-7"
@@ -179,7 +177,7 @@ def test_sets_that_were_deleted_are_missed_and_made_anew(subject: Subject) -> No
 
 def test_neurons_are_pruned_by_rows(subject: Subject) -> None:
     cut = prune(subject, "nemo-union", "all")
-    layers = layers_of(subject.load().denoiser, Site.VALUE)
+    layers = subject.load().layers(Site.VALUE)
     rows = {layer.name: list(range(n * layer.inputs, (n + 1) * layer.inputs)) for n, layer in enumerate(layers)}
     assert zeroed(subject, cut["nemo-union"]) == rows
     assert len(zeroed(subject, cut["random-nemo-union"])) == len(layers)

@@ -74,8 +74,8 @@ class Grounds:
     def null_scores(self) -> list[torch.Tensor]:
         self.declared("null scores")
         params = cast(DetectionParams, self.params)
-        found = detection_scores(self.subject, self.given.threshold_nulls, detection_id(params))
-        return [torch.from_numpy(scores) for scores in found.values()]
+        scores = detection_scores(self.subject, self.given.threshold_nulls, detection_id(params))
+        return [torch.from_numpy(one) for one in scores.values()]
 
     @cached_property
     def norms(self) -> Mapping[str | None, Norms]:
