@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from storage import content_key
-from tasks.attack.dori import DoriParams, attack, start_embeddings
+from tasks.attack.dori import DoriParams as DoriParams
+from tasks.attack.dori import attack, start_embeddings
 from tasks.attack.locality import (
     Locality,
     activation_locality,

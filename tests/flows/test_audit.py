@@ -25,7 +25,9 @@ from flows.audit import Audited, AuditParams, audit, recorded
 from flows.cli.commands import app
 from flows.cli.shared import settings_of
 from flows.params import resolved
-from flows.plan import Plan
+from flows.facts import _agreement
+from flows.run import ids, triggers
+from flows.run.spec import Spec, resolve
 from flows.settings import Settings, settings_for
 from storage import Store, examine, run_sql, verify
 from tasks.conditions import PROMPT
