@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from tasks.scorers.clip import ClipParams
-
 from flows.params import AuditParams, beside
 from tasks.collect import task as collecting
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError
 from tasks.scorers import clip as clip_score
+from tasks.scorers.clip import ClipParams
 
 
 def inputs_of(

@@ -33,8 +33,8 @@ else:
 
 class AuditSettings(BaseModel):
     """How much an audit looks at, and how. Methods are set as published, but where their descriptions say otherwise;
-    how much is looked at is what hours allow, such as 500 null prompts of the published 50,000. Each localizer's own
-    settings are a group beside."""
+    how much is looked at is what hours allow, such as 500 null prompts of the published 50,000. Each localizer's and
+    metric's own settings are a group beside."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -119,7 +119,7 @@ class AuditSettings(BaseModel):
 if TYPE_CHECKING:
     Settings = AuditSettings
 else:
-    Settings = with_groups(AuditSettings, methods("localizer"))
+    Settings = with_groups(AuditSettings, methods("localizer", "metric"))
 
 
 PROFILES: dict[Profile, dict[str, Any]] = {

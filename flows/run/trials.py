@@ -9,6 +9,7 @@ from tasks.attack import task as attacking
 from tasks.conditions import EXTRACTION, ORDINARY, PROMPT, Condition, Start, dori, effort
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.task import Trial
+from tasks.methods import metrics
 from tasks.pruned import per_prompt
 from tasks.report.standing import STANDINGS
 from tasks.subject import ORIGINAL
@@ -79,7 +80,8 @@ def generations_of(spec: Spec, trial: Trial) -> list[str]:
 
 def scoring(spec: Spec) -> evaluating.Scoring:
     """What generations are made and looked at with."""
-    settings, own = spec.settings, {"extraction": spec.settings.extraction}
+    settings = spec.settings
+    own = {one.name: settings.of(one) for one in metrics() if one.params.model_fields}
     scorers = settings.sscd, spec.clip
     return evaluating.Scoring(settings.sampling, *scorers, own, ids.detection(spec), spec.chosen.ordinary)
 

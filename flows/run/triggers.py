@@ -60,25 +60,17 @@ def points(spec: Spec) -> tuple[list[Prompt], list[Prompt]]:
     return as_prompts(ends, diagnosed(spec)), as_prompts(starts, diagnosed(spec))
 
 
-def spreads(spec: Spec) -> list[reporting.Diagnosed]:
-    """How far the triggers of each image lie apart: their embeddings, and what they activate."""
-    (triggers, _), restarts = points(spec), succeeded(spec)
+def searches(spec: Spec) -> list[reporting.Searches]:
+    """What was searched for each image whose memory is diagnosed, and what was found."""
+    (ends, starts), worked, first = points(spec), succeeded(spec), begun(spec)
     # One prompt of each image: captions of one lie together, and would make the others seem nearer than they are.
     others, units = spec.chosen.different(spec.chosen.memorized), spec.chosen.units
     out = []
     for prompt in diagnosed(spec):
-        found = searched(spec)[prompt.prompt_id]
-        mine = [one for one in triggers if one.prompt_id in found]
-        rest = [other for other in others if units[other.prompt_id] != units[prompt.prompt_id]]
-        worked, spread = restarts[prompt.prompt_id], None
-        if mine and len(rest) > 1:
-            how = spec.chosen.pool, many(spec), spec.settings.seed
-            seen = attacking.diagnose(spec.subject, mine, worked, rest, *how)
-            activations, before = (
-                {name: layer.ratio for name, layer in zip(seen.layers, some, strict=True)}
-                for some in (seen.activations, seen.starts)
-            )
-            between = seen.embeddings.ratio, seen.beside_prompts.ratio, seen.moved
-            spread = reporting.Spread(*between, activations, before, seen.map)
-        out.append(reporting.Diagnosed(prompt.image_ids[0], prompt.text, len(found), len(worked), spread))
+        name, unit = prompt.prompt_id, units[prompt.prompt_id]
+        found = searched(spec)[name]
+        mine = [one for one in ends if one.prompt_id in found]
+        began = [one for one in starts if one.prompt_id in first[name]]
+        rest = [other for other in others if units[other.prompt_id] != unit]
+        out.append(reporting.Searches(prompt, len(found), len(worked[name]), mine, began, rest))
     return out

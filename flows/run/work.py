@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from flows.run import done, ids, triggers
 from flows.run.spec import Spec
-from flows.run.trials import attack_of, generations_of, scoring, shots_of, trigger_ids, trials
+from flows.run.trials import attack_of, generations_of, scoring, shots_of, trials, trigger_ids
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.diffusion.families import Model
@@ -355,8 +355,7 @@ def _locality(spec: Spec, audit_id: str) -> tuple[str, list[str]]:
     ends, starts = triggers.points(spec)
     nemo, wanda = (method("localizer", name) for name in ("nemo", "wanda"))
     found = ids.sets(spec, nemo), ids.sets(spec, wanda, localizing.one_by_one([*ends, *starts]))
-    names = [one.prompt_id for one in [*ends, *starts]]
-    return reporting.write_locality(spec.subject, audit_id, triggers.spreads(spec), names, *found)
+    return reporting.diagnose(spec.subject, audit_id, triggers.searches(spec), *found, spec.settings.seed)
 
 
 def _evaluate(asked: _Asked) -> Iterator[Item]:

@@ -1,4 +1,4 @@
-"""The door of mitigation: what is cut lies in the store, says so, and can be taken out as a pipeline."""
+"""The door of mitigation: what is pruned lies in the store, says so, and can be taken out as a pipeline."""
 
 import copy
 import json

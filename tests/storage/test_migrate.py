@@ -26,6 +26,8 @@ from storage.migrate import _Move
 from storage.migrations import MIGRATIONS, OLDEST, kept_schemas, tables_of, v4
 from storage.parts import encode
 from storage.tables import TABLES, VERSION
+from tasks.errors import InputError
+from tasks.subject import Subject
 from tests.storage.keep_schemas import kept
 from tests.storage.test_crashes import Death, dying_at
 
@@ -217,7 +219,7 @@ def test_a_damaged_part_is_refused_by_name_and_the_migration_goes_on_without_it(
     assert len(examine(Store.open(old)).damages) == 1
 
 
-def test_a_variant_whose_files_are_gone_has_no_card(old: Path) -> None:
+def test_a_variant_whose_files_are_gone_has_no_card(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone, changed = sorted(path.parent for path in old.glob("weights/*/variant.json"))[:2]
     shutil.rmtree(gone)
     card = changed / "variant.json"
@@ -228,7 +230,15 @@ def test_a_variant_whose_files_are_gone_has_no_card(old: Path) -> None:
     card.write_text(text)
     migrate(old)
     store = Store.open(old)
-    assert [row["card"] for row in store.read("variants", weights=f"weights/{gone.name}").to_pylist()] == [None]
+    (model_id,) = set(store.read("variants")["model_id"].to_pylist())
+    monkeypatch.setattr(Subject, "model_id", property(lambda self: model_id))
+    subject = Subject(store=store.url, model="gone", prompt_set="")
+    for row in store.read("variants", model_id=subject.model_id).to_pylist():
+        if row["weights"] == f"weights/{gone.name}":
+            with pytest.raises(InputError, match="were gone when the store was migrated"):
+                subject.card(row["variant"])
+        elif row["weights"]:
+            assert subject.card(row["variant"])["method"] == row["method"]
     assert [damage.address for damage in examine(store).damages] == [f"weights/{gone.name}"]
 
 
@@ -498,3 +508,5 @@ def test_the_command_says_what_it_does(old: Path) -> None:
     assert engram("--gc", "--dry-run", *place) == ["would have removed 343 parts of version 3 (2.0 MB)"]
     assert engram("--gc", *place) == ["removed 343 parts of version 3 (2.0 MB)"]
     assert engram("--gc", *place) == ["there are no former parts to remove"]
+    refused = CliRunner().invoke(app, ["migrate", "--gc", "--lost", "a", *place])
+    assert isinstance(refused.exception, InputError) and "exclude each other" in str(refused.exception)

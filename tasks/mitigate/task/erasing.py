@@ -108,7 +108,9 @@ def erase(
         asked = [prompt for prompt, some in zip(asked, made, strict=True) if some]
         stand_ins = [surrogate for some in made for surrogate in some]
         if not asked:
-            raise InputError(f"{pruned} copies every memorized picture still, so nothing can stand for them: cut more")
+            raise InputError(
+                f"{pruned} copies every memorized picture still, so nothing can stand for them: prune more"
+            )
     rows = [(image, prompt.text) for prompt in asked for image in prompt.image_ids]
     images, texts = [image for image, _ in rows], [text for _, text in rows]
     pictures = subject.pictures(images)

@@ -17,10 +17,10 @@ from tasks.subject import ORIGINAL, Subject
 
 VERSION = "prune/3"
 DONE: dict[str, str] = {
-    "adversarial-finetune": "the UNet was trained to answer adversarial embeddings of memorized pictures with others",
-    "surrogate-finetune": "the UNet was trained to answer the prompts of memorized pictures with other pictures",
-    "ordinary-finetune": "the UNet was trained further on ordinary pictures alone",
-    "lora-finetune": "low-rank changes of the UNet's attention were trained to answer adversarial embeddings of"
+    "adversarial-finetune": "the denoiser was trained to answer adversarial embeddings of memorized images with others",
+    "surrogate-finetune": "the denoiser was trained to answer the prompts of memorized pictures with other pictures",
+    "ordinary-finetune": "the denoiser was trained further on ordinary pictures alone",
+    "lora-finetune": "low-rank changes of the denoiser's attention were trained to answer adversarial embeddings of"
     " memorized pictures with others",
     "perturbed-embedding": "prompt embeddings are moved until they steer the first step less, at inference",
     "random-tokens": "random words are added to prompts, at inference",
@@ -104,7 +104,7 @@ def unpruned_card(
     shared: float = 0.0,
     done: str = "",
 ) -> Card:
-    """The card of a variant that is not one UNet with zeros: it was trained, or what is done is done at inference.
+    """The card of a variant that is not one denoiser with zeros: it was trained, or what is done is done at inference.
 
     Args:
         done: what is done, in words; those of the method without it.
