@@ -24,7 +24,10 @@ from flows import stages
 from flows.audit import Audited, AuditParams, audit, recorded
 from flows.cli.commands import app
 from flows.cli.shared import settings_of
+from flows.facts import _agreement
 from flows.params import resolved
+from flows.run import ids, triggers
+from flows.run.spec import Spec, resolve
 from flows.settings import Settings, settings_for
 from storage import Store, examine, run_sql, verify
 from tasks.conditions import PROMPT
@@ -392,14 +395,14 @@ def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams
             if row["scope_id"] == prompt.prompt_id:
                 unet.get_submodule(row["layer"]).weight[row["members"]] = 0
     wanted = evaluating.shots([prompt], spec.settings.seeds)
-    ids = evaluating.generation_ids(subject, variant, PROMPT, wanted, sampling)
-    made = evaluating.images_of(subject, variant, PROMPT, ids)
+    names = evaluating.generation_ids(subject, variant, PROMPT, wanted, sampling)
+    made = evaluating.images_of(subject, variant, PROMPT, names)
     keys = [(prompt.prompt_id, shot.seed) for shot in wanted]
     cut, whole = (
         generate(one, one.encode([prompt.text] * len(keys)), keys, sampling)
         for one in (model.with_denoiser(unet), model)
     )
-    assert np.abs(np.stack([made[name] for name in ids]).astype(int) - cut).max() <= 1  # rounding may differ by batch
+    assert np.abs(np.stack([made[name] for name in names]).astype(int) - cut).max() <= 1  # rounding may differ by batch
     assert (cut != whole).any()
 
 

@@ -13,6 +13,7 @@ from flows.cli.commands import app
 from flows.cli.shared import LongPromptsName, params_of
 from flows.facts import facts_of
 from flows.params import AuditParams, command_of
+from flows.run.spec import resolve
 from flows.settings import Settings, listed, settings_for
 from tasks.errors import InputError
 from tasks.subject import prompts_of

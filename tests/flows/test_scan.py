@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from flows.audit import AuditParams
 from flows.cli import main
 from flows.cli.commands import app
+from flows.run.spec import resolve
 from flows.scan import ScanRun, scan, scanned_and_nulls
 from flows.settings import Settings
 from storage import Store, run_sql, verify

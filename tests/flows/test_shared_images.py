@@ -11,6 +11,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.audit import AuditParams, audit
 from flows.facts import facts_of
+from flows.run.spec import resolve
 from flows.settings import Settings
 from storage import Store
 from tasks.report.task import compare, record_of, write_results
