@@ -7,7 +7,8 @@
   follow: `nemo-own-1a2b3c4d` is `nemo-1a2b3c4d`, and `nemo-1a2b3c4d` is `nemo-union-1a2b3c4d`. What the localizer found
   (`neuron_sets.method`) keeps its name.
 - What a model card says of a variant, until now a file beside its weights, is a column of `variants`.
-- The setting `rival_starts` is `baseline_starts`.
+- The setting `rival_starts` is `baseline_starts`; the group `importance`, which three localizers shared, is a group for
+  each of them. Audits and registrations keep their settings as JSON.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ COLUMNS = {
     "nights": {"standard": "baseline"},
 }
 """By table, columns with new names."""
-SETTINGS = {"rival_starts": "baseline_starts"}
-"""Settings with new names, in the parameters (JSON) of audits and registrations."""
+SCORES = {"gradient": ("timesteps", "contrast"), "taylor": ("timesteps", "contrast"), "random": ("seed",)}
+"""Localizers that have settings of their own now, with the names of those that they shared."""
 
 _OWN = re.compile(r"(random-)?nemo-own(-[0-9a-f]{8})?")
 _UNION = re.compile(r"(random-)?nemo(-[0-9a-f]{8})?")
@@ -63,9 +64,14 @@ def metric(name: str) -> str:
 
 
 def params(text: str) -> str:
-    """Parameters with the new names of settings. All else stays to the letter: audits are told apart by this text."""
-    # A quote within a value has a backslash before it, so only names are found.
-    return re.sub(r'(?<!\\)"(\w+)":', lambda found: f'"{SETTINGS.get(found[1], found[1])}":', text)
+    """Parameters of an audit (JSON) with the new names of its settings, where it has any; all else stays."""
+    content = json.loads(text)
+    settings = content.get("settings") or {}
+    if "rival_starts" in settings:
+        settings["baseline_starts"] = settings.pop("rival_starts")
+    if shared := settings.pop("importance", None):
+        settings |= {score: {name: shared[name] for name in names if name in shared} for score, names in SCORES.items()}
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def card(text: str) -> str:

@@ -174,7 +174,6 @@ def finetune(
         weight.copy_(average)
     if run.lora is not None:
         run.lora.merge_and_unload()
-        del run.denoiser.peft_config
     return FineTuned(run.denoiser, run.history, run.stopped)
 
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from flows.audit import AuditParams
 from flows.cli.commands import app
 from storage import Store, StoreError, drop_former, examine, migrate, query, run_sql, write_catalog
 from storage.local import LocalPlace
@@ -479,14 +480,24 @@ def test_names_of_variants() -> None:
     ]  # fmt: skip
 
 
-@given(st.dictionaries(st.text(), st.recursive(st.text() | st.floats(allow_nan=False), st.lists)))
+@given(st.dictionaries(st.text(), st.text() | st.floats(allow_nan=False) | st.lists(st.text())))
 def test_parameters_keep_every_value(settings: dict[str, Any]) -> None:
-    told = {"settings": settings | {"rival_starts": ['"rival_starts":', "noise"]}}
-    new = v4.params(json.dumps(told, separators=(",", ":")))
-    wanted = {
-        ("baseline_starts" if name == "rival_starts" else name): value for name, value in told["settings"].items()
+    former = {
+        "rival_starts": ["noise"],
+        "importance": {"timesteps": 3, "contrast": False, "seed": 7, "score": "taylor"},
     }
-    assert json.loads(new)["settings"] == wanted
+    now = {"baseline_starts": ["noise"], "random": {"seed": 7}}
+    now |= {name: {"timesteps": 3, "contrast": False} for name in ("gradient", "taylor")}
+    new = v4.params(json.dumps({"model": '"rival_starts":', "settings": settings | former}))
+    assert json.loads(new) == {"model": '"rival_starts":', "settings": settings | now}
+    assert v4.params('{"settings":null}') == '{"settings":null}'
+
+
+def test_a_registration_fits_the_settings_of_now(migrated: Path) -> None:
+    """Else the nights of whoever migrated end with an error."""
+    (text,) = Store.open(migrated).read("registrations")["params"].to_pylist()
+    settings = AuditParams.model_validate_json(text).settings
+    assert settings is not None and settings.baseline_starts == ("noise",) and settings.memorized == 2
 
 
 # The command.
