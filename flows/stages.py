@@ -14,7 +14,7 @@ from flows.lineage import task
 from flows.run import ids, triggers
 from flows.run.execution import execute
 from flows.run.spec import Run, Spec, audits_like, spec_of
-from flows.run.trials import generations_of, trials, trigger_ids
+from flows.run.trials import generations_of, has_own_weights, trials, trigger_ids
 from flows.show import show, show_audit, show_chart, shown_progress, uri
 from tasks.conditions import EXTRACTION
 from tasks.errors import InputError
@@ -160,9 +160,7 @@ def report(run: Run, audit_id: str | None = None) -> Audited:
     put = [one for one in trials(spec, variants) if one.condition != EXTRACTION and one.condition.steps is None]
     shown = {(one.name, one.variant, one.condition): generations_of(spec, one) for one in put}
     searches = {
-        _search_name(one): trigger_ids(spec, one)
-        for one in put
-        if one.condition.is_attack and subject.weights_of(one.variant) == one.variant
+        _search_name(one): trigger_ids(spec, one) for one in put if one.condition.is_attack and has_own_weights(one)
     }
     trained = {name: mitigating.history_of(subject, variants[name]) for name in settings.erase if name in variants}
     pruned = ids.pruned(spec)

@@ -59,7 +59,8 @@ def triggers_of(spec: Spec, trial: Trial) -> dict[str, list[str]] | None:
     if trial.condition.start is None:
         return None
     attack, seed = attack_of(spec, trial.condition), spec.settings.seed
-    return attacking.triggers_of(spec.subject, trial.variant, trial.prompts, spec.chosen.pool, attack, seed)
+    weights = trial.variant if has_own_weights(trial) else ORIGINAL
+    return attacking.triggers_of(spec.subject, weights, trial.prompts, spec.chosen.pool, attack, seed)
 
 
 def trigger_ids(spec: Spec, trial: Trial) -> list[str]:
@@ -84,6 +85,12 @@ def scoring(spec: Spec) -> evaluating.Scoring:
     own = {one.name: settings.of(one) for one in metrics() if one.params.model_fields}
     scorers = settings.sscd, spec.clip
     return evaluating.Scoring(settings.sampling, *scorers, own, ids.detection(spec), spec.chosen.ordinary)
+
+
+def has_own_weights(trial: Trial) -> bool:
+    """Whether a trial's variant has weights of its own; else it acts at inference alone, and its triggers are those of
+    the original."""
+    return trial.name == ORIGINAL or STANDINGS[trial.name].kind != "inference"
 
 
 def _claims(name: str) -> bool:

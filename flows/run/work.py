@@ -227,7 +227,7 @@ def _searches(
             size=len(names),
             unit=groups.scope,
             missing=partial(done.sets, spec, names, stored, key),
-            cost=localizer.cost_of(params),
+            cost=localizer.cost_of(params) * sum(map(len, some.prompts.values())) / len(names),
         )
 
 

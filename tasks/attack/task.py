@@ -79,8 +79,12 @@ def attack_images(
 def triggers_of(
     subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
 ) -> dict[str, list[str]]:
-    """The ids that `attack_images` gives, whether or not it ran yet."""
-    return _by_prompt(asked, _names(subject, subject.weights_of(variant), asked, pool, params, seed), params)
+    """The ids that `attack_images` gives, whether or not it ran yet.
+
+    Args:
+        variant: whose weights are attacked: the original's, where a mitigation acts at inference.
+    """
+    return _by_prompt(asked, _names(subject, variant, asked, pool, params, seed), params)
 
 
 def starts_of(
