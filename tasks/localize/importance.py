@@ -40,7 +40,7 @@ def reads(params: GradientParams) -> tuple[Reads, ...]:
 
 
 def gradient_cost(params: GradientParams) -> float:
-    """A gradient counts as three evaluations; as many ordinary images are looked at as memorized ones, where they are."""
+    """A gradient counts as three evaluations; ordinary images are looked at too, where there is a contrast."""
     return 3.0 * params.timesteps * (2 if params.contrast else 1)
 
 
