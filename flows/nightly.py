@@ -17,7 +17,7 @@ from flows.alerts import ARTIFACT, NIGHTLY, REGRESSION, announce
 from flows.audit import Audited, AuditParams, audit
 from flows.check import check
 from flows.params import clip_in_full, full_name, in_full
-from flows.plan import Plan
+from flows.run.spec import Spec, audits_like, resolve
 from flows.settings import Settings
 from flows.show import show
 from flows.typed import Plain, problems_in
@@ -101,8 +101,8 @@ def _night(store: Store, name: str, params_json: str, due: datetime, params: Nig
         return Night(name=name, outcome="failed", words=words)
     try:
         check(asked)
-        plan = Plan(asked)
-        done = _audited_since(plan, due)
+        spec = resolve(asked)
+        done = _audited_since(spec, due)
         if done is None:
             state = audit(asked, return_state=True)
             if not state.is_completed():
@@ -111,7 +111,7 @@ def _night(store: Store, name: str, params_json: str, due: datetime, params: Nig
             night = _compared(store, name, found.audit_id, params)
         else:
             night = _compared(store, name, done, params).model_copy(update={"reused": True})
-        _tell(store, night, str(reporting.page_path(plan.subject, str(night.audit_id))))
+        _tell(store, night, str(reporting.page_path(spec.subject, str(night.audit_id))))
     except Exception as error:
         return Night(name=name, outcome="failed", words=one_line(error))
     return night
@@ -148,9 +148,9 @@ def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> 
     )
 
 
-def _audited_since(plan: Plan, due: datetime) -> str | None:
+def _audited_since(spec: Spec, due: datetime) -> str | None:
     """The last completed audit of the same model with the same parameters, if it began after this run was due."""
-    since = [row for row in plan.audits() if row["state"] == "completed" and row["started_at"] >= due]
+    since = [row for row in audits_like(spec) if row["state"] == "completed" and row["started_at"] >= due]
     return str(max(since, key=lambda row: row["started_at"])["audit_id"]) if since else None
 
 

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from flows.audit import AuditParams, audit
 from flows.check import check as check_audit
+from flows.inputs import clip_of
 from flows.params import defaults_for, model_folder
-from flows.plan import attack_pool, clip_of
+from flows.run.spec import chosen_of
 from flows.settings import Settings
 from flows.show import show, shown_progress, uri
 from flows.typed import Plain
@@ -233,7 +234,7 @@ def _detection(subject: Subject, settings: Settings) -> gates.Gate:
 
 def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
     """Attacks with the published budget from random starts: on planted pictures, and on pictures never memorized."""
-    pool = attack_pool(subject, settings)
+    pool = chosen_of(subject, settings).pool
     attack = settings.dori.model_copy(update={"start": "noise"})
     name = collecting.import_set(subject.open(), world / "heldout.parquet", world / "images.parquet")
     heldout = subject.model_copy(update={"prompt_set": name})

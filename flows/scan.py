@@ -13,7 +13,6 @@ from flows.check import of_model, of_store
 from flows.lineage import task
 from flows.params import beside, defaults_for, model_folder
 from flows.show import show_scan, shown_progress
-from flows.stages import register_model
 from flows.typed import Plain
 from storage import Store, query
 from tasks.collect import task as collecting
@@ -56,6 +55,7 @@ class Scanned(BaseModel):
     words: str
 
 
+register_model = task(collecting.register_model, "register model", "models", "variants")
 score_prompts = task(scanning.score_prompts, "score prompts", "detections", run="score prompts: {detector.name}")
 write_findings = task(scanning.write_findings, "hold against nulls", "findings", reads=("detections",))
 

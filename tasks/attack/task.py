@@ -6,7 +6,8 @@ from itertools import product
 import numpy as np
 
 from storage import content_key
-from tasks.attack.dori import DoriParams, attack
+from tasks.attack.dori import DoriParams as DoriParams
+from tasks.attack.dori import attack
 from tasks.diffusion.sampling import encode
 from tasks.errors import InputError
 from tasks.progress import progress
@@ -78,8 +79,12 @@ def attack_images(
 def triggers_of(
     subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
 ) -> dict[str, list[str]]:
-    """The ids that `attack_images` gives, whether or not it ran yet."""
-    return _by_prompt(asked, _names(subject, subject.weights_of(variant), asked, pool, params, seed), params)
+    """The ids that `attack_images` gives, whether or not it ran yet.
+
+    Args:
+        variant: whose weights are attacked: the original's, where a mitigation acts at inference.
+    """
+    return _by_prompt(asked, _names(subject, variant, asked, pool, params, seed), params)
 
 
 def starts_of(

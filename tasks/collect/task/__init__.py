@@ -9,6 +9,7 @@ from tasks.collect.task.importing import (
     read_inputs,
     read_prompt_file,
     rows_of,
+    set_name,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "register_model",
     "rows_of",
     "say",
+    "set_name",
 ]

@@ -273,9 +273,18 @@ def _name_lost(found: Inputs, images: Path | None) -> None:
         found.problems.append(f"{len(lost)} prompts name images that {where}: {shortened(lost)}")
 
 
+def set_name(stem: str, rows: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> str:
+    """What a set of these prompts and images is called in a store, whether or not it is there; see `rows_of`.
+
+    Args:
+        stem: what the name begins with.
+    """
+    return f"{stem}-{content_key(rows, sorted({picture['image_id'] for picture in pictures}))[:8]}"
+
+
 def _keep(store: Store, stem: str, rows: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> str:
     by_id = {picture["image_id"]: picture for picture in pictures}
-    name = f"{stem}-{content_key(rows, sorted(by_id))[:8]}"
+    name = set_name(stem, rows, pictures)
     if by_id:
         stored = set(store.read("images", columns=["image_id"])["image_id"].to_pylist())
         unseen = [picture for image, picture in by_id.items() if image not in stored]

@@ -2,7 +2,7 @@
 trained until its memories are gone, and the rivals of both."""
 
 from tasks.mitigate.task.defending import defend, defend_id
-from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased
+from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased, training_cost
 from tasks.mitigate.task.pruning import prune
 from tasks.mitigate.task.variants import (
     export_variant,
@@ -12,6 +12,7 @@ from tasks.mitigate.task.variants import (
     shared_with_found,
     shares_pruned,
     subject_of,
+    variant_of,
 )
 
 __all__ = [
@@ -29,4 +30,6 @@ __all__ = [
     "shared_with_found",
     "shares_pruned",
     "subject_of",
+    "training_cost",
+    "variant_of",
 ]

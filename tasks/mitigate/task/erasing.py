@@ -147,6 +147,16 @@ def erase(
     return {method: variant}
 
 
+def training_cost(
+    method: Erasure, asked: Sequence[Prompt], ordinary: Sequence[Prompt], params: FineTuneParams
+) -> float:
+    """Evaluations of the denoiser that a training takes, about; a gradient counts as three."""
+    chosen = _erasing(method, params)
+    steps = steps_of(sum(len(prompt.image_ids) for prompt in asked), chosen)
+    erased = chosen.images_per_step * (chosen.attack_steps * chosen.attack_batch + chosen.noises)
+    return 3 * steps * (chosen.ordinary_batch + (erased if chosen.erase_weight else 0))
+
+
 def history_of(subject: Subject, variant: str) -> list[dict[str, Any]]:
     """How the training of a variant went, a row a step: see `tasks.mitigate.finetune.Progress`.
 

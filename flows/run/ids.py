@@ -1,0 +1,119 @@
+"""What results go by: functions of the spec and of the specs of methods, computable before anything has run."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from flows.run.spec import Spec
+from tasks.keys import detection_id
+from tasks.localize import task as localizing
+from tasks.localize.ground import NormsParams
+from tasks.methods import Localizer, method
+from tasks.mitigate import task as mitigating
+from tasks.pruned import Pruned
+from tasks.subject import ORIGINAL
+
+KEPT = 8
+"""Specs whose ids are remembered: a process is at few runs at a time."""
+
+
+def params_of(spec: Spec, localizer: Localizer) -> Any:
+    """A localizer's parameters; of feature norms no more steps than are sampled."""
+    chosen = spec.settings.of(localizer)
+    return chosen.within(spec.settings.sampling.steps) if isinstance(chosen, NormsParams) else chosen
+
+
+def published(spec: Spec, localizer: Localizer) -> Any:
+    """The parameters of a localizer's search as published, where it is to be compared with a shortcut."""
+    if not spec.settings.agreement or localizer.published is None:
+        return None
+    return localizer.published(params_of(spec, localizer))
+
+
+def groups(spec: Spec, localizer: Localizer, ordinary: bool = False) -> localizing.Groups:
+    """The prompts that a localizer looks at, by scope; or ordinary ones as if they were memorized."""
+    if ordinary:
+        return localizing.control_of(localizer, spec.chosen.memorized, spec.chosen.control_prompts)
+    return localizing.groups_of(localizer, spec.chosen.memorized)
+
+
+@lru_cache(maxsize=KEPT)
+def given(spec: Spec) -> localizing.Given:
+    """What localizers are given beside the prompts whose sets they look for."""
+    alone = localizing.Given(
+        nulls=spec.chosen.nulls,
+        threshold_nulls=spec.chosen.threshold_nulls,
+        contrast=spec.contrast,
+        ordinary=spec.chosen.pictured[1],
+        sampling=spec.settings.sampling,
+    )
+    own = [one for chosen in spec.settings.localizers() if not chosen.budget for one in _pruned(spec, chosen, alone)]
+    return replace(alone, budgets={one.pruning.name: one for one in own})
+
+
+def sets(spec: Spec, localizer: Localizer, some: localizing.Groups | None = None, params: Any = None) -> str:
+    """Of the sets that a localizer finds for these groups, or for the memorized prompts."""
+    params = params or params_of(spec, localizer)
+    return localizing.sets_id(localizer, params, some or groups(spec, localizer), given(spec))
+
+
+@lru_cache(maxsize=KEPT)
+def pruned(spec: Spec) -> Mapping[str, Pruned]:
+    """What is pruned in each variant that follows from the sets of localizers, by name and in their order."""
+    settings = spec.settings
+    found = [one for localizer in settings.localizers() for one in _pruned(spec, localizer, given(spec))]
+    return {one.pruning.name: one for one in found if settings.own_cuts or one.pruning.over != "each"}
+
+
+def curve(spec: Spec, localizer: Localizer) -> str:
+    """Of the curves of what is left of memories."""
+    return localizing.curve_id(sets(spec, localizer), spec.settings.seed)
+
+
+def detection(spec: Spec) -> str:
+    """Of the detection scores that NeMo begins with."""
+    return detection_id(params_of(spec, method("localizer", "nemo")))
+
+
+def variants(spec: Spec) -> dict[str, str]:
+    """By name, the `params_id` of every variant that there may be, in the order in which they are made and shown."""
+    settings, out = spec.settings, dict[str, str]()
+    for name, one in pruned(spec).items():
+        out[name] = mitigating.prune_id(one)
+        if one.pruning.control is not None:
+            out[one.pruning.control] = mitigating.prune_id(one, settings.seed)
+    out |= {name: mitigating.defend_id(name, settings.defence) for name in settings.defences}
+    if spec.chosen.erasable:
+        for name in settings.erase:
+            by = mitigating.variant_of(surrogates_by(spec), out[surrogates_by(spec)])
+            pair = spec.chosen.erasable, spec.chosen.kept
+            out[name] = mitigating.erase_id(name, *pair, by, settings.finetune, settings.sampling, settings.sscd)
+    return out
+
+
+def surrogates_by(spec: Spec) -> str:
+    """The pruned variant that makes surrogates for fine-tuning: of those that prune one set for all prompts and are
+    there, the first by weights, else by neurons; the first such where none is there yet."""
+    able = [one for one in pruned(spec).values() if one.pruning.claims and one.pruning.over != "each"]
+    able.sort(key=lambda one: one.localizer.members != "weights")
+    there = mitigating.known(spec.subject, {one.pruning.name: mitigating.prune_id(one) for one in able})
+    return next((name for one in able if (name := one.pruning.name) in there), able[0].pruning.name)
+
+
+def there(spec: Spec) -> dict[str, str]:
+    """Every variant that is there, the original first: by name the variant in the store."""
+    return {ORIGINAL: ORIGINAL} | mitigating.known(spec.subject, variants(spec))
+
+
+def expected(spec: Spec) -> dict[str, str]:
+    """Every variant that there may be; where a localizer finds nothing, or a training fails, it will not be."""
+    return {ORIGINAL: ORIGINAL} | {name: mitigating.variant_of(name, key) for name, key in variants(spec).items()}
+
+
+def _pruned(spec: Spec, localizer: Localizer, have: localizing.Given) -> Iterator[Pruned]:
+    params = params_of(spec, localizer)
+    for pruning in localizer.prunings:
+        prompts = spec.chosen.control_prompts if pruning.ordinary else spec.chosen.memorized
+        sets_id = localizing.sets_id(localizer, params, groups(spec, localizer, pruning.ordinary), have)
+        yield Pruned(localizer, pruning, params, sets_id, tuple(prompt.prompt_id for prompt in prompts))
