@@ -139,7 +139,9 @@ def test_the_outlook_shrinks_as_work_is_done(model: Path, tmp_path: Path) -> Non
 
 
 def test_a_dry_run_leaves_everything_as_it_was(model: Path, tmp_path: Path) -> None:
-    settings = [word for pair in ("attacked=1", "seeds=2", "sampling.steps=2", "wanda.sparsity=0.1") for word in ("--set", pair)]
+    settings = [
+        word for pair in ("attacked=1", "seeds=2", "sampling.steps=2", "wanda.sparsity=0.1") for word in ("--set", pair)
+    ]
     command = ["audit", "--model", str(model), "--store", str(tmp_path / "none"), "--dry-run", *settings]
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output
@@ -157,9 +159,7 @@ def test_a_stage_says_what_comes_first(model: Path, tmp_path: Path) -> None:
     from flows.run.execution import check_ready
 
     spec = resolve(asked(model, tmp_path / "store"))
-    with pytest.raises(
-        InputError, match=r"lacks 1 of 1 model of register model: run the collection first"
-    ):
+    with pytest.raises(InputError, match=r"lacks 1 of 1 model of register model: run the collection first"):
         check_ready(spec, "localize")
     do(spec, "collect")
     check_ready(spec, "localize")
