@@ -27,8 +27,9 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
         record: the audit's row of `audits`.
         variants: by the name that figures go by, the variant in the store.
     """
-    settings, missing = plan.settings, [name for name in ("nemo-union", "wanda") if name not in variants]
-    untrained = [name for name in settings.erase if name not in variants]
+    settings, trainings = plan.settings, [one.name for one in plan.settings.chosen("training")]
+    missing = [one.name for _, one in settings.prunings() if one.name not in variants]
+    untrained = [name for name in trainings if name not in variants]
     facts = [
         ("model", plan.params.model),
         ("fingerprint", record["model_id"]),
@@ -71,7 +72,7 @@ def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> li
     for name in random_controls():
         if name in variants and (part := mitigating.shared_with_found(plan.subject, variants[name])):
             facts.append((name, f"{part:.0%} of what it cuts was localized, too: more than half of a layer was"))
-    for name in settings.erase:
+    for name in trainings:
         if name in variants and (left := mitigating.not_erased(plan.subject, variants[name])):
             few = [prompt for prompt in plan.erasable if prompt.text in left]
             words = f"left out {_counted(plan, few)}, of {_counted(plan, plan.erasable)}: of those the pruned model"

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from flows.params import AuditParams, beside, model_folder, resolved
-from flows.rules import together
+from flows.rules import may_stand_in, together
 from flows.selection import Selection
 from flows.settings import Settings
 from storage import Store
 from tasks.attack import task as attacking
-from tasks.attack.dori import DoriParams
 from tasks.collect import task as collecting
 from tasks.conditions import EXTRACTION, LOCALITY, ORDINARY, PROMPT, Condition, Start, dori, effort
 from tasks.diffusion.precision import Precision, precision_for
 from tasks.diffusion.tokens import LongPrompts
+from tasks.dori import DoriParams
 from tasks.errors import InputError, refuse
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.task import Trial
@@ -29,13 +29,13 @@ from tasks.localize import task as localizing
 from tasks.localize.ground import NormsParams
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
-from tasks.methods import Localizer, method
+from tasks.methods import Localizer, method, names, prunings
 from tasks.mitigate import task as mitigating
 from tasks.pruned import Pruned, per_prompt, random_controls
-from tasks.report.standing import CLAIMS
+from tasks.report.standing import claims
 from tasks.scorers import clip as clip_score
 from tasks.scorers.clip import ClipParams
-from tasks.subject import DEFENCES, ORIGINAL, Kind, Prompt, Subject, as_prompts, prompts_of
+from tasks.subject import ORIGINAL, Kind, Prompt, Subject, as_prompts, prompts_of
 
 
 class Plan:
@@ -105,8 +105,9 @@ class Plan:
     @cached_property
     def pruned(self) -> dict[str, Pruned]:
         """What is pruned in each variant that follows from the sets of localizers, by name and in their order."""
+        chosen = {one.name for _, one in self.settings.prunings()}
         found = [one for localizer in self.localizers for one in self._pruned(localizer, self.given)]
-        return {one.pruning.name: one for one in found if self.settings.own_cuts or one.pruning.over != "each"}
+        return {one.pruning.name: one for one in found if one.pruning.name in chosen}
 
     def _pruned(self, localizer: Localizer, given: localizing.Given) -> Iterator[Pruned]:
         params = self.params_of(localizer)
@@ -170,12 +171,13 @@ class Plan:
     @property
     def wanda_id(self) -> str:
         """Of Wanda's sets."""
-        return self.pruned["wanda"].sets_id
+        return self.sets_id(method("localizer", "wanda"))
 
     @property
     def control_id(self) -> str:
         """Of the sets that Wanda finds for ordinary prompts."""
-        return self.pruned["wanda-control"].sets_id
+        wanda = method("localizer", "wanda")
+        return self.sets_id(wanda, self.groups(wanda, ordinary=True))
 
     @property
     def pictured(self) -> tuple[list[Prompt], list[Prompt]]:
@@ -261,14 +263,14 @@ class Plan:
     def variants(self) -> dict[str, str]:
         """Every variant that is there, the original first: by name the variant in the store."""
         cuts, settings = self.cuts(), self.settings
-        ids: dict[str, str] = {name: mitigating.defend_id(name, settings.defence) for name in settings.defences}
+        ids = {one.name: mitigating.defend_id(one, settings.of(one)) for one in settings.chosen("inference")}
         pruned = pruned_of(cuts)
         if pruned is not None and self.erasable:
             ids |= {
-                name: mitigating.erase_id(
-                    name, self.erasable, self.kept, pruned, settings.finetune, settings.sampling, settings.sscd
+                one.name: mitigating.erase_id(
+                    one, self.erasable, self.kept, pruned, settings.of(one), settings.sampling, settings.sscd
                 )
-                for name in settings.erase
+                for one in settings.chosen("training")
             }
         return {ORIGINAL: ORIGINAL} | cuts | mitigating.known(self.subject, ids)
 
@@ -281,7 +283,7 @@ class Plan:
                 yield Trial(name, stored, ORDINARY, self.ordinary, seeds)
         if many := settings.extracted:
             both = [*self.memorized[:many], *self.ordinary[:many]]
-            for name in CLAIMS:
+            for name in claims():
                 if name in variants:
                     yield Trial(name, variants[name], EXTRACTION, both, settings.extraction.generations)
         for start in settings.starts if self.attacked else ():
@@ -335,16 +337,18 @@ class Plan:
 
     def _starts(self, name: str) -> tuple[Start, ...]:
         """Where attacks on a variant begin."""
-        if name in CLAIMS:
+        if name in claims():
             return self.settings.starts
         if name in random_controls() and name not in per_prompt():
             return self.settings.random_starts
-        return self.settings.baseline_starts if name in self.settings.erase or name in DEFENCES else ()
+        return self.settings.baseline_starts if name in names("mitigation") else ()
 
 
 def pruned_of(cuts: Mapping[str, str]) -> str | None:
-    """The pruned variant that makes surrogates for fine-tuning: Wanda's, else that of all NeMo's neurons."""
-    return cuts.get("wanda", cuts.get("nemo-union"))
+    """The pruned variant that makes surrogates for training: one whose sets were found for all prompts together, else
+    one of all prompts' sets united."""
+    fit = [one for _, one in sorted(prunings(), key=lambda pair: pair[1].over) if may_stand_in(one)]
+    return next((cuts[one.name] for one in fit if one.name in cuts), None)
 
 
 def selection_of(subject: Subject, settings: Settings) -> Selection:

@@ -59,8 +59,8 @@ localize_by = task(
 )
 draw_curves = task(localizing.draw_curves, "memorization left", "nemo_traces", reads=("neuron_sets",))
 prune = task(mitigating.prune, "prune", *PRUNED, reads=("neuron_sets",), run="prune: {pruned.pruning.name}")
-defend = task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
-erase = task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
+defend = task(mitigating.defend, "defend at inference", "variants", run="defend: {mitigation.name}")
+erase = task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {mitigation.name}")
 attack_images = task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
 try_triggers = task(evaluating.try_triggers, "try triggers", "generations", "scores", reads=("triggers",))
 measure = task(
@@ -153,17 +153,15 @@ def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]
         for pruned in plan.pruned.values():
             if not pruned.pruning.control_of or pruned.pruning.control_of in cuts:
                 cuts |= prune(subject, pruned, audit_id, seed)
-        for defence in settings.defences:
-            defend(subject, defence, settings.defence, audit_id)
-        surrogates_by = pruned_of(cuts)
-        if settings.erase and not plan.erasable:
+        for one in settings.chosen("inference"):
+            defend(subject, one, settings.of(one), audit_id)
+        surrogates_by, trainings = pruned_of(cuts), settings.chosen("training")
+        if trainings and not plan.erasable:
             get_run_logger().warning("nothing is fine-tuned: %s", plan.why_not_erasable)
-        for name in settings.erase if surrogates_by is not None and plan.erasable else ():
-            pair = (plan.erasable, plan.kept)
+        for one in trainings if surrogates_by is not None and plan.erasable else ():
+            name, pair = one.name, (plan.erasable, plan.kept)
             try:
-                erase(
-                    subject, name, *pair, surrogates_by, settings.finetune, settings.sampling, settings.sscd, audit_id
-                )
+                erase(subject, one, *pair, surrogates_by, settings.of(one), settings.sampling, settings.sscd, audit_id)
             except (Diverged, TooLarge) as error:
                 # A result, too: the audit goes on without this variant, and its page says so.
                 get_run_logger().warning("%s has no result: %s", name, error)
@@ -301,7 +299,8 @@ def report(params: AuditParams, audit_id: str | None = None) -> Audited:
         for trial in trials
         if trial.condition.is_attack and subject.weights_of(trial.variant) == trial.variant
     }
-    trained = {name: mitigating.history_of(subject, variants[name]) for name in settings.erase if name in variants}
+    trainings = [one.name for one in settings.chosen("training")]
+    trained = {name: mitigating.history_of(subject, variants[name]) for name in trainings if name in variants}
     found = reporting.Localized(wanda=plan.wanda_id, control=plan.control_id, curve=plan.curve_id)
     path = reporting.page_path(subject, audit_id)
     facts = facts_of(plan, record, variants)

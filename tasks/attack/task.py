@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from storage import content_key
-from tasks.attack.dori import DoriParams, attack, start_embeddings
 from tasks.attack.locality import (
     Locality,
     activation_locality,
@@ -18,6 +17,7 @@ from tasks.attack.locality import (
 )
 from tasks.diffusion.sampling import encode
 from tasks.diffusion.sites import Site
+from tasks.dori import DoriParams, attack, start_embeddings
 from tasks.errors import InputError
 from tasks.progress import progress
 from tasks.subject import Prompt, Subject, shards

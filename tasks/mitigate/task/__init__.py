@@ -1,5 +1,5 @@
 """Mitigating: variants of the model with what was localized set to zero, each beside as much at random; the model
-trained until its memories are gone, and the rivals of both."""
+trained until its memories are gone, and the baselines of both."""
 
 from tasks.mitigate.task.defending import defend, defend_id
 from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased
