@@ -179,10 +179,10 @@ def test_stops_when_the_held_out_attack_finds_nothing(tmp_path: Path) -> None:
     shares = iter([0.5, 0.0])
     judged: list[dict[str, torch.Tensor]] = []
 
-    def held_out(unet: Any, seed: int, seeds: int, images_at_once: int = 4) -> float:
+    def held_out(denoiser: Any, seed: int, seeds: int, images_at_once: int = 4) -> float:
         assert (seed, seeds) == (1, 4)
-        assert not any(weight.requires_grad for weight in unet.parameters())
-        judged.append(weights(unet))
+        assert not any(weight.requires_grad for weight in denoiser.parameters())
+        judged.append(weights(denoiser))
         return next(shares)
 
     result = train(tiny_model(), *data(), params, tmp_path / "it.pt", held_out=held_out)
