@@ -29,9 +29,10 @@ from tasks.localize import task as localizing
 from tasks.localize.ground import NormsParams
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
-from tasks.methods import Localizer, method, names, prunings
+from tasks.methods import Localizer, method, metrics, names, prunings
 from tasks.mitigate import task as mitigating
 from tasks.pruned import Pruned, per_prompt, random_controls
+from tasks.report import task as reporting
 from tasks.report.standing import claims
 from tasks.scorers import clip as clip_score
 from tasks.scorers.clip import ClipParams
@@ -235,6 +236,21 @@ class Plan:
         )
         return as_prompts(ends, self.diagnosed), as_prompts(starts, self.diagnosed)
 
+    def searches(self) -> list[reporting.Searches]:
+        """What was searched for each image whose memory is diagnosed, and what was found."""
+        (triggers, starts), succeeded = self.diagnosed_triggers(), self.succeeded()
+        # One prompt of each image: captions of one lie together, and would make the others seem nearer than they are.
+        others = self.chosen.different(self.memorized)
+        out = []
+        for prompt in self.diagnosed:
+            name, unit = prompt.prompt_id, self.units[prompt.prompt_id]
+            searched, begun = self.searched[name], self.begun[name]
+            mine = [one for one in triggers if one.prompt_id in searched]
+            began = [one for one in starts if one.prompt_id in begun]
+            rest = [other for other in others if self.units[other.prompt_id] != unit]
+            out.append(reporting.Searches(prompt, len(searched), len(succeeded[name]), mine, began, rest))
+        return out
+
     @property
     def trigger_wanda_id(self) -> str:
         """Of the weights that Wanda finds from single triggers, and from where their searches began."""
@@ -326,7 +342,7 @@ class Plan:
     def scoring(self) -> evaluating.Scoring:
         """What generations are made and looked at with."""
         settings = self.settings
-        own = {"extraction": settings.extraction}
+        own = {one.name: settings.of(one) for one in metrics() if one.params.model_fields}
         detection = detection_id(self.nemo)
         return evaluating.Scoring(settings.sampling, settings.sscd, self.clip, own, detection, self.ordinary)
 

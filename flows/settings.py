@@ -103,7 +103,7 @@ class AuditSettings(BaseModel):
 
     def files(self) -> dict[str, dict[str, Path]]:
         """The files that settings of methods name, by group and name."""
-        groups = {one.group: dict(self.of(one)) for one in methods("localizer", "mitigation")}
+        groups = {one.group: dict(self.of(one)) for one in methods("localizer", "mitigation", "metric")}
         return {
             group: {name: value for name, value in own.items() if isinstance(value, Path)}
             for group, own in groups.items()
@@ -137,7 +137,7 @@ class AuditSettings(BaseModel):
 if TYPE_CHECKING:
     Settings = AuditSettings
 else:
-    Settings = with_groups(AuditSettings, methods("localizer", "mitigation"))
+    Settings = with_groups(AuditSettings, methods("localizer", "mitigation", "metric"))
 
 
 PROFILES: dict[Profile, dict[str, Any]] = {

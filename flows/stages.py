@@ -72,6 +72,7 @@ measure = task(
     reads=("variants", "triggers", "prompts"),
     run="evaluate {trial.name}, {trial.condition.name}",
 )
+write_diagnosis = task(reporting.diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
 write_report = task(reporting.write_report, "write report", "evidence", reads=("metrics", "generations", "scores"))
 
 
@@ -219,32 +220,8 @@ def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
                 _collect(plan, localizer, points)
                 alone = localizing.one_by_one(points)
                 localize_by(subject, localizer, plan.params_of(localizer), alone, plan.given)
-        write_diagnosis(plan, audit_id)
-
-
-def _diagnose(plan: Plan, audit_id: str) -> None:
-    """The figures of the diagnosis, and its artifacts."""
-    (triggers, starts), succeeded = plan.diagnosed_triggers(), plan.succeeded()
-    # One prompt of each image: captions of one lie together, and would make the others seem nearer than they are.
-    others = plan.chosen.different(plan.memorized)
-    found = []
-    for prompt in plan.diagnosed:
-        searched, restarts = plan.searched[prompt.prompt_id], succeeded[prompt.prompt_id]
-        mine = [one for one in triggers if one.prompt_id in searched]
-        spread = None
-        rest = [other for other in others if plan.units[other.prompt_id] != plan.units[prompt.prompt_id]]
-        if mine and len(rest) > 1:
-            how = (plan.pool, plan.many, plan.settings.seed)
-            seen = attacking.diagnose(plan.subject, mine, restarts, rest, *how)
-            activations, begun = (
-                {name: layer.ratio for name, layer in zip(seen.layers, some, strict=True)}
-                for some in (seen.activations, seen.starts)
-            )
-            between = seen.embeddings.ratio, seen.beside_prompts.ratio, seen.moved
-            spread = reporting.Spread(*between, activations, begun, seen.map)
-        found.append(reporting.Diagnosed(prompt.image_ids[0], prompt.text, len(searched), len(restarts), spread))
-    points = [one.prompt_id for one in [*triggers, *starts]]
-    words, maps = reporting.write_locality(plan.subject, audit_id, found, points, plan.nemo_id, plan.trigger_wanda_id)
+        sets = plan.nemo_id, plan.trigger_wanda_id
+        words, maps = write_diagnosis(subject, audit_id, plan.searches(), *sets, settings.seed)
     show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
     for number, drawing in enumerate(maps, 1):
         key, picture = f"locality-{number}", uri(drawing.encode(), "svg+xml")
@@ -327,9 +304,6 @@ def audit_of(plan: Plan, audit_id: str | None) -> str:
             f"the store has no {which} with this model, these prompts and these settings: run `engram audit` with them"
         )
     return str(max(mine, key=lambda row: row["started_at"])["audit_id"])
-
-
-write_diagnosis = task(_diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
 
 
 def _nothing(done: str, how: str) -> None:

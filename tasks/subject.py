@@ -244,7 +244,7 @@ class Prompt:
     @property
     def noise(self) -> str:
         """What seeds the initial noise under which it is localized: the prompt, but not as its pictures are seeded,
-        since a cut must not be judged by the noise it was found with. Triggers of one picture share theirs, so that
+        since a variant must not be judged by the noise it was found with. Triggers of one picture share theirs, so that
         what is found for two of them differs by the triggers alone."""
         return f"localize/{self.image_ids[0] if self.trigger else self.prompt_id}"
 

@@ -1,23 +1,13 @@
 """Attacking: adversarial embeddings for training images, and the same budget for pictures never memorized."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import torch
 
 from storage import content_key
-from tasks.attack.locality import (
-    Locality,
-    activation_locality,
-    embedding_locality,
-    neuron_activations,
-    tsne_map,
-)
 from tasks.diffusion.sampling import encode
-from tasks.diffusion.sites import Site
-from tasks.dori import DoriParams, attack, start_embeddings
+from tasks.dori import DoriParams, attack
 from tasks.errors import InputError
 from tasks.progress import progress
 from tasks.subject import Prompt, Subject, shards
@@ -97,68 +87,6 @@ def starts_of(
 ) -> dict[str, list[str]]:
     """The ids of where these searches began, if `params.also_at` asked for 0 steps: triggers like others."""
     return triggers_of(subject, variant, asked, pool, params.model_copy(update={"steps": 0, "also_at": ()}), seed)
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Whether a memory is local, by the triggers of one image; see `tasks.attack.locality`."""
-
-    embeddings: Locality
-    """Triggers beside the random points that they began from."""
-    beside_prompts: Locality
-    """Triggers beside prompts of different memorized images."""
-    moved: float
-    """How far a trigger came from where it began, as a share of the distance between those points."""
-    activations: list[Locality]
-    """By layer, triggers of the image beside prompts of different memorized images."""
-    starts: list[Locality]
-    """The same of the points that the triggers began from."""
-    layers: list[str]
-    """Names of those layers."""
-    map: dict[str, np.ndarray]
-    """Places (n, 2) of "triggers", "starts" and "prompts" on one map that keeps neighbours together."""
-
-
-def diagnose(
-    subject: Subject,
-    triggers: Sequence[Prompt],
-    restarts: Sequence[int],
-    others: Sequence[Prompt],
-    pool: Sequence[str],
-    params: DoriParams,
-    seed: int = 0,
-    site: Site = Site.FEED_FORWARD_HIDDEN,
-) -> Diagnosis:
-    """Embeddings and activations of the triggers of one image.
-
-    Args:
-        triggers: of one image; see `tasks.subject.as_prompts`.
-        restarts: the restart of the attack that found each of them.
-        others: memorized prompts of different images.
-        pool, params, seed: those of the attack.
-
-    Raises:
-        InputError: fewer than two triggers, or two prompts.
-    """
-    model = subject.load()
-    image = triggers[0].image_ids[0]
-    own = [(f"{image}/{restart}", seed) for restart in restarts]
-    starts = start_embeddings(model, params.start, [one.text for one in triggers], own, params, pool)
-    points = {"triggers": subject.embed(triggers), "starts": starts, "prompts": subject.embed(others)}
-    seen = {name: neuron_activations(model, some, site, (image, seed)) for name, some in points.items()}
-    embeddings = embedding_locality(points["triggers"], starts)
-    way = (points["triggers"].double() - starts.to(points["triggers"].device).double()).flatten(1).norm(dim=1).mean()
-    places = tsne_map(torch.cat(list(points.values())), seed=seed)
-    ends = np.cumsum([len(some) for some in points.values()])[:-1]
-    return Diagnosis(
-        embeddings,
-        embedding_locality(points["triggers"], points["prompts"]),
-        way.item() / embeddings.beside.mean,
-        activation_locality(seen["triggers"], seen["prompts"]),
-        activation_locality(seen["starts"], seen["prompts"]),
-        [layer.name for layer in model.layers(site)],
-        dict(zip(points, np.split(places, ends), strict=True)),
-    )
 
 
 def _budgets(params: DoriParams) -> list[int]:

@@ -140,7 +140,6 @@ def finetune(lesson: Lesson, params: FineTuneParams) -> Trained:
         weight.copy_(average)
     if run.lora is not None:
         run.lora.merge_and_unload()
-        del run.denoiser.peft_config
     return Trained(run.denoiser, run.history)
 
 

@@ -129,7 +129,7 @@ class Card:
 def save_variant(denoiser: nn.Module, folder: str | Path, card: Card) -> None:
     """Writes the denoiser alone, as safetensors, with its card; the base is named in the card and in `variant.json`.
 
-    Loads by `from_pretrained(folder)` of the denoiser's class and `Model.with_denoiser_of(folder)`.
+    Loads by `from_pretrained(folder)` of the denoiser's class.
 
     Raises:
         InputError: the folder is there already.

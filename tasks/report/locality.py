@@ -1,35 +1,39 @@
-"""Whether memory is local, in words: the three answers of Kowalczuk et al. (ICML 2026, section 4)."""
+"""Is a memory local? Two of the three questions of Kowalczuk et al. (ICML 2026, arXiv 2507.16880).
 
-from collections.abc import Mapping, Sequence
+(a) Do triggers of one image lie together in embedding space, or as far apart as the random points they began from?
+(b) Do they excite the same neurons, or differ as much as prompts of different images do?
+The third, whether localizing from different triggers finds the same weights, is an IOU of neuron sets, asked in SQL.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-TOGETHER = 0.5
-"""Points less than half as far apart as the others lie together."""
-NO_SIGN = "they lie together, but so did those points before the search, so this says nothing of the memory."
-SAME = 0.6
-"""IOU from which two triggers are said to find the same weights; Wanda's stayed below it in most layers of SD 1.4."""
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """IOU of the sets that are found from two triggers of one image, in one layer."""
-
-    iou: float
-    chance: float
-    """That of random sets of these sizes."""
-    starts: float | None = None
-    """That of the sets found from two of the points that the searches began from; None where it was not asked."""
-
-
-Weights = dict[str, dict[str, Overlap]]
-"""By method and layer."""
+from tasks.diffusion.families import Model
+from tasks.diffusion.hooks import observed
+from tasks.diffusion.noise import Key, initial_noise
+from tasks.diffusion.sites import Layer, Site
+from tasks.errors import InputError
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How far the triggers of one image lie apart; see `tasks.attack.task.Diagnosis`."""
+    """Pairwise l2 distances within a set."""
+
+    mean: float
+    std: float
+    n: int
+    """Points, not pairs."""
+
+
+@dataclass(frozen=True)
+class Locality:
+    """How far the triggers of one image lie apart, beside sets that are surely spread out.
+
+    A share of 1: the triggers are as far apart as the others. Near 0: they lie together, and the memory is local.
+    """
 
     embeddings: float
     """Distance between triggers, as a share of that between the random points they began from."""
@@ -42,88 +46,117 @@ class Spread:
     starts: Mapping[str, float]
     """The same of the points that the triggers began from."""
     places: Mapping[str, np.ndarray]
-    """Points (n, 2) of each group on the map."""
+    """Points (n, 2) of "triggers", "starts" and "prompts" on one map that keeps neighbours together."""
 
 
-@dataclass(frozen=True)
-class Diagnosed:
-    """What was searched and found for one image."""
+def locality(
+    model: Model,
+    triggers: torch.Tensor,
+    starts: torch.Tensor,
+    prompts: torch.Tensor,
+    key: Key,
+    site: Site = Site.FEED_FORWARD_HIDDEN,
+) -> Locality:
+    """Questions (a) and (b) of one image.
 
-    image_id: str
-    caption: str
-    searched: int
-    triggers: int
-    """Of those searches, how many bring the image back."""
-    spread: Spread | None
-    """None where there are fewer than two, or fewer than two prompts of other pictures to hold them against."""
+    Args:
+        triggers, starts, prompts: embeddings (n, tokens, width) of its triggers, of where their searches began, in the
+            same order, and of memorized prompts of different images.
+        key: whose noise activations are taken on.
 
+    Raises:
+        InputError: fewer than two triggers, or two prompts.
+    """
+    points = {"triggers": triggers, "starts": starts, "prompts": prompts}
+    seen = {name: neuron_activations(model, some, site, key) for name, some in points.items()}
+    apart = {name: spread(some).mean for name, some in points.items()}
+    names = {layer.index: layer.name for layer in model.layers(site)}
 
-def told(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
-    """The diagnosis as Markdown: an answer to each question, and the figures by layer."""
-    lines = ["# Is the memory local?", ""]
-    for one, weights in found:
-        lines += [
-            f"## {one.caption}",
-            "",
-            f"Of {one.searched} attacks, each from another random point, {one.triggers} bring this picture back.",
-            "",
-        ]
-        if one.spread is None:
-            few = "With fewer than two triggers nothing can be said: attack with more restarts or steps."
-            alone = "Nothing can be said without two prompts of other pictures to hold them against."
-            lines += [few if one.triggers < 2 else alone, ""]
-            continue
-        it, activations, starts = one.spread, _mean(one.spread.activations), _mean(one.spread.starts)
-        lines += [
-            f"1. **Embeddings**: the triggers are {it.embeddings:.2f} times as far apart as the points they began "
-            f"from, and {it.beside_prompts:.2f} times as far as prompts of different pictures: "
-            f"{_where(it.embeddings)} Each lies {it.moved:.2f} times that distance from where it began: "
-            f"{_way(it.moved)}",
-            f"2. **Activations**: they are {activations:.2f} times as far apart as those of prompts of different "
-            f"pictures, a mean over layers, the points they began from {starts:.2f} times: "
-            + (NO_SIGN if max(activations, starts) < TOGETHER else _where(activations)),
-        ]
-        lines += [f"3. **Weights**: {_same(method, list(layers.values()))}" for method, layers in weights.items()]
-        if not weights:
-            lines.append("3. **Weights**: no method found any from two of the triggers.")
-        heads = ["activations", *(f"{method}, IOU" for method in weights)]
-        lines += ["", f"| layer | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-        for layer in dict.fromkeys([*it.activations, *(name for layers in weights.values() for name in layers)]):
-            cells = [f"{it.activations[layer]:.2f}" if layer in it.activations else ""]
-            cells += [f"{layers[layer].iou:.2f}" if layer in layers else "" for layers in weights.values()]
-            lines.append(f"| `{layer}` | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+    def beside(group: str) -> dict[str, float]:
+        return {
+            names[index]: share(spread(some).mean, spread(seen["prompts"][index]).mean)
+            for index, some in seen[group].items()
+        }
 
-
-def _same(method: str, layers: Sequence[Overlap]) -> str:
-    iou, chance = (float(np.mean([getattr(layer, name) for layer in layers])) for name in ("iou", "chance"))
-    before = [layer.starts for layer in layers if layer.starts is not None]
-    control = f"; from two of the points they began from: {np.mean(before):.2f}" if before else ""
-    below = sum(layer.iou < SAME for layer in layers)
-    found = (
-        f"from two triggers, {method} finds sets with an IOU of {iou:.2f} (random sets: {chance:.2f}{control}), a mean "
-        f"over layers; in {below} of {len(layers)} layers it is below {SAME}: "
+    way = (triggers.double() - starts.to(triggers.device).double()).flatten(1).norm(dim=1).mean().item()
+    places = tsne_map(torch.cat(list(points.values())), seed=key[1])
+    ends = np.cumsum([len(some) for some in points.values()])[:-1]
+    return Locality(
+        share(apart["triggers"], apart["starts"]),
+        share(apart["triggers"], apart["prompts"]),
+        way / apart["starts"],
+        beside("triggers"),
+        beside("starts"),
+        dict(zip(points, np.split(places, ends), strict=True)),
     )
-    if below > len(layers) / 2:
-        return found + "different triggers find different ones."
-    if sum(start >= SAME for start in before) >= len(layers) / 2:
-        return found + "they are largely the same, but so were those before the search, so this says nothing of memory."
-    return found + "they are largely the same."
 
 
-def _mean(shares: Mapping[str, float]) -> float:
-    finite = [share for share in shares.values() if np.isfinite(share)]
-    return float(np.mean(finite)) if finite else float("nan")
+def share(distance: float, of: float) -> float:
+    """Not a number where the others all are one point, as in layers that the text does not reach yet."""
+    return distance / of if of else float("nan")
 
 
-def _where(share: float) -> str:
-    if not np.isfinite(share):
-        return "the others do not differ, so this says nothing."
-    return "they lie together." if share < TOGETHER else "they are spread out, not in one place."
+def pairwise_distances(points: torch.Tensor) -> torch.Tensor:
+    """l2 distances float64 (n, n) between points (n, ...), whatever their shape."""
+    flat = points.detach().double().flatten(1)
+    return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _way(moved: float) -> str:
-    if moved < TOGETHER:
-        return "there is one to be found near any point."
-    return "there was none near that."
+def spread(points: torch.Tensor) -> Spread:
+    """Mean and standard deviation of the distances between different points (n, ...).
+
+    Raises:
+        InputError: fewer than two points.
+    """
+    if len(points) < 2:
+        raise InputError(f"distances need two points, not {len(points)}: attack with more restarts")
+    rows, columns = torch.triu_indices(len(points), len(points), 1)
+    distances = pairwise_distances(points)[rows, columns]
+    return Spread(distances.mean().item(), distances.std(correction=0).item(), len(points))
+
+
+@torch.no_grad()
+def neuron_activations(
+    model: Model, embeddings: torch.Tensor, site: Site, key: Key, batch: int = 32
+) -> dict[int, torch.Tensor]:
+    """By layer index of the site, activations float32 (n, neurons) of embeddings (n, tokens, width), on the CPU.
+
+    An activation is the mean over tokens or positions of |output| (of |input| at the feed-forward sites, which are read
+    there), in one pass of the denoiser at the last timestep, on the same initial noise for every embedding.
+
+    Args:
+        key: whose noise is the common start.
+    """
+    layers = model.layers(site)
+    seen: dict[int, list[torch.Tensor]] = {layer.index: [] for layer in layers}
+    at_input = site in (Site.FEED_FORWARD_HIDDEN, Site.FEED_FORWARD_INPUT)
+
+    def see(layer: Layer, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        values = (inputs if at_input else output).float().abs()
+        # Convolutions carry features second, linear layers last.
+        seen[layer.index].append((values.mean((2, 3)) if values.dim() == 4 else values.mean(1)).cpu())
+
+    last = model.schedule.trained - 1
+    start = initial_noise(model, [key])
+    with observed(layers, see):
+        for block in embeddings.to(model.device, model.dtype).split(batch):  # type: ignore[no-untyped-call]
+            model.output(start.expand(len(block), -1, -1, -1), last, block)
+    return {index: torch.cat(blocks) for index, blocks in seen.items()}
+
+
+def tsne_map(points: torch.Tensor, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
+    """A map float32 (n, 2) of points (n, ...) that keeps neighbours together (t-SNE; van der Maaten and Hinton, 2008).
+
+    Raises:
+        InputError: scikit-learn is not installed, or there are too few points.
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise InputError("a t-SNE map needs scikit-learn: run `pip install scikit-learn`") from error
+    if len(points) < 4:
+        raise InputError(f"a map needs at least four points, not {len(points)}")
+    flat = points.detach().float().flatten(1).cpu().numpy()
+    # The published perplexity where there are points enough for it.
+    near = min(perplexity, (len(points) - 1) / 3)
+    return np.asarray(TSNE(perplexity=near, init="pca", random_state=seed).fit_transform(flat), np.float32)

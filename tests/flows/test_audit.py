@@ -33,7 +33,7 @@ from tasks.diffusion.sampling import generate
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
 from tasks.methods import method
-from tasks.report.task import Diagnosed
+from tasks.report import task as reporting
 from tasks.scorers.sscd import Sscd
 from tasks.subject import Subject
 from tests.support.world import tiny_world
@@ -128,7 +128,7 @@ def nothing_computed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UNet2DConditionModel, "forward", asked)
         patch.setattr(Sscd, "embed", asked)
-        patch.setattr(stages, "write_diagnosis", lambda plan, audit_id: None)
+        patch.setattr(stages, "write_diagnosis", lambda *told: ("nothing", []))
         yield
 
 
@@ -199,7 +199,7 @@ def test_random_cuts_are_as_large_and_elsewhere(params: AuditParams, audited: Au
     for name in ("nemo", "wanda"):
         assert rows[name]["pruned"] == rows[f"random-{name}"]["pruned"] > 0
         assert rows[name]["total"] == rows[f"random-{name}"]["total"]
-        assert rows[name]["weights"] != rows[f"random-{name}"]["weights"]
+        assert rows[name]["sets_id"] != rows[f"random-{name}"]["sets_id"]
 
 
 def test_the_store_is_whole_and_says_how_it_was_made(params: AuditParams, audited: Audited) -> None:
@@ -220,12 +220,18 @@ def test_the_store_is_whole_and_says_how_it_was_made(params: AuditParams, audite
     assert json.loads(row["params"])["settings"]["dori"]["steps"] == 2
 
 
+def diagnosed(plan: Plan, audit_id: str) -> tuple[str, list[str]]:
+    """What the diagnosis says of an audit whose triggers are there."""
+    sets = plan.nemo_id, plan.trigger_wanda_id
+    return reporting.diagnose(plan.subject, audit_id, plan.searches(), *sets, plan.settings.seed)
+
+
 def test_a_second_audit_reuses_everything(params: AuditParams, audited: Audited) -> None:
     store = Store.open(params.store)
     before = parts(store)
     with nothing_computed():
         again = audit(params)
-    stages.write_diagnosis.fn(Plan(params), again.audit_id)
+    diagnosed(Plan(params), again.audit_id)
     assert parts(store) == before
     of = [
         store.read("metrics", audit_id=name).drop(["audit_id"]).to_pylist()
@@ -330,16 +336,11 @@ def test_many_triggers_say_whether_memory_is_local(params: AuditParams, audited:
 def test_one_success_is_one_though_nothing_follows_from_it(
     params: AuditParams, audited: Audited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Diagnosed] = []
     monkeypatch.setattr("tasks.evaluate.task.succeeded", lambda subject, trial, shots, scoring: {shots[0].trigger_id})
-
-    def keep(subject: Subject, audit_id: str, found: list[Diagnosed], *ids: object) -> tuple[str, list[bytes]]:
-        told.extend(found)
-        return "", []
-
-    monkeypatch.setattr("tasks.report.task.write_locality", keep)
-    stages.write_diagnosis.fn(Plan(params), audited.audit_id)
-    assert [(one.searched, one.triggers, one.spread) for one in told] == [(3, 1, None)]
+    (found,) = Plan(params).searches()
+    assert (found.searched, found.succeeded, found.triggers, found.starts) == (3, 1, [], [])
+    words, maps = diagnosed(Plan(params), "another audit")
+    assert "Of 3 attacks, each from another random point, 1 bring this picture back." in words and maps == []
 
 
 def test_a_memorized_picture_is_no_control_and_is_not_trained_back_in(params: AuditParams, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from flows.cli.shared import NEEDS_A_PLATFORM
 from flows.serve import environment
 from flows.settings import Settings, settings_for
 from storage import Store
-from tasks.methods import methods
+from tasks.methods import method, methods, metrics
 from tests.support.rows import put_sets
 
 COMMANDS = (
@@ -87,6 +87,14 @@ def test_every_setting_that_is_listed_can_be_set() -> None:
     assert {"seeds": "2", "nemo.theta": "5.0"}.items() <= {row["setting"]: row["value"] for row in rows}.items()
     (seeds,) = (row for row in rows if row["setting"] == "seeds")
     assert seeds["may be"] == "integer, >= 1, <= 100" and seeds["what"]
+
+
+def test_every_metric_has_its_own_settings() -> None:
+    settings = settings_for("full", {})
+    set_apart = [one for one in metrics() if one.params.model_fields]
+    assert "extraction" in {one.name for one in set_apart}
+    assert all(isinstance(settings.of(one), one.params) for one in set_apart)
+    assert settings.of(method("metric", "extraction")).generations == 100  # as the profile has it
 
 
 def test_every_method_is_listed_with_its_parameters_and_paper() -> None:

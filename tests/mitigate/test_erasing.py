@@ -122,6 +122,7 @@ def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, 
         unet.save_pretrained(folder)
     else:
         folder.mkdir()
+        (folder / "variant.json").write_text("{}")
     card = {"title": "t", "base": "b", "base_id": "i", "method": "wanda", "audit_id": "audit-1", "site": "ff-hidden"}
     store = subject.open()
     row = {"variant": "wanda-old", "method": "wanda", "params_id": "p"}

@@ -1,4 +1,4 @@
-"""The door of mitigation: what is cut lies in the store, says so, and can be taken out as a pipeline."""
+"""The door of mitigation: what is pruned lies in the store, says so, and can be taken out as a pipeline."""
 
 import copy
 import json
@@ -253,7 +253,7 @@ def test_only_what_changed_leaves_the_store_when_asked(subject: Subject, tmp_pat
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "changed", use_safetensors=True)
     pipeline = StableDiffusionPipeline.from_pretrained(subject.model, unet=unet)
     expected = copied(subject, variant)
-    assert all(torch.equal(a, b) for a, b in zip(pipeline.denoiser.parameters(), expected.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), expected.parameters(), strict=True))
     card = (tmp_path / "changed" / "README.md").read_text()
     assert "Only the denoiser lies here" in card and f'from_pretrained("{subject.model}", unet=unet)' in card
 

@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from tasks.report.locality import Diagnosed, Overlap, Spread, told
+from tasks.report.locality import Locality
+from tasks.report.locality_words import Diagnosed, Overlap, told
 
 PLACES = {"triggers": np.zeros((2, 2)), "starts": np.ones((2, 2)), "prompts": np.full((3, 2), 2.0)}
 
 
-def spread(embeddings: float, moved: float, activations: float) -> Spread:
-    return Spread(embeddings, 1.5, moved, {"a": activations, "b": activations}, {"a": 1.25, "b": 1.25}, PLACES)
+def spread(embeddings: float, moved: float, activations: float) -> Locality:
+    return Locality(embeddings, 1.5, moved, {"a": activations, "b": activations}, {"a": 1.25, "b": 1.25}, PLACES)
 
 
 def test_spread_out_memory() -> None:
@@ -43,7 +44,7 @@ def test_weights_that_any_noise_finds_are_no_sign_of_memory() -> None:
 
 
 def test_activations_of_any_noise_are_no_sign_of_memory() -> None:
-    alike = Spread(1.2, 1.2, 0.7, {"a": 0.4}, {"a": 0.35}, PLACES)
+    alike = Locality(1.2, 1.2, 0.7, {"a": 0.4}, {"a": 0.35}, PLACES)
     text = told([(Diagnosed("i", "A caption", 8, 8, alike), {})])
     assert "so did those points before the search, so this says nothing of the memory" in text
 

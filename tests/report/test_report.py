@@ -3,6 +3,7 @@
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,3 +134,15 @@ def test_the_widest_names_and_counts_fit_on_a_terminal() -> None:
     text = table_text(rows)
     assert text.count("2 (4 prompts)") == 2 and text.count("0.250–1.000") == 2
     assert "adversarial-finetune" in text and "dori-noise-control" in text
+
+
+def test_the_docs_explain_every_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    table = page.partition("## The columns")[2].partition("\n\nVariants")[0]
+    cells = [line.split("|") for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    told = {
+        metric.strip(" `"): heading.strip()
+        for _, headings, metrics, *_ in cells
+        for heading, metric in zip(headings.split(";"), metrics.split("`, `"), strict=False)
+    }
+    assert {name: column.heading for name, column in columns().items()}.items() <= told.items()

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from flows.audit import AuditParams
 from flows.cli.commands import app
 from flows.settings import Settings
 from storage import Store, StoreError, drop_former, examine, migrate, query, run_sql, write_catalog
@@ -27,6 +28,8 @@ from storage.migrate import _Move
 from storage.migrations import MIGRATIONS, OLDEST, kept_schemas, tables_of, v4
 from storage.parts import encode
 from storage.tables import TABLES, VERSION
+from tasks.errors import InputError
+from tasks.subject import Subject
 from tests.storage.keep_schemas import kept
 from tests.storage.test_crashes import Death, dying_at
 
@@ -222,7 +225,7 @@ def test_a_damaged_part_is_refused_by_name_and_the_migration_goes_on_without_it(
     assert len(examine(Store.open(old)).damages) == 1
 
 
-def test_a_variant_whose_files_are_gone_has_no_card(old: Path) -> None:
+def test_a_variant_whose_files_are_gone_has_no_card(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone, changed = sorted(path.parent for path in old.glob("weights/*/variant.json"))[:2]
     shutil.rmtree(gone)
     card = changed / "variant.json"
@@ -233,7 +236,15 @@ def test_a_variant_whose_files_are_gone_has_no_card(old: Path) -> None:
     card.write_text(text)
     migrate(old)
     store = Store.open(old)
-    assert [row["card"] for row in store.read("variants", weights=f"weights/{gone.name}").to_pylist()] == [None]
+    (model_id,) = set(store.read("variants")["model_id"].to_pylist())
+    monkeypatch.setattr(Subject, "model_id", property(lambda self: model_id))
+    subject = Subject(store=store.url, model="gone", prompt_set="")
+    for row in store.read("variants", model_id=subject.model_id).to_pylist():
+        if row["weights"] == f"weights/{gone.name}":
+            with pytest.raises(InputError, match="were gone when the store was migrated"):
+                subject.card(row["variant"])
+        elif row["weights"]:
+            assert subject.card(row["variant"])["method"] == row["method"]
     assert [damage.address for damage in examine(store).damages] == [f"weights/{gone.name}"]
 
 
@@ -474,14 +485,24 @@ def test_names_of_variants() -> None:
     ]  # fmt: skip
 
 
-@given(st.dictionaries(st.text(), st.recursive(st.text() | st.floats(allow_nan=False), st.lists)))
+@given(st.dictionaries(st.text(), st.text() | st.floats(allow_nan=False) | st.lists(st.text())))
 def test_parameters_keep_every_value(settings: dict[str, Any]) -> None:
-    told = {"settings": settings | {"rival_starts": ['"rival_starts":', "noise"]}}
-    new = v4.params(json.dumps(told, separators=(",", ":")))
-    wanted = {
-        ("baseline_starts" if name == "rival_starts" else name): value for name, value in told["settings"].items()
+    former = {
+        "rival_starts": ["noise"],
+        "importance": {"timesteps": 3, "contrast": False, "seed": 7, "score": "taylor"},
     }
-    assert json.loads(new)["settings"] == wanted
+    now = {"baseline_starts": ["noise"], "random": {"seed": 7}}
+    now |= {name: {"timesteps": 3, "contrast": False} for name in ("gradient", "taylor")}
+    new = v4.params(json.dumps({"model": '"rival_starts":', "settings": settings | former}))
+    assert json.loads(new) == {"model": '"rival_starts":', "settings": settings | now}
+    assert v4.params('{"settings":null}') == '{"settings":null}'
+
+
+def test_a_registration_fits_the_settings_of_now(migrated: Path) -> None:
+    """Else the nights of whoever migrated end with an error."""
+    (text,) = Store.open(migrated).read("registrations")["params"].to_pylist()
+    settings = AuditParams.model_validate_json(text).settings
+    assert settings is not None and settings.baseline_starts == ("noise",) and settings.memorized == 2
 
 
 def test_settings_choose_the_same_variants_by_the_same_parameters() -> None:
@@ -507,7 +528,6 @@ def test_settings_choose_the_same_variants_by_the_same_parameters() -> None:
     assert v4.settings({"own_cuts": False})["mitigations"] == ["nemo-union", "wanda"]
     text = json.dumps({"title": "model, random-tokens", "method": "random-tokens", "params": defence})
     assert json.loads(v4.card(text))["params"] == {"tokens": 4}
-    assert v4.params('{"settings":null}') == '{"settings":null}'
 
 
 # The command.
@@ -529,3 +549,5 @@ def test_the_command_says_what_it_does(old: Path) -> None:
     assert engram("--gc", "--dry-run", *place) == ["would have removed 343 parts of version 3 (2.0 MB)"]
     assert engram("--gc", *place) == ["removed 343 parts of version 3 (2.0 MB)"]
     assert engram("--gc", *place) == ["there are no former parts to remove"]
+    refused = CliRunner().invoke(app, ["migrate", "--gc", "--lost", "a", *place])
+    assert isinstance(refused.exception, InputError) and "exclude each other" in str(refused.exception)

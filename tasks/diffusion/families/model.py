@@ -305,11 +305,6 @@ class Model(ABC):
         """The same model with another denoiser of the same shape."""
         return replace(self, denoiser=settled(denoiser, self.device, self.mixed))
 
-    def with_denoiser_of(self, folder: Path) -> Self:
-        """The same model with the denoiser that lies in a folder, as a mitigated variant has it."""
-        options = {"torch_dtype": self.dtype, "use_safetensors": True, "low_cpu_mem_usage": False}
-        return self.with_denoiser(self.denoiser_class.from_pretrained(folder, **options))
-
     def pipeline(self, scheduler: Any) -> Any:
         """The pipeline of diffusers of the same components."""
         names = [name for name in self.components if name not in (self.denoiser_name, "scheduler")]

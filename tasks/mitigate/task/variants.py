@@ -93,7 +93,7 @@ def unpruned_card(
     done: str,
     shared: float = 0.0,
 ) -> Card:
-    """The card of a variant that is not one UNet with zeros: it was trained, or what is done is done at inference.
+    """The card of a variant that is not one denoiser with zeros: it was trained, or what is done is done at inference.
 
     Args:
         done: what is done, as the end of "in which ...".

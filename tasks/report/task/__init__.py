@@ -1,6 +1,5 @@
 """Reporting: what an audit wrote, as one page for people and one table for the terminal."""
 
-from tasks.report.locality import Diagnosed, Spread
 from tasks.report.task.comparison import (
     Comparison,
     accept,
@@ -10,28 +9,27 @@ from tasks.report.task.comparison import (
     differences_table,
     latest,
 )
-from tasks.report.task.diagnosis import write_locality
+from tasks.report.task.diagnosis import Searches, diagnose
 from tasks.report.task.page import Localized, Written, page_path, training_chart, write_report
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.task.results import write_results
 
 __all__ = [
     "Comparison",
-    "Diagnosed",
     "Localized",
-    "Spread",
+    "Searches",
     "Written",
     "accept",
     "audits_named",
     "baseline_of",
     "compare",
+    "diagnose",
     "differences_table",
     "latest",
     "page_path",
     "record_of",
     "rows_of",
     "training_chart",
-    "write_locality",
     "write_report",
     "write_results",
 ]

@@ -1,31 +1,52 @@
 """Whether memory is local, in the store and beside the report."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from storage import content_key, query
+from tasks.conditions import dori
 from tasks.report.charts import Map, drawn
-from tasks.report.locality import Diagnosed, Overlap, Weights, told
+from tasks.report.locality import locality
+from tasks.report.locality_words import Diagnosed, Overlap, Weights, told
 from tasks.report.task.page import page_path
-from tasks.subject import ORIGINAL, Subject
+from tasks.subject import ORIGINAL, Prompt, Subject
 
 
-def write_locality(
-    subject: Subject, audit_id: str, found: Sequence[Diagnosed], points: Sequence[str], nemo_id: str, wanda_id: str
+@dataclass(frozen=True)
+class Searches:
+    """What was searched for one image."""
+
+    prompt: Prompt
+    searched: int
+    """Searches for triggers of the image."""
+    succeeded: int
+    """Of those, how many bring the image back."""
+    triggers: list[Prompt]
+    """What these found, to be asked like prompts; none where there are fewer than two."""
+    starts: list[Prompt]
+    """Where these began, in the same order."""
+    others: list[Prompt]
+    """Memorized prompts of different images."""
+
+
+def diagnose(
+    subject: Subject, audit_id: str, searches: Sequence[Searches], nemo_id: str, wanda_id: str, seed: int
 ) -> tuple[str, list[str]]:
     """Whether memory is local: rows of `metrics` of the original under "dori-noise", and a page beside the report.
 
     Args:
-        points: ids of the triggers that are diagnosed, and of where their searches began.
-        nemo_id, wanda_id: of the sets that were found from the triggers.
+        nemo_id, wanda_id: of the sets that were found from the triggers, and from where their searches began.
 
     Returns:
         The diagnosis in Markdown, and a map (SVG) for each image that has enough triggers.
     """
+    found = [_diagnosed(subject, one, seed) for one in searches]
+    points = [point.prompt_id for one in searches for point in (*one.triggers, *one.starts)]
     store = subject.open()
     sets = {"model_id": subject.model_id, "nemo_id": nemo_id, "wanda_id": wanda_id}
-    rows = query(store, "trigger_agreement", **sets, trigger_ids=list(points)).to_pylist()
+    rows = query(store, "trigger_agreement", **sets, trigger_ids=points).to_pylist()
     before = {(row["image_id"], row["method"], row["layer"]): row["iou"] for row in rows if not row["searched"]}
     weights: list[Weights] = []
     for one in found:
@@ -35,7 +56,7 @@ def write_locality(
                 starts = before.get((row["image_id"], row["method"], row["layer"]))
                 mine.setdefault(row["method"], {})[row["layer"]] = Overlap(row["iou"], row["iou_chance"], starts)
         weights.append(mine)
-    spreads = [one.spread for one in found if one.spread is not None]
+    spreads = [one.found for one in found if one.found is not None]
     figures = {
         "locality_triggers": [one.triggers / one.searched for one in found],
         "locality_embeddings": [one.embeddings for one in spreads],
@@ -47,7 +68,7 @@ def write_locality(
         figures[f"locality_{method}"] = [float(np.mean([layer.iou for layer in some])) for some in layers]
         known = [[layer.starts for layer in some if layer.starts is not None] for some in layers]
         figures[f"locality_{method}_starts"] = [float(np.mean(starts)) for starts in known if starts]
-    place = {"variant": ORIGINAL, "condition": "dori-noise"}
+    place = {"variant": ORIGINAL, "condition": dori("noise").name}
     metrics = [
         {**place, "metric": name, "value": float(np.mean(values)), "n": len(values)}
         for name, values in figures.items()
@@ -58,7 +79,17 @@ def write_locality(
     folder.mkdir(parents=True, exist_ok=True)
     words = told(list(zip(found, weights, strict=True)))
     (folder / "locality.md").write_text(words)
-    maps = [drawn(Map(f"Triggers of: {one.caption}", one.spread.places)) for one in found if one.spread is not None]
+    maps = [drawn(Map(f"Triggers of: {one.caption}", one.found.places)) for one in found if one.found is not None]
     for number, drawing in enumerate(maps, 1):
         (folder / f"locality-{number}.svg").write_text(drawing, encoding="utf-8")
     return words, maps
+
+
+def _diagnosed(subject: Subject, one: Searches, seed: int) -> Diagnosed:
+    """What was searched and found for one image, with distances where there are points enough."""
+    image = one.prompt.image_ids[0]
+    found = None
+    if one.triggers and len(one.others) > 1:
+        triggers, starts, others = (subject.embed(some) for some in (one.triggers, one.starts, one.others))
+        found = locality(subject.load(), triggers, starts, others, (image, seed))
+    return Diagnosed(image, one.prompt.text, one.searched, one.succeeded, found)
