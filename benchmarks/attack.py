@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from tasks.attack.dori import DoriParams, search
 from tasks.diffusion.families import Model, StableDiffusion
 from tasks.diffusion.families.model import settled
 from tasks.diffusion.families.schedule import Schedule
 from tasks.diffusion.model import load_model
+from tasks.dori import DoriParams, search
 
 LIMIT = 1.15
 """A step may cost this much of a bare pass."""

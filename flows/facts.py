@@ -33,8 +33,9 @@ def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> li
     settings, chosen = spec.settings, spec.chosen
     pictured = " and ".join(str(len(some)) for some in chosen.pictured)
     nemo, wanda = (ids.params_of(spec, method("localizer", name)) for name in ("nemo", "wanda"))
-    missing = [name for name in ("nemo-union", "wanda") if name not in variants]
-    untrained = [name for name in settings.erase if name not in variants]
+    missing = [one.name for _, one in settings.prunings() if one.name not in variants]
+    trainings = [one.name for one in settings.chosen("training")]
+    untrained = [name for name in trainings if name not in variants]
     facts = [
         ("model", spec.params.model),
         ("fingerprint", record["model_id"]),
@@ -77,7 +78,7 @@ def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> li
     for name in random_controls():
         if name in variants and (part := mitigating.shared_with_found(spec.subject, variants[name])):
             facts.append((name, f"{part:.0%} of what it cuts was localized, too: more than half of a layer was"))
-    for name in settings.erase:
+    for name in trainings:
         if name in variants and (left := mitigating.not_erased(spec.subject, variants[name])):
             few = [prompt for prompt in chosen.erasable if prompt.text in left]
             words = f"left out {_counted(spec, few)}, of {_counted(spec, chosen.erasable)}: of those the pruned model"

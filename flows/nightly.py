@@ -26,7 +26,7 @@ from storage.errors import one_line
 from tasks.errors import InputError
 from tasks.report import compare as method
 from tasks.report import task as reporting
-from tasks.report.standing import CLAIMS
+from tasks.report.standing import claims
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
@@ -136,7 +136,7 @@ def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> 
     baseline = reporting.baseline_of(store, audit_id, _told(store, name) | _before_nights(store, name))
     if baseline is None:
         return Night(name=name, outcome="first", words="nothing to compare with yet", audit_id=audit_id)
-    found = reporting.compare(store, baseline, audit_id, CLAIMS, params.margin, params.alpha)
+    found = reporting.compare(store, baseline, audit_id, claims(), params.margin, params.alpha)
     return Night(
         name=name,
         outcome="regression" if found.regressions else "no regression",

@@ -94,5 +94,5 @@ class Selection:
             if found := [kind for read, kind in lacking.items() if read in reads]:
                 raise InputError(
                     f"{localizer.name} needs training images of {' and of '.join(found)} prompts: give --images, or"
-                    " leave it out of `scores`"
+                    " leave it out of `mitigations`"
                 )

@@ -8,33 +8,40 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.typed import may_be, validated
-from tasks.attack.dori import DoriParams
 from tasks.conditions import Start
 from tasks.diffusion.precision import AskedPrecision
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import LongPrompts
+from tasks.dori import DoriParams
 from tasks.errors import InputError, refuse
 from tasks.evaluate.extraction import ExtractionParams
-from tasks.methods import Localizer, Method, localizer_of, method, methods, named, params_in, with_groups
-from tasks.mitigate.finetune import Erasure, FineTuneParams
-from tasks.mitigate.inference import Defence, DefenceParams
+from tasks.methods import (
+    Localizer,
+    Method,
+    Mitigation,
+    Pruning,
+    localizer_of,
+    methods,
+    mitigations,
+    params_in,
+    prunings,
+    variants,
+    with_groups,
+)
 from tasks.scorers.sscd import SscdParams
 
 Profile = Literal["quick", "full"]
 
-LOCALIZERS = ("nemo", "wanda")
-"""The localizers of every audit."""
-
 if TYPE_CHECKING:
-    LocalizerName = str
+    VariantName = str
 else:
-    LocalizerName = named("localizer")
+    VariantName = Literal.__getitem__(variants())
 
 
 class AuditSettings(BaseModel):
     """How much an audit looks at, and how. Methods are set as published, but where their descriptions say otherwise;
-    how much is looked at is what hours allow, such as 500 null prompts of the published 50,000. Each localizer's and
-    metric's own settings are a group beside."""
+    how much is looked at is what hours allow, such as 500 null prompts of the published 50,000. Each method's own
+    settings are a group beside."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,15 +83,12 @@ class AuditSettings(BaseModel):
     contrast: Literal["prompts", "empty"] = Field(
         "empty", description="what memorized prompts are compared with: the empty prompt as published, or null prompts"
     )
-    scores: tuple[LocalizerName, ...] = Field(
-        (), description="other localizers, whose weights or neurons are pruned beside those of NeMo and Wanda"
+    mitigations: tuple[VariantName, ...] = Field(
+        ("nemo", "nemo-union", "wanda"),
+        description="The variants that are made and audited beside the original: pruned, trained, or changed at"
+        " inference. Controls are made beside them. `engram methods` explains them.",
     )
-    own_cuts: bool = Field(True, description="NeMo's neurons are cut for each prompt alone, too, as published")
-    erase: tuple[Erasure, ...] = Field((), description="fine-tunings that erase the memories, and their rivals")
-    finetune: FineTuneParams = FineTuneParams()
     kept: int = Field(512, ge=1, description="ordinary pictures that fine-tuning trains on beside, at most")
-    defences: tuple[Defence, ...] = Field((), description="mitigations at inference, as further rivals")
-    defence: DefenceParams = DefenceParams()
     dori: DoriParams = DoriParams()
     diagnosed: int = Field(0, ge=0, description="memorized pictures whose triggers are asked whether memory is local")
     triggers: int = Field(10, ge=3, le=1000, description="triggers of each of them; 100 as published")
@@ -98,19 +102,33 @@ class AuditSettings(BaseModel):
         return params_in(self, chosen)
 
     def files(self) -> dict[str, dict[str, Path]]:
-        """The files that settings of localizers name, by group and name."""
-        groups = {one.group: dict(self.of(one)) for one in methods("localizer")}
+        """The files that settings of methods name, by group and name."""
+        groups = {one.group: dict(self.of(one)) for one in methods("localizer", "mitigation", "metric")}
         return {
             group: {name: value for name, value in own.items() if isinstance(value, Path)}
             for group, own in groups.items()
             if any(isinstance(value, Path) for value in own.values())
         }
 
+    def prunings(self) -> list[tuple[Localizer, Pruning]]:
+        """The pruned variants that are chosen, and the controls that their own localizers find beside them, each behind
+        the localizer whose sets it prunes."""
+        own = {(found.name, one.name) for found, one in prunings() if one.name in self.mitigations}
+        return [
+            (found, one)
+            for found, one in prunings()
+            if one.name in self.mitigations or (found.name, one.control_of) in own
+        ]
+
+    def chosen(self, acts: Literal["training", "inference"]) -> list[Mitigation]:
+        """The mitigations that are chosen beside pruned variants, in the order in which they are named."""
+        known = {one.name: one for one in mitigations() if one.acts == acts}
+        return [known[name] for name in dict.fromkeys(self.mitigations) if name in known]
+
     def localizers(self) -> list[Localizer]:
-        """Those that are asked for, each once, and those that they are compared with."""
+        """Those that the pruned variants follow from, each once, behind those that they are compared with."""
         found: dict[str, Localizer] = {}
-        for name in (*LOCALIZERS, *self.scores):
-            chosen: Localizer = method("localizer", name)
+        for chosen, _ in self.prunings():
             for one in (*([localizer_of(chosen.budget)] if chosen.budget else []), chosen):
                 found.setdefault(one.name, one)
         return list(found.values())
@@ -119,7 +137,7 @@ class AuditSettings(BaseModel):
 if TYPE_CHECKING:
     Settings = AuditSettings
 else:
-    Settings = with_groups(AuditSettings, methods("localizer", "metric"))
+    Settings = with_groups(AuditSettings, methods("localizer", "mitigation", "metric"))
 
 
 PROFILES: dict[Profile, dict[str, Any]] = {
@@ -133,7 +151,6 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "controls": 4,
         "starts": ("noise",),
         "random_starts": (),
-        "own_cuts": False,
         "sampling": {"steps": 20},
         "wanda": {"tau": 4},
     },
@@ -142,8 +159,17 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "controls": 24,
         "starts": ("prompt", "noise", "other"),
         "efforts": (10, 25, 50, 100, 200, 500),
-        "erase": ("adversarial-finetune", "surrogate-finetune", "ordinary-finetune"),
-        "defences": ("perturbed-embedding", "random-tokens", "reweighted-attention"),
+        "mitigations": (
+            "nemo",
+            "nemo-union",
+            "wanda",
+            "adversarial-finetune",
+            "surrogate-finetune",
+            "ordinary-finetune",
+            "perturbed-embedding",
+            "random-tokens",
+            "reweighted-attention",
+        ),
         "finetune": {"check_every": 6},
         "diagnosed": 2,
         "extracted": 8,

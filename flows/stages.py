@@ -76,15 +76,14 @@ def mitigate(run: Run, audit_id: str | None = None) -> dict[str, str]:
         InputError: the localization did not run, or there is no such audit, see `audit_of`.
     """
     spec = _begun(run)
-    settings = spec.settings
-    if settings.erase and not spec.chosen.erasable:
+    trainings = spec.settings.chosen("training")
+    if trainings and not spec.chosen.erasable:
         get_run_logger().warning("nothing is fine-tuned: %s", spec.chosen.why_not_erasable)
     for _ in execute(spec, "mitigate", "none" if audit_id is None else audit_of(spec, audit_id)):
         pass
     there = ids.there(spec)
-    for name in settings.erase:
-        if name in there:
-            show_chart(name, reporting.training_chart(name, mitigating.history_of(spec.subject, there[name])))
+    for name in (one.name for one in trainings if one.name in there):
+        show_chart(name, reporting.training_chart(name, mitigating.history_of(spec.subject, there[name])))
     return there
 
 
@@ -162,13 +161,12 @@ def report(run: Run, audit_id: str | None = None) -> Audited:
     searches = {
         _search_name(one): trigger_ids(spec, one) for one in put if one.condition.is_attack and has_own_weights(one)
     }
-    trained = {name: mitigating.history_of(subject, variants[name]) for name in settings.erase if name in variants}
-    pruned = ids.pruned(spec)
-    found = reporting.Localized(
-        wanda=pruned["wanda"].sets_id,
-        control=pruned["wanda-control"].sets_id,
-        curve=ids.curve(spec, method("localizer", "nemo")),
-    )
+    trainings = [one.name for one in settings.chosen("training") if one.name in variants]
+    trained = {name: mitigating.history_of(subject, variants[name]) for name in trainings}
+    # Of what was not chosen there are no sets, and the page shows none.
+    sets = {name: pruned.sets_id for name, pruned in ids.pruned(spec).items()}
+    curve = ids.curve(spec, method("localizer", "nemo"))
+    found = reporting.Localized(wanda=sets.get("wanda", ""), control=sets.get("wanda-control", ""), curve=curve)
     path = reporting.page_path(subject, audit_id)
     facts = facts_of(spec, record, variants)
     scorers = {"sscd": sscd.scorer_of(settings.sscd), "clip": clip.scorer_of(spec.clip)}

@@ -11,7 +11,7 @@ tables and report, and the list of `engram methods`. No list of names stands any
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -190,6 +190,12 @@ class Pruning:
     """Whether it prunes what is found when ordinary prompts are taken for memorized ones: it is a control itself."""
 
     @property
+    def stands_in(self) -> bool:
+        """Whether what the variant makes can stand for memorized images in a training: it is one model for all prompts,
+        and claims to have removed them."""
+        return self.claims and self.over != "each"
+
+    @property
     def control(self) -> str | None:
         """What its random control goes by."""
         return f"random-{self.name}" if self.random else None
@@ -285,6 +291,45 @@ class Localizer(Method):
         return f"{self.name}-control" if pruning.ordinary else self.name
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mitigation(Method):
+    """Is meant to keep memories from coming back: by other weights, or by what is done with prompts.
+
+    Variants that follow from what a localizer found are no methods of their own: see `Pruning`.
+    """
+
+    kind = "mitigation"
+    acts: Literal["training", "inference"]
+    """Whether weights are trained, or left as they are."""
+    function: Callable[..., Any]
+    """Of a training (lesson, params) -> Trained, see `tasks.mitigate.training`; at inference (asked, params) -> Answer,
+    see `tasks.inference`."""
+    done: str
+    """What was done, as the end of "in which ...", for the model card."""
+    claims: bool = False
+    """Whether it claims to have removed the memories, so that it is attacked from every start; else it is a
+    baseline."""
+    gradients: bool = False
+    """Whether it needs gradients, which vanish in half precision. Every training does."""
+    surrogates: bool | Callable[[Any], bool] = False
+    """Whether a training replaces memorized images by what the pruned model makes of their prompts, or a function of
+    its parameters that says so."""
+    change: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Parameters that are other than its group of settings says: what it lacks of the method that it is a baseline
+    of."""
+    check: Callable[[Any, Any], None] | None = None
+    """Raises InputError where parameters do not fit a model: called with them and the model's outline, which is known
+    before any weights are loaded."""
+
+    def changed(self, params: Params) -> Any:
+        """Its own parameters, from those of its group."""
+        return type(params).model_validate(dict(params) | dict(self.change))
+
+    def reads_surrogates(self, params: Any) -> bool:
+        """Whether it replaces memorized images with these parameters."""
+        return self.surrogates(params) if callable(self.surrogates) else self.surrogates
+
+
 S = TypeVar("S", bound=Callable[..., Any])
 _FOUND: dict[tuple[Kind, str], Method] = {}
 
@@ -325,6 +370,16 @@ def localizer(**spec: Any) -> Callable[[S], S]:
 
     def of(function: S) -> S:
         register(Localizer(find=function, **spec))
+        return function
+
+    return of
+
+
+def mitigation(**spec: Any) -> Callable[[S], S]:
+    """Registers a function as a mitigation; see `Mitigation` and `Method` for what is said of it."""
+
+    def of(function: S) -> S:
+        register(Mitigation(function=function, **spec))
         return function
 
     return of
@@ -409,6 +464,26 @@ def prunings() -> Iterator[tuple[Localizer, Pruning]]:
             if (other := seen.setdefault(pruning.name, found.name)) != found.name:
                 raise InputError(f"localizers {other!r} and {found.name!r} both prune {pruning.name!r}: rename one")
             yield found, pruning
+
+
+def mitigations() -> list[Mitigation]:
+    """All mitigations that follow from no localizer."""
+    return [one for one in methods("mitigation") if isinstance(one, Mitigation)]
+
+
+def variants() -> tuple[str, ...]:
+    """The variants that can be asked for: those that follow from localizers, then other mitigations.
+
+    A control is none of them where its own localizer finds what it is a control of: it is made beside that.
+
+    Raises:
+        InputError: two of them go by one name.
+    """
+    pruned = [one.name for found, one in prunings() if one.control_of not in {other.name for other in found.prunings}]
+    others = [one.name for one in mitigations()]
+    if both := {name for _, one in prunings() for name in (one.name, one.control)} & {*others}:
+        raise InputError(f"a localizer prunes {min(map(str, both))!r}, and a mitigation has this name: rename one")
+    return (*pruned, *others)
 
 
 def localizer_of(pruned: str) -> Localizer:

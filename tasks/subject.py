@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -24,7 +24,7 @@ from tasks.diffusion.precision import Precision
 from tasks.diffusion.sampling import fitted, from_bytes, picture_size
 from tasks.diffusion.sites import Site
 from tasks.errors import InputError
-from tasks.mitigate.inference import Defence, DefenceParams
+from tasks.methods import Mitigation, Params, method, mitigations
 from tasks.sets import read_sets
 from tasks.units import units
 
@@ -33,7 +33,6 @@ ORIGINAL = "original"
 Rule = Literal["neurons", "weights", "prompt-neurons"]
 """What a pruned variant sets to zero: members of its sets, or of the set of the prompt that is asked."""
 PER_PROMPT: Rule = "prompt-neurons"
-DEFENCES: tuple[Defence, ...] = get_args(Defence)
 T = TypeVar("T")
 
 
@@ -156,19 +155,21 @@ class Subject(BaseModel):
             raise InputError(f"the store has no trigger {min(lost)} of {variant}: attack first")
         return torch.stack([found[name] for name in names])
 
-    def defence(self, variant: str) -> tuple[Defence | None, DefenceParams]:
-        """What is done to prompts of a variant at inference, and how strongly; nothing for most.
+    def at_inference(self, variant: str) -> tuple[Mitigation, Params] | None:
+        """The mitigation at inference that a variant is, with its parameters; None of a variant with weights of its
+        own.
 
         Raises:
-            InputError: no such variant.
+            InputError: no such variant, or its method is not installed.
         """
-        if variant == ORIGINAL or (method := self.row(variant)["method"]) not in DEFENCES:
-            return None, DefenceParams()
-        return method, DefenceParams(**self.card(variant)["params"])
+        if variant == ORIGINAL or not _acts_at_inference(row := self.row(variant)):
+            return None
+        mitigation: Mitigation = method("mitigation", row["method"])
+        return mitigation, mitigation.params(**self.card(variant)["params"])
 
     def weights_of(self, variant: str) -> str:
         """The variant whose weights are run: the original where a mitigation acts at inference alone."""
-        return ORIGINAL if variant == ORIGINAL or self.row(variant)["method"] in DEFENCES else variant
+        return ORIGINAL if variant == ORIGINAL or _acts_at_inference(self.row(variant)) else variant
 
     def beside(self, name: str) -> Path:
         """A folder on this machine for what is no part of the store, such as reports; beside it where it is local."""
@@ -207,7 +208,7 @@ class Subject(BaseModel):
 
     def _applied(self, variant: str, prompt_id: str | None, model: Model) -> AbstractContextManager[object]:
         """What makes the original the variant."""
-        if variant == ORIGINAL or (row := self.row(variant))["method"] in DEFENCES:
+        if variant == ORIGINAL or _acts_at_inference(row := self.row(variant)):
             return nullcontext()
         if row["rule"] is None:
             return with_tensors(model.denoiser, _tensors(self.open().get_folder(row["weights"])))
@@ -218,6 +219,13 @@ class Subject(BaseModel):
         sets = _sets(self, row["sets_method"], row["sets_id"], site, tuple(row["sets_scopes"]))
         without = without_weights if row["rule"] == "weights" else without_neurons
         return without(model.denoiser, layers_of(model.denoiser, site), sets.get(scope, {}))
+
+
+def _acts_at_inference(row: Mapping[str, Any]) -> bool:
+    """Whether the variant of this row has the weights of the original: neither pruned nor trained."""
+    # Earlier releases kept a folder of each variant, which held no weights of these.
+    known = {one.name for one in mitigations() if one.acts == "inference"}
+    return row["rule"] is None and (row["weights"] is None or row["method"] in known)
 
 
 @dataclass(frozen=True)

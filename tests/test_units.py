@@ -21,7 +21,7 @@ from tasks.intervals import clopper_pearson
 from tasks.methods import NoParams
 from tasks.report.markdown import figures_text
 from tasks.report.report import Report, render, table_text
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.task import rows_of
 from tasks.report.verdict import verdict
 from tasks.subject import Prompt, Subject, units_of
@@ -149,8 +149,8 @@ def test_both_numbers_are_said_everywhere(captions: Captions) -> None:
     assert stored["mr"] == (0.5, 2) and stored["mr_prompts"] == (6, 2)
     rows = rows_of(subject.open(), "audit")
     assert {(row.n, row.prompts) for row in rows} == {(2, 6)}
-    assert "For 1 of 2 different memorized images, which 6 prompts share," in verdict(rows, STANDINGS)
-    for text in (table_text(rows), figures_text(rows, STANDINGS), render(Report("Audit", "", [], rows, STANDINGS))):
+    assert "For 1 of 2 different memorized images, which 6 prompts share," in verdict(rows, standings())
+    for text in (table_text(rows), figures_text(rows, standings()), render(Report("Audit", "", [], rows, standings()))):
         assert "2 (6 prompts)" in text and "_prompts" not in text
 
 
@@ -160,7 +160,9 @@ def test_nothing_is_said_of_prompts_where_each_has_an_image_of_its_own(subject: 
     found = copies(subject, door.shots(prompts, 1), ["a/0", "b/0"], scores)
     door.write_estimates(subject, "audit", "original", PROMPT, found)
     assert not any(row["metric"].endswith("_prompts") for row in subject.open().read("metrics").to_pylist())
-    assert verdict(rows_of(subject.open(), "audit"), STANDINGS).startswith("For 1 of 2 memorized prompts the original")
+    assert verdict(rows_of(subject.open(), "audit"), standings()).startswith(
+        "For 1 of 2 memorized prompts the original"
+    )
 
 
 Scores = list[list[float]]

@@ -61,9 +61,9 @@ def sets(spec: Spec, localizer: Localizer, some: localizing.Groups | None = None
 @lru_cache(maxsize=KEPT)
 def pruned(spec: Spec) -> Mapping[str, Pruned]:
     """What is pruned in each variant that follows from the sets of localizers, by name and in their order."""
-    settings = spec.settings
-    found = [one for localizer in settings.localizers() for one in _pruned(spec, localizer, given(spec))]
-    return {one.pruning.name: one for one in found if settings.own_cuts or one.pruning.over != "each"}
+    chosen = {one.name for _, one in spec.settings.prunings()}
+    found = [one for localizer in spec.settings.localizers() for one in _pruned(spec, localizer, given(spec))]
+    return {one.pruning.name: one for one in found if one.pruning.name in chosen}
 
 
 def curve(spec: Spec, localizer: Localizer) -> str:
@@ -79,26 +79,25 @@ def detection(spec: Spec) -> str:
 def variants(spec: Spec) -> dict[str, str]:
     """By name, the `params_id` of every variant that there may be, in the order in which they are made and shown."""
     settings, out = spec.settings, dict[str, str]()
-    for name, one in pruned(spec).items():
-        out[name] = mitigating.prune_id(one)
-        if one.pruning.control is not None:
-            out[one.pruning.control] = mitigating.prune_id(one, settings.seed)
-    out |= {name: mitigating.defend_id(name, settings.defence) for name in settings.defences}
-    if spec.chosen.erasable:
-        for name in settings.erase:
-            by = mitigating.variant_of(surrogates_by(spec), out[surrogates_by(spec)])
-            pair = spec.chosen.erasable, spec.chosen.kept
-            out[name] = mitigating.erase_id(name, *pair, by, settings.finetune, settings.sampling, settings.sscd)
+    for name, found in pruned(spec).items():
+        out[name] = mitigating.prune_id(found)
+        if found.pruning.control is not None:
+            out[found.pruning.control] = mitigating.prune_id(found, settings.seed)
+    out |= {one.name: mitigating.defend_id(one, settings.of(one)) for one in settings.chosen("inference")}
+    if spec.chosen.erasable and (surrogates := surrogates_by(spec)) is not None:
+        by, pair = mitigating.variant_of(surrogates, out[surrogates]), (spec.chosen.erasable, spec.chosen.kept)
+        for one in settings.chosen("training"):
+            out[one.name] = mitigating.erase_id(one, *pair, by, settings.of(one), settings.sampling, settings.sscd)
     return out
 
 
-def surrogates_by(spec: Spec) -> str:
-    """The pruned variant that makes surrogates for fine-tuning: of those that prune one set for all prompts and are
-    there, the first by weights, else by neurons; the first such where none is there yet."""
-    able = [one for one in pruned(spec).values() if one.pruning.claims and one.pruning.over != "each"]
-    able.sort(key=lambda one: one.localizer.members != "weights")
-    there = mitigating.known(spec.subject, {one.pruning.name: mitigating.prune_id(one) for one in able})
-    return next((name for one in able if (name := one.pruning.name) in there), able[0].pruning.name)
+def surrogates_by(spec: Spec) -> str | None:
+    """The pruned variant that makes surrogates for training: one whose sets were found for all prompts together, else
+    one of all prompts' sets united; the first such that is there, or where none is, the first that may be."""
+    able = sorted((one for one in pruned(spec).values() if one.pruning.stands_in), key=lambda one: one.pruning.over)
+    known = mitigating.known(spec.subject, {one.pruning.name: mitigating.prune_id(one) for one in able})
+    names = [one.pruning.name for one in able]
+    return next((name for name in names if name in known), next(iter(names), None))
 
 
 def there(spec: Spec) -> dict[str, str]:

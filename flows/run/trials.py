@@ -11,7 +11,7 @@ from tasks.evaluate import task as evaluating
 from tasks.evaluate.task import Trial
 from tasks.methods import metrics
 from tasks.pruned import per_prompt
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.subject import ORIGINAL
 
 
@@ -90,18 +90,18 @@ def scoring(spec: Spec) -> evaluating.Scoring:
 def has_own_weights(trial: Trial) -> bool:
     """Whether a trial's variant has weights of its own; else it acts at inference alone, and its triggers are those of
     the original."""
-    return trial.name == ORIGINAL or STANDINGS[trial.name].kind != "inference"
+    return trial.name == ORIGINAL or standings()[trial.name].kind != "inference"
 
 
 def _claims(name: str) -> bool:
     """Whether a variant claims to have removed a memory, or is the model itself."""
-    return name == ORIGINAL or STANDINGS[name].claims
+    return name == ORIGINAL or standings()[name].claims
 
 
 def _starts(spec: Spec, name: str) -> tuple[Start, ...]:
     """Where attacks on a variant begin. What claims something, and the model itself, is attacked from every start,
     random controls and baselines from those that the settings name; other controls and scores are only prompted."""
-    settings, standing = spec.settings, STANDINGS.get(name)
+    settings, standing = spec.settings, standings().get(name)
     if _claims(name) or standing is None:
         return settings.starts
     if standing.kind == "random" and standing.always and name not in per_prompt():

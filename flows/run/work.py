@@ -246,18 +246,20 @@ def _mitigate(asked: _Asked) -> Iterator[Item]:
             continue
         do = partial(mitigating.prune, subject, pruned, asked.audit_id, settings.seed)
         yield made("prune", name, do, writes=("neuron_sets", "variants"), reads=("neuron_sets",))
-    for name in settings.defences:
-        do = partial(mitigating.defend, subject, name, settings.defence, asked.audit_id)
-        yield made("defend", name, do, writes=("variants",))
+    for one in settings.chosen("inference"):
+        do = partial(mitigating.defend, subject, one, settings.of(one), asked.audit_id)
+        yield made("defend", one.name, do, writes=("variants",))
+    by = asked.variants.get(ids.surrogates_by(spec) or "")
+    if by is None or not spec.chosen.erasable:
+        return
     pair = spec.chosen.erasable, spec.chosen.kept
-    for name in settings.erase if spec.chosen.erasable else ():
-        if (by := asked.variants.get(ids.surrogates_by(spec))) is None:
-            continue
-        how = settings.finetune, settings.sampling, settings.sscd
-        do = partial(mitigating.erase, subject, name, *pair, by, *how, asked.audit_id)  # type: ignore[arg-type]
-        cost = mitigating.training_cost(name, *pair, settings.finetune)
+    images = sum(len(prompt.image_ids) for prompt in spec.chosen.erasable)
+    for one in settings.chosen("training"):
+        own = settings.of(one), settings.sampling, settings.sscd, asked.audit_id
+        do = partial(mitigating.erase, subject, one, *pair, by, *own)  # type: ignore[arg-type]
+        cost = one.cost_of(one.changed(settings.of(one))) * images
         yield made(
-            "fine-tune", name, do, writes=("variants",), reads=("images",), cost=cost, bytes=_weights, may_fail=True
+            "train", one.name, do, writes=("variants",), reads=("images",), cost=cost, bytes=_weights, may_fail=True
         )
 
 

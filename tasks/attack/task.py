@@ -6,9 +6,9 @@ from itertools import product
 import numpy as np
 
 from storage import content_key
-from tasks.attack.dori import DoriParams as DoriParams
-from tasks.attack.dori import attack
 from tasks.diffusion.sampling import encode
+from tasks.dori import DoriParams as DoriParams
+from tasks.dori import attack
 from tasks.errors import InputError
 from tasks.progress import progress
 from tasks.subject import Prompt, Subject, shards

@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 
-from tasks.attack.dori import DoriParams, attack, start_embeddings
 from tasks.collect.values import value_activations
 from tasks.diffusion.check import check_sampling
 from tasks.diffusion.folder import problems_of
@@ -20,8 +19,10 @@ from tasks.diffusion.outline import outline_of
 from tasks.diffusion.sampling import SamplingParams, encode, generate
 from tasks.diffusion.sites import Layer, Site
 from tasks.diffusion.tokens import tokenizers_of
+from tasks.dori import DoriParams, attack, start_embeddings
 from tasks.errors import InputError
-from tasks.mitigate.inference import DefenceParams, defended
+from tasks.inference import Asked
+from tasks.mitigate.reweighted_attention import ReweightedAttentionParams, reweighted
 from tests.support.pipelines import KEYS, PROMPTS, write_pixart
 
 PIPELINES = [PixArtAlphaPipeline, PixArtSigmaPipeline]
@@ -137,9 +138,9 @@ def test_noise_is_matched_to_the_tokens_that_are_read(folder: Path) -> None:
 
 def test_what_needs_a_token_that_begins_prompts_is_refused_in_a_line(folder: Path) -> None:
     model = load_model(folder, "cpu")
-    line = "prompts of PixArtAlpha begin with none: leave it out of --set 'defences="
+    line = "prompts of PixArtAlpha begin with none: leave it out of --set 'mitigations="
     with pytest.raises(InputError, match=line):
-        defended(model, "reweighted-attention", DefenceParams(), SamplingParams(), PROMPTS, KEYS)
+        reweighted(Asked(model, PROMPTS, KEYS, SamplingParams()), ReweightedAttentionParams())
 
 
 def test_mixed_precision_is_nearly_the_same(folder: Path) -> None:

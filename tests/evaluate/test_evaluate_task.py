@@ -23,7 +23,7 @@ from tasks.evaluate.task import Shot, StoredSeen, Trial
 from tasks.evaluate.task import seen as stored
 from tasks.methods import Column, NoParams, metric
 from tasks.report.markdown import figures_text
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.task import rows_of
 from tasks.scorers.clip import ClipParams
 from tasks.scorers.sscd import SscdParams, scorer_of
@@ -51,7 +51,7 @@ def seen_of(subject: Subject, prompts: list[Prompt], seeds: int = 1, condition: 
 
 
 def table_of(subject: Subject) -> str:
-    return figures_text(rows_of(subject.open(), "audit"), STANDINGS)
+    return figures_text(rows_of(subject.open(), "audit"), standings())
 
 
 def scored(subject: Subject, kind: str, values: dict[Pair, float]) -> None:

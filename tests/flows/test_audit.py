@@ -55,11 +55,13 @@ SETTINGS: dict[str, Any] = {
     "sampling": {"steps": 2},
     "nemo": {"seeds": 3, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
     "wanda": {"sparsity": 0.1, "tau": 2},
-    "scores": ("magnitude",),
+    "mitigations": ("nemo", "nemo-union", "wanda", "magnitude"),
     "dori": {"steps": 2, "batch": 2},
 }
+TRAININGS = ("adversarial-finetune", "surrogate-finetune", "ordinary-finetune", "lora-finetune")
+AT_INFERENCE = ("perturbed-embedding", "random-tokens", "reweighted-attention")
 RIVALS: dict[str, Any] = {
-    "erase": ("adversarial-finetune", "surrogate-finetune", "ordinary-finetune", "lora-finetune"),
+    "mitigations": (*SETTINGS["mitigations"], *TRAININGS, *AT_INFERENCE),
     "finetune": {
         "epochs": 1,
         "images_per_step": 2,
@@ -75,7 +77,6 @@ RIVALS: dict[str, Any] = {
     "triggers": 3,
     "efforts": (1, 3),
     "effort_images": 1,
-    "defences": ("perturbed-embedding", "random-tokens", "reweighted-attention"),
 }
 
 
@@ -140,7 +141,7 @@ def test_every_variant_is_measured_under_every_probe(params: AuditParams, audite
     cut = {"nemo-union", "random-nemo-union", "wanda", "random-wanda", "wanda-control", "magnitude"}
     probed = {(variant, condition) for variant in {"original", *cut} for condition in ("prompt", "ordinary")}
     probed |= {("nemo", "prompt"), ("random-nemo", "prompt")}  # nothing of them is cut for other prompts
-    rivals = {*RIVALS["erase"], *RIVALS["defences"]}
+    rivals = {*TRAININGS, *AT_INFERENCE}
     probed |= {(variant, condition) for variant in rivals for condition in ("prompt", "ordinary")}
     attacked = {(variant, "dori-noise") for variant in {"original", *cut, *rivals} - {"wanda-control", "magnitude"}}
     efforts = {(f"effort-{steps}{suffix}") for steps in (1, 3) for suffix in ("", "-control")}
@@ -164,7 +165,7 @@ def test_the_page_and_the_table(audited: Audited) -> None:
     assert "random-wanda, from its prompt" in page and "wanda, attacked from noise" in page
     assert "dori-noise" in audited.written.table
     assert "effort" not in audited.written.table
-    assert set(audited.written.drawings) == {"attacks", "effort", *RIVALS["erase"]}
+    assert set(audited.written.drawings) == {"attacks", "effort", *TRAININGS}
     assert [len(curve.values) for curve in audited.written.drawings["effort"].curves] == [2, 2]
     assert "Training: adversarial-finetune" in page
 
@@ -184,7 +185,9 @@ def test_a_search_is_written_for_every_effort_once(params: AuditParams, audited:
 def test_another_refinement_is_held_against_the_published_one(params: AuditParams, tmp_path: Path) -> None:
     assert params.settings is not None
     nemo = params.settings.of(method("localizer", "nemo")).model_copy(update={"refinement": "group"})
-    settings = params.settings.model_copy(update={"nemo": nemo, "agreement": True, "memorized": 2, "scores": ()})
+    settings = params.settings.model_copy(
+        update={"nemo": nemo, "agreement": True, "memorized": 2, "mitigations": ("nemo",)}
+    )
     spec = resolve(params.model_copy(update={"settings": settings, "store": str(tmp_path / "store")}))
     stages.collect(spec.run)
     stages.localize(spec.run)
@@ -409,7 +412,7 @@ def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams
 def test_trained_and_defended_variants(params: AuditParams, audited: Audited) -> None:
     subject = resolve(params).subject
     before = {name: weight.clone() for name, weight in subject.load().denoiser.state_dict().items()}
-    for name in RIVALS["erase"]:
+    for name in TRAININGS:
         with subject.loaded(audited.variants[name]) as model:
             after = {name: weight.clone() for name, weight in model.denoiser.state_dict().items()}
         assert after.keys() == before.keys()
@@ -417,11 +420,12 @@ def test_trained_and_defended_variants(params: AuditParams, audited: Audited) ->
         assert changed
         if name == "lora-finetune":
             assert all(".attn" in key and key.endswith(".weight") for key in changed)
-    for name in RIVALS["defences"]:
+    for name in AT_INFERENCE:
         with subject.loaded(audited.variants[name]) as model:
             assert all(torch.equal(weight, before[key]) for key, weight in model.denoiser.state_dict().items())
         assert subject.weights_of(audited.variants[name]) == "original"
-        assert subject.defence(audited.variants[name])[0] == name
+        found = subject.at_inference(audited.variants[name])
+        assert found is not None and found[0].name == name
     assert not list(subject.beside("checkpoints").glob("*"))
 
 
@@ -475,8 +479,8 @@ def test_the_record_says_in_which_precision_was_computed(
 @pytest.mark.parametrize(
     ("precision", "changed", "told"),
     [
-        ("float16", {"attacked": 1, "erase": ()}, "attacks need gradients"),
-        ("bfloat16", {"attacked": 0, "erase": ("ordinary-finetune",)}, "fine-tuning needs float32"),
+        ("float16", {"attacked": 1, "mitigations": ()}, "attacks need gradients"),
+        ("bfloat16", {"attacked": 0, "mitigations": ("ordinary-finetune",)}, "ordinary-finetune needs float32"),
     ],
 )
 def test_what_a_precision_cannot_compute_is_refused_at_once(

@@ -121,12 +121,17 @@ def test_a_store_that_cannot_be_written_is_refused(model: Path, tmp_path: Path) 
     ("changed", "told"),
     [
         ({"precision": "float16", "attacked": 1}, "attacks need gradients"),
-        ({"precision": "float16", "attacked": 0, "scores": ["taylor"]}, "taylor needs gradients, which vanish"),
-        ({"precision": "float16", "attacked": 0, "defences": ["perturbed-embedding"]}, "perturbed-embedding needs"),
-        ({"precision": "bfloat16", "erase": ["lora-finetune"]}, "fine-tuning needs float32"),
+        ({"precision": "float16", "attacked": 0, "mitigations": ["taylor"]}, "taylor needs gradients, which vanish"),
+        ({"precision": "float16", "attacked": 0, "mitigations": ["perturbed-embedding"]}, "perturbed-embedding needs"),
+        ({"precision": "bfloat16", "mitigations": ["wanda", "lora-finetune"]}, "lora-finetune needs float32"),
+        ({"mitigations": ["nemo", "lora-finetune"]}, "lora-finetune needs images of a model that was pruned"),
+        ({"mitigations": ["random"]}, "random is a control of wanda: --set 'mitigations=[...]' with both"),
         ({"sampling": {"guidance": 1}}, "without guidance there is no half without text"),
         ({"extracted": 1, "extraction": {"generations": 5, "clique": 6}}, "5 pictures hold no clique of 6"),
-        ({"finetune": {"stop_at": 0.5}}, "finetune.stop_at is looked at by held-out attacks"),
+        (
+            {"mitigations": ["wanda", "lora-finetune"], "finetune": {"stop_at": 0.5}},
+            "finetune.stop_at is looked at by held-out attacks",
+        ),
         ({"dori": {"also_at": [5]}}, "dori.also_at would be ignored"),
     ],
 )
@@ -149,7 +154,7 @@ def test_settings_that_only_look_like_trouble() -> None:
         ({"nemo": {"seeds": 2}}, {"nulls": 1}, "at least two pairwise scores"),
         ({}, {"nulls": 1}, "statistics need at least two prompts, there are 1"),
         ({"unseen": 5}, {}, "5 unseen pictures are to be attacked, but null prompts have 4"),
-        ({"scores": ["taylor"]}, {"pictured": False}, "taylor needs training images of memorized and of ordinary"),
+        ({"mitigations": ["taylor"]}, {"pictured": False}, "taylor needs training images of memorized and of ordinary"),
     ],
 )
 def test_settings_that_prompts_are_too_few_for(changed: dict[str, Any], counts: dict[str, Any], told: str) -> None:
@@ -182,7 +187,7 @@ def test_settings_that_the_model_is_not_made_for(outline: Outline, changed: dict
 
 def test_schedules_latents_and_statistics_of_the_model(outline: Outline, tmp_path: Path) -> None:
     few = replace(outline, latent=(2, 8), picture=None, trained=40)
-    settings = FITS | {"sampling": {"steps": 41}, "taylor": {"timesteps": 41}, "scores": ["taylor"]}
+    settings = FITS | {"sampling": {"steps": 41}, "taylor": {"timesteps": 41}, "mitigations": ["taylor", "nemo"]}
     found = with_model(Settings.model_validate(settings), few)
     assert [sentence.split()[0] for sentence in found] == [
         "sampling.steps",
@@ -198,7 +203,7 @@ def test_schedules_latents_and_statistics_of_the_model(outline: Outline, tmp_pat
 
 def test_what_is_left_out_is_said() -> None:
     plenty = Settings.model_validate(
-        {"erase": ["lora-finetune"], "diagnosed": 3, "attacked": 2, "ordinary": 4, "seeds": 1}
+        {"mitigations": ["wanda", "lora-finetune"], "diagnosed": 3, "attacked": 2, "ordinary": 4, "seeds": 1}
     )
     found = notices(plenty, chosen(plenty, ordinary=4))
     assert [sentence.split(":")[0] for sentence in found] == [

@@ -30,8 +30,7 @@ SETTINGS = {
     "nemo": {"seeds": 3, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
     "wanda": {"sparsity": 0.1, "tau": 2},
     "dori": {"steps": 2, "batch": 2},
-    "defences": ["random-tokens", "reweighted-attention"],
-    "erase": ["ordinary-finetune"],
+    "mitigations": ["nemo", "nemo-union", "wanda", "random-tokens", "reweighted-attention", "ordinary-finetune"],
     "finetune": {"epochs": 1, "images_per_step": 2, "noises": 1, "ordinary_batch": 2, "check_every": 0},
 }
 LONG = " in far more letters than the thirty that this model reads"

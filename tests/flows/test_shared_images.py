@@ -29,7 +29,9 @@ def params(tmp_path: Path) -> AuditParams:
     rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
     rows[1]["image_ids"] = rows[0]["image_ids"] + rows[2]["image_ids"]
     pq.write_table(pa.Table.from_pylist(rows), file)
-    settings = Settings.model_validate(SETTINGS | {"scores": (), "attacked": 4, "extracted": 4, "efforts": ()})
+    settings = Settings.model_validate(
+        SETTINGS | {"mitigations": ("nemo", "nemo-union", "wanda"), "attacked": 4, "extracted": 4, "efforts": ()}
+    )
     settings = settings.model_copy(
         update={"extraction": settings.extraction.model_copy(update={"generations": 3, "clique": 3, "distance": 2.0})}
     )

@@ -52,8 +52,11 @@ def refused(*pairs: str) -> list[str]:
         ("seeds='4'", 4),
         ("seeds = 4", 4),
         ("seeds=4.0", 4),
-        ("own_cuts=True", True),
-        ("own_cuts=no", False),
+        ("agreement=True", True),
+        ("agreement=no", False),
+        ("random-tokens.tokens=2", 2),
+        ("mitigations=wanda, random-tokens", ("wanda", "random-tokens")),
+        ("mitigations=['nemo']", ("nemo",)),
         ("sampling.guidance=2", 2.0),
         ("wanda.sparsity=1e-1", 0.1),
         ("nemo.statistics=12", Path("12")),
@@ -65,7 +68,7 @@ def refused(*pairs: str) -> list[str]:
 def test_what_people_type_is_taken(pair: str, value: Any) -> None:
     chosen = typed(pair)
     for name in ("wanda.sparsity" if pair.startswith("wanda") else pair.partition("=")[0].strip()).split("."):
-        chosen = getattr(chosen, name)
+        chosen = getattr(chosen, name.replace("-", "_"))
     assert chosen == value
 
 
@@ -90,7 +93,11 @@ def test_a_digest_of_digits_is_a_text() -> None:
         ("finetune.clip=Infinity", "finetune.clip cannot be Infinity: it may be: number, > 0"),
         ("finetune.clip=inf", "finetune.clip cannot be Infinity: it may be: number, > 0"),
         ("seed=9999999999", "seed cannot be 9999999999: it may be: integer, >= 0, <= 4294967295"),
-        ("own_cuts=2", "own_cuts cannot be 2: it may be: boolean"),
+        ("agreement=2", "agreement cannot be 2: it may be: boolean"),
+        (
+            "random-tokens=3",
+            "--set 'random-tokens=3': random_tokens is a group of settings, such as random_tokens.tokens",
+        ),
         ("starts=nose", "starts cannot be 'nose': it may be: a list of: prompt, noise, other; did you mean noise?"),
         (
             "starts=nose,x",

@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +20,14 @@ from storage import Store, StoreError
 from tasks.collect.task import import_set
 from tasks.diffusion.noise import Key
 from tasks.diffusion.sampling import SamplingParams
+from tasks.dori import DoriParams
 from tasks.errors import InputError, TooLarge
-from tasks.mitigate import finetune as finetuning
+from tasks.methods import Mitigation, method
 from tasks.mitigate import task as door
-from tasks.mitigate.finetune import FineTuneParams, Memorized, finetune
+from tasks.mitigate.finetune import FineTuneParams, finetune
 from tasks.mitigate.task import erasing
 from tasks.mitigate.task import surrogates as making
+from tasks.mitigate.training import Lesson, Memorized, Trained
 from tasks.scorers.sscd import SscdParams
 from tasks.subject import ORIGINAL, Prompt, Subject, prompts_of
 from tests.support.world import tiny_world
@@ -43,11 +45,14 @@ def subject(tmp_path: Path) -> Subject:
     return Subject(store=store.url, model=str(model), prompt_set=name, device="cpu")
 
 
-def erase(subject: Subject, asked: list[Prompt]) -> str:
+Training = Callable[[Lesson, Any], Trained]
+
+
+def erase(subject: Subject, asked: list[Prompt], train: Training = finetune) -> str:
+    """The variant that adversarial fine-tuning gives, or another training in its place."""
+    mitigation: Mitigation = replace(method("mitigation", "adversarial-finetune"), function=train)
     place = (ORIGINAL, TRAINING, SamplingParams(steps=2), SscdParams(side=96), "audit-7")
-    return door.erase(subject, "adversarial-finetune", asked, prompts_of(subject, "ordinary"), *place)[
-        "adversarial-finetune"
-    ]
+    return door.erase(subject, mitigation, asked, prompts_of(subject, "ordinary"), *place)[mitigation.name]
 
 
 def copying(subject: Subject, asked: list[Prompt], seeds: dict[str, int]) -> Any:
@@ -78,15 +83,13 @@ def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeyp
     frozen = "mid_block.resnets.0.conv1.weight"
     trained: dict[str, torch.Tensor] = {}
 
-    def finetune(*given: Any) -> Any:
-        done = train(*given)
+    def half_trained(lesson: Lesson, params: Any) -> Trained:
+        done = finetune(lesson, params)
         done.denoiser.get_parameter(frozen).data.copy_(before[frozen])
         trained.update(done.denoiser.named_parameters())
         return done
 
-    train = finetuning.finetune
-    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", finetune)
-    variant = erase(subject, asked)
+    variant = erase(subject, asked, half_trained)
     row = subject.row(variant)
     assert row["rule"] is None and row["sets_id"] is None
     folder = subject.open().get_folder(row["weights"])
@@ -104,14 +107,14 @@ def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeyp
     shutil.rmtree(folder)
     with pytest.raises(StoreError, match="no folder"), subject.loaded(variant):
         pass
-    assert erase(subject, asked) == variant
+    assert erase(subject, asked, half_trained) == variant
     with subject.loaded(variant) as model:
         assert torch.equal(model.denoiser.conv_out.bias, trained["conv_out.bias"])
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, whole: bool) -> None:
-    """They kept a UNet, with the card beside it, and no more of it in the row."""
+    """They kept a whole denoiser, and no more of it in the row than its card."""
     unet = copy.deepcopy(subject.load().denoiser).to(memory_format=torch.contiguous_format)
     unet.conv_out.weight.data[0] = 0
     folder = tmp_path / "old"
@@ -119,10 +122,11 @@ def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, 
         unet.save_pretrained(folder)
     else:
         folder.mkdir()
+        (folder / "variant.json").write_text("{}")
     card = {"title": "t", "base": "b", "base_id": "i", "method": "wanda", "audit_id": "audit-1", "site": "ff-hidden"}
-    (folder / "variant.json").write_text(json.dumps(card | {"pruned": 1, "total": 2, "cut": "some weights"}))
     store = subject.open()
     row = {"variant": "wanda-old", "method": "wanda", "params_id": "p"}
+    row["card"] = json.dumps(card | {"pruned": 1, "total": 2, "cut": "some weights"})
     row["weights"] = store.put_folder("variants", "old", folder)
     store.write("variants", "old", [row], model_id=subject.model_id)
     if not whole:
@@ -132,7 +136,7 @@ def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, 
     door.export_variant(subject, "wanda-old", tmp_path / "out", changed_only=True)
     loaded = UNet2DConditionModel.from_pretrained(tmp_path / "out", use_safetensors=True)
     assert all(torch.equal(one, two) for one, two in zip(loaded.parameters(), unet.parameters(), strict=True))
-    assert "in whose UNet some weights are set to zero" in (tmp_path / "out" / "README.md").read_text()
+    assert "in whose denoiser some weights are set to zero" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_every_picture_of_a_template_is_erased(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,12 +145,11 @@ def test_every_picture_of_a_template_is_erased(subject: Subject, monkeypatch: py
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, [template], {first.prompt_id: 0}))
     trained: list[Memorized] = []
 
-    def recorded(model: Any, memorized: Memorized, *rest: Any) -> Any:
-        trained.append(memorized)
-        return finetune(model, memorized, *rest)
+    def recorded(lesson: Lesson, params: Any) -> Trained:
+        trained.append(lesson.memorized)
+        return finetune(lesson, params)
 
-    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", recorded)
-    variant = erase(subject, [template])
+    variant = erase(subject, [template], recorded)
     (memorized,) = trained
     assert list(memorized.ids) == list(template.image_ids)
     assert list(memorized.prompts) == [template.text] * 2
@@ -245,7 +248,7 @@ def test_the_held_out_attack_counts_what_an_audit_would(subject: Subject, monkey
         def embed(self, some: np.ndarray) -> np.ndarray:
             return np.eye(len(SEEN))[[next(n for n, one in enumerate(SEEN) if (one == each).all()) for each in some]]
 
-    how: Any = (TRAINING, SamplingParams(steps=2), Measure())
+    how: Any = (DoriParams(start="other"), 1, 4, SamplingParams(steps=2), Measure())
     assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(1 / 3)
     back["c"] = pictures[0]  # of another prompt: no copy of its own
     assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(1 / 3)
@@ -258,7 +261,7 @@ def test_where_nothing_but_copies_come_it_is_refused(subject: Subject, monkeypat
     always = {one.prompt_id: 99 for one in asked}
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, always))
     before = subject.open().parts("variants")
-    with pytest.raises(InputError, match="copies every memorized picture still"):
+    with pytest.raises(InputError, match="copies every memorized image still"):
         erase(subject, asked)
     assert subject.open().parts("variants") == before
 
@@ -266,15 +269,14 @@ def test_where_nothing_but_copies_come_it_is_refused(subject: Subject, monkeypat
 def test_a_training_that_does_not_fit_leaves_the_store_as_it_was(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*rest: Any) -> Any:
+    def full(lesson: Lesson, params: Any) -> Trained:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     asked = prompts_of(subject, "memorized")[:1]
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, {asked[0].prompt_id: 0}))
-    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", full)
     before = subject.open().parts("variants")
     with pytest.raises(TooLarge, match="do not fit into the device's memory"):
-        erase(subject, asked)
+        erase(subject, asked, full)
     assert subject.open().parts("variants") == before
 
 

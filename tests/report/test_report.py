@@ -14,7 +14,7 @@ from tasks.errors import InputError
 from tasks.methods import columns
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, data_uri, render, table_text
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
 
@@ -40,7 +40,7 @@ def whole() -> Report:
         subtitle="quick profile",
         facts=[("model", EVIL)],
         rows=rows,
-        standings=STANDINGS,
+        standings=standings(),
         strips=strips,
         attacks=[Chart("Loss", "step", "loss", [Curve(EVIL, np.linspace(1, 0.1, 50).tolist())] * 8, smooth=5)],
         matrices=[Matrix("Wanda", ["one", EVIL], [[1, 0.4], [0.4, 1]], note="By chance: 0.01.")],
@@ -107,7 +107,7 @@ def test_variants_keep_their_order_and_figures_their_intervals() -> None:
 
 
 def test_a_report_of_figures_alone() -> None:
-    page = render(Report("Audit", "", [], ORIGINAL, STANDINGS))
+    page = render(Report("Audit", "", [], ORIGINAL, standings()))
     assert "Pictures</h2>" not in page
     assert "No mitigation was audited" in page
 

@@ -5,7 +5,7 @@ import pytest
 from tasks.conditions import ORDINARY, PROMPT, Condition
 from tasks.intervals import clopper_pearson
 from tasks.report import verdict as method
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.verdict import Control, Row, effort_words
 
 
@@ -14,11 +14,11 @@ def mr(variant: str, condition: str, copied: int, n: int = 20) -> Row:
 
 
 def verdict(rows: list[Row]) -> str:
-    return method.verdict(rows, STANDINGS)
+    return method.verdict(rows, standings())
 
 
 def controls(rows: list[Row]) -> list[Control]:
-    return method.controls(rows, STANDINGS)
+    return method.controls(rows, standings())
 
 
 ORIGINAL = [mr("original", "prompt", 19), mr("original", "dori-noise", 20), mr("original", "dori-noise-control", 0)]
@@ -236,8 +236,8 @@ def test_a_cut_of_what_ordinary_prompts_use_tells_memory_from_damage(left: int, 
 
 
 def test_a_cut_without_a_random_one_is_read_with_doubt() -> None:
-    assert method.without_random(["original", "nemo-union", "random-nemo-union"], STANDINGS) == []
-    (control,) = method.without_random(["original", "nemo-union", "random-nemo-union", "wanda"], STANDINGS)
+    assert method.without_random(["original", "nemo-union", "random-nemo-union"], standings()) == []
+    (control,) = method.without_random(["original", "nemo-union", "random-nemo-union", "wanda"], standings())
     assert (control.name, control.state) == ("random-wanda", "missing")
     assert "After wanda-control" not in verdict([*ORIGINAL, mr("wanda-control", "prompt", 19)])
 

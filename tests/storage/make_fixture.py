@@ -39,10 +39,9 @@ SETTINGS: dict[str, Any] = {
     "nemo": {"seeds": 2, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
     "wanda": {"sparsity": 0.1, "tau": 1},
     "dori": {"steps": 1, "batch": 1},
-    "erase": ("adversarial-finetune",),
+    "mitigations": ("nemo", "nemo-union", "wanda", "adversarial-finetune", "random-tokens"),
     "finetune": {"epochs": 1, "images_per_step": 1, "noises": 1, "ordinary_batch": 1, "attack_steps": 1,
                  "attack_batch": 1, "check_every": 1},
-    "defences": ("random-tokens",),
 }  # fmt: skip
 MACHINE = {"host": "some machine", "boot": "some start", "space": ""}
 PROMPTS = "prompt\na red cup\na blue cup\n"

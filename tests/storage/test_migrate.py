@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from flows.audit import AuditParams
 from flows.cli.commands import app
+from flows.settings import Settings
 from storage import Store, StoreError, drop_former, examine, migrate, query, run_sql, write_catalog
 from storage.local import LocalPlace
 from storage.mark import MARK, read_mark
@@ -182,6 +183,8 @@ def test_what_stood_on_the_store_works(url: str, tmp_path: Path) -> None:
     told = [json.loads(text)["settings"] for text in store.read("audits")["params"].to_pylist()]
     told += [json.loads(text)["settings"] for text in store.read("registrations")["params"].to_pylist()]
     assert all("rival_starts" not in one and one["baseline_starts"] == ["noise"] for one in told)
+    variants = ["nemo", "nemo-union", "wanda", "adversarial-finetune", "random-tokens"]
+    assert all(list(Settings.model_validate(one).mitigations) == variants for one in told)
     compared = CliRunner().invoke(app, ["compare", first, second, "--store", url])
     assert compared.exit_code == 0, compared.output
     assert CliRunner().invoke(app, ["audits", "--store", url]).exit_code == 0
@@ -191,6 +194,8 @@ def test_what_stood_on_the_store_works(url: str, tmp_path: Path) -> None:
         if row["weights"]:
             before = json.loads((store.get_folder(row["weights"]) / "variant.json").read_text())
             named = {"method": row["method"], "title": f"model, {row['method']}"}
+            if row["method"] == "random-tokens":
+                named["params"] = {"tokens": 4}
             assert json.loads(row["card"]) == before | named
     if not url.startswith("s3://"):
         write_catalog(store, tmp_path / "catalog.duckdb")
@@ -498,6 +503,31 @@ def test_a_registration_fits_the_settings_of_now(migrated: Path) -> None:
     (text,) = Store.open(migrated).read("registrations")["params"].to_pylist()
     settings = AuditParams.model_validate_json(text).settings
     assert settings is not None and settings.baseline_starts == ("noise",) and settings.memorized == 2
+
+
+def test_settings_choose_the_same_variants_by_the_same_parameters() -> None:
+    defence = {"target": 3.0, "steps": 9, "learning_rate": 0.05, "tokens": 4, "rescale": 1.25}
+    old = {
+        "own_cuts": True,
+        "scores": ["random", "wanda"],
+        "erase": ["lora-finetune"],
+        "defences": ["random-tokens"],
+        "importance": {"score": "taylor", "timesteps": 7, "contrast": True, "seed": 3},
+        "defence": defence,
+    }
+    new = v4.settings(old)
+    assert new.pop("mitigations") == ["nemo", "nemo-union", "wanda", "random", "lora-finetune", "random-tokens"]
+    assert new == {
+        "taylor": {"timesteps": 7, "contrast": True},
+        "gradient": {"timesteps": 7, "contrast": True},
+        "random": {"seed": 3},
+        "perturbed_embedding": {"target": 3.0, "steps": 9, "learning_rate": 0.05},
+        "random_tokens": {"tokens": 4},
+        "reweighted_attention": {"rescale": 1.25},
+    }
+    assert v4.settings({"own_cuts": False})["mitigations"] == ["nemo-union", "wanda"]
+    text = json.dumps({"title": "model, random-tokens", "method": "random-tokens", "params": defence})
+    assert json.loads(v4.card(text))["params"] == {"tokens": 4}
 
 
 # The command.

@@ -11,7 +11,7 @@ from storage import content_key
 from tasks.conditions import Condition
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
 from tasks.errors import InputError
-from tasks.mitigate.inference import defended
+from tasks.inference import Asked, answered
 from tasks.progress import progress
 from tasks.subject import ORIGINAL, Prompt, Subject, shards
 
@@ -79,7 +79,7 @@ def generate_images(
     place = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
     known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
     todo = [(name, shot) for name, shot in zip(ids, wanted, strict=True) if name not in known]
-    defence = subject.defence(variant)
+    at_inference = subject.at_inference(variant)
     names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
     found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
     with progress(len(todo), f"generating {variant}, {condition.name}", "image") as done:
@@ -91,8 +91,8 @@ def generate_images(
                         torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
                     )
                     keys = [(shot.asker, shot.seed) for _, shot in block]
-                    embeddings, around = defended(model, *defence, sampling, texts, keys, triggers)
-                    images = generate(model, embeddings, keys, sampling, done, around)
+                    answer = answered(Asked(model, texts, keys, sampling, triggers), at_inference)
+                    images = generate(model, answer.embeddings, keys, sampling, done, answer.context)
                     rows = [
                         {
                             "prompt_id": shot.prompt.prompt_id,

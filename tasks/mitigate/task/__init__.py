@@ -1,8 +1,8 @@
 """Mitigating: variants of the model with what was localized set to zero, each beside as much at random; the model
-trained until its memories are gone, and the rivals of both."""
+trained until its memories are gone, and the baselines of both."""
 
 from tasks.mitigate.task.defending import defend, defend_id
-from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased, training_cost
+from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased
 from tasks.mitigate.task.pruning import prune
 from tasks.mitigate.task.variants import (
     export_variant,
@@ -30,6 +30,5 @@ __all__ = [
     "shared_with_found",
     "shares_pruned",
     "subject_of",
-    "training_cost",
     "variant_of",
 ]

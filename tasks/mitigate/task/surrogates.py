@@ -7,7 +7,7 @@ import numpy as np
 
 from storage import content_key
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
-from tasks.mitigate.inference import DefenceParams, with_random_words
+from tasks.mitigate.random_tokens import RandomTokensParams, with_random_words
 from tasks.progress import progress
 from tasks.scorers.sscd import COPY_THRESHOLD, Sscd
 from tasks.subject import Prompt, Subject, shards
@@ -82,7 +82,7 @@ def _made(
             texts = [prompt.text for _, prompt, _ in block]
             keys = [(prompt.prompt_id, seed) for _, prompt, seed in block]
             if worded:
-                texts = with_random_words(model, texts, keys, DefenceParams())
+                texts = with_random_words(model, texts, keys, RandomTokensParams())
             pictures = generate(model, model.encode(texts), keys, sampling, done)
             rows = [
                 {

@@ -17,7 +17,7 @@ from tasks.diffusion.sampling import to_png
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Picture, Report, Strip, render, table_text
 from tasks.report.sheet import sheet
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.task.record import rows_of
 from tasks.report.verdict import Row, effort_rates, effort_words, verdict, without_random
 from tasks.subject import Prompt, Subject, units_of
@@ -104,14 +104,14 @@ def write_report(
         subtitle=f"audit {audit_id}",
         facts=facts,
         rows=figures,
-        standings=STANDINGS,
+        standings=standings(),
         strips=strips,
         attacks=[chart for chart in attacks.values() if chart is not None],
         trainings=list(trained.values()),
         matrices=_overlap(store, subject, found.wanda),
         curves=_overlap_curves(overlap),
         left=_left(store, subject, found, asked),
-        more_controls=without_random(variants, STANDINGS),
+        more_controls=without_random(variants, standings()),
     )
     _keep_evidence(store, audit_id, shown, figures, scorers)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def write_report(
     if picture is not None:
         picture.write_bytes(sheet(strips))
     drawings = {name: chart for name, chart in (attacks | trained).items() if chart is not None}
-    return Written(table_text(figures), verdict(figures, STANDINGS), overlap, picture, drawings)
+    return Written(table_text(figures), verdict(figures, standings()), overlap, picture, drawings)
 
 
 def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:

@@ -7,7 +7,7 @@ from typing import Any
 from storage import Store
 from tasks.conditions import Condition
 from tasks.errors import InputError
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.verdict import Row
 from tasks.units import PROMPTS
 
@@ -33,7 +33,7 @@ def rows_of(store: Store, audit_id: str) -> list[Row]:
         for row in found
         if row["metric"].endswith(PROMPTS)
     }
-    order = {name: number for number, name in enumerate(STANDINGS)}
+    order = {name: number for number, name in enumerate(standings())}
     rows = [
         Row(
             row["variant"],

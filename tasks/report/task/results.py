@@ -10,7 +10,7 @@ from tasks.errors import InputError
 from tasks.report.markdown import effort_text, figures_text, put_between
 from tasks.report.published import published_text
 from tasks.report.report import meanings
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.verdict import Row
 
@@ -34,7 +34,7 @@ def write_results(store: Store, audit_id: str, folder: Path, command: str) -> tu
     metrics.sort(key=lambda row: (row["variant"], row["condition"], row["metric"]))
     rows = rows_of(store, audit_id)
     published = published_text({(row.variant, row.condition, row.metric): row for row in rows})
-    text = "\n\n".join(filter(None, (figures_text(rows, STANDINGS) + effort_text(rows), published)))
+    text = "\n\n".join(filter(None, (figures_text(rows, standings()) + effort_text(rows), published)))
     taken = str((record["finished_at"] or record["started_at"]) - record["started_at"]).split(".")[0]
     versions = ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())
     made = f"Made by `{command}` and `engram results`: audit {audit_id} of model {record['model_id']}, "

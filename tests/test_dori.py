@@ -7,13 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.attack.dori import DoriParams, attack, search, start_embeddings
 from tasks.diffusion.families import Model, StableDiffusion
+from tasks.dori import DoriParams, attack, search, start_embeddings
 from tasks.errors import InputError
 from tests.support.denoisers import TOKENS, WIDTH, tiny_model
 
 SHAPE = (4, 8, 8)
 KEYS = [("a", 0), ("b", 0), ("c", 7)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
 
 
 class Recaller(nn.Module):
