@@ -24,9 +24,7 @@ from flows.typed import Plain, problems_in
 from storage import Store, query
 from storage.errors import one_line
 from tasks.errors import InputError
-from tasks.report import compare as method
 from tasks.report import task as reporting
-from tasks.report.standing import claims
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
@@ -38,8 +36,8 @@ class NightlyParams(Plain):
 
     store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
     models: tuple[str, ...] = Field((), description="names of registered models; all if empty")
-    margin: float = Field(method.MARGIN, ge=0, lt=1, description="share of its CLIP score that a model may lose")
-    alpha: float = Field(method.ALPHA, gt=0, lt=1, description="chance of a false alarm for each model, at most")
+    margin: float = Field(reporting.MARGIN, ge=0, lt=1, description="share of its CLIP score that a model may lose")
+    alpha: float = Field(reporting.ALPHA, gt=0, lt=1, description="chance of a false alarm for each model, at most")
 
 
 class Night(BaseModel):
@@ -136,7 +134,7 @@ def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> 
     baseline = reporting.baseline_of(store, audit_id, _told(store, name) | _before_nights(store, name))
     if baseline is None:
         return Night(name=name, outcome="first", words="nothing to compare with yet", audit_id=audit_id)
-    found = reporting.compare(store, baseline, audit_id, claims(), params.margin, params.alpha)
+    found = reporting.compare(store, baseline, audit_id, reporting.claims(), params.margin, params.alpha)
     return Night(
         name=name,
         outcome="regression" if found.regressions else "no regression",

@@ -11,11 +11,10 @@ from flows.settings import Settings, managed
 from tasks.diffusion.detection import enough_scores, pairs
 from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.errors import gathered
-from tasks.evaluate.extraction import check_clique, check_tiles
-from tasks.localize.ground import NormsParams
-from tasks.localize.statistics import enough_prompts
+from tasks.evaluate.task import check_clique, check_tiles
+from tasks.localize.task import NormsParams, enough_prompts
 from tasks.methods import Localizer, Mitigation
-from tasks.mitigate.finetune import FineTuneParams
+from tasks.mitigate.task import FineTuneParams
 from tasks.scan.task import ScanParams
 
 

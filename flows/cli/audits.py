@@ -172,10 +172,9 @@ def compare(
     """Compare two audits: every figure's change, and whether the model got worse; exit code 1 if it did."""
     quiet()
     from tasks.report import task as reporting
-    from tasks.report.standing import claims
 
     opened = looked_at(store)
-    found = reporting.compare(opened, *reporting.audits_named(opened, before, after), claims(), margin, alpha)
+    found = reporting.compare(opened, *reporting.audits_named(opened, before, after), reporting.claims(), margin, alpha)
     if as_json:
         print(json.dumps(asdict(found), indent=1))
     else:

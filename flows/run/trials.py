@@ -11,7 +11,7 @@ from tasks.evaluate import task as evaluating
 from tasks.evaluate.task import Trial
 from tasks.methods import metrics
 from tasks.pruned import per_prompt
-from tasks.report.standing import standings
+from tasks.report.task import standings
 from tasks.subject import ORIGINAL
 
 
