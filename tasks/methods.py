@@ -187,6 +187,11 @@ class Pruning:
         """What its random control goes by."""
         return f"random-{self.name}" if self.random else None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the variant goes by, and its random control."""
+        return (self.name,) if self.control is None else (self.name, self.control)
+
 
 class Find(Protocol):
     """How a localizer is called, once for each scope."""
@@ -471,6 +476,13 @@ def variants() -> tuple[str, ...]:
     if both := {name for _, one in prunings() for name in (one.name, one.control)} & {*others}:
         raise InputError(f"a localizer prunes {min(map(str, both))!r}, and a mitigation has this name: rename one")
     return (*pruned, *others)
+
+
+def variants_of(one: Method) -> tuple[str, ...]:
+    """The variants of a model that a method gives, controls among them; none where it only looks at one."""
+    if isinstance(one, Localizer):
+        return tuple(name for pruning in one.prunings for name in pruning.names)
+    return (one.name,) if isinstance(one, Mitigation) else ()
 
 
 def localizer_of(pruned: str) -> Localizer:
