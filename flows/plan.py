@@ -29,7 +29,7 @@ from tasks.localize import task as localizing
 from tasks.localize.ground import NormsParams
 from tasks.localize.nemo import NemoParams
 from tasks.localize.wanda import WandaParams
-from tasks.methods import Localizer, method, metrics, names, prunings
+from tasks.methods import Detector, Localizer, method, metrics, names, prunings
 from tasks.mitigate import task as mitigating
 from tasks.pruned import Pruned, per_prompt, random_controls
 from tasks.report import task as reporting
@@ -344,7 +344,14 @@ class Plan:
         settings = self.settings
         own = {one.name: settings.of(one) for one in metrics() if one.params.model_fields}
         detection = detection_id(self.nemo)
-        return evaluating.Scoring(settings.sampling, settings.sscd, self.clip, own, detection, self.ordinary)
+        return evaluating.Scoring(
+            settings.sampling, settings.sscd, self.clip, own, detection, self.ordinary, self.detectors
+        )
+
+    @property
+    def detectors(self) -> list[tuple[Detector, Any]]:
+        """Those that are judged beside noise differences, with their parameters."""
+        return [(one, self.settings.of(one)) for one in self.settings.judged()]
 
     def generations(self, trial: Trial) -> list[str]:
         """The ids of those generations."""

@@ -28,6 +28,7 @@ from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
 from tasks.pruned import random_controls
 from tasks.report import task as reporting
+from tasks.scan import task as scanning
 from tasks.scorers import clip, sscd
 from tasks.subject import ORIGINAL, Prompt
 
@@ -49,6 +50,9 @@ register_model = task(collecting.register_model, "register model", "models", "va
 collect_values = task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
 collect_norms = task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
 detect = task(localizing.detect, "detection", "nemo_traces", reads=("prompts",))
+score_by = task(
+    scanning.score_prompts, "score prompts", "detections", reads=("prompts",), run="score prompts: {detector.name}"
+)
 localize_by = task(
     localizing.localize,
     "localize",
@@ -119,6 +123,8 @@ def localize(params: AuditParams) -> None:
     subject = plan.subject
     with shown_progress("localize"):
         detect(subject, [*plan.memorized, *plan.threshold_nulls, *plan.ordinary], plan.nemo)
+        for detector, own in plan.detectors:
+            score_by(subject, [*plan.memorized, *plan.ordinary], detector, own)
         plan.chosen.check_images()
         for localizer in plan.localizers:
             params, groups = plan.params_of(localizer), plan.groups(localizer)

@@ -11,7 +11,7 @@ tables and report, and the list of `engram methods`. No list of names stands any
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -115,6 +115,8 @@ class Column:
     """What its n counts, where that is not images."""
     drawn: bool = False
     """Whether the page draws it, a share, beside its value."""
+    by_detector: bool = False
+    """Whether there is one of it for each detector that an audit chooses, too, with the detector's name behind."""
 
     def text(self, value: float) -> str:
         """A value in the digits it deserves."""
@@ -434,7 +436,14 @@ def metrics() -> list[Metric]:
 
 def columns() -> dict[str, Column]:
     """By metric, the columns of all metrics, from left to right."""
-    found = (column for one in metrics() for column in one.columns)
+    own = [column for one in metrics() for column in one.columns]
+    of_detectors = (
+        replace(column, metric=f"{column.metric}_{name}", heading=f"{column.heading} by {name}", narrow=False)
+        for column in own
+        if column.by_detector
+        for name in names("detector")
+    )
+    found = [*own, *of_detectors]
     return {column.metric: column for column in sorted(found, key=lambda column: (column.order, column.metric))}
 
 
