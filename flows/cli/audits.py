@@ -126,12 +126,14 @@ def methods(form: FormatOption = Format.TABLE) -> None:
     """List what detects, localizes, mitigates and measures memories, of this package and of others."""
     quiet()
     from tasks.methods import methods as known
+    from tasks.methods import variants_of
 
     rows = [
         {
             "method": one.name,
             "kind": one.kind,
             "title": one.title,
+            "variants": " ".join(variants_of(one)),
             "parameters": " ".join(f"{one.group}.{name}" for name in one.params.model_fields),
             "paper": one.paper,
             "control": one.control,
