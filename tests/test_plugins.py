@@ -78,7 +78,8 @@ def first(ground, params):
 )
 def brightness(seen, params):
     pixels = seen.pixels([one.id for one in seen.generations])
-    yield Estimate("brightness", float(sum(one.mean() for one in pixels.values()) / len(pixels)), None, None, len(pixels))
+    mean = float(sum(one.mean() for one in pixels.values()) / len(pixels))
+    yield Estimate("brightness", mean, None, None, len(pixels))
 '''
 CHOSEN = SETTINGS | {
     "mitigations": ["first-neurons", "upper"],
