@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from flows import rules
+from flows.inputs import clip_of, inputs_of
 from flows.params import AuditParams, model_folder, resolved
-from flows.plan import clip_of, inputs_of
 from flows.selection import Selection
 from flows.settings import Settings
 from storage import StoreError, address_of
@@ -69,6 +69,21 @@ def _checked(params_json: str, settled: bool, stamps: tuple[object, ...]) -> Non
     refuse(problems)
     for note in notes:
         collecting.say(note)
+
+
+def check_run(params: AuditParams) -> None:
+    """Looks at what a run needs on the machine that computes it: device, model and scorers. Prompts lie in the store.
+
+    Raises:
+        InputError: something cannot be used; all of it at once.
+    """
+    problems = gathered(partial(usable_device, params.device))
+    folder = model_folder(params.model)
+    settings = params.settings
+    assert settings is not None
+    problems += of_scorers(params, settings, folder)
+    of_model(folder, problems, settings.sampling.scheduler, settings.sampling.steps)
+    refuse(problems)
 
 
 def of_model(folder: Path, problems: list[str], scheduler: Choice = "ddim", steps: int | None = None) -> Outline | None:

@@ -11,11 +11,10 @@ from flows.settings import Settings, managed
 from tasks.diffusion.detection import enough_scores, pairs
 from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.errors import gathered
-from tasks.evaluate.extraction import check_clique, check_tiles
-from tasks.localize.ground import NormsParams
-from tasks.localize.statistics import enough_prompts
-from tasks.methods import Detector, Localizer, Mitigation, Pruning
-from tasks.mitigate.finetune import FineTuneParams
+from tasks.evaluate.task import check_clique, check_tiles
+from tasks.localize.task import NormsParams, enough_prompts
+from tasks.methods import Detector, Localizer, Mitigation
+from tasks.mitigate.task import FineTuneParams
 from tasks.scan.task import ScanParams
 
 
@@ -34,7 +33,7 @@ def together(settings: Settings) -> list[str]:
             f"{trainings[0].name} needs float32 weights, not {precision}: --set precision=mixed, or leave it out of"
             " --set 'mitigations=[...]'"
         )
-    if trainings and not any(may_stand_in(one) for _, one in settings.prunings()):
+    if trainings and not any(one.stands_in for _, one in settings.prunings()):
         out.append(
             f"{trainings[0].name} needs images of a model that was pruned of all memories at once: --set"
             " 'mitigations=[...]' with wanda, say, too"
@@ -58,11 +57,6 @@ def together(settings: Settings) -> list[str]:
         if isinstance(params := settings.of(one), FineTuneParams) and params.stop_at and not params.check_every
     )
     return out + gathered(partial(check_clique, settings.extraction) if settings.extracted else None)
-
-
-def may_stand_in(pruning: Pruning) -> bool:
-    """Whether what a pruned variant makes can stand for memorized images in a training."""
-    return pruning.claims and pruning.over != "each"
 
 
 def with_prompts(settings: Settings, chosen: Selection) -> list[str]:

@@ -13,19 +13,16 @@ from flows.check import of_model, of_store
 from flows.lineage import task
 from flows.params import beside, defaults_for, model_folder
 from flows.show import show_scan, shown_progress
-from flows.stages import register_model
 from flows.typed import Plain
 from storage import Store, query
 from tasks.collect import task as collecting
-from tasks.collect.prompt_files import Kind, PromptEntry, expanded, say
-from tasks.collect.token_check import tokenized
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import tokenizers_of
 from tasks.errors import InputError, gathered, noting, refuse
+from tasks.prompt_files import Kind, PromptEntry, expanded, say
 from tasks.scan import task as scanning
-from tasks.scan.conformal import false_alarms
 from tasks.scan.task import ScanParams
 from tasks.subject import Subject
 from tasks.units import spelling
@@ -56,6 +53,7 @@ class Scanned(BaseModel):
     words: str
 
 
+register_model = task(collecting.register_model, "register model", "models", "variants")
 score_prompts = task(scanning.score_prompts, "score prompts", "detections", run="score prompts: {detector.name}")
 write_findings = task(scanning.write_findings, "hold against nulls", "findings", reads=("detections",))
 
@@ -143,7 +141,7 @@ def to_scan(params: ScanRun) -> ToScan:
     known = [prompt for read in (reads[1:] if params.nulls is not None else reads) for prompt in read.prompts]
     nulls = {prompt.text: prompt for prompt in known if prompt.kind == "null" and prompt.text not in scanned}
     every = [*scanned.values(), *nulls.values()]
-    found = tokenized(every, tokenizers_of(folder), params.scan.long_prompts, KINDS)
+    found = collecting.tokenized(every, tokenizers_of(folder), params.scan.long_prompts, KINDS)
     refuse(found.problems)
     prompts, held = ([one for one in found.prompts if one.text in some] for some in (scanned, nulls))
     if not prompts:
@@ -181,7 +179,7 @@ def enough_nulls(nulls: Sequence[PromptEntry], alpha: float) -> None:
     their text count once."""
     different = scanning.different(nulls)
     try:
-        false_alarms(len(different), alpha)
+        scanning.false_alarms(len(different), alpha)
     except InputError as error:
         if len(different) == len(nulls):
             raise

@@ -14,7 +14,7 @@ from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import LongPrompts
 from tasks.dori import DoriParams
 from tasks.errors import InputError, refuse
-from tasks.evaluate.extraction import ExtractionParams
+from tasks.evaluate.task import ExtractionParams
 from tasks.methods import (
     Detector,
     Localizer,

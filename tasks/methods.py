@@ -62,9 +62,16 @@ class Method:
     """Raised when its results change though its parameters do not."""
     group: str = ""
     """The group of settings that holds its parameters; its own name unless several methods are set together."""
+    cost: Callable[[Any], float] | None = None
+    """Of its parameters, how many evaluations of the denoiser a prompt takes, about; a gradient counts as three. None
+    where it takes none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "group", (self.group or self.name).replace("-", "_"))
+
+    def cost_of(self, params: Any) -> float:
+        """Evaluations of the denoiser that a prompt takes, about."""
+        return 0 if self.cost is None else self.cost(params)
 
     def id(self, params: BaseModel, *rest: Any) -> str:
         """What results go by: a key of its own parameters and version, and of what else determines them."""
@@ -183,6 +190,12 @@ class Pruning:
     """Of a control, what it prunes, in a few words for the report."""
     ordinary: bool = False
     """Whether it prunes what is found when ordinary prompts are taken for memorized ones: it is a control itself."""
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether what the variant makes can stand for memorized images in a training: it is one model for all prompts,
+        and claims to have removed them."""
+        return self.claims and self.over != "each"
 
     @property
     def control(self) -> str | None:

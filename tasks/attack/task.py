@@ -7,7 +7,8 @@ import numpy as np
 
 from storage import content_key
 from tasks.diffusion.sampling import encode
-from tasks.dori import DoriParams, attack
+from tasks.dori import DoriParams as DoriParams
+from tasks.dori import attack
 from tasks.errors import InputError
 from tasks.progress import progress
 from tasks.subject import Prompt, Subject, shards
@@ -78,8 +79,12 @@ def attack_images(
 def triggers_of(
     subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
 ) -> dict[str, list[str]]:
-    """The ids that `attack_images` gives, whether or not it ran yet."""
-    return _by_prompt(asked, _names(subject, subject.weights_of(variant), asked, pool, params, seed), params)
+    """The ids that `attack_images` gives, whether or not it ran yet.
+
+    Args:
+        variant: whose weights are attacked: the original's, where a mitigation acts at inference.
+    """
+    return _by_prompt(asked, _names(subject, variant, asked, pool, params, seed), params)
 
 
 def starts_of(

@@ -39,6 +39,11 @@ def reads(params: GradientParams) -> tuple[Reads, ...]:
     return ("images", "ordinary images") if params.contrast else ("images",)
 
 
+def gradient_cost(params: GradientParams) -> float:
+    """A gradient counts as three evaluations; ordinary images are looked at too, where there is a contrast."""
+    return 3.0 * params.timesteps * (2 if params.contrast else 1)
+
+
 def check_timesteps(setting: str, params: GradientParams, outline: Outline) -> None:
     """Raises InputError where the model was trained on fewer timesteps than gradients are taken at."""
     enough_timesteps(params.timesteps, outline.trained, setting)

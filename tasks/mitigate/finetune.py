@@ -92,6 +92,12 @@ class FineTuneParams(Params):
     seed: Annotated[int, Field(ge=0, description="The seed of all randomness.")] = 0
 
 
+def cost_of_an_image(params: FineTuneParams) -> float:
+    """Evaluations of the denoiser that each memorized image takes, about; a gradient counts as three."""
+    erased = params.attack_steps * params.attack_batch + params.noises if params.erase_weight else 0
+    return 3.0 * params.epochs * (erased + params.ordinary_batch / params.images_per_step)
+
+
 def erases(params: FineTuneParams) -> bool:
     """Whether surrogates are trained on."""
     return params.erase_weight > 0
@@ -106,6 +112,7 @@ def erases(params: FineTuneParams) -> bool:
     params=FineTuneParams,
     group="finetune",
     acts="training",
+    cost=cost_of_an_image,
     surrogates=erases,
     claims=True,
     gradients=True,

@@ -1,7 +1,7 @@
 """Adversarial fine-tuning of low-rank changes, which its authors found not to suffice."""
 
 from tasks.methods import mitigation
-from tasks.mitigate.finetune import FineTuneParams, erases, finetune
+from tasks.mitigate.finetune import FineTuneParams, cost_of_an_image, erases, finetune
 from tasks.mitigate.training import Lesson, Trained
 
 
@@ -14,6 +14,7 @@ from tasks.mitigate.training import Lesson, Trained
     params=FineTuneParams,
     group="finetune",
     acts="training",
+    cost=cost_of_an_image,
     surrogates=erases,
     gradients=True,
     change={"lora_rank": 4},

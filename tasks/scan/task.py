@@ -14,14 +14,15 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from storage import Store, content_key, csv_line, query, safe_cell
-from tasks.collect.prompt_files import PromptEntry
 from tasks.detections import detector_scores
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError
 from tasks.keys import prompt_id
 from tasks.methods import SPEED, Detector, Params, method, methods, named, params_in, with_groups
 from tasks.progress import progress
-from tasks.scan.conformal import false_alarms, p_values
+from tasks.prompt_files import PromptEntry
+from tasks.scan.conformal import false_alarms as false_alarms
+from tasks.scan.conformal import p_values
 from tasks.subject import ORIGINAL, Prompt, Subject, shards
 from tasks.units import units
 

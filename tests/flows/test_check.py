@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.audit import recorded
+from flows.audit import audit
 from flows.check import check
 from flows.cli import main
 from flows.params import AuditParams, clip_in_full
 from flows.rules import notices, together, with_model, with_prompts
+from flows.run.spec import resolve
 from flows.scan import ScanRun, check_scan
 from flows.selection import Selection
 from flows.settings import Settings
@@ -241,12 +242,16 @@ def test_a_scan_is_looked_at_before_it_begins(
 def test_flows_look_first_themselves(model: Path, tmp_path: Path) -> None:
     """As where a run is triggered from the UI, past the commands."""
     asked = params(model, tmp_path / "store", clip="ViT-B-32")
+    with pytest.raises(InputError, match="ViT-B-32=FILE"):
+        audit.fn(asked)
+    assert not (tmp_path / "store").exists()
+    # Of a run that was resolved elsewhere a stage looks at what this machine must have.
+    run = resolve(asked).run
     for flow in (collect, localize, mitigate):
         with pytest.raises(InputError, match="ViT-B-32=FILE"):
-            flow.fn(asked)
-    with pytest.raises(InputError, match="ViT-B-32=FILE"), recorded(asked):
-        pytest.fail("began")
-    assert not (tmp_path / "store").exists()
+            flow.fn(run)
+    with pytest.raises(InputError, match="the store has no run 'mistyped'"):
+        collect.fn(run.model_copy(update={"run_id": "mistyped"}))
 
 
 @pytest.mark.parametrize(

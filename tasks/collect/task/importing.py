@@ -13,7 +13,12 @@ import pyarrow.parquet as pq
 
 from storage import Store, content_key
 from tasks.collect.image_files import find_images, header_of, is_name, read_header, read_whole
-from tasks.collect.prompt_files import (
+from tasks.collect.token_check import same_prompts, tokenized
+from tasks.diffusion.tokens import LongPrompts, tokenizers_of
+from tasks.errors import InputError, refuse
+from tasks.keys import prompt_id
+from tasks.progress import progress
+from tasks.prompt_files import (
     IMAGE,
     TEXT,
     URL,
@@ -31,11 +36,6 @@ from tasks.collect.prompt_files import (
     shortened,
     two_kinds,
 )
-from tasks.collect.token_check import same_prompts, tokenized
-from tasks.diffusion.tokens import LongPrompts, tokenizers_of
-from tasks.errors import InputError, refuse
-from tasks.keys import prompt_id
-from tasks.progress import progress
 from tasks.subject import shards
 
 PROMPT_COLUMNS = ("prompt_id", "text", "kind", "memorization", "subset", "image_ids")
@@ -273,9 +273,18 @@ def _name_lost(found: Inputs, images: Path | None) -> None:
         found.problems.append(f"{len(lost)} prompts name images that {where}: {shortened(lost)}")
 
 
+def set_name(stem: str, rows: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> str:
+    """What a set of these prompts and images is called in a store, whether or not it is there; see `rows_of`.
+
+    Args:
+        stem: what the name begins with.
+    """
+    return f"{stem}-{content_key(rows, sorted({picture['image_id'] for picture in pictures}))[:8]}"
+
+
 def _keep(store: Store, stem: str, rows: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> str:
     by_id = {picture["image_id"]: picture for picture in pictures}
-    name = f"{stem}-{content_key(rows, sorted(by_id))[:8]}"
+    name = set_name(stem, rows, pictures)
     if by_id:
         stored = set(store.read("images", columns=["image_id"])["image_id"].to_pylist())
         unseen = [picture for image, picture in by_id.items() if image not in stored]
