@@ -17,7 +17,7 @@ from flows.alerts import ARTIFACT, NIGHTLY, REGRESSION, announce
 from flows.audit import Audited, AuditParams, audit
 from flows.check import check
 from flows.params import clip_in_full, full_name, in_full
-from flows.run.spec import Spec, audits_like, resolve
+from flows.run.spec import Spec, audits_like, resolve, speeds
 from flows.settings import Settings
 from flows.show import show
 from flows.typed import Plain, problems_in
@@ -131,7 +131,8 @@ def _tell(store: Store, night: Night, report: str) -> None:
 
 
 def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> Night:
-    baseline = reporting.baseline_of(store, audit_id, _told(store, name) | _before_nights(store, name))
+    known = _told(store, name) | _before_nights(store, name)
+    baseline = reporting.baseline_of(store, audit_id, known, speeds())
     if baseline is None:
         return Night(name=name, outcome="first", words="nothing to compare with yet", audit_id=audit_id)
     found = reporting.compare(store, baseline, audit_id, reporting.claims(), params.margin, params.alpha)
