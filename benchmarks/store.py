@@ -162,7 +162,7 @@ def intersections(store: Store, options: argparse.Namespace) -> dict[str, float]
     """All pairs of subsets in every layer and step, each way in a process of its own, whose peak of memory it is."""
     found = {}
     for by in BY:
-        program = [sys.executable, "-m", "benchmarks.store", "--measure-iou", store.place.root, "--by", by]
+        program = [sys.executable, "-m", "benchmarks.store", "--measure-iou", store.backend.root, "--by", by]
         program += ["--threads", str(options.threads)]
         found[by] = json.loads(subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout)
     if len({one["intersections"] for one in found.values()}) != 1:
@@ -402,7 +402,7 @@ def parquet_bytes(lists: pa.ListArray, encoding: str | None, dictionary: bool, c
 
 
 def stored_bytes(store: Store, table: str) -> int:
-    return sum(entry.size for entry in store.place.files(table))
+    return sum(entry.size for entry in store.backend.files(table))
 
 
 if __name__ == "__main__":
