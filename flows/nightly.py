@@ -36,10 +36,12 @@ class NightlyParams(Plain):
 
     model_config = ConfigDict(title="Nightly", frozen=True, extra="forbid")
 
-    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
-    models: tuple[str, ...] = Field((), description="names of registered models; all if empty")
-    margin: float = Field(method.MARGIN, ge=0, lt=1, description="share of its CLIP score that a model may lose")
-    alpha: float = Field(method.ALPHA, gt=0, lt=1, description="chance of a false alarm for each model, at most")
+    store: str = Field(".engram/store", description="Address of the store: a folder, or an s3:// URL.")
+    models: tuple[str, ...] = Field(
+        (), description="Names of the registered models that are audited again; all if empty."
+    )
+    margin: float = Field(method.MARGIN, ge=0, lt=1, description="Share of its CLIP score that a model may lose.")
+    alpha: float = Field(method.ALPHA, gt=0, lt=1, description="Largest chance of a false alarm for each model.")
 
 
 class Night(BaseModel):
@@ -187,7 +189,7 @@ def _show(nights: list[Night], due: datetime) -> None:
         create_markdown_artifact,
         "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, ""]),
         key=ARTIFACT,
-        description="Registered models, audited again and compared with the accepted audit",
+        description="Registered models, audited again and compared with the accepted audit.",
     )
 
 

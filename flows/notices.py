@@ -346,7 +346,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m flows.notices", description="Tells of what the server at PREFECT_API_URL holds, until Ctrl-C."
     )
-    parser.add_argument("--home", type=Path, default=Path(".engram/notices"), help="folder of the outbox")
+    parser.add_argument("--home", type=Path, default=Path(".engram/notices"), help="Folder of the outbox.")
     asked = parser.parse_args()
     if not os.environ.get("PREFECT_API_URL"):
         parser.error("which server? set PREFECT_API_URL; Engram's own server tells by itself")

@@ -55,12 +55,14 @@ class BuildRun(Plain):
 
     model_config = ConfigDict(title="Reference world", frozen=True, extra="forbid")
 
-    pictures: str = Field(description="archive of the npm package @lobehub/fluent-emoji-3d 1.1.0")
-    names: str = Field(description="archive of the npm package emojibase-data 17.0.0")
-    folder: str = Field(".engram/reference-build", description="where checkpoints are kept, and gone on from")
-    out: str = Field("reference", description="where the world is put when it is done")
+    pictures: str = Field(description="Archive of the npm package @lobehub/fluent-emoji-3d 1.1.0.")
+    names: str = Field(description="Archive of the npm package emojibase-data 17.0.0.")
+    folder: str = Field(
+        ".engram/reference-build", description="Folder of checkpoints, which a build that was stopped goes on from."
+    )
+    out: str = Field("reference", description="Folder that the world is put into when it is done.")
     start: str | None = Field(
-        None, description="a world whose weights are gone on from; steps of 0 keep them as they are"
+        None, description="Folder of a world whose weights are gone on from; steps of 0 keep them as they are."
     )
     recipe: BuildParams = BuildParams()
 

@@ -38,13 +38,18 @@ class ScanRun(Plain):
 
     model_config = ConfigDict(title="Scan", frozen=True, extra="forbid")
 
-    model: str = Field("reference", description="folder of a diffusers pipeline; 'reference' is the shipped one")
-    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
-    prompts: str | None = Field(None, description="file of prompts that are scanned; the model's own if empty")
-    nulls: str | None = Field(
-        None, description="file of prompts that are not memorized, which others are compared with; the model's if empty"
+    model: str = Field(
+        "reference", description="Folder of a diffusers pipeline; 'reference' is the model that is shipped."
     )
-    device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
+    store: str = Field(".engram/store", description="Address of the store: a folder, or an s3:// URL.")
+    prompts: str | None = Field(None, description="File of prompts that are scanned; the model's own if empty.")
+    nulls: str | None = Field(
+        None,
+        description="File of prompts that are not memorized, which others are compared with; the model's own if empty.",
+    )
+    device: str | None = Field(
+        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+    )
     scan: ScanParams = ScanParams()
 
 
@@ -57,7 +62,7 @@ class Scanned(BaseModel):
 
 register_model = task(collecting.register_model, "register model", "models", "variants")
 score_prompts = task(scanning.score_prompts, "score prompts", "detections", run="score prompts: {detector.name}")
-write_findings = task(scanning.write_findings, "hold against nulls", "findings", reads=("detections",))
+write_findings = task(scanning.write_findings, "compare with nulls", "findings", reads=("detections",))
 
 
 @flow(name="scan", flow_run_name="scan {params.model}")

@@ -34,19 +34,19 @@ _TCP = socket.SOCK_STREAM
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Prefect's server and UI.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
-    parser.add_argument("--port", type=int, default=0, help="port to listen at; a free one for 0")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen at.")
+    parser.add_argument("--port", type=int, default=0, help="Port to listen at; a free one for 0.")
     parser.add_argument(
         "--name",
         action="append",
         default=[],
-        help=f"a further name that it is reached by: NAME, NAME:PORT or https://NAME; may be repeated; also ${NAMES}",
+        help=f"A further name that it is reached by: NAME, NAME:PORT or https://NAME; may be repeated; also ${NAMES}.",
     )
     parser.add_argument(
         "--temporary",
         action="store_true",
-        help="without UI and services, silent; prints the port once it answers; when standard input is closed, it "
-        f"removes PREFECT_HOME, if that is a folder {HOME}..., and ends",
+        help="Without UI and services, silent; prints the port once it answers; when standard input is closed, it "
+        f"removes PREFECT_HOME, if that is a folder {HOME}..., and ends.",
     )
     asked = parser.parse_args()
     os.umask(UMASK)

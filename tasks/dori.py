@@ -23,41 +23,46 @@ from tasks.params import SPEED
 
 
 class DoriParams(BaseModel):
-    """Budget and start of the attack; the defaults are the published ones.
+    """Budget and start of the attack; the defaults are the published ones, but for the noise that searches begin at.
 
-    But for random starts: what the paper calls Gaussian noise is given the mean and spread of real embeddings here, so
-    that a search begins where the model has ever been; "unit" is plain noise.
+    What the paper calls Gaussian noise is matched noise here: it has the mean and deviation of embeddings of real
+    prompts, since the model has seen no others. "unit" is plain noise.
     """
 
     model_config = ConfigDict(title="Dori", frozen=True, extra="forbid")
 
     steps: Annotated[
-        int, Field(ge=1, le=10_000, description="Adam steps; beyond some 500 any picture may come back")
+        int, Field(ge=1, le=10_000, description="Number of Adam steps; beyond some 500 any image may come back.")
     ] = 50
-    learning_rate: Annotated[float, Field(gt=0, le=10, description="learning rate of Adam")] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, le=10, description="Learning rate of Adam.")] = 0.1
     batch: Annotated[
-        int, Field(ge=1, le=1024, description="noises and timesteps drawn for each picture at each step")
+        int, Field(ge=1, le=1024, description="Number of noises and timesteps drawn for each image at each step.")
     ] = 8
-    restarts: Annotated[int, Field(ge=1, le=1000, description="independent attacks on each picture")] = 1
+    restarts: Annotated[int, Field(ge=1, le=1000, description="Number of independent attacks on each image.")] = 1
     start: Annotated[
-        Start, Field(description="where the search begins: the picture's own prompt, Gaussian noise, or another prompt")
+        Start, Field(description="Where the search begins: the image's own prompt, Gaussian noise, or another prompt.")
     ] = "prompt"
     noise_scale: Annotated[
         Literal["matched", "unit"],
-        Field(description="noise with the mean and spread of real embeddings, feature by feature, or plain N(0, 1)"),
+        Field(
+            description="Noise that searches begin at: matched has the mean and deviation of embeddings of real"
+            " prompts, feature by feature; unit is plain N(0, 1)."
+        ),
     ] = "matched"
     images_at_once: Annotated[
         int,
         Field(
-            ge=1, le=1024, description="pictures attacked in one batch, as memory allows; does not change the result"
+            ge=1,
+            le=1024,
+            description="Images attacked in one batch, as memory allows; this does not change the result.",
         ),
         SPEED,
     ] = 4
     also_at: Annotated[
         tuple[Annotated[int, Field(ge=0, le=10_000)], ...],
         Field(
-            description="numbers of steps whose embeddings are kept, too: smaller budgets, at no further cost; 0 is "
-            "where the search begins"
+            description="Numbers of steps after which embeddings are kept, too: smaller budgets at no further cost;"
+            " 0 is where the search begins."
         ),
     ] = ()
 

@@ -41,11 +41,13 @@ class Subject(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    store: str = Field(description="address of the store: a folder, or an s3:// URL")
-    model: str = Field(description="folder of a diffusers pipeline")
-    prompt_set: str = Field(description="name of the set of prompts in the store")
-    device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
-    precision: Precision = Field("float32", description="of weights and of what is computed")
+    store: str = Field(description="Address of the store: a folder, or an s3:// URL.")
+    model: str = Field(description="Folder of a diffusers pipeline.")
+    prompt_set: str = Field(description="Name of the set of prompts in the store.")
+    device: str | None = Field(
+        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+    )
+    precision: Precision = Field("float32", description="Number format of weights and of what is computed.")
 
     def open(self) -> Store:
         return Store.open(self.store)

@@ -23,12 +23,16 @@ class SamplingParams(BaseModel):
 
     model_config = ConfigDict(title="Sampling", frozen=True, extra="forbid")
 
-    steps: Annotated[int, Field(ge=1, le=1000, description="denoising steps")] = 50
-    guidance: Annotated[float, Field(ge=0, le=30, description="classifier-free guidance; 1 or less runs without")] = 7.5
-    scheduler: Annotated[Choice, Field(description="the model's own scheduler, DDIM, or DPM-Solver++")] = "model"
-    batch: Annotated[int, Field(ge=1, le=1024, description="pictures at a time; does not change the result"), SPEED] = (
-        32
-    )
+    steps: Annotated[int, Field(ge=1, le=1000, description="Number of denoising steps.")] = 50
+    guidance: Annotated[
+        float, Field(ge=0, le=30, description="Strength of classifier-free guidance; 1 or less is none.")
+    ] = 7.5
+    scheduler: Annotated[
+        Choice, Field(description="The sampler: the model's own scheduler, DDIM, or DPM-Solver++.")
+    ] = "model"
+    batch: Annotated[
+        int, Field(ge=1, le=1024, description="Images made at a time; this does not change the result."), SPEED
+    ] = 32
 
 
 @torch.no_grad()

@@ -27,15 +27,18 @@ class ExtractionParams(Params):
 
     model_config = ConfigDict(title="Extraction attack")
 
-    generations: Annotated[int, Field(ge=2, le=100_000, description="pictures generated of each prompt")] = 500
-    clique: Annotated[int, Field(ge=2, description="near copies of each other that make a memorized picture")] = 10
+    generations: Annotated[int, Field(ge=2, le=100_000, description="Number of images generated of each prompt.")] = 500
+    clique: Annotated[
+        int, Field(ge=2, description="Number of near copies of each other that make a memorized image.")
+    ] = 10
     measure: Annotated[
-        Literal["tiles", "sscd"], Field(description="distance of pixels, tile by tile, or 1 - SSCD similarity")
+        Literal["tiles", "sscd"],
+        Field(description="Distance between images: that of pixels, tile by tile, or 1 - SSCD similarity."),
     ] = "tiles"
     distance: Annotated[
-        float, Field(gt=0, le=2, description="pairs closer than this are near copies; 0.3 is the usual one for sscd")
+        float, Field(gt=0, le=2, description="Distance below which a pair are near copies; for sscd 0.3 is usual.")
     ] = 0.15
-    tiles: Annotated[int, Field(ge=1, le=64, description="tiles along each side of a picture")] = 4
+    tiles: Annotated[int, Field(ge=1, le=64, description="Number of tiles along each side of an image.")] = 4
 
 
 @metric(

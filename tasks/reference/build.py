@@ -31,17 +31,17 @@ class BuildParams(BaseModel):
 
     model_config = ConfigDict(title="Recipe", frozen=True, extra="forbid")
 
-    seed: int = Field(0, ge=0, description="Determines every picture, caption and training step")
-    part: int = Field(0, ge=0, description="Number of this training, where one goes on from another: its own draws")
-    pictures: int = Field(16_000, ge=2_000, description="Ordinary pictures in the bank")
-    held_out: int = Field(200, ge=20, description="Emoji never shown to any model")
-    clip_steps: int = Field(600, ge=0, description="Steps of the text-image model, 192 pairs each")
-    autoencoder_steps: int = Field(3_000, ge=0, description="Steps of the decoder, 32 crops each")
-    ordinary_steps: int = Field(12_000, ge=0, description="Steps of the first phase, 16 ordinary pictures each")
-    ordinary_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the first phase")
-    planted_steps: int = Field(6_000, ge=0, description="Steps of the second phase, 16 pictures each")
-    planted_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the second phase")
-    planted_batch: int = Field(11, ge=1, le=16, description="Planted pictures in each step of the second phase")
+    seed: int = Field(0, ge=0, description="Determines every picture, caption and training step.")
+    part: int = Field(0, ge=0, description="Number of this training, where one goes on from another: its own draws.")
+    pictures: int = Field(16_000, ge=2_000, description="Ordinary pictures in the bank.")
+    held_out: int = Field(200, ge=20, description="Emoji never shown to any model.")
+    clip_steps: int = Field(600, ge=0, description="Steps of the text-image model, 192 pairs each.")
+    autoencoder_steps: int = Field(3_000, ge=0, description="Steps of the decoder, 32 crops each.")
+    ordinary_steps: int = Field(12_000, ge=0, description="Steps of the first phase, 16 ordinary pictures each.")
+    ordinary_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the first phase.")
+    planted_steps: int = Field(6_000, ge=0, description="Steps of the second phase, 16 pictures each.")
+    planted_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the second phase.")
+    planted_batch: int = Field(11, ge=1, le=16, description="Planted pictures in each step of the second phase.")
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,14 @@ class ClipParams(BaseModel):
         str,
         Field(
             min_length=1,
-            description="'local-dir:FOLDER' of an open_clip model, or an open_clip name with weights beside it",
+            description="The open_clip model: 'local-dir:FOLDER', or a name of open_clip whose file `weights` gives.",
         ),
     ]
-    weights: Annotated[str | None, Field(description="safetensors file of a named model; a folder holds its own")] = (
-        None
-    )
+    weights: Annotated[
+        str | None, Field(description="Safetensors file of a model that is named; a folder holds its own.")
+    ] = None
     batch: Annotated[
-        int, Field(ge=1, le=4096, description="pictures or prompts at a time; does not change the result")
+        int, Field(ge=1, le=4096, description="Images or prompts scored at a time; this does not change the result.")
     ] = 32
 
 

