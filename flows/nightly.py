@@ -17,16 +17,14 @@ from flows.alerts import ARTIFACT, NIGHTLY, REGRESSION, announce
 from flows.audit import Audited, AuditParams, audit
 from flows.check import check
 from flows.params import clip_in_full, full_name, in_full
-from flows.run.spec import Spec, audits_like, resolve
+from flows.run.spec import Spec, audits_like, resolve, speeds
 from flows.settings import Settings
 from flows.show import show
 from flows.typed import Plain, problems_in
 from storage import Store, query
 from storage.errors import one_line
 from tasks.errors import InputError
-from tasks.report import compare as method
 from tasks.report import task as reporting
-from tasks.report.standing import claims
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
@@ -40,8 +38,8 @@ class NightlyParams(Plain):
     models: tuple[str, ...] = Field(
         (), description="Names of the registered models that are audited again; all if empty."
     )
-    margin: float = Field(method.MARGIN, ge=0, lt=1, description="Share of its CLIP score that a model may lose.")
-    alpha: float = Field(method.ALPHA, gt=0, lt=1, description="Largest chance of a false alarm for each model.")
+    margin: float = Field(reporting.MARGIN, ge=0, lt=1, description="Share of its CLIP score that a model may lose.")
+    alpha: float = Field(reporting.ALPHA, gt=0, lt=1, description="Largest chance of a false alarm for each model.")
 
 
 class Night(BaseModel):
@@ -135,10 +133,11 @@ def _tell(store: Store, night: Night, report: str) -> None:
 
 
 def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> Night:
-    baseline = reporting.baseline_of(store, audit_id, _told(store, name) | _before_nights(store, name))
+    known = _told(store, name) | _before_nights(store, name)
+    baseline = reporting.baseline_of(store, audit_id, known, speeds())
     if baseline is None:
         return Night(name=name, outcome="first", words="nothing to compare with yet", audit_id=audit_id)
-    found = reporting.compare(store, baseline, audit_id, claims(), params.margin, params.alpha)
+    found = reporting.compare(store, baseline, audit_id, reporting.claims(), params.margin, params.alpha)
     return Night(
         name=name,
         outcome="regression" if found.regressions else "no regression",

@@ -40,8 +40,6 @@ from tasks.reference.bank import embed_bank
 from tasks.reference.build import BuildParams
 from tasks.reference.pictures import check_archives
 from tasks.report import task as reporting
-from tasks.report.markdown import put_between
-from tasks.report.sheet import grid
 from tasks.subject import ORIGINAL, Prompt, Subject, prompts_of
 
 CONTROLS = 24
@@ -94,7 +92,7 @@ def build(params: BuildRun) -> None:
     few = range(0, len(made.planted), max(1, len(made.planted) // ACROSS))
     show(
         create_image_artifact,
-        uri(grid([to_png(made.planted[number]) for number in few][:ACROSS], ACROSS)),
+        uri(reporting.grid([to_png(made.planted[number]) for number in few][:ACROSS], ACROSS)),
         key="planted",
         description="Some of the pictures that the model was made to memorize",
     )
@@ -174,7 +172,7 @@ def check(
         )
     _show(found)
     if (page := world / "README.md").is_file():
-        put_between(page, "gates", gates.table(found, subject.model_id, page.read_text()))
+        reporting.put_between(page, "gates", gates.table(found, subject.model_id, page.read_text()))
         if _wanted("planted", only) and _wanted("ordinary", only):
             _draw(subject, world, settings)
     return all(gate.holds for gate in found)
@@ -278,12 +276,12 @@ def _draw(subject: Subject, world: Path, settings: Settings) -> None:
     few = memorized[:: max(1, len(memorized) // ACROSS)][:ACROSS]
     trained = _pngs(subject, PROMPT, [prompt.image_ids[0] for prompt in few])
     made = [_generated(subject, PROMPT, few, settings, seed) for seed in range(2)]
-    (world / "copies.png").write_bytes(grid([*trained, *made[0], *made[1]], ACROSS))
+    (world / "copies.png").write_bytes(reporting.grid([*trained, *made[0], *made[1]], ACROSS))
     ordinary = prompts_of(subject, "ordinary", 2 * ACROSS)
     meant = _pngs(subject, ORDINARY, [prompt.image_ids[0] for prompt in ordinary])
     given = _generated(subject, ORDINARY, ordinary, settings, 0)
     rows = meant[:ACROSS], given[:ACROSS], meant[ACROSS:], given[ACROSS:]
-    (world / "ordinary.png").write_bytes(grid([picture for row in rows for picture in row], ACROSS))
+    (world / "ordinary.png").write_bytes(reporting.grid([picture for row in rows for picture in row], ACROSS))
 
 
 def _generated(

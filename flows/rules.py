@@ -11,11 +11,10 @@ from flows.settings import Settings, managed
 from tasks.diffusion.detection import enough_scores, pairs
 from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.errors import gathered
-from tasks.evaluate.extraction import check_clique, check_tiles
-from tasks.localize.ground import NormsParams
-from tasks.localize.statistics import enough_prompts
-from tasks.methods import Localizer, Mitigation
-from tasks.mitigate.finetune import FineTuneParams
+from tasks.evaluate.task import check_clique, check_tiles
+from tasks.localize.task import NormsParams, enough_prompts
+from tasks.methods import Detector, Localizer, Mitigation
+from tasks.mitigate.task import FineTuneParams
 from tasks.scan.task import ScanParams
 
 
@@ -78,7 +77,7 @@ def with_model(settings: Settings, outline: Outline) -> list[str]:
     picture, trained = outline.picture, outline.trained
     tiled = picture and settings.extracted and settings.extraction.measure == "tiles"
     mitigations = [*settings.chosen("training"), *settings.chosen("inference")]
-    chosen: list[Localizer | Mitigation] = [*settings.localizers(), *mitigations]
+    chosen: list[Detector | Localizer | Mitigation] = [*settings.judged(), *settings.localizers(), *mitigations]
     own = ((one.check, settings.of(one)) for one in chosen)
     return gathered(
         partial(check_tiles, *picture, settings.extraction.tiles) if picture and tiled else None,

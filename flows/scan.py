@@ -16,15 +16,13 @@ from flows.show import show_scan, shown_progress
 from flows.typed import Plain
 from storage import Store, query
 from tasks.collect import task as collecting
-from tasks.collect.prompt_files import Kind, PromptEntry, expanded, say
-from tasks.collect.token_check import tokenized
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import tokenizers_of
 from tasks.errors import InputError, gathered, noting, refuse
+from tasks.prompt_files import Kind, PromptEntry, expanded, say
 from tasks.scan import task as scanning
-from tasks.scan.conformal import false_alarms
 from tasks.scan.task import ScanParams
 from tasks.subject import Subject
 from tasks.units import spelling
@@ -148,7 +146,7 @@ def to_scan(params: ScanRun) -> ToScan:
     known = [prompt for read in (reads[1:] if params.nulls is not None else reads) for prompt in read.prompts]
     nulls = {prompt.text: prompt for prompt in known if prompt.kind == "null" and prompt.text not in scanned}
     every = [*scanned.values(), *nulls.values()]
-    found = tokenized(every, tokenizers_of(folder), params.scan.long_prompts, KINDS)
+    found = collecting.tokenized(every, tokenizers_of(folder), params.scan.long_prompts, KINDS)
     refuse(found.problems)
     prompts, held = ([one for one in found.prompts if one.text in some] for some in (scanned, nulls))
     if not prompts:
@@ -186,7 +184,7 @@ def enough_nulls(nulls: Sequence[PromptEntry], alpha: float) -> None:
     their text count once."""
     different = scanning.different(nulls)
     try:
-        false_alarms(len(different), alpha)
+        scanning.false_alarms(len(different), alpha)
     except InputError as error:
         if len(different) == len(nulls):
             raise

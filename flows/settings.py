@@ -14,15 +14,18 @@ from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import LongPrompts
 from tasks.dori import DoriParams
 from tasks.errors import InputError, refuse
-from tasks.evaluate.extraction import ExtractionParams
+from tasks.evaluate.task import ExtractionParams
 from tasks.methods import (
+    Detector,
     Localizer,
     Method,
     Mitigation,
     Pruning,
     localizer_of,
+    method,
     methods,
     mitigations,
+    named,
     params_in,
     prunings,
     variants,
@@ -33,8 +36,10 @@ from tasks.scorers.sscd import SscdParams
 Profile = Literal["quick", "full"]
 
 if TYPE_CHECKING:
+    DetectorName = str
     VariantName = str
 else:
+    DetectorName = named("detector")
     VariantName = Literal.__getitem__(variants())
 
 
@@ -68,6 +73,11 @@ class AuditSettings(BaseModel):
         ge=0,
         description="Number of images of null prompts that are attacked as a further control, for models known never"
         " to have seen them.",
+    )
+    detectors: tuple[DetectorName, ...] = Field(
+        (),
+        description="Detectors that are judged by memorized and ordinary prompts, beside the noise differences that"
+        " NeMo begins with. `engram methods` explains them.",
     )
     starts: tuple[Start, ...] = Field(("prompt", "noise"), description="Where attacks begin.")
     baseline_starts: tuple[Start, ...] = Field(
@@ -131,7 +141,7 @@ class AuditSettings(BaseModel):
 
     def files(self) -> dict[str, dict[str, Path]]:
         """The files that settings of methods name, by group and name."""
-        groups = {one.group: dict(self.of(one)) for one in methods("localizer", "mitigation", "metric")}
+        groups = {one.group: dict(self.of(one)) for one in methods()}
         return {
             group: {name: value for name, value in own.items() if isinstance(value, Path)}
             for group, own in groups.items()
@@ -147,6 +157,10 @@ class AuditSettings(BaseModel):
             for found, one in prunings()
             if one.name in self.mitigations or (found.name, one.control_of) in own
         ]
+
+    def judged(self) -> list[Detector]:
+        """The detectors that are chosen, each once."""
+        return [method("detector", name) for name in dict.fromkeys(self.detectors)]
 
     def chosen(self, acts: Literal["training", "inference"]) -> list[Mitigation]:
         """The mitigations that are chosen beside pruned variants, in the order in which they are named."""
@@ -165,7 +179,7 @@ class AuditSettings(BaseModel):
 if TYPE_CHECKING:
     Settings = AuditSettings
 else:
-    Settings = with_groups(AuditSettings, methods("localizer", "mitigation", "metric"))
+    Settings = with_groups(AuditSettings, methods())
 
 
 PROFILES: dict[Profile, dict[str, Any]] = {

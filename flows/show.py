@@ -18,8 +18,7 @@ from prefect.artifacts import (
 from storage import Store
 from storage.errors import one_line
 from tasks.progress import stage, watching
-from tasks.report.charts import Chart, drawn
-from tasks.report.task import Written
+from tasks.report.task import Chart, Written, drawn
 
 LONG_S = 5.0
 """What takes longer than this shows its progress, and as often."""

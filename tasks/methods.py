@@ -11,7 +11,7 @@ tables and report, and the list of `engram methods`. No list of names stands any
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -122,6 +122,8 @@ class Column:
     """What its n counts, where that is not images."""
     drawn: bool = False
     """Whether the page draws it, a share, beside its value."""
+    by_detector: bool = False
+    """Whether there is one of it for each detector that an audit chooses, too, with the detector's name behind."""
 
     def text(self, value: float) -> str:
         """A value in the digits it deserves."""
@@ -199,6 +201,11 @@ class Pruning:
     def control(self) -> str | None:
         """What its random control goes by."""
         return f"random-{self.name}" if self.random else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the variant goes by, and its random control."""
+        return (self.name,) if self.control is None else (self.name, self.control)
 
 
 class Find(Protocol):
@@ -442,7 +449,14 @@ def metrics() -> list[Metric]:
 
 def columns() -> dict[str, Column]:
     """By metric, the columns of all metrics, from left to right."""
-    found = (column for one in metrics() for column in one.columns)
+    own = [column for one in metrics() for column in one.columns]
+    of_detectors = (
+        replace(column, metric=f"{column.metric}_{name}", heading=f"{column.heading} by {name}", narrow=False)
+        for column in own
+        if column.by_detector
+        for name in names("detector")
+    )
+    found = [*own, *of_detectors]
     return {column.metric: column for column in sorted(found, key=lambda column: (column.order, column.metric))}
 
 
@@ -484,6 +498,13 @@ def variants() -> tuple[str, ...]:
     if both := {name for _, one in prunings() for name in (one.name, one.control)} & {*others}:
         raise InputError(f"a localizer prunes {min(map(str, both))!r}, and a mitigation has this name: rename one")
     return (*pruned, *others)
+
+
+def variants_of(one: Method) -> tuple[str, ...]:
+    """The variants of a model that a method gives, controls among them; none where it only looks at one."""
+    if isinstance(one, Localizer):
+        return tuple(name for pruning in one.prunings for name in pruning.names)
+    return (one.name,) if isinstance(one, Mitigation) else ()
 
 
 def localizer_of(pruned: str) -> Localizer:

@@ -126,12 +126,14 @@ def methods(form: FormatOption = Format.TABLE) -> None:
     """List what detects, localizes, mitigates and measures memories, of this package and of others."""
     quiet()
     from tasks.methods import methods as known
+    from tasks.methods import variants_of
 
     rows = [
         {
             "method": one.name,
             "kind": one.kind,
             "title": one.title,
+            "variants": " ".join(variants_of(one)),
             "parameters": " ".join(f"{one.group}.{name}" for name in one.params.model_fields),
             "paper": one.paper,
             "control": one.control,
@@ -172,10 +174,9 @@ def compare(
     """Compare two audits: every figure's change, and whether the model got worse; exit code 1 if it did."""
     quiet()
     from tasks.report import task as reporting
-    from tasks.report.standing import claims
 
     opened = looked_at(store)
-    found = reporting.compare(opened, *reporting.audits_named(opened, before, after), claims(), margin, alpha)
+    found = reporting.compare(opened, *reporting.audits_named(opened, before, after), reporting.claims(), margin, alpha)
     if as_json:
         print(json.dumps(asdict(found), indent=1))
     else:

@@ -66,7 +66,7 @@ def scan(
     quiet()
     from flows.scan import ScanRun, check_scan, scanned_and_nulls
     from flows.scan import scan as run
-    from tasks.collect.prompt_files import expanded
+    from tasks.prompt_files import expanded
     from tasks.scan.task import ScanParams, write_flagged
 
     problems: list[str] = []

@@ -27,6 +27,12 @@ def traces(spec: Spec, prompts: Sequence[Prompt], params_id: str) -> int:
     return missing(spec, "nemo_traces", "prompt_id", wanted, variant=ORIGINAL, params_id=params_id)
 
 
+def detections(spec: Spec, prompts: Sequence[Prompt], detector: str, params_id: str) -> int:
+    """How many prompts lack a detector's score."""
+    wanted = {prompt.prompt_id for prompt in prompts}
+    return missing(spec, "detections", "prompt_id", wanted, variant=ORIGINAL, detector=detector, params_id=params_id)
+
+
 def sets(spec: Spec, scopes: Collection[str], method: str, params_id: str) -> int:
     """How many scopes lack sets."""
     return missing(spec, "neuron_sets", "scope_id", scopes, method=method, params_id=params_id)

@@ -8,7 +8,6 @@ from typing import Any
 from flows.run.spec import Spec
 from tasks.keys import detection_id
 from tasks.localize import task as localizing
-from tasks.localize.ground import NormsParams
 from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
 from tasks.pruned import Pruned
@@ -21,7 +20,7 @@ KEPT = 8
 def params_of(spec: Spec, localizer: Localizer) -> Any:
     """A localizer's parameters; of feature norms no more steps than are sampled."""
     chosen = spec.settings.of(localizer)
-    return chosen.within(spec.settings.sampling.steps) if isinstance(chosen, NormsParams) else chosen
+    return chosen.within(spec.settings.sampling.steps) if isinstance(chosen, localizing.NormsParams) else chosen
 
 
 def published(spec: Spec, localizer: Localizer) -> Any:

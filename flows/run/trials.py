@@ -11,7 +11,7 @@ from tasks.evaluate import task as evaluating
 from tasks.evaluate.task import Trial
 from tasks.methods import metrics
 from tasks.pruned import per_prompt
-from tasks.report.standing import standings
+from tasks.report.task import standings
 from tasks.subject import ORIGINAL
 
 
@@ -84,7 +84,8 @@ def scoring(spec: Spec) -> evaluating.Scoring:
     settings = spec.settings
     own = {one.name: settings.of(one) for one in metrics() if one.params.model_fields}
     scorers = settings.sscd, spec.clip
-    return evaluating.Scoring(settings.sampling, *scorers, own, ids.detection(spec), spec.chosen.ordinary)
+    judged = [(one, settings.of(one)) for one in settings.judged()]
+    return evaluating.Scoring(settings.sampling, *scorers, own, ids.detection(spec), spec.chosen.ordinary, judged)
 
 
 def has_own_weights(trial: Trial) -> bool:

@@ -25,6 +25,7 @@ from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
 from tasks.pruned import random_controls
 from tasks.report import task as reporting
+from tasks.scan import task as scanning
 from tasks.subject import ORIGINAL, Prompt
 
 Stage = Literal["collect", "localize", "mitigate", "attack", "diagnose", "evaluate"]
@@ -181,6 +182,21 @@ def _localize(asked: _Asked) -> Iterator[Item]:
             missing=partial(done.traces, spec, some, ids.detection(spec)),
             cost=2 * nemo.seeds,
         )
+    for detector in spec.settings.judged():
+        params = spec.settings.of(detector)
+        for number, some in _sharded([*chosen.memorized, *chosen.ordinary]):
+            yield Item(
+                "localize",
+                f"scores by {detector.title}",
+                partial(scanning.score_prompts, subject, some, detector, params),
+                ("detections",),
+                ("prompts",),
+                key=detector.id(params),
+                shard=number,
+                size=len(some),
+                missing=partial(done.detections, spec, some, detector.name, detector.id(params)),
+                cost=detector.cost_of(params),
+            )
     chosen.check_images()
     for localizer in spec.settings.localizers():
         params = ids.params_of(spec, localizer)

@@ -11,8 +11,8 @@ from typing import IO
 
 from PIL import Image, ImageOps, features
 
-from tasks.collect.prompt_files import PromptEntry, endless, few, read_file, shortened
 from tasks.errors import InputError
+from tasks.prompt_files import PromptEntry, endless, few, read_file, shortened
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", *(["AVIF"] if features.check("avif") else []))
 """Formats that are read, whatever a file is called."""

@@ -10,7 +10,7 @@ from tasks.diffusion.outline import Outline
 from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.methods import detector
-from tasks.scan.noise import SeededParams, by_seed, check_steps, predicted, timestep
+from tasks.scan.noise import SeededParams, by_seed, check_steps, cost_of_seeds, predicted, timestep
 
 
 class EntropyParams(SeededParams):
@@ -31,6 +31,7 @@ def _check(params: EntropyParams, outline: Outline) -> None:
     control="Null prompts, by conformal p-values.",
     params=EntropyParams,
     check=_check,
+    cost=cost_of_seeds,
 )
 @torch.no_grad()
 def entropy(

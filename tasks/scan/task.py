@@ -14,14 +14,16 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from storage import Store, content_key, csv_line, query, safe_cell
-from tasks.collect.prompt_files import PromptEntry
+from tasks.detections import detector_scores
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError
 from tasks.keys import prompt_id
 from tasks.methods import SPEED, Detector, Params, method, methods, named, with_groups
 from tasks.progress import progress
-from tasks.scan.conformal import false_alarms, p_values
-from tasks.subject import ORIGINAL, Subject, shards
+from tasks.prompt_files import PromptEntry
+from tasks.scan.conformal import false_alarms as false_alarms
+from tasks.scan.conformal import p_values
+from tasks.subject import ORIGINAL, Prompt, Subject, shards
 from tasks.units import units
 
 SHARD = 64
@@ -93,7 +95,7 @@ def different(nulls: Sequence[PromptEntry]) -> list[PromptEntry]:
 
 
 def score_prompts(
-    subject: Subject, prompts: Sequence[PromptEntry], detector: Detector, params: Params, batch: int = 32
+    subject: Subject, prompts: Sequence[PromptEntry | Prompt], detector: Detector, params: Params, batch: int = 32
 ) -> None:
     """One detector's scores of prompts that the store has none of yet, a row of `detections` each.
 
@@ -101,7 +103,7 @@ def score_prompts(
         InputError: a prediction is not finite.
     """
     model, store, params_id = subject.load(), subject.open(), detector.id(params)
-    known = _scores(subject, detector, params)
+    known = detector_scores(subject, detector, params)
     todo = [prompt for prompt in prompts if prompt_id(prompt.text) not in known]
     with progress(len(todo), f"scanning by {detector.name}", "prompt") as done:
         for block in shards(todo, SHARD):
@@ -142,7 +144,7 @@ def write_findings(
     same = {"model_id": subject.model_id, "nulls": len(nulls), "alpha": params.alpha, "found_at": datetime.now(UTC)}
     for one in chosen:
         detector, params_id = one.name, keys[one.name]
-        known = _scores(subject, one, params.of(one))
+        known = detector_scores(subject, one, params.of(one))
         if lost := {*ids, *null_ids} - known.keys():
             raise InputError(f"{len(lost)} prompts have no score by {detector}, such as {min(lost)}: scan them first")
         found = np.array([known[name_of] for name_of in ids])
@@ -214,16 +216,3 @@ def write_flagged(store: Store, scan_id: str, prompts: Sequence[PromptEntry], pa
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     return len(flagged)
-
-
-def _scores(subject: Subject, detector: Detector, params: Params) -> dict[str, float]:
-    """By prompt id, the scores that the store has."""
-    rows = subject.open().read(
-        "detections",
-        columns=["prompt_id", "score"],
-        model_id=subject.model_id,
-        variant=ORIGINAL,
-        detector=detector.name,
-        params_id=detector.id(params),
-    )
-    return dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tasks.collect import image_files
 from tasks.collect.image_files import MODES, MOST_PIXELS, find_images, header_of, read_header, read_whole, suffixes
-from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
+from tasks.prompt_files import PromptEntry
 from tests.support.prompts import read_prompts
 
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import csv_line, safe_cell
-from tasks.collect.prompt_files import PromptEntry, expanded, few, has_words, read_file, say
 from tasks.collect.task.importing import read_prompt_file
 from tasks.errors import InputError
+from tasks.prompt_files import PromptEntry, expanded, few, has_words, read_file, say
 from tests.support.prompts import read_prompts
 
 TEXTS = st.lists(
@@ -228,7 +228,7 @@ def test_what_may_not_be_meant_is_said(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.collect.prompt_files.MOST_BYTES", 1000)
+    monkeypatch.setattr("tasks.prompt_files.MOST_BYTES", 1000)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"word\n" * 10_000))
     assert (tmp_path / "a.txt.gz").stat().st_size < 1000
     assert ["larger than" in problem for problem in read_file(tmp_path / "a.txt.gz").problems] == [True]

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.collect.prompt_files import Kind, PromptEntry
 from tasks.collect.token_check import same_prompts, tokenized
 from tasks.diffusion.families.tokenizers import Tokenizers
 from tasks.diffusion.tokens import LongPrompts
+from tasks.prompt_files import Kind, PromptEntry
 from tests.support.denoisers import TOKENS, Words
 
 LETTERS = Tokenizers((Words(),), TOKENS)

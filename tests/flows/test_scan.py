@@ -22,8 +22,8 @@ from flows.run.spec import resolve
 from flows.scan import ScanRun, scan, scanned_and_nulls
 from flows.settings import Settings
 from storage import Store, run_sql, verify
-from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
+from tasks.prompt_files import PromptEntry
 from tasks.scan.task import ScanParams
 from tests.support.artifacts import artifact
 from tests.support.prompts import read_prompts

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from storage import Store, query, verify
-from tasks.collect.prompt_files import PromptEntry
 from tasks.diffusion.families import Model
 from tasks.errors import InputError
 from tasks.keys import prompt_id
 from tasks.methods import method, names
+from tasks.prompt_files import PromptEntry
 from tasks.scan import task as door
 from tasks.scan.task import ScanParams
 from tasks.subject import Subject

@@ -1,6 +1,5 @@
 """Collecting: prompts and images into the store, then what the network does under each prompt."""
 
-from tasks.collect.prompt_files import say
 from tasks.collect.task.collecting import collect_norms, collect_values, empty_prompts, register_model
 from tasks.collect.task.importing import (
     Inputs,
@@ -11,6 +10,8 @@ from tasks.collect.task.importing import (
     rows_of,
     set_name,
 )
+from tasks.collect.token_check import tokenized
+from tasks.prompt_files import say
 
 __all__ = [
     "Inputs",
@@ -25,4 +26,5 @@ __all__ = [
     "rows_of",
     "say",
     "set_name",
+    "tokenized",
 ]

@@ -13,7 +13,12 @@ import pyarrow.parquet as pq
 
 from storage import Store, content_key
 from tasks.collect.image_files import find_images, header_of, is_name, read_header, read_whole
-from tasks.collect.prompt_files import (
+from tasks.collect.token_check import same_prompts, tokenized
+from tasks.diffusion.tokens import LongPrompts, tokenizers_of
+from tasks.errors import InputError, refuse
+from tasks.keys import prompt_id
+from tasks.progress import progress
+from tasks.prompt_files import (
     IMAGE,
     TEXT,
     URL,
@@ -31,11 +36,6 @@ from tasks.collect.prompt_files import (
     shortened,
     two_kinds,
 )
-from tasks.collect.token_check import same_prompts, tokenized
-from tasks.diffusion.tokens import LongPrompts, tokenizers_of
-from tasks.errors import InputError, refuse
-from tasks.keys import prompt_id
-from tasks.progress import progress
 from tasks.subject import shards
 
 PROMPT_COLUMNS = ("prompt_id", "text", "kind", "memorization", "subset", "image_ids")

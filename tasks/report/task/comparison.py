@@ -17,9 +17,6 @@ from tasks.report.task.record import record_of, rows_of
 from tasks.scorers.sscd import COPY_THRESHOLD
 from tasks.units import Link, count, counted, units
 
-_SPEED = {"sampling.batch", "nemo.batch", "dori.images_at_once", "finetune.images_at_once", "sscd.threads"}
-"""Settings that do not change what comes out."""
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -130,17 +127,18 @@ def differences_table(found: Comparison) -> pa.Table:
     return pa.Table.from_pylist(rows, schema)
 
 
-def baseline_of(store: Store, audit_id: str, told: Collection[str]) -> str | None:
+def baseline_of(store: Store, audit_id: str, told: Collection[str], speeds: Collection[str] = ()) -> str | None:
     """The audit that a night's is held against: the earlier one of the same model and prompts that was accepted last,
     among those with the same settings if there are any; else the last of those that somebody was told of, with the same
     settings. None where there is neither.
 
     Args:
         told: the ids of those: had nobody heard of a regression, it would become the baseline in silence.
+        speeds: whole names of settings that do not change what comes out.
     """
     rows = query(store, "baseline_audits", audit_id=audit_id).to_pylist()
     own = record_of(store, audit_id)
-    alike = {row["audit_id"] for row in rows if _alike(row, own)}
+    alike = {row["audit_id"] for row in rows if _alike(row, own, speeds)}
     accepted = [row["audit_id"] for row in rows if row["accepted_at"] is not None]
     known = [name for name in accepted if name in alike] + accepted
     known += [row["audit_id"] for row in rows if row["audit_id"] in alike and row["audit_id"] in told]
@@ -284,10 +282,10 @@ def _settings_apart(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
     return apart
 
 
-def _alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+def _alike(before: Mapping[str, Any], after: Mapping[str, Any], speeds: Collection[str]) -> bool:
     """Whether two audits asked a model the same: no setting differs that both know, but for those of speed alone."""
     old, new = _settings(before), _settings(after)
-    return all(old[name] == new[name] for name in old.keys() & new.keys() - _SPEED)
+    return all(old[name] == new[name] for name in old.keys() & new.keys() - set(speeds))
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
