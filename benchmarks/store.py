@@ -335,10 +335,10 @@ def latencies(store: Store, options: argparse.Namespace) -> dict[str, float]:
     for name in ("iou_by_layer", "iou_by_step"):
         result[f"query_{name}_ms"] = waiting(1, lambda: query(con, name, method="wanda"))  # noqa: B023
     for name, condition in (("pruned", "layer = $layer"), ("unpruned", "layer || left(params_id, 0) = $layer")):
-        asked = f"SELECT sum(members[1]) FROM neuron_sets WHERE {condition}"
+        statement = f"SELECT sum(members[1]) FROM neuron_sets WHERE {condition}"
         result[f"one_layer_{name}_ms"] = waiting(
             options.repeats,
-            lambda: con.execute(asked, {"layer": layer}).fetchall(),  # noqa: B023
+            lambda: con.execute(statement, {"layer": layer}).fetchall(),  # noqa: B023
         )
     return result
 

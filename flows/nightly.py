@@ -94,17 +94,17 @@ def nightly(params: NightlyParams) -> list[Night]:
 def _night(store: Store, name: str, params_json: str, due: datetime, params: NightlyParams) -> Night:
     """One model: audited, compared, reported. Whatever goes wrong is its own matter and not that of the others."""
     try:
-        asked = AuditParams.model_validate_json(params_json).model_copy(update={"store": store.url})
+        registered_params = AuditParams.model_validate_json(params_json).model_copy(update={"store": store.url})
     except ValueError as error:
         why = "; ".join(problems_in(error, AuditParams)) if isinstance(error, ValidationError) else one_line(error)
         words = f"its registration does not fit this version, register it again ({why})"
         return Night(name=name, outcome="failed", words=words)
     try:
-        check(asked)
-        spec = resolve(asked)
+        check(registered_params)
+        spec = resolve(registered_params)
         done = _audited_since(spec, due)
         if done is None:
-            state = audit(asked, return_state=True)
+            state = audit(registered_params, return_state=True)
             if not state.is_completed():
                 return Night(name=name, outcome="failed", words=f"{state.name}: {state.message}")
             found: Audited = state.result()

@@ -166,8 +166,8 @@ def command_of(params: AuditParams) -> str:
     return shlex.join(words)
 
 
-def _changes(known: dict[str, Any], asked: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in asked.items():
+def _changes(known: dict[str, Any], wanted: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in wanted.items():
         if isinstance(value, dict) and isinstance(known[name], dict):
             yield from _changes(known[name], value, f"{group}{name}.")
         elif value != known[name]:

@@ -76,11 +76,11 @@ def scan(params: ScanRun) -> Scanned:
     folder = model_folder(params.model)
     precision = precision_for(defaults_for("quick", folder).precision, params.device)
     # What is scanned is no set in the store: nobody knows yet what these prompts are.
-    place = {"store": Store.open(params.store).url, "model": str(folder), "prompt_set": "", "device": params.device}
-    subject = Subject.model_validate(place | {"precision": precision})
-    asked = to_scan(params)
-    prompts, nulls = asked.prompts, asked.nulls
-    for notice in asked.notices:
+    given = {"store": Store.open(params.store).url, "model": str(folder), "prompt_set": "", "device": params.device}
+    subject = Subject.model_validate(given | {"precision": precision})
+    entries = to_scan(params)
+    prompts, nulls = entries.prompts, entries.nulls
+    for notice in entries.notices:
         get_run_logger().info(notice)
     enough_nulls(nulls, params.scan.alpha)
     different = scanning.different(nulls)
@@ -90,8 +90,8 @@ def scan(params: ScanRun) -> Scanned:
             score_prompts(subject, [*prompts, *different], detector, params.scan.of(detector), params.scan.batch)
         scan_id = write_findings(subject, _file(params, folder).stem, prompts, different, params.scan)
     words = scanning.verdict(subject.open(), scan_id)
-    if asked.long:
-        words += f"\n{asked.long}"
+    if entries.long:
+        words += f"\n{entries.long}"
     if same := len(nulls) - len(different):
         words += (
             f"\nleft out {same} null prompts: they share an image or, but for case and spaces, the text with others"
@@ -152,8 +152,8 @@ def to_scan(params: ScanRun) -> ToScan:
     if not prompts:
         raise InputError(f"{path} has nothing to scan: {found.long}; take --long-prompts truncate")
     # What is scanned is no null prompt under another spelling.
-    asked = {spelling(text) for text in scanned}
-    held = [one for one in held if spelling(one.text) not in asked]
+    spellings = {spelling(text) for text in scanned}
+    held = [one for one in held if spelling(one.text) not in spellings]
     return ToScan(prompts, held, [*(notice for read in reads for notice in read.notices), *found.notices], found.long)
 
 

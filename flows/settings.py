@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.typed import may_be, validated
 from tasks.conditions import Start
-from tasks.diffusion.precision import AskedPrecision
+from tasks.diffusion.precision import PrecisionChoice
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import LongPrompts
 from tasks.dori import DoriParams
@@ -97,7 +97,7 @@ class AuditSettings(BaseModel):
         description="Number of memorized images, and of images never memorized, that are attacked for the plot over"
         " `efforts`.",
     )
-    precision: AskedPrecision = Field(
+    precision: PrecisionChoice = Field(
         "float32",
         description="Number format of what is computed. mixed: the denoiser computes in bfloat16 where that is safe;"
         " auto: mixed where there is bfloat16.",

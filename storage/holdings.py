@@ -37,8 +37,8 @@ def record_holdings(store: Store, audit_id: str) -> str:
     entries = sorted(_holdings(store, audit_id, **rows[0]), key=lambda entry: entry.path)
     if faults := store.checked.faults(entries):
         raise refusal(faults)
-    rows = [{"address": entry.path, "sha256": _statement(store, entry)} for entry in entries]
-    return store.write(RECORD, audit_id, rows, audit_id=audit_id)
+    parts = [{"address": entry.path, "sha256": _statement(store, entry)} for entry in entries]
+    return store.write(RECORD, audit_id, parts, audit_id=audit_id)
 
 
 def _holdings(store: Store, audit_id: str, model_id: str, prompt_set: str | None) -> Iterator[Entry]:

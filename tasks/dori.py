@@ -108,7 +108,7 @@ def attack(
         prompts: the picture's own prompt, one each.
         keys: the picture's id and the seed of the attack, one each.
         pool: see `start_embeddings`.
-        done: told the number of finished steps, as in `search`; in all n * restarts * steps.
+        done: called with the number of finished steps, as in `search`; in all n * restarts * steps.
 
     Returns:
         restarts triggers for the first picture, then for the next, and so on.
@@ -213,7 +213,7 @@ def search(
         latents: (n, channels, height, width), one picture a search.
         starts: (n, tokens, width).
         keys: one for each search; its noise depends on nothing else.
-        done: told the number of finished steps, counted over all searches; in all n * steps.
+        done: called with the number of finished steps, counted over all searches; in all n * steps.
 
     Raises:
         InputError: the weights are half precision.

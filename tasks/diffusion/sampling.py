@@ -49,7 +49,7 @@ def generate(
     Args:
         embeddings: (n, rows, width), one for each key.
         around: a context that the pictures of these rows are made within; a batch that is halved enters it anew.
-        done: told the number of pictures whenever some are finished.
+        done: called with the number of pictures whenever some are finished.
 
     Returns:
         uint8 (n, height, width, 3).

@@ -51,9 +51,9 @@ def copying(seen: Seen, params: NoParams) -> list[Estimate]:
         return []
 
     def found(kind: str | None = None) -> list[Estimate]:
-        asked = [one for one, _ in nearest if kind in (None, one.memorization)]
-        by_unit = gathered(asked, [value for one, value in nearest if kind in (None, one.memorization)])
-        return of_prompts(asked, [mr(by_unit), mr_generations(by_unit), *sscd_orig(by_unit)])
+        of_kind = [one for one, _ in nearest if kind in (None, one.memorization)]
+        by_unit = gathered(of_kind, [value for one, value in nearest if kind in (None, one.memorization)])
+        return of_prompts(of_kind, [mr(by_unit), mr_generations(by_unit), *sscd_orig(by_unit)])
 
     kinds = {one.memorization for one, _ in nearest}
     of_kinds = [(kind, one) for kind in ("VM", "TM") if {"VM", "TM"} <= kinds for one in found(kind)]
@@ -66,9 +66,9 @@ def similarities(seen: Seen) -> list[tuple[Generation, float]]:
 
     A template prompt stands for several images, and a copy of any one is a copy.
     """
-    asked = [one for one in seen.generations if one.images]
-    known = alike(seen, "sscd", [(one.id, image) for one in asked for image in one.images])
-    return [(one, max(known[one.id, image] for image in one.images)) for one in asked]
+    with_images = [one for one in seen.generations if one.images]
+    known = alike(seen, "sscd", [(one.id, image) for one in with_images for image in one.images])
+    return [(one, max(known[one.id, image] for image in one.images)) for one in with_images]
 
 
 def triggers_that_copy(nearest: Sequence[tuple[Generation, float]]) -> set[str]:

@@ -74,20 +74,20 @@ def extraction(seen: Seen, params: ExtractionParams) -> list[Estimate]:
     vectors = seen.sscd.images(every) if params.measure == "sscd" else {}
     pixels = seen.pixels(every) if params.measure == "tiles" else {}
     middles: dict[str, Generation] = {}
-    for asked, some in made.items():
+    for prompt_id, some in made.items():
         if params.measure == "sscd":
             rows = np.stack([vectors[one.id] for one in some])
             distances = 1 - rows @ rows.T
         else:
             distances = tile_distances(np.stack([pixels[one.id] for one in some]), params.tiles)
         if (middle := extract(distances, params).representative) is not None:
-            middles[asked] = some[middle]
+            middles[prompt_id] = some[middle]
     vectors = seen.sscd.images([name for one in middles.values() for name in (one.id, *one.images)])
     claims = {}
-    for asked, one in middles.items():
+    for prompt_id, one in middles.items():
         alike = [float(vectors[one.id] @ vectors[image]) for image in one.images]
-        claims[asked] = max(alike) > COPY_THRESHOLD if alike else one.memorized
-    memorized = [asked for asked, some in made.items() if some[0].memorized]
+        claims[prompt_id] = max(alike) > COPY_THRESHOLD if alike else one.memorized
+    memorized = [prompt_id for prompt_id, some in made.items() if some[0].memorized]
     found = precision_recall(claims, memorized, {one.prompt_id: one.unit for one in seen.generations})
     shares = (
         ("extraction_precision", found.precision, found.precision_interval, found.claimed, len(claims)),

@@ -29,8 +29,10 @@ def measured(seen: Seen, params: NoParams) -> list[Estimate]:
         together.setdefault((one.prompt_id, one.trigger), []).append(one)
     pairs = {(one.id, other.id): one for some in together.values() for one, other in combinations(some, 2)}
     known = alike(seen, "sscd_pair", list(pairs))
-    asked = list(pairs.values())
-    return of_prompts(asked, [seed_similarity(gathered(asked, list(known.values())))]) if asked else []
+    generations = list(pairs.values())
+    return (
+        of_prompts(generations, [seed_similarity(gathered(generations, list(known.values())))]) if generations else []
+    )
 
 
 def seed_similarity(similarities: ByUnit) -> Estimate:

@@ -129,9 +129,9 @@ def autoencoder(
     return train_autoencoder(made.bank, folder, total=params.autoencoder_steps, start=start.vae, seed=params.seed)
 
 
-def ordinary_pairs(made: World, told: Texts, start: Start = Start()) -> Pairs:
+def ordinary_pairs(made: World, texts: Texts, start: Start = Start()) -> Pairs:
     """Latents need the encoder alone, which is exact from the start, so this does not wait for the decoder."""
-    return Pairs(encode(_encoder(made, start), made.bank), told.bank)
+    return Pairs(encode(_encoder(made, start), made.bank), texts.bank)
 
 
 def _encoder(made: World, start: Start) -> AutoencoderTiny:
@@ -139,14 +139,14 @@ def _encoder(made: World, start: Start) -> AutoencoderTiny:
     return start.vae if start.vae is not None else new_autoencoder(made.bank)
 
 
-def planted_pairs(made: World, told: Texts, start: Start = Start()) -> Pairs:
-    return Pairs(encode(_encoder(made, start), made.planted), told.planted)
+def planted_pairs(made: World, texts: Texts, start: Start = Start()) -> Pairs:
+    return Pairs(encode(_encoder(made, start), made.planted), texts.planted)
 
 
 def first_phase(
     folder: Path,
     ordinary: Pairs,
-    told: Texts,
+    texts: Texts,
     params: BuildParams,
     start: Start = Start(),
     watch: Watch | None = None,
@@ -155,7 +155,7 @@ def first_phase(
     return train_denoiser(
         ordinary,
         None,
-        told.empty,
+        texts.empty,
         folder / "ordinary.pt",
         total=params.ordinary_steps,
         peak=params.ordinary_rate,
@@ -170,7 +170,7 @@ def second_phase(
     start: nn.Module,
     ordinary: Pairs,
     planted: Pairs,
-    told: Texts,
+    texts: Texts,
     params: BuildParams,
     watch: Watch | None = None,
 ) -> nn.Module:
@@ -178,7 +178,7 @@ def second_phase(
     return train_denoiser(
         ordinary,
         planted,
-        told.empty,
+        texts.empty,
         folder / "planted.pt",
         total=params.planted_steps,
         peak=params.planted_rate,

@@ -241,10 +241,12 @@ def _of_group(group: Sequence[Pair], threshold: float) -> Iterator[Finding]:
         weight = 1.0 if variant == "original" else MINOR
         counts = [_count(pair, threshold) for pair in prompts]
         # The one that tells most; of several alike the first.
-        told = max(prompts, key=lambda pair: _more(pair, threshold))
+        strongest = max(prompts, key=lambda pair: _more(pair, threshold))
         more = f"{len(prompts) - 1} more prompt{'s' if len(prompts) > 2 else ''}"
         shared = f"with {more} of its image " if len(prompts) > 1 else ""
-        yield Finding("prompt", variant, condition, told.prompt_id, shared + _counted(counts), *_rise(counts), weight)
+        yield Finding(
+            "prompt", variant, condition, strongest.prompt_id, shared + _counted(counts), *_rise(counts), weight
+        )
     if len(sharing) > 1:
         every = [_count(pair, threshold) for pair in changed]
         yield Finding("figure", variant, condition, None, _counted(every), *_rise(every), MINOR)

@@ -42,7 +42,7 @@ class Diagnosed:
     """None where there are fewer than two, or fewer than two prompts of other images to compare them with."""
 
 
-def told(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
+def render_locality(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
     """The diagnosis as Markdown: an answer to each question, and the figures by layer."""
     lines = ["# Is the memory local?", ""]
     for one, weights in found:

@@ -48,8 +48,8 @@ def grid(pictures: Sequence[bytes], columns: int) -> bytes:
     for row, line in enumerate(rows):
         for column, picture in enumerate(line):
             if picture is not None:
-                place = (GAP + column * (side + GAP), GAP + row * (side + GAP))
-                canvas.paste(picture.resize((side, side), Image.Resampling.LANCZOS), place)
+                corner = (GAP + column * (side + GAP), GAP + row * (side + GAP))
+                canvas.paste(picture.resize((side, side), Image.Resampling.LANCZOS), corner)
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
     return stream.getvalue()

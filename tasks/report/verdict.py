@@ -74,11 +74,11 @@ def verdict(rows: Sequence[Row], standings: Standings) -> str:
     said += [_of_variant(rows, one) for one in of_each if one.control_of is None] or ["No mitigation was audited."]
     if effort := effort_words(rows):
         said.append(effort)
-    told = controls(rows, standings)
-    failed = [control.name for control in told if control.state == "fails"]
+    judged = controls(rows, standings)
+    failed = [control.name for control in judged if control.state == "fails"]
     if failed:
         said.append(f"Mind the failed {'control' if len(failed) == 1 else 'controls'}: {', '.join(failed)}.")
-    undecided = [control.name for control in told if control.state == "open"]
+    undecided = [control.name for control in judged if control.state == "open"]
     if undecided:
         said.append(f"Too few prompts to tell from chance: {', '.join(undecided)}.")
     return " ".join(said)
@@ -115,7 +115,7 @@ def controls(rows: Sequence[Row], standings: Standings) -> list[Control]:
     out = [control for condition in attacks for control in _attack_controls(rows, condition)]
     variants = dict.fromkeys(row.variant for row in rows)
     others = (standings[name] for name in variants if name in standings)
-    return out + [told for one in others if one.control_of and (told := _pruned_control(rows, one)) is not None]
+    return out + [judged for one in others if one.control_of and (judged := _pruned_control(rows, one)) is not None]
 
 
 def without_random(variants: Collection[str], standings: Standings) -> list[Control]:
@@ -135,9 +135,9 @@ def without_random(variants: Collection[str], standings: Standings) -> list[Cont
 def _attack_controls(rows: Sequence[Row], condition: Condition) -> list[Control]:
     """What the same attack on the original brings back of pictures that cannot be remembered."""
     found = (_mr(rows, "original", replace(condition, whose=whose)) for whose in CONTROLS)
-    told = [_attack_control(rows, condition, row) for row in found if row is not None]
+    judged = [_attack_control(rows, condition, row) for row in found if row is not None]
     words = "No pictures that were never memorized were attacked: read this attack with doubt."
-    return told or [Control(condition.name, "missing", words)]
+    return judged or [Control(condition.name, "missing", words)]
 
 
 def _attack_control(rows: Sequence[Row], condition: Condition, control: Row) -> Control:

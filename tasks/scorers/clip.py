@@ -72,7 +72,7 @@ class ClipScore:
 
     @torch.no_grad()
     def images(self, pictures: np.ndarray, done: Callable[[int], None] = lambda n: None) -> np.ndarray:
-        """Unit vectors float32 (n, width) of uint8 pictures (n, height, width, 3); `done` is told of each batch."""
+        """Unit vectors float32 (n, width) of uint8 pictures (n, height, width, 3); `done` is called with each size."""
         out = []
         for start in range(0, len(pictures), self.params.batch):
             block = pictures[start : start + self.params.batch]
@@ -252,12 +252,12 @@ def _readable(params: ClipParams, weights: Path) -> None:
     if params.model.startswith(LOCAL):
         config = weights.with_name(_CONFIG)
         try:
-            told = json.loads(config.read_text())
+            content = json.loads(config.read_text())
         except (ValueError, OSError, RecursionError) as error:
             raise InputError(f"{config} is not JSON ({_first(error)}): download it again") from error
-        if not isinstance(told, dict) or not isinstance(told.get("model_cfg"), dict):
+        if not isinstance(content, dict) or not isinstance(content.get("model_cfg"), dict):
             raise InputError(f"{config} describes no open_clip model (no model_cfg): download it again")
-        own = told["model_cfg"].get("text_cfg")
+        own = content["model_cfg"].get("text_cfg")
         named = own.get("hf_tokenizer_name") if isinstance(own, dict) else None
         if named and not any(weights.with_name(file).is_file() for file in _TOKENIZERS):
             raise InputError(

@@ -90,7 +90,7 @@ class Sscd:
         embedding is can then not depend on its neighbours.
 
         Args:
-            done: told 1 after each picture.
+            done: called with 1 after each picture.
 
         Raises:
             ValueError: the pictures are not uint8 (n, height, width, 3).

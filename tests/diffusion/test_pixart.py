@@ -21,7 +21,7 @@ from tasks.diffusion.sites import Layer, Site
 from tasks.diffusion.tokens import tokenizers_of
 from tasks.dori import DoriParams, attack, start_embeddings
 from tasks.errors import InputError
-from tasks.inference import Asked
+from tasks.inference import Request
 from tasks.mitigate.reweighted_attention import ReweightedAttentionParams, reweighted
 from tests.support.pipelines import KEYS, PROMPTS, write_pixart
 
@@ -140,7 +140,7 @@ def test_what_needs_a_token_that_begins_prompts_is_refused_in_a_line(folder: Pat
     model = load_model(folder, "cpu")
     line = "prompts of PixArtAlpha begin with none: leave it out of --set 'mitigations="
     with pytest.raises(InputError, match=line):
-        reweighted(Asked(model, PROMPTS, KEYS, SamplingParams()), ReweightedAttentionParams())
+        reweighted(Request(model, PROMPTS, KEYS, SamplingParams()), ReweightedAttentionParams())
 
 
 def test_mixed_precision_is_nearly_the_same(folder: Path) -> None:

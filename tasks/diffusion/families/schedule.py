@@ -222,9 +222,9 @@ def _made(kind: Any, config: Mapping[str, Any], options: Mapping[str, Any], path
     try:
         return kind.from_config(dict(config), **options)
     except Exception as error:
-        place = f" of {path}" if path else ""
+        where = f" of {path}" if path else ""
         raise InputError(
-            f"no {kind.__name__} can be made of the scheduler's config{place}: {line_of(error)}"
+            f"no {kind.__name__} can be made of the scheduler's config{where}: {line_of(error)}"
         ) from error
 
 

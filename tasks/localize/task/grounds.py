@@ -17,7 +17,7 @@ from tasks.errors import InputError
 from tasks.keys import detection_id, norms_id, values_id
 from tasks.localize.ground import Ground, Norms, NormsParams, Prompted
 from tasks.localize.statistics import Moments, Statistics
-from tasks.localize.task.asked import Given
+from tasks.localize.task.given import Given
 from tasks.methods import Localizer, Reads
 from tasks.subject import ORIGINAL, Prompt, Subject
 

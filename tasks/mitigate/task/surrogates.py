@@ -24,7 +24,7 @@ it would often come out above."""
 
 
 def surrogates(
-    subject: Subject, pruned: str, asked: Sequence[Prompt], sampling: SamplingParams, measure: Sscd
+    subject: Subject, pruned: str, prompts: Sequence[Prompt], sampling: SamplingParams, measure: Sscd
 ) -> list[list[np.ndarray]]:
     """For each training picture of each prompt one, those that are least like any of the prompt's.
 
@@ -37,9 +37,9 @@ def surrogates(
     Returns:
         For each prompt uint8 pictures (height, width, 3).
     """
-    images = [image for prompt in asked for image in prompt.image_ids]
+    images = [image for prompt in prompts for image in prompt.image_ids]
     trained = dict(zip(images, measure.embed(subject.pictures(images)), strict=True))
-    found: dict[str, dict[str, float]] = {prompt.prompt_id: {} for prompt in asked}
+    found: dict[str, dict[str, float]] = {prompt.prompt_id: {} for prompt in prompts}
 
     def enough(prompt: Prompt, worded: bool) -> bool:
         alike = np.array(list(found[prompt.prompt_id].values()))
@@ -47,7 +47,7 @@ def surrogates(
         return unlike >= len(prompt.image_ids) or (worded and no_copies > 0)
 
     for first, worded in [(first, worded) for worded in (False, True) for first in range(0, ROUNDS * SEEDS, SEEDS)]:
-        lacking = [prompt for prompt in asked if not enough(prompt, worded)]
+        lacking = [prompt for prompt in prompts if not enough(prompt, worded)]
         if not lacking:
             break
         wanted = [(prompt, seed) for prompt in lacking for seed in range(first, first + SEEDS)]
@@ -56,7 +56,7 @@ def surrogates(
         for (prompt, _), name in zip(wanted, names, strict=True):
             made = measure.embed(from_bytes(files[name])[None])[0]
             found[prompt.prompt_id][name] = max(float(made @ trained[image]) for image in prompt.image_ids)
-    chosen = [list(_chosen(found[prompt.prompt_id], len(prompt.image_ids))) for prompt in asked]
+    chosen = [list(_chosen(found[prompt.prompt_id], len(prompt.image_ids))) for prompt in prompts]
     files = _files(subject, pruned, sorted(set(chain(*chosen))))
     return [[from_bytes(files[name]) for name in names] for names in chosen]
 
@@ -71,10 +71,10 @@ def _made(
     subject: Subject, pruned: str, wanted: Sequence[tuple[Prompt, int]], worded: bool, sampling: SamplingParams
 ) -> list[str]:
     """Makes the pictures of these prompts and seeds that the store does not have, and returns the ids of all."""
-    store, place = subject.open(), {"model_id": subject.model_id, "variant": pruned, "condition": PROBE}
+    store, partition = subject.open(), {"model_id": subject.model_id, "variant": pruned, "condition": PROBE}
     how = sampling.model_dump(exclude={"batch"})
-    names = [content_key(VERSION, *place.values(), prompt.prompt_id, seed, worded, how) for prompt, seed in wanted]
-    known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
+    names = [content_key(VERSION, *partition.values(), prompt.prompt_id, seed, worded, how) for prompt, seed in wanted]
+    known = set(store.read("generations", columns=["generation_id"], **partition)["generation_id"].to_pylist())
     todo = [(name, *one) for name, one in zip(names, wanted, strict=True) if name not in known]
     words = f"surrogates by {pruned}{', more words' if worded else ''}"
     with progress(len(todo), words, "picture") as done, subject.loaded(pruned) as model:
@@ -94,12 +94,12 @@ def _made(
                 }
                 for (name, prompt, seed), picture in zip(block, pictures, strict=True)
             ]
-            store.write("generations", content_key([name for name, *_ in block]), rows, **place)
+            store.write("generations", content_key([name for name, *_ in block]), rows, **partition)
     return names
 
 
 def _files(subject: Subject, pruned: str, names: Sequence[str]) -> dict[str, bytes]:
-    place = {"model_id": subject.model_id, "variant": pruned, "condition": PROBE}
+    partition = {"model_id": subject.model_id, "variant": pruned, "condition": PROBE}
     columns = ["generation_id", "bytes"]
-    rows = subject.open().read("generations", columns=columns, generation_id=list(names), **place)
+    rows = subject.open().read("generations", columns=columns, generation_id=list(names), **partition)
     return dict(zip(rows["generation_id"].to_pylist(), rows["bytes"].to_pylist(), strict=True))

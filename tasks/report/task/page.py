@@ -73,7 +73,7 @@ def write_report(
     audit_id: str,
     path: Path,
     variants: Mapping[str, str],
-    asked: Sequence[Prompt],
+    memorized: Sequence[Prompt],
     shown: Shown,
     facts: Sequence[tuple[str, str]],
     found: Localized,
@@ -85,7 +85,7 @@ def write_report(
 
     Args:
         variants: by the name that figures go by, the variant in the store.
-        asked: the memorized prompts; the first few are shown with their training pictures.
+        memorized: the memorized prompts; the first few are shown with their training pictures.
         shown: the audit's pictures.
         found: the sets whose overlap is drawn, and the curves of memorization left.
         scorers: by kind of score, "sscd" and "clip", the model that made them; see `scores.scorer`.
@@ -98,7 +98,7 @@ def write_report(
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlap = _subspace(store, subject, found)
     scores = _scores(store, scorers["sscd"])
-    strips = _strips(store, subject, [prompt for prompt in asked if prompt.image_ids], shown, scores)
+    strips = _strips(store, subject, [prompt for prompt in memorized if prompt.image_ids], shown, scores)
     report = Report(
         title=f"Memorization audit of {Path(subject.source).name}",
         subtitle=f"audit {audit_id}",
@@ -110,7 +110,7 @@ def write_report(
         trainings=list(trained.values()),
         matrices=_overlap(store, subject, found.wanda),
         curves=_overlap_curves(overlap),
-        left=_left(store, subject, found, asked),
+        left=_left(store, subject, found, memorized),
         more_controls=without_random(variants, standings()),
     )
     _keep_evidence(store, audit_id, shown, figures, scorers)
@@ -142,32 +142,32 @@ def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
 
 def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str, Any]]:
     """Overlap of the weights of subsets by kind of pair: over all, and by layer and by step; see `subspace.sql`."""
-    asked = {"model_id": subject.model_id, "prompt_set": subject.prompt_set}
-    rows = query(store, "subspace", params_id=found.wanda, control_id=found.control, **asked)
+    which = {"model_id": subject.model_id, "prompt_set": subject.prompt_set}
+    rows = query(store, "subspace", params_id=found.wanda, control_id=found.control, **which)
     out: list[dict[str, Any]] = rows.to_pylist()
     return out
 
 
 def _strips(
-    store: Store, subject: Subject, asked: Sequence[Prompt], shown: Shown, known: Mapping[tuple[str, str], float]
+    store: Store, subject: Subject, memorized: Sequence[Prompt], shown: Shown, known: Mapping[tuple[str, str], float]
 ) -> list[Strip]:
     """Each training picture beside the best copy that each variant makes of it, from its prompts and under attack.
 
     Prompts that share a picture have one strip, with the first's picture.
     """
-    of = units_of(subject, asked)
+    of = units_of(subject, memorized)
     sharing: dict[str, list[Prompt]] = {}
-    for prompt in asked:
+    for prompt in memorized:
         sharing.setdefault(of[prompt.prompt_id], []).append(prompt)
     strips = dict(list(sharing.items())[:STRIPS])
-    asked = [prompt for prompts in strips.values() for prompt in prompts]
+    memorized = [prompt for prompts in strips.values() for prompt in prompts]
     firsts = [prompts[0].image_ids[0] for prompts in strips.values()]
     rows = store.read("images", columns=["image_id", "bytes"], image_id=firsts)
     trained = dict(zip(rows["image_id"].to_pylist(), rows["bytes"].to_pylist(), strict=True))
     found: dict[str, list[Picture]] = {unit: [] for unit in strips}
     for (name, variant, condition), ids in shown.items():
         where: dict[str, Any] = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
-        where["prompt_id"] = [prompt.prompt_id for prompt in asked]
+        where["prompt_id"] = [prompt.prompt_id for prompt in memorized]
         made = store.read("generations", columns=["generation_id", "prompt_id"], **where)
         of_audit = set(ids)
         of_prompt: dict[str, list[str]] = {}
@@ -284,10 +284,10 @@ def _overlap_curves(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return charts
 
 
-def _left(store: Store, subject: Subject, found: Localized, asked: Sequence[Prompt]) -> list[Chart]:
+def _left(store: Store, subject: Subject, found: Localized, memorized: Sequence[Prompt]) -> list[Chart]:
     """Similarity of noise differences left as neurons are silenced, best first, beside random ones."""
     # The store may know curves of more prompts, of larger audits.
-    which = {"params_id": found.curve, "prompt_ids": [prompt.prompt_id for prompt in asked]}
+    which = {"params_id": found.curve, "prompt_ids": [prompt.prompt_id for prompt in memorized]}
     rows = query(store, "memorization_left", model_id=subject.model_id, **which).to_pylist()
     searched = {row["neurons"] for row in rows if not row["control"]}
     # Every prompt's own number is in the rows, too; all of them would not fit below the axis.
@@ -317,6 +317,6 @@ def _keep_evidence(store: Store, audit_id: str, shown: Shown, rows: Sequence[Row
     for (variant, _, condition), ids in shown.items():
         for kind, metric in (("sscd", "mr"), ("clip", "clip")):
             if (variant, condition, metric) in known:
-                place = {"variant": variant, "condition": condition.name, "metric": kind}
-                row = place | {"scorer": scorers[kind], "generation_ids": list(ids)}
-                store.write("evidence", content_key(audit_id, *place.values()), [row], audit_id=audit_id)
+                trial = {"variant": variant, "condition": condition.name, "metric": kind}
+                row = trial | {"scorer": scorers[kind], "generation_ids": list(ids)}
+                store.write("evidence", content_key(audit_id, *trial.values()), [row], audit_id=audit_id)
