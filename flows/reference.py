@@ -281,7 +281,7 @@ def _draw(subject: Subject, world: Path, settings: Settings) -> None:
     meant = _pngs(subject, ORDINARY, [prompt.image_ids[0] for prompt in ordinary])
     given = _generated(subject, ORDINARY, ordinary, settings, 0)
     rows = meant[:ACROSS], given[:ACROSS], meant[ACROSS:], given[ACROSS:]
-    (world / "ordinary.png").write_bytes(reporting.grid([picture for row in rows for picture in row], ACROSS))
+    (world / "ordinary.png").write_bytes(reporting.grid([image for row in rows for image in row], ACROSS))
 
 
 def _generated(

@@ -1,8 +1,8 @@
-"""Dori: text embeddings that make a model replicate a picture (Kowalczuk et al., ICML 2026, arXiv 2507.16880).
+"""Dori: text embeddings that make a model replicate an image (Kowalczuk et al., ICML 2026, arXiv 2507.16880).
 
-Given a picture, an embedding is optimised until the model, under it, denoises towards that picture. If a few steps
-from anywhere suffice, the model still remembers the picture, whatever was pruned. The control decides what that means:
-pictures the model never memorized must not come back under the same budget.
+Given an image, an embedding is optimised until the model, under it, denoises towards that image. If a few steps
+from anywhere suffice, the model still remembers the image, whatever was pruned. The control decides what that means:
+images the model never memorized must not come back under the same budget.
 """
 
 import math
@@ -69,10 +69,10 @@ class DoriParams(BaseModel):
 
 @dataclass(frozen=True)
 class Trigger:
-    """What one attack on one picture found."""
+    """What one attack on one image found."""
 
     key: Key
-    """The picture's id and the seed of the attack."""
+    """The image's id and the seed of the attack."""
     restart: int
     embedding: torch.Tensor
     """float32 (tokens, width) on the CPU."""
@@ -101,17 +101,17 @@ def attack(
     pool: Sequence[str] | None = None,
     done: Callable[[int], None] = lambda n: None,
 ) -> list[Trigger]:
-    """The whole attack on pictures: `restarts` searches each, from the starts that `params` names.
+    """The whole attack on images: `restarts` searches each, from the starts that `params` names.
 
     Args:
-        latents: (n, channels, height, width) of the pictures, as `tasks.diffusion.sampling.encode` gives them.
-        prompts: the picture's own prompt, one each.
-        keys: the picture's id and the seed of the attack, one each.
+        latents: (n, channels, height, width) of the images, as `tasks.diffusion.sampling.encode` gives them.
+        prompts: the image's own prompt, one each.
+        keys: the image's id and the seed of the attack, one each.
         pool: see `start_embeddings`.
         done: called with the number of finished steps, as in `search`; in all n * restarts * steps.
 
     Returns:
-        restarts triggers for the first picture, then for the next, and so on.
+        restarts triggers for the first image, then for the next, and so on.
 
     Raises:
         InputError: see `start_embeddings` and `search`.
@@ -139,14 +139,14 @@ def start_embeddings(
     """Where each search begins, float (n, tokens, width).
 
     Args:
-        kind: "prompt": the embedding of the picture's own prompt. "noise": Gaussian noise, either plain N(0, 1) or
+        kind: "prompt": the embedding of the image's own prompt. "noise": Gaussian noise, either plain N(0, 1) or
             matched, that is with the mean and standard deviation that each of the width features has over all tokens
             of the pool's embeddings (they differ by orders of magnitude in CLIP), and SDXL's pooled vectors by
             themselves. "other": another prompt of the pool.
         prompts: one for each search.
         keys: one for each search; noise and choice depend on nothing else.
         pool: prompts that "other" draws from and "matched" measures; `prompts` by default. Give the same pool to every
-            worker, so that a start does not depend on which pictures share a shard.
+            worker, so that a start does not depend on which images share a shard.
 
     Raises:
         InputError: the pool holds no other prompt.
@@ -202,7 +202,7 @@ def search(
     params: DoriParams,
     done: Callable[[int], None] = lambda n: None,
 ) -> list[Trigger]:
-    """Adam on the plain diffusion loss ||eps - eps_theta(z_t, t, y)||^2 of one picture, over the embedding y alone.
+    """Adam on the plain diffusion loss ||eps - eps_theta(z_t, t, y)||^2 of one image, over the embedding y alone.
 
     Noise and timestep are drawn afresh at each step, uniformly over all timesteps: that is what makes the trigger work
     from any initial noise. Each search draws from a generator of its own, and Adam works element by element, so
@@ -210,7 +210,7 @@ def search(
     1e-4 of the way).
 
     Args:
-        latents: (n, channels, height, width), one picture a search.
+        latents: (n, channels, height, width), one image a search.
         starts: (n, tokens, width).
         keys: one for each search; its noise depends on nothing else.
         done: called with the number of finished steps, counted over all searches; in all n * steps.

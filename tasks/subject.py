@@ -21,7 +21,7 @@ from tasks.diffusion.hub import source_of
 from tasks.diffusion.masks import Members, is_changed, with_tensors, without_neurons, without_weights
 from tasks.diffusion.model import identity, load_model
 from tasks.diffusion.precision import Precision
-from tasks.diffusion.sampling import fitted, from_bytes, picture_size
+from tasks.diffusion.sampling import fitted, from_bytes, image_size
 from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.methods import Mitigation, Params, method, mitigations
@@ -121,13 +121,13 @@ class Subject(BaseModel):
             found |= dict(zip(names, self.triggers(names).to(model.device, model.dtype), strict=True))
         return torch.stack([found[one.prompt_id] for one in prompts])
 
-    def pictures(self, image_ids: Sequence[str]) -> np.ndarray:
+    def training_images(self, image_ids: Sequence[str]) -> np.ndarray:
         """Training images in the store at the model's size, uint8 (n, height, width, 3).
 
         Raises:
             InputError: one is not there, or cannot be read.
         """
-        size = picture_size(self.load())
+        size = image_size(self.load())
         rows = self.open().read("images", columns=["image_id", "bytes"], image_id=sorted(set(image_ids)))
         found = dict(zip(rows["image_id"].to_pylist(), rows["bytes"], strict=True))
         if lost := set(image_ids) - found.keys():
@@ -245,8 +245,8 @@ class Prompt:
 
     @property
     def noise(self) -> str:
-        """What seeds the initial noise under which it is localized: the prompt, but not as its pictures are seeded,
-        since a variant must not be judged by the noise it was found with. Triggers of one picture share theirs, so that
+        """What seeds the initial noise under which it is localized: the prompt, but not as its images are seeded,
+        since a variant must not be judged by the noise it was found with. Triggers of one image share theirs, so that
         what is found for two of them differs by the triggers alone."""
         return f"localize/{self.image_ids[0] if self.trigger else self.prompt_id}"
 

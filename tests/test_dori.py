@@ -50,7 +50,7 @@ def test_finds_the_optimum_that_is_known(model: Model, prediction: str) -> None:
     for trigger, picture in zip(found, wanted, strict=True):
         assert torch.allclose(trigger.embedding[0, :4], picture, atol=0.02)
         assert trigger.losses[-1] < 1e-2 * trigger.losses[0]
-        # Nothing else was given a gradient, so nothing else moved, and the way is the length of the picture's numbers.
+        # Nothing else was given a gradient, so nothing else moved, and the way is the length of the image's numbers.
         assert torch.equal(trigger.embedding[1:], torch.zeros(TOKENS - 1, WIDTH))
         assert trigger.distance(len(trigger.losses)) == pytest.approx(picture.norm().item(), abs=0.05)
 

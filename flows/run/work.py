@@ -16,7 +16,7 @@ from flows.run.trials import attack_of, generations_of, scoring, shots_of, trial
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.diffusion.families import Model
-from tasks.diffusion.sampling import picture_size
+from tasks.diffusion.sampling import image_size
 from tasks.diffusion.sites import Site
 from tasks.evaluate import task as evaluating
 from tasks.keys import norms_id, values_id
@@ -439,7 +439,7 @@ def _trigger(model: Model) -> float:
 
 def _image(model: Model) -> float:
     """Bytes of a generation (PNG): photographs take about half of what their pixels do."""
-    height, width = picture_size(model)
+    height, width = image_size(model)
     return 3 * height * width / 2
 
 

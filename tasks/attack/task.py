@@ -1,4 +1,4 @@
-"""Attacking: adversarial embeddings for training images, and the same budget for pictures never memorized."""
+"""Attacking: adversarial embeddings for training images, and the same budget for images never memorized."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -26,7 +26,7 @@ def attack_images(
 
     Args:
         variant: as the store knows it. What a mitigation does at inference is not attacked: its triggers are the
-            original's, and meet it when pictures are made.
+            original's, and meet it when images are made.
         pool: prompts that other starts are drawn from and noise is matched to; the same for all shards.
 
     Returns:
@@ -47,8 +47,8 @@ def attack_images(
     total = len(todo) * params.restarts * params.steps
     of_prompt: dict[str, np.ndarray] = {}
     if todo:
-        pictures = subject.pictures([prompt.image_ids[0] for prompt in todo])
-        of_prompt = {prompt.prompt_id: picture for prompt, picture in zip(todo, pictures, strict=True)}
+        images = subject.training_images([prompt.image_ids[0] for prompt in todo])
+        of_prompt = {prompt.prompt_id: image for prompt, image in zip(todo, images, strict=True)}
     with progress(total, f"attacking {variant} from {params.start}", "step") as done:
         for prompt_id, some in subject.by_model(variant, todo, lambda one: one.prompt_id):
             with subject.loaded(variant, prompt_id) as model:

@@ -77,7 +77,7 @@ def triggers_that_copy(nearest: Sequence[tuple[Generation, float]]) -> set[str]:
 
 
 def mr(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Estimate:
-    """Memorization rate: the share of units with any picture above the threshold; Clopper-Pearson interval.
+    """Memorization rate: the share of units with any image above the threshold; Clopper-Pearson interval.
 
     The question is whether an image is brought back at all, by any of its captions: one that leaks it is a leak,
     however many others do not. So an image with more captions is tried more often, as one with more seeds is;
@@ -89,11 +89,11 @@ def mr(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Estimate:
 
 
 def mr_generations(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Estimate:
-    """The share of a unit's pictures above the threshold, averaged over units: MR counted by pictures.
+    """The share of a unit's images above the threshold, averaged over units: MR counted by images.
 
     Kowalczuk et al. report the "share of images" above the threshold, which may be this or that of training images.
 
-    The interval is that of as many units whose pictures are all copies or none, the widest there is: of values between
+    The interval is that of as many units whose images are all copies or none, the widest there is: of values between
     0 and 1 with a given mean, those that are 0 or 1 vary most (Hoeffding, 1963, theorem 3).
     """
     shares = [float((seeds > threshold).mean()) for seeds in filled(similarities)]
@@ -102,7 +102,7 @@ def mr_generations(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> E
 
 
 def sscd_orig(similarities: ByUnit) -> list[Estimate]:
-    """Similarity to the training picture: the maximum and the median over a unit's pictures, each in four figures.
+    """Similarity to the training image: the maximum and the median over a unit's images, each in four figures.
 
     `sscd_orig_max` and `sscd_orig_median` are medians over units, `..._mad` the median absolute deviation beside them
     (as the code of Hintersdorf et al. reports them); `..._mean` and `..._std` are those of Kowalczuk et al. The

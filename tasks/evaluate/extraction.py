@@ -1,7 +1,7 @@
 """Extraction of training data (Carlini et al., USENIX Security 2023, section 4): what always comes out is memory.
 
-An attacker who has no training pictures generates many pictures of one prompt and links those that are nearly alike.
-A memorized prompt gives a large clique of near copies; any other prompt gives ever new pictures.
+An attacker who has no training images generates many images of one prompt and links those that are nearly alike.
+A memorized prompt gives a large clique of near copies; any other prompt gives ever new images.
 """
 
 from collections.abc import Iterable, Mapping
@@ -102,18 +102,18 @@ def extraction(seen: Seen, params: ExtractionParams) -> list[Estimate]:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What the pictures of one prompt give away."""
+    """What the images of one prompt give away."""
 
     clique: tuple[int, ...]
-    """Numbers of pictures that are mutual near copies, in order; empty where no clique is large enough.
+    """Numbers of images that are mutual near copies, in order; empty where no clique is large enough.
 
     Whether there is one is exact; which of several, and that none is larger, is not."""
     representative: int | None
-    """The picture nearest to all others of the clique; None without one."""
+    """The image nearest to all others of the clique; None without one."""
 
     @property
     def extracted(self) -> bool:
-        """Whether the prompt gives one picture again and again; a training picture or another."""
+        """Whether the prompt gives one image again and again; a training image or another."""
         return bool(self.clique)
 
 
@@ -133,18 +133,18 @@ class Accuracy:
     """Units of memorized prompts."""
 
 
-def tile_distances(pictures: np.ndarray, tiles: int = 4) -> np.ndarray:
-    """Distances float64 (n, n) in [0, 1] between uint8 pictures (n, height, width, 3).
+def tile_distances(images: np.ndarray, tiles: int = 4) -> np.ndarray:
+    """Distances float64 (n, n) in [0, 1] between uint8 images (n, height, width, 3).
 
-    The root mean square difference of pixels in the tile where it is largest. Over the whole picture, two different
+    The root mean square difference of pixels in the tile where it is largest. Over the whole image, two different
     objects on alike backgrounds would be close; some tile tells them apart.
 
     Raises:
-        InputError: the pictures cannot be cut into so many equal tiles.
+        InputError: the images cannot be cut into so many equal tiles.
     """
-    n, height, width, channels = pictures.shape
+    n, height, width, channels = images.shape
     check_tiles(height, width, tiles)
-    cut = pictures.reshape(n, tiles, height // tiles, tiles, width // tiles, channels).transpose(1, 3, 0, 2, 4, 5)
+    cut = images.reshape(n, tiles, height // tiles, tiles, width // tiles, channels).transpose(1, 3, 0, 2, 4, 5)
     out = np.zeros((n, n))
     for whole in cut.reshape(tiles * tiles, n, -1):
         tile = whole.astype(np.float64) / 255
@@ -156,10 +156,10 @@ def tile_distances(pictures: np.ndarray, tiles: int = 4) -> np.ndarray:
 
 
 def check_tiles(height: int, width: int, tiles: int) -> None:
-    """Raises InputError where pictures cannot be cut into so many equal tiles."""
+    """Raises InputError where images cannot be cut into so many equal tiles."""
     if height % tiles or width % tiles:
         raise InputError(
-            f"pictures of {height} x {width} cannot be cut into {tiles} x {tiles} equal tiles: choose a divisor with "
+            f"images of {height} x {width} cannot be cut into {tiles} x {tiles} equal tiles: choose a divisor with "
             "--set extraction.tiles=N"
         )
 
@@ -168,13 +168,13 @@ def check_clique(params: ExtractionParams) -> None:
     """Raises InputError where no clique could ever be large enough, so that nothing would be found."""
     if params.clique > params.generations:
         raise InputError(
-            f"{params.generations} pictures hold no clique of {params.clique}: --set extraction.generations=N higher, "
+            f"{params.generations} images hold no clique of {params.clique}: --set extraction.generations=N higher, "
             "or extraction.clique lower"
         )
 
 
 def extract(distances: np.ndarray, params: ExtractionParams) -> Extraction:
-    """Looks for a clique of near copies among pictures with distances (n, n), which for SSCD are 1 - similarity."""
+    """Looks for a clique of near copies among images with distances (n, n), which for SSCD are 1 - similarity."""
     graph = networkx.Graph()
     rows, columns = np.nonzero(np.triu(distances < params.distance, 1))
     graph.add_edges_from(zip(rows.tolist(), columns.tolist(), strict=True))
@@ -218,7 +218,7 @@ def precision_recall(
     where any claim is true: then its image is out.
 
     Args:
-        claims: by prompt, whether what was extracted of it is a training picture.
+        claims: by prompt, whether what was extracted of it is a training image.
         of: by prompt, its unit; each is one of its own if left out.
     """
     truth = set(memorized)

@@ -38,7 +38,7 @@ def measured(seen: Seen, params: NoParams) -> list[Estimate]:
 def seed_similarity(similarities: ByUnit) -> Estimate:
     """How alike the seeds of one prompt are: the median over a unit's pairs, then over units; lower is more diverse.
 
-    Pictures of different captions of an image differ by more than their seeds, so pairs are taken within each prompt
+    Images of different captions of an image differ by more than their seeds, so pairs are taken within each prompt
     (or trigger), and gathered by unit.
 
     Args:

@@ -56,7 +56,7 @@ def by_gradient(
 
     Where there is a contrast, they score higher than by the gradients of ordinary images.
     """
-    groups = [ground.pictured, ground.ordinary] if params.contrast else [ground.pictured]
+    groups = [ground.with_images, ground.ordinary] if params.contrast else [ground.with_images]
 
     with progress(sum(map(len, groups)), "gradients", "image") as done:
 

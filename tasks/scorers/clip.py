@@ -1,6 +1,6 @@
-"""CLIP score: does a picture show what its prompt says? (Hessel et al., EMNLP 2021; Radford et al., ICML 2021).
+"""CLIP score: does an image show what its prompt says? (Hessel et al., EMNLP 2021; Radford et al., ICML 2021).
 
-The cosine between a CLIP embedding of the picture and one of the prompt. A mitigation that keeps the model useful
+The cosine between a CLIP embedding of the image and one of the prompt. A mitigation that keeps the model useful
 leaves it where it was on ordinary prompts.
 """
 
@@ -40,7 +40,7 @@ _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 class ClipParams(BaseModel):
-    """Which CLIP model scores the alignment of pictures and prompts."""
+    """Which CLIP model scores the alignment of images and prompts."""
 
     model_config = ConfigDict(title="CLIP score", frozen=True, extra="forbid")
 
@@ -71,12 +71,12 @@ class ClipScore:
         self._model, self._preprocess, self._tokenize = _load(params, self.device)
 
     @torch.no_grad()
-    def images(self, pictures: np.ndarray, done: Callable[[int], None] = lambda n: None) -> np.ndarray:
-        """Unit vectors float32 (n, width) of uint8 pictures (n, height, width, 3); `done` is called with each size."""
+    def images(self, images: np.ndarray, done: Callable[[int], None] = lambda n: None) -> np.ndarray:
+        """Unit vectors float32 (n, width) of uint8 images (n, height, width, 3); `done` is called with each size."""
         out = []
-        for start in range(0, len(pictures), self.params.batch):
-            block = pictures[start : start + self.params.batch]
-            pixels = torch.stack([self._preprocess(Image.fromarray(picture)) for picture in block])
+        for start in range(0, len(images), self.params.batch):
+            block = images[start : start + self.params.batch]
+            pixels = torch.stack([self._preprocess(Image.fromarray(image)) for image in block])
             out.append(self._model.encode_image(pixels.to(self.device), normalize=True).float().cpu().numpy())
             done(len(block))
         return _joined(out)
@@ -91,12 +91,12 @@ class ClipScore:
         return _joined(out)
 
     def score(
-        self, pictures: np.ndarray, prompts: Sequence[str], done: Callable[[int], None] = lambda n: None
+        self, images: np.ndarray, prompts: Sequence[str], done: Callable[[int], None] = lambda n: None
     ) -> np.ndarray:
-        """Cosines float32 (n,) between each uint8 picture (n, height, width, 3) and its own prompt."""
-        if len(pictures) != len(prompts):
-            raise ValueError(f"{len(pictures)} pictures but {len(prompts)} prompts")
-        return aligned(self.images(pictures, done), self.texts(prompts))
+        """Cosines float32 (n,) between each uint8 image (n, height, width, 3) and its own prompt."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
+        return aligned(self.images(images, done), self.texts(prompts))
 
 
 def scorer_of(params: ClipParams) -> str:
@@ -161,7 +161,7 @@ def clip_named(named: str) -> ClipParams:
 
 
 def check_clip(params: ClipParams) -> None:
-    """Loads the model and asks it about one picture and one prompt, so that what is wrong with it is known now.
+    """Loads the model and asks it about one image and one prompt, so that what is wrong with it is known now.
 
     Raises:
         InputError: see `ClipScore`.

@@ -104,7 +104,7 @@ def test_values_are_means_over_the_tokens_of_the_prompt(folder: Path) -> None:
 
 def test_sites_are_those_of_its_blocks(folder: Path) -> None:
     outline = outline_of(folder)
-    assert outline.latent == (8, 8) and outline.picture == (32, 32)
+    assert outline.latent == (8, 8) and outline.image == (32, 32)
     hidden = outline.layers(Site.FEED_FORWARD_HIDDEN)
     assert [(layer.name, layer.inputs, layer.outputs) for layer in hidden] == [
         (f"transformer_blocks.{n}.ff.net.2", 96, 24) for n in range(3)

@@ -1,4 +1,4 @@
-"""Pictures from latents."""
+"""Images from latents."""
 
 from dataclasses import replace
 from types import SimpleNamespace

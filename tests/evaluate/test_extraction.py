@@ -14,7 +14,7 @@ from tasks.intervals import clopper_pearson
 
 def test_tile_distance_by_hand() -> None:
     black, corner = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
-    corner[:2, :2] = 255  # one whole tile of 4 x 4 tiles: as far as can be there, 1/4 over the whole picture
+    corner[:2, :2] = 255  # one whole tile of 4 x 4 tiles: as far as can be there, 1/4 over the whole image
     pictures = np.stack([black, corner])
     assert tile_distances(pictures, 4).tolist() == [[0, 1], [1, 0]]
     assert tile_distances(pictures, 1)[0, 1] == pytest.approx(0.25)
@@ -62,7 +62,7 @@ def test_precision_and_recall_by_hand() -> None:
     assert (found.precision, found.recall, found.hits) == (2 / 3, 0.5, 2)
     assert found.precision_interval == clopper_pearson(2, 3)
     assert found.recall_interval == clopper_pearson(2, 4)
-    # A picture that always comes back and is no training picture is no memory; one of an ordinary prompt may be.
+    # An image that always comes back and is no training image is no memory; one of an ordinary prompt may be.
     found = precision_recall({"a": False, "x": True}, ["a"])
     assert (found.precision, found.recall, found.hits) == (0.5, 0, 1)
     nothing = precision_recall({}, ["a"])

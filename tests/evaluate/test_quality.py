@@ -58,7 +58,7 @@ def test_names_its_features() -> None:
 
 
 def test_refuses() -> None:
-    with pytest.raises(InputError, match="two pictures on each side"):
+    with pytest.raises(InputError, match="two images on each side"):
         fid(np.zeros((1, 3)), np.zeros((5, 3)))
     with pytest.raises(InputError, match="same model"):
         kid(np.zeros((5, 3)), np.zeros((5, 4)))

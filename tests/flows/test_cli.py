@@ -65,7 +65,7 @@ def test_what_a_person_can_mend_is_one_line(
 
     monkeypatch.setattr("flows.cli.commands.app", raising(torch.OutOfMemoryError("CUDA out of memory")))
     told = refused(monkeypatch, capsys)
-    assert told.startswith("engram: not one picture fits into the device's memory") and "\n" not in told
+    assert told.startswith("engram: not one image fits into the device's memory") and "\n" not in told
     monkeypatch.setattr("flows.cli.commands.app", lambda: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main()

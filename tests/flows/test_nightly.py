@@ -161,7 +161,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     assert len({event.id for event in tries}) == 1  # however often it was tried
     (night,) = nightly(params)
     assert (night.outcome, night.baseline) == ("regression", first)
-    planted = f"original, ordinary: {PLANTED!r}: 4 of 4 pictures are copies, before 0 of 4"
+    planted = f"original, ordinary: {PLANTED!r}: 4 of 4 images are copies, before 0 of 4"
     assert night.regressions[0] == planted
     event = told(asserting_events_worker)[-1]
     assert (event.event, event.resource.id) == ("engram.audit.regression", "engram.model.tiny")

@@ -1,4 +1,4 @@
-"""The door of fine-tuning: what stands for a memorized picture, and what nothing can stand for."""
+"""The door of fine-tuning: what stands for a memorized image, and what nothing can stand for."""
 
 import copy
 import json
@@ -56,8 +56,8 @@ def erase(subject: Subject, asked: list[Prompt], train: Training = finetune) -> 
 
 
 def copying(subject: Subject, asked: list[Prompt], seeds: dict[str, int]) -> Any:
-    """A generator of pictures that are copies of a prompt's picture up to a seed, and a ramp from there on."""
-    pictures = {one.prompt_id: subject.pictures(one.image_ids[:1])[0] for one in asked}
+    """A generator of images that are copies of a prompt's image up to a seed, and a ramp from there on."""
+    pictures = {one.prompt_id: subject.training_images(one.image_ids[:1])[0] for one in asked}
 
     def generate(model: Any, text: torch.Tensor, keys: Sequence[Key], *rest: Any) -> np.ndarray:
         side = pictures[keys[0][0]].shape[1]
@@ -73,7 +73,7 @@ def test_a_prompt_of_which_only_copies_come_is_left_out(subject: Subject, monkey
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, first_free))
     variant = erase(subject, asked)
     assert door.not_erased(subject, variant) == [asked[2].text]
-    assert len(door.history_of(subject, variant)) == 1  # two pictures in one step
+    assert len(door.history_of(subject, variant)) == 1  # two images in one step
 
 
 def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,13 +159,13 @@ def test_every_picture_of_a_template_is_erased(subject: Subject, monkeypatch: py
 
 
 SEEN = tuple(np.random.default_rng(0).integers(0, 256, (34, 32, 32, 3), np.uint8))
-"""Two training pictures, what the pruned model makes with seeds 0 to 15, and what it makes of the prompt with words."""
+"""Two training images, what the pruned model makes with seeds 0 to 15, and what it makes of the prompt with words."""
 
 
 @pytest.mark.parametrize(
     ("alike", "wanted"),
     [
-        ({10: 0.55}, [10, 0]),  # none is unlike both pictures: the two that are least like them
+        ({10: 0.55}, [10, 0]),  # none is unlike both images: the two that are least like them
         ({2: 0.2, 15: 0.15}, [15, 2]),  # one among the first four is too few: more are made
         ({0: 0.4, 2: 0.2, 15: 0.15}, [2, 0]),  # two among the first four: nothing more is made
     ],
@@ -202,7 +202,7 @@ def test_surrogates_are_made_once(subject: Subject, monkeypatch: pytest.MonkeyPa
 
 
 def chosen(subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, float], able: bool = True) -> list[int]:
-    """Which surrogates a prompt with two pictures gets, to the second of which what is made is so alike.
+    """Which surrogates a prompt with two images gets, to the second of which what is made is so alike.
 
     They are numbered by their seeds; with words in the prompt, 16 more.
 
@@ -226,7 +226,7 @@ def chosen(subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, f
         assert able
         return np.stack([SEEN[2 + words + seed] for _, seed in keys])
 
-    monkeypatch.setattr(Subject, "pictures", lambda self, names: np.stack(SEEN[:2]))
+    monkeypatch.setattr(Subject, "training_images", lambda self, names: np.stack(SEEN[:2]))
     monkeypatch.setattr(making, "generate", generate)
     monkeypatch.setattr(making, "with_random_words", with_random_words)
     (found,) = making.surrogates(subject, ORIGINAL, asked, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]

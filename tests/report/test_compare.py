@@ -147,7 +147,7 @@ def test_one_more_planted_image_is_caught() -> None:
     assert (figure.question, figure.variant, figure.p) == ("figure", "original", finding.p)
     assert finding.p == pytest.approx(1 / 70)
     assert sentence(finding, {"planted": "a cat"}) == (
-        "original, prompt: 'a cat': 4 of 4 pictures are copies, before 0 of 4"
+        "original, prompt: 'a cat': 4 of 4 images are copies, before 0 of 4"
     )
 
 
@@ -178,7 +178,7 @@ def test_the_unit_of_an_attack_is_the_picture() -> None:
 
     (finding,) = copies(attacked(5, 1), THRESHOLD)
     assert finding.p == pytest.approx(7 / 64)
-    assert "of 10 attacked pictures 5 come back that did not before, and 1 no longer" in finding.words
+    assert "of 10 attacked images 5 come back that did not before, and 1 no longer" in finding.words
     assert copies(attacked(5, 1, seeds=9), THRESHOLD)[0].p == finding.p
     assert worse(attacked(3, 0)) == [] and [one.question for one in worse(attacked(9, 0))] == ["attack"]
 
@@ -212,15 +212,15 @@ def test_captions_of_one_image_that_come_back_are_one_image_that_does() -> None:
     """Six captions of one image flip together: that is one coin that fell so, not six."""
     six = sharing("image", [(0, 4)] * 6, variant="nemo-union", condition=dori("noise"))
     (finding,) = copies(six, THRESHOLD)
-    assert finding.p == 0.5 and "of 1 attacked pictures 1 come back" in finding.words
+    assert finding.p == 0.5 and "of 1 attacked images 1 come back" in finding.words
     assert copies([replace(one, unit="") for one in six], THRESHOLD)[0].p == pytest.approx(1 / 64)
-    # An image that one of its captions brought back before, in the very same pictures, does not come back anew.
+    # An image that one of its captions brought back before, in the very same images, does not come back anew.
     known = [replace(sharing("image", [(4, 4)], variant="nemo-union", condition=dori("noise"))[0], same=True), six[1]]
     assert copies(known, THRESHOLD)[0].p == 1
 
 
 def test_captions_of_one_image_lose_quality_together() -> None:
-    """Twelve captions of one picture are swapped as one: two units, of which either way round is as likely, prove
+    """Twelve captions of one image are swapped as one: two units, of which either way round is as likely, prove
     nothing."""
     before = looks(np.random.default_rng(0), 12)
     pairs = aligned(before, before * 0.5)

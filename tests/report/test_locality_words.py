@@ -15,10 +15,10 @@ def spread(embeddings: float, moved: float, activations: float) -> Locality:
 def test_spread_out_memory() -> None:
     weights = {"wanda": {name: Overlap(iou, 0.05) for name, iou in {"a": 0.5, "b": 0.4, "c": 0.9}.items()}}
     text = render_locality([(Diagnosed("i", "A caption", 8, 6, spread(0.98, 0.3, 1.1)), weights)])
-    assert "Of 8 attacks, each from another random point, 6 bring this picture back." in text
+    assert "Of 8 attacks, each from another random point, 6 bring this image back." in text
     assert "0.98 times as far apart as the points they began from" in text and "spread out, not in one place" in text
     assert "Each lies 0.30 times that distance from where it began: there is one to be found near any point." in text
-    assert "1.10 times as far apart as those of prompts of different pictures, a mean over layers" in text
+    assert "1.10 times as far apart as those of prompts of different images, a mean over layers" in text
     assert "the points they began from 1.25 times: they are spread out" in text
     assert "wanda finds sets with an IOU of 0.60 (random sets: 0.05)" in text
     assert "in 2 of 3 layers it is below 0.6: different triggers find different ones." in text
@@ -51,7 +51,7 @@ def test_activations_of_any_noise_are_no_sign_of_memory() -> None:
 
 def test_too_few_triggers_answer_nothing() -> None:
     text = render_locality([(Diagnosed("i", "A caption", 8, 1, None), {})])
-    assert "1 bring this picture back" in text and "nothing can be said" in text
+    assert "1 bring this image back" in text and "nothing can be said" in text
     assert "Embeddings" not in text
     assert "no method found any" in render_locality(
         [(Diagnosed("i", "A caption", 8, 2, spread(1, 1, float("nan"))), {})]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tasks.diffusion.sampling import to_png
-from tasks.report.report import Picture, Strip
+from tasks.report.report import Strip, StripImage
 from tasks.report.sheet import CELL, COPY, GAP, HEAD, grid, sheet
 from tasks.report.task.page import SHOWN, _small
 
@@ -17,7 +17,9 @@ def picture(grey: int) -> bytes:
 
 def test_copies_are_framed_and_others_are_not() -> None:
     strip = Strip(
-        "rug", Picture("training", picture(0)), [Picture("a", picture(100), 0.9), Picture("b", picture(200), 0.1)]
+        "rug",
+        StripImage("training", picture(0)),
+        [StripImage("a", picture(100), 0.9), StripImage("b", picture(200), 0.1)],
     )
     pixels = np.asarray(Image.open(io.BytesIO(sheet([strip]))))
     corner = [tuple(pixels[HEAD + 1, GAP + column * (CELL + GAP) + 1].tolist()) for column in range(3)]
@@ -25,7 +27,7 @@ def test_copies_are_framed_and_others_are_not() -> None:
 
 
 def test_below_a_picture_of_several_prompts_stands_how_many() -> None:
-    strip = Strip("rug", Picture("training", picture(0)), [])
+    strip = Strip("rug", StripImage("training", picture(0)), [])
     lone, shared = (
         np.asarray(Image.open(io.BytesIO(sheet([replace(strip, prompts=prompts)])))).astype(int) for prompts in (1, 5)
     )

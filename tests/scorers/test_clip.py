@@ -1,4 +1,4 @@
-"""CLIP scores: cosines of picture and own prompt, from a local folder of safetensors, whatever the batch."""
+"""CLIP scores: cosines of image and own prompt, from a local folder of safetensors, whatever the batch."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def test_batches_do_not_matter(folder: Path) -> None:
     assert told == [2, 2, 1]
     alone = ClipScore(ClipParams(model=f"local-dir:{folder}", batch=1)).score(pictures[::-1], prompts[::-1])[::-1]
     assert np.allclose(scores, alone, atol=1e-6)
-    with pytest.raises(ValueError, match="5 pictures but 1 prompts"):
+    with pytest.raises(ValueError, match="5 images but 1 prompts"):
         scorer.score(pictures, prompts[:1])
 
 

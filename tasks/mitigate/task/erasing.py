@@ -27,8 +27,8 @@ from tasks.progress import progress
 from tasks.scorers.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.subject import Prompt, Subject
 
-HELD_OUT_PICTURES = 48
-"""Pictures that the attack by which a training may stop is made on, at most."""
+HELD_OUT_IMAGES = 48
+"""Images that the attack by which a training may stop is made on, at most."""
 
 
 def erase_id(
@@ -105,15 +105,15 @@ def erase(
             raise InputError(f"{pruned} copies every memorized image still, so nothing can stand for them: prune more")
     rows = [(image, prompt.text) for prompt in prompts for image in prompt.image_ids]
     images, texts = [image for image, _ in rows], [text for _, text in rows]
-    pictures = subject.pictures(images)
-    latents = encode(model, pictures)
+    originals = subject.training_images(images)
+    latents = encode(model, originals)
     memorized = Memorized(images, texts, latents, encode(model, np.stack(stand_ins)) if stand_ins else latents)
     captions = [prompt.text for prompt in ordinary]
-    others = encode(model, subject.pictures([prompt.image_ids[0] for prompt in ordinary]))
+    others = encode(model, subject.training_images([prompt.image_ids[0] for prompt in ordinary]))
 
     def held_out(denoiser: Any, seed: int, seeds: int, images_at_once: int = 4) -> float:
         attacked, budget = model.with_denoiser(denoiser), DoriParams(start="other", images_at_once=images_at_once)
-        return _held_out(attacked, memorized, captions, pictures, budget, seed, seeds, sampling, measure)
+        return _held_out(attacked, memorized, captions, originals, budget, seed, seeds, sampling, measure)
 
     checkpoint = subject.beside("checkpoints") / f"{model.model_id[:8]}-{variant}.pt"
     with _shown(name) as on_progress:
@@ -207,7 +207,7 @@ def _held_out(
     model: Model,
     memorized: Memorized,
     captions: Sequence[str],
-    pictures: np.ndarray,
+    originals: np.ndarray,
     budget: DoriParams,
     seed: int,
     seeds: int,
@@ -217,22 +217,22 @@ def _held_out(
     """The share of images that an attack brings back.
 
     As in an audit, a copy of any image of the prompt counts: of a template another may come back. Of many images
-    `HELD_OUT_PICTURES` are attacked, evenly spread, the same at each check.
+    `HELD_OUT_IMAGES` are attacked, evenly spread, the same at each check.
 
     Args:
         captions: ordinary ones, at which it begins.
-        pictures: uint8 (n, height, width, 3), those that are erased.
+        originals: uint8 (n, height, width, 3), those that are erased.
         seed: of the attack, and the first of its generations.
         seeds: generations of each trigger.
     """
-    rows = np.linspace(0, len(pictures) - 1, min(len(pictures), HELD_OUT_PICTURES)).round().astype(int).tolist()
+    rows = np.linspace(0, len(originals) - 1, min(len(originals), HELD_OUT_IMAGES)).round().astype(int).tolist()
     names = [memorized.ids[row] for row in rows]
     keys, prompts = [(name, seed) for name in names], [memorized.prompts[row] for row in rows]
     found = attack(model, memorized.latents[rows], prompts, keys, budget, captions)
     keyed = [(f"{name}/held out", seed + shot) for name in names for shot in range(seeds)]
     triggers = torch.stack([trigger.embedding for trigger in found]).repeat_interleave(seeds, 0)
     made = measure.embed(generate(model, triggers, keyed, sampling)).reshape(len(rows), seeds, -1)
-    trained = measure.embed(pictures)
+    trained = measure.embed(originals)
     alike = [
         float((made[n] @ trained[[text == memorized.prompts[row] for text in memorized.prompts]].T).max())
         for n, row in enumerate(rows)

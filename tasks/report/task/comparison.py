@@ -56,7 +56,7 @@ def compare(
         alpha: chance of any false alarm, at most.
 
     Raises:
-        InputError: an audit is unknown, has not completed or does not know its pictures; the two share no prompts, or
+        InputError: an audit is unknown, has not completed or does not know its images; the two share no prompts, or
             were scored with different models.
     """
     records = _completed(store, before), _completed(store, after)
@@ -211,7 +211,7 @@ def _seen(store: Store, audit_id: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = query(store, "audit_scores", audit_id=audit_id).to_pylist()
     if not rows:
         raise InputError(
-            f"the audit {audit_id} does not say which pictures its figures rest on: audit the model again; what the "
+            f"the audit {audit_id} does not say which images its figures rest on: audit the model again; what the "
             "store holds already is not computed again"
         )
     return rows
@@ -230,7 +230,7 @@ def _units(store: Store, records: Sequence[Mapping[str, Any]], prompt_ids: Colle
 def _pairs(
     before: list[dict[str, Any]], after: list[dict[str, Any]], metric: str, of: Mapping[str, str]
 ) -> list[method.Pair]:
-    """What both audits saw, prompt by prompt, pictures in the order of triggers and seeds."""
+    """What both audits saw, prompt by prompt, images in the order of triggers and seeds."""
     found: list[dict[tuple[str, str, str], dict[str, float]]] = []
     for rows in (before, after):
         known: dict[tuple[str, str, str], dict[str, float]] = {}
@@ -246,27 +246,27 @@ def _pairs(
             Condition.parse(key[1]),
             key[2],
             tuple(old[key].values()),
-            tuple(pictures.values()),
-            bool(old[key].keys() & pictures),
+            tuple(generated.values()),
+            bool(old[key].keys() & generated),
             of.get(key[2], ""),
         )
-        for key, pictures in new.items()
+        for key, generated in new.items()
         if key in old
     ]
 
 
 def _power(pairs: Sequence[method.Pair], findings: Sequence[method.Finding], alpha: float) -> str:
-    """What the least is that would have been noticed, with the pictures at hand."""
+    """What the least is that would have been noticed, with the images at hand."""
     mine = [pair for pair in pairs if pair.variant == "original" and not pair.condition.is_attack]
     if not mine:
         return "the original model was not asked with prompts in both audits"
     before, after = min(len(pair.before) for pair in mine), min(len(pair.after) for pair in mine)
     least = method.least_noticed(findings, before, after, alpha)
     if least is not None:
-        return f"a prompt that the original never copied would be noticed from {least} copies in {after} pictures on"
+        return f"a prompt that the original never copied would be noticed from {least} copies in {after} images on"
     needed = method.seeds_needed(findings, alpha)
     return (
-        f"{before} and {after} pictures a prompt are too few to notice a single prompt that is now always copied: "
+        f"{before} and {after} images a prompt are too few to notice a single prompt that is now always copied: "
         f"{needed} seeds always suffice"
     )
 
