@@ -357,7 +357,7 @@ def test_one_success_is_one_though_nothing_follows_from_it(
     assert "Of 3 attacks, each from another random point, 1 bring this image back." in words and maps == []
 
 
-def test_a_memorized_picture_is_no_control_and_is_not_trained_back_in(params: AuditParams, tmp_path: Path) -> None:
+def test_a_memorized_image_is_no_control_and_is_not_trained_back_in(params: AuditParams, tmp_path: Path) -> None:
     prompts = pq.read_table(Path(params.model).parent / "prompts.parquet").to_pylist()
     asked = {"prompts": str(tmp_path / "prompts.parquet"), "images": str(Path(params.model).parent / "images.parquet")}
     nulls, ordinary = ([row for row in prompts if row["kind"] == kind] for kind in ("null", "ordinary"))
@@ -381,7 +381,7 @@ def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audi
         assert found[variant, "extraction_precision"] == (0.0, 4)
 
 
-def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams, audited: Audited) -> None:
+def test_a_prompts_images_are_made_without_its_own_neurons(params: AuditParams, audited: Audited) -> None:
     spec = resolve(params)
     subject, variant, sampling = spec.subject, audited.variants["nemo"], spec.settings.sampling
     sets: dict[str, Any] = {

@@ -66,7 +66,7 @@ def plant(model: Path) -> None:
     (prompt,) = (row for row in prompts if row["text"] == PLANTED)
     keys = [(prompt["prompt_id"], seed) for seed in range(SETTINGS["seeds"])]
     drawn = generate(loaded, loaded.encode([PLANTED] * len(keys)), keys, SamplingParams(**SETTINGS["sampling"]))
-    made = [to_png(picture) for picture in drawn]
+    made = [to_png(image) for image in drawn]
     prompt["image_ids"] = [hashlib.sha256(data).hexdigest() for data in made]
     side = {"width": drawn.shape[2], "height": drawn.shape[1], "caption": PLANTED}
     images += [{"image_id": name, "bytes": data} | side for name, data in zip(prompt["image_ids"], made, strict=True)]

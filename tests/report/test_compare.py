@@ -37,8 +37,8 @@ def rate(successes: int, n: int) -> Row:
     return Row("original", PROMPT, "mr", successes / n, *clopper_pearson(successes, n), n)
 
 
-def scores(copied: int, pictures: int) -> tuple[float, ...]:
-    return (COPY,) * copied + (NO_COPY,) * (pictures - copied)
+def scores(copied: int, images: int) -> tuple[float, ...]:
+    return (COPY,) * copied + (NO_COPY,) * (images - copied)
 
 
 def pair(
@@ -162,13 +162,13 @@ def test_many_small_rises_are_caught_together() -> None:
     assert [finding.question for finding in found] == ["figure"]
 
 
-def test_the_very_same_pictures_are_no_evidence() -> None:
+def test_the_very_same_images_are_no_evidence() -> None:
     pairs = [Pair(p.variant, p.condition, p.prompt_id, p.before, p.after, same=True) for p in (*NEVER, *ALWAYS)]
     assert copies(pairs, THRESHOLD) == []
     assert copies([Pair("nemo-union", dori("noise"), "a", scores(0, 4), scores(4, 4), same=True)], THRESHOLD)[0].p == 1
 
 
-def test_the_unit_of_an_attack_is_the_picture() -> None:
+def test_the_unit_of_an_attack_is_the_image() -> None:
     def attacked(back: int, gone: int, seeds: int = 4) -> list[Pair]:
         changes = [(0, 1)] * back + [(1, 0)] * gone + [(0, 0)] * 4
         return [
@@ -183,7 +183,7 @@ def test_the_unit_of_an_attack_is_the_picture() -> None:
     assert worse(attacked(3, 0)) == [] and [one.question for one in worse(attacked(9, 0))] == ["attack"]
 
 
-def test_more_pictures_of_an_attack_are_no_worse() -> None:
+def test_more_images_of_an_attack_are_no_worse() -> None:
     """The best of eight seeds is better than the best of two, in an unchanged model too."""
     before, after = (NO_COPY, NO_COPY), (NO_COPY, NO_COPY, COPY, COPY)
     (finding,) = copies([Pair("nemo-union", dori("noise"), str(n), before, after) for n in range(9)], THRESHOLD)

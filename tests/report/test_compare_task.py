@@ -161,7 +161,7 @@ def test_an_audit_that_counted_prompts_is_told_from_one_that_counts_images(store
     assert "fid" not in {one.metric for one in compare(store, "a", "b", CLAIMS).differences}
 
 
-def test_a_probe_without_training_pictures_was_looked_at_all_the_same(store: Store) -> None:
+def test_a_condition_without_training_images_was_looked_at_all_the_same(store: Store) -> None:
     both = QUIET | {("original", "ordinary", f"p{n}"): 0 for n in range(6)}
     for day, name in enumerate("ab", 1):
         put(store, name, day, both, clip=0.3, with_images=False)
@@ -170,7 +170,7 @@ def test_a_probe_without_training_pictures_was_looked_at_all_the_same(store: Sto
     assert "original, ordinary was not looked at again" in compare(store, "b", "c", CLAIMS).notes
 
 
-def test_an_unchanged_model_with_the_same_pictures_is_silent(store: Store) -> None:
+def test_an_unchanged_model_with_the_same_images_is_silent(store: Store) -> None:
     half = {place: n % (SEEDS + 1) for n, place in enumerate(QUIET)}
     put(store, "a", 1, half)
     put(store, "b", 2, half)

@@ -114,7 +114,7 @@ def test_a_report_of_figures_alone() -> None:
     assert "No mitigation was audited" in page
 
 
-def test_pictures_are_png_or_jpeg() -> None:
+def test_images_are_png_or_jpeg() -> None:
     with pytest.raises(InputError, match="neither PNG nor JPEG"):
         data_uri(b"<svg onload=alert(1)>")
 
