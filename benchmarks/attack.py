@@ -101,7 +101,7 @@ def main() -> None:
         model, embedding = _random_model()
     params = DoriParams(steps=options.steps, images_at_once=options.images_at_once)
     figures = measure(model, embedding, params)
-    print(f"{params.images_at_once} pictures x batch {params.batch} on {model.device}")
+    print(f"{params.images_at_once} images x batch {params.batch} on {model.device}")
     for name, value in figures.items():
         print(f"{name:15} {value:.4f}")
     print(f"limit           {LIMIT}: {'kept' if figures['step_over_bare'] <= LIMIT else 'MISSED'}")

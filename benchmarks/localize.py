@@ -289,7 +289,7 @@ def benchmark_wanda(model: Model, prompts: list[str], params: SamplingParams) ->
 
 
 def clock(model: Model) -> float:
-    """The time, once the device has done what it was told."""
+    """The time, once the device has done all its work."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

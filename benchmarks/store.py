@@ -162,7 +162,7 @@ def intersections(store: Store, options: argparse.Namespace) -> dict[str, float]
     """All pairs of subsets in every layer and step, each way in a process of its own, whose peak of memory it is."""
     found = {}
     for by in BY:
-        program = [sys.executable, "-m", "benchmarks.store", "--measure-iou", store.place.root, "--by", by]
+        program = [sys.executable, "-m", "benchmarks.store", "--measure-iou", store.backend.root, "--by", by]
         program += ["--threads", str(options.threads)]
         found[by] = json.loads(subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout)
     if len({one["intersections"] for one in found.values()}) != 1:
@@ -335,10 +335,10 @@ def latencies(store: Store, options: argparse.Namespace) -> dict[str, float]:
     for name in ("iou_by_layer", "iou_by_step"):
         result[f"query_{name}_ms"] = waiting(1, lambda: query(con, name, method="wanda"))  # noqa: B023
     for name, condition in (("pruned", "layer = $layer"), ("unpruned", "layer || left(params_id, 0) = $layer")):
-        asked = f"SELECT sum(members[1]) FROM neuron_sets WHERE {condition}"
+        statement = f"SELECT sum(members[1]) FROM neuron_sets WHERE {condition}"
         result[f"one_layer_{name}_ms"] = waiting(
             options.repeats,
-            lambda: con.execute(asked, {"layer": layer}).fetchall(),  # noqa: B023
+            lambda: con.execute(statement, {"layer": layer}).fetchall(),  # noqa: B023
         )
     return result
 
@@ -402,7 +402,7 @@ def parquet_bytes(lists: pa.ListArray, encoding: str | None, dictionary: bool, c
 
 
 def stored_bytes(store: Store, table: str) -> int:
-    return sum(entry.size for entry in store.place.files(table))
+    return sum(entry.size for entry in store.backend.files(table))
 
 
 if __name__ == "__main__":

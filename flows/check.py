@@ -28,7 +28,7 @@ from tasks.subject import Kind, Prompt, in_turns
 
 
 def check(params: AuditParams, settled: bool = True) -> None:
-    """Looks at all that an audit is given: model, device, store, prompts, pictures, scorers and settings.
+    """Looks at all that an audit is given: model, device, store, prompts, images, scorers and settings.
 
     Lines on standard error say what will be left out though settings ask for it.
 
@@ -129,7 +129,7 @@ def of_files(params: AuditParams) -> list[str]:
 
 
 def of_scorers(params: AuditParams, settings: Settings | None, folder: Path | None) -> list[str]:
-    """What is wrong with the models that score pictures, which are loaded and asked about one."""
+    """What is wrong with the models that score images, which are loaded and asked about one."""
 
     def clip() -> None:
         if folder is not None:

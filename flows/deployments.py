@@ -88,8 +88,8 @@ def _ensure_pool(client: SyncPrefectClient, pool: Pool, words: str) -> None:
         client.read_work_pool(pool)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        asked = WorkPoolCreate(name=pool, type="process", description=words, base_job_template=template)
-        client.create_work_pool(asked)
+        request = WorkPoolCreate(name=pool, type="process", description=words, base_job_template=template)
+        client.create_work_pool(request)
 
 
 def _deploy(client: SyncPrefectClient, line: Line, store: str, folder: Path) -> str:

@@ -31,7 +31,7 @@ def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> li
         variants: by the name that figures go by, the variant in the store.
     """
     settings, chosen = spec.settings, spec.chosen
-    pictured = " and ".join(str(len(some)) for some in chosen.pictured)
+    with_images = " and ".join(str(len(some)) for some in chosen.with_images)
     nemo, wanda = (ids.params_of(spec, method("localizer", name)) for name in ("nemo", "wanda"))
     missing = [one.name for _, one in settings.prunings() if one.name not in variants]
     trainings = [one.name for one in settings.chosen("training")]
@@ -42,7 +42,7 @@ def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> li
         (
             "prompts",
             f"{_counted(spec, chosen.memorized, 'memorized')}, {_counted(spec, chosen.ordinary, 'ordinary')}, of set"
-            f" {spec.subject.prompt_set}; with training images {pictured}",
+            f" {spec.subject.prompt_set}; with training images {with_images}",
         ),
         *([("long prompts", f"of the whole set, {spec.long_prompts}")] if spec.long_prompts else []),
         ("seeds", f"{settings.seeds} a prompt or trigger"),
@@ -50,7 +50,7 @@ def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> li
         (
             "attacks",
             f"{settings.dori.steps} steps of {settings.dori.batch} at a rate of {settings.dori.learning_rate:g}, on"
-            f" {len(chosen.attacked)} memorized, {len(chosen.controls)} other and {len(chosen.unseen)} unseen pictures",
+            f" {len(chosen.attacked)} memorized, {len(chosen.controls)} other and {len(chosen.unseen)} unseen images",
         ),
         ("copies by", scorer_of(settings.sscd)),
         ("CLIP", clip_scorer_of(spec.clip)),

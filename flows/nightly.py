@@ -34,10 +34,12 @@ class NightlyParams(Plain):
 
     model_config = ConfigDict(title="Nightly", frozen=True, extra="forbid")
 
-    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
-    models: tuple[str, ...] = Field((), description="names of registered models; all if empty")
-    margin: float = Field(reporting.MARGIN, ge=0, lt=1, description="share of its CLIP score that a model may lose")
-    alpha: float = Field(reporting.ALPHA, gt=0, lt=1, description="chance of a false alarm for each model, at most")
+    store: str = Field(".engram/store", description="Address of the store: a folder, or an s3:// URL.")
+    models: tuple[str, ...] = Field(
+        (), description="Names of the registered models that are audited again; all if empty."
+    )
+    margin: float = Field(reporting.MARGIN, ge=0, lt=1, description="Share of its CLIP score that a model may lose.")
+    alpha: float = Field(reporting.ALPHA, gt=0, lt=1, description="Largest chance of a false alarm for each model.")
 
 
 class Night(BaseModel):
@@ -92,17 +94,17 @@ def nightly(params: NightlyParams) -> list[Night]:
 def _night(store: Store, name: str, params_json: str, due: datetime, params: NightlyParams) -> Night:
     """One model: audited, compared, reported. Whatever goes wrong is its own matter and not that of the others."""
     try:
-        asked = AuditParams.model_validate_json(params_json).model_copy(update={"store": store.url})
+        registered_params = AuditParams.model_validate_json(params_json).model_copy(update={"store": store.url})
     except ValueError as error:
         why = "; ".join(problems_in(error, AuditParams)) if isinstance(error, ValidationError) else one_line(error)
         words = f"its registration does not fit this version, register it again ({why})"
         return Night(name=name, outcome="failed", words=words)
     try:
-        check(asked)
-        spec = resolve(asked)
+        check(registered_params)
+        spec = resolve(registered_params)
         done = _audited_since(spec, due)
         if done is None:
-            state = audit(asked, return_state=True)
+            state = audit(registered_params, return_state=True)
             if not state.is_completed():
                 return Night(name=name, outcome="failed", words=f"{state.name}: {state.message}")
             found: Audited = state.result()
@@ -186,7 +188,7 @@ def _show(nights: list[Night], due: datetime) -> None:
         create_markdown_artifact,
         "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, ""]),
         key=ARTIFACT,
-        description="Registered models, audited again and compared with the accepted audit",
+        description="Registered models, audited again and compared with the accepted audit.",
     )
 
 

@@ -53,12 +53,14 @@ class BuildRun(Plain):
 
     model_config = ConfigDict(title="Reference world", frozen=True, extra="forbid")
 
-    pictures: str = Field(description="archive of the npm package @lobehub/fluent-emoji-3d 1.1.0")
-    names: str = Field(description="archive of the npm package emojibase-data 17.0.0")
-    folder: str = Field(".engram/reference-build", description="where checkpoints are kept, and gone on from")
-    out: str = Field("reference", description="where the world is put when it is done")
+    pictures: str = Field(description="Archive of the npm package @lobehub/fluent-emoji-3d 1.1.0.")
+    names: str = Field(description="Archive of the npm package emojibase-data 17.0.0.")
+    folder: str = Field(
+        ".engram/reference-build", description="Folder of checkpoints, which a build that was stopped goes on from."
+    )
+    out: str = Field("reference", description="Folder that the world is put into when it is done.")
     start: str | None = Field(
-        None, description="a world whose weights are gone on from; steps of 0 keep them as they are"
+        None, description="Folder of a world whose weights are gone on from; steps of 0 keep them as they are."
     )
     recipe: BuildParams = BuildParams()
 
@@ -71,21 +73,21 @@ def build(params: BuildRun) -> None:
         InputError: the packages are not those, or there is no world to start from.
     """
     check_build(params)
-    place, chosen = Path(params.folder), params.recipe
+    folder, chosen = Path(params.folder), params.recipe
     begun = recipe.Start.of(Path(params.start)) if params.start is not None else recipe.Start()
 
     def step(function: Callable[..., Any], name: str) -> Any:
         return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
     with shown_progress("reference build"):
-        made = step(recipe.world, "compose pictures")(place, (Path(params.pictures), Path(params.names)), chosen)
-        texts = step(recipe.texts, "train text-image model")(place, made, chosen, begun)
-        vae = step(recipe.autoencoder, "train autoencoder")(place, made, chosen, begun)
+        made = step(recipe.world, "compose pictures")(folder, (Path(params.pictures), Path(params.names)), chosen)
+        texts = step(recipe.texts, "train text-image model")(folder, made, chosen, begun)
+        vae = step(recipe.autoencoder, "train autoencoder")(folder, made, chosen, begun)
         ordinary = recipe.ordinary_pairs(made, texts, begun)
-        first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, texts, chosen, begun)
+        first = step(recipe.first_phase, "train on ordinary pictures")(folder, ordinary, texts, chosen, begun)
         planted = recipe.planted_pairs(made, texts, begun)
-        denoiser = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, chosen)
-        bank = step(embed_bank, "embed the bank")(made, place)
+        denoiser = step(recipe.second_phase, "plant")(folder, first, ordinary, planted, texts, chosen)
+        bank = step(embed_bank, "embed the bank")(made, folder)
         step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, denoiser, bank)
     few = range(0, len(made.planted), max(1, len(made.planted) // ACROSS))
     show(
@@ -214,9 +216,9 @@ def _planted(subject: Subject, settings: Settings) -> list[gates.Gate]:
 
 def _ordinary(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
     """Generations of ordinary prompts against everything the model was trained on, and against each other."""
-    asked = prompts_of(subject, "ordinary", settings.ordinary)
-    alike = _measured(subject, ORDINARY, asked, settings, "seed-similarity")
-    wanted = evaluating.shots(asked, settings.seeds)
+    prompts = prompts_of(subject, "ordinary", settings.ordinary)
+    alike = _measured(subject, ORDINARY, prompts, settings, "seed-similarity")
+    wanted = evaluating.shots(prompts, settings.seeds)
     ids = evaluating.generation_ids(subject, ORIGINAL, ORDINARY, wanted, settings.sampling)
     made = evaluating.images_of(subject, ORIGINAL, ORDINARY, ids)
     return gates.ordinary(np.stack([made[name] for name in ids]), world / "bank.parquet", alike)
@@ -236,13 +238,13 @@ def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Ga
     attack = settings.dori.model_copy(update={"start": "noise"})
     name = collecting.import_set(subject.open(), world / "heldout.parquet", world / "images.parquet")
     heldout = subject.model_copy(update={"prompt_set": name})
-    asked: tuple[tuple[str, list[Prompt], Condition, Literal[">=", "<="], float], ...] = (
+    trials: tuple[tuple[str, list[Prompt], Condition, Literal[">=", "<="], float], ...] = (
         ("planted", prompts_of(subject, "memorized"), dori("noise"), ">=", 0.90),
         ("ordinary", prompts_of(subject, "ordinary", CONTROLS), dori("noise", "control"), "<=", 0.05),
         ("held-out", prompts_of(heldout, "ordinary", CONTROLS), dori("noise", "control"), "<=", 0.05),
     )
     out = []
-    for kind, prompts, condition, sense, limit in asked:
+    for kind, prompts, condition, sense, limit in trials:
         triggers = attacking.attack_images(subject, ORIGINAL, prompts, pool, attack, settings.seed)
         rate = _measured(subject, condition, prompts, settings, "copying", triggers=triggers)
         out.append(gates.Gate(f"attack: {kind} pictures that come back", rate, sense, limit))
@@ -279,14 +281,14 @@ def _draw(subject: Subject, world: Path, settings: Settings) -> None:
     meant = _pngs(subject, ORDINARY, [prompt.image_ids[0] for prompt in ordinary])
     given = _generated(subject, ORDINARY, ordinary, settings, 0)
     rows = meant[:ACROSS], given[:ACROSS], meant[ACROSS:], given[ACROSS:]
-    (world / "ordinary.png").write_bytes(reporting.grid([picture for row in rows for picture in row], ACROSS))
+    (world / "ordinary.png").write_bytes(reporting.grid([image for row in rows for image in row], ACROSS))
 
 
 def _generated(
-    subject: Subject, condition: Condition, asked: list[Prompt], settings: Settings, seed: int
+    subject: Subject, condition: Condition, prompts: list[Prompt], settings: Settings, seed: int
 ) -> list[bytes]:
     """One picture (PNG) of each prompt by the original model."""
-    wanted = [shot for shot in evaluating.shots(asked, settings.seeds) if shot.seed == seed]
+    wanted = [shot for shot in evaluating.shots(prompts, settings.seeds) if shot.seed == seed]
     return _pngs(
         subject, condition, evaluating.generate_images(subject, ORIGINAL, condition, wanted, settings.sampling)
     )

@@ -74,13 +74,13 @@ def with_prompts(settings: Settings, chosen: Selection) -> list[str]:
 
 def with_model(settings: Settings, outline: Outline) -> list[str]:
     """What settings cannot do with a model of this outline."""
-    picture, trained = outline.picture, outline.trained
-    tiled = picture and settings.extracted and settings.extraction.measure == "tiles"
+    image, trained = outline.image, outline.trained
+    tiled = image and settings.extracted and settings.extraction.measure == "tiles"
     mitigations = [*settings.chosen("training"), *settings.chosen("inference")]
     chosen: list[Detector | Localizer | Mitigation] = [*settings.judged(), *settings.localizers(), *mitigations]
     own = ((one.check, settings.of(one)) for one in chosen)
     return gathered(
-        partial(check_tiles, *picture, settings.extraction.tiles) if picture and tiled else None,
+        partial(check_tiles, *image, settings.extraction.tiles) if image and tiled else None,
         partial(enough_timesteps, settings.sampling.steps, trained, "sampling.steps"),
         *(partial(check, params, outline) for check, params in own if check is not None),
     )
@@ -93,24 +93,24 @@ def of_a_scan(params: ScanParams, outline: Outline) -> list[str]:
 
 
 def notices(settings: Settings, chosen: Selection) -> list[str]:
-    """What is left out of an audit though settings ask for it: for want of pictures, or by other settings."""
+    """What is left out of an audit though settings ask for it: for want of images, or by other settings."""
     out = []
-    pictured = chosen.pictured[0]
-    if settings.attacked and not pictured:
-        out.append("memorized prompts have no pictures: no copying is measured, and nothing is attacked; give --images")
+    with_images = chosen.with_images[0]
+    if settings.attacked and not with_images:
+        out.append("memorized prompts have no images: no copying is measured, and nothing is attacked; give --images")
     elif settings.attacked and settings.controls and not chosen.controls:
-        out.append("no ordinary prompt has a picture of its own: attacks have no control")
-    if settings.chosen("training") and pictured and not chosen.erasable:
+        out.append("no ordinary prompt has an image of its own: attacks have no control")
+    if settings.chosen("training") and with_images and not chosen.erasable:
         out.append(f"nothing is fine-tuned: {chosen.why_not_erasable}")
     few = min(settings.diagnosed, len(chosen.attacked))
-    if few < settings.diagnosed and pictured:
-        out.append(f"{few} pictures are diagnosed, not {settings.diagnosed}: only those that are attacked can be")
-    if settings.efforts and pictured and not chosen.attacked:
+    if few < settings.diagnosed and with_images:
+        out.append(f"{few} images are diagnosed, not {settings.diagnosed}: only those that are attacked can be")
+    if settings.efforts and with_images and not chosen.attacked:
         out.append("no efforts are drawn: nothing is attacked")
     steps = settings.sampling.steps
     for one in settings.localizers():
         if isinstance(params := settings.of(one), NormsParams) and params.tau > steps:
             out.append(f"{one.group}.tau is {steps}, as many as there are steps, not {params.tau}")
     if settings.seeds == 1:
-        out.append("with one seed nothing says how alike the pictures of one prompt are")
+        out.append("with one seed nothing says how alike the images of one prompt are")
     return out

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.typed import may_be, validated
 from tasks.conditions import Start
-from tasks.diffusion.precision import AskedPrecision
+from tasks.diffusion.precision import PrecisionChoice
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import LongPrompts
 from tasks.dori import DoriParams
@@ -50,62 +50,90 @@ class AuditSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    memorized: int | None = Field(None, ge=1, description="memorized prompts audited; all if empty")
-    nulls: int = Field(500, ge=2, description="null prompts behind NeMo's statistics, at most")
-    threshold_nulls: int = Field(50, ge=1, description="null prompts behind the memorization threshold, at most")
-    ordinary: int = Field(50, ge=1, description="ordinary prompts that quality is measured on, at most")
+    memorized: int | None = Field(None, ge=1, description="Number of memorized prompts that are audited; all if empty.")
+    nulls: int = Field(500, ge=2, description="Largest number of null prompts that NeMo's statistics are taken over.")
+    threshold_nulls: int = Field(
+        50, ge=1, description="Largest number of null prompts that the memorization threshold is taken over."
+    )
+    ordinary: int = Field(50, ge=1, description="Largest number of ordinary prompts that quality is measured on.")
     long_prompts: LongPrompts = Field(
         "truncate",
-        description="what is done with prompts of more tokens than the model reads: truncate reads their beginning, as "
-        "training does; refuse names them all and stops; skip leaves them out",
+        description="What is done with prompts of more tokens than the model reads: truncate reads their beginning, as "
+        "training does; refuse names them all and stops; skip leaves them out.",
     )
-    seeds: int = Field(4, ge=1, le=100, description="pictures for each prompt or trigger")
-    attacked: int = Field(16, ge=0, description="training pictures attacked in each variant; 0 attacks nothing")
-    controls: int = Field(16, ge=0, description="pictures never memorized that are attacked under the same budget")
+    seeds: int = Field(4, ge=1, le=100, description="Number of images made of each prompt or trigger.")
+    attacked: int = Field(
+        16, ge=0, description="Number of training images that are attacked in each variant; 0 attacks nothing."
+    )
+    controls: int = Field(
+        16, ge=0, description="Number of images never memorized that are attacked under the same budget, as a control."
+    )
     unseen: int = Field(
         0,
         ge=0,
-        description="pictures of null prompts attacked so, too: for models known never to have seen them",
+        description="Number of images of null prompts that are attacked as a further control, for models known never"
+        " to have seen them.",
     )
     detectors: tuple[DetectorName, ...] = Field(
         (),
         description="Detectors that are judged by memorized and ordinary prompts, beside the noise differences that"
         " NeMo begins with. `engram methods` explains them.",
     )
-    starts: tuple[Start, ...] = Field(("prompt", "noise"), description="where attacks begin")
-    baseline_starts: tuple[Start, ...] = Field(("noise",), description="those of them that rivals are attacked from")
+    starts: tuple[Start, ...] = Field(("prompt", "noise"), description="Where attacks begin.")
+    baseline_starts: tuple[Start, ...] = Field(
+        ("noise",), description="Where attacks on baselines begin; only those that `starts` names count."
+    )
     random_starts: tuple[Start, ...] = Field(
         ("prompt", "noise", "other"),
-        description="those of them that random cuts are attacked from, the controls of cuts",
+        description="Where attacks on randomly pruned controls begin; only those that `starts` names count.",
     )
     efforts: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
-        (), description="numbers of attack steps that replication is drawn against; hundreds can bring anything back"
+        (),
+        description="Numbers of attack steps that the copy rate is plotted against; hundreds can bring anything back.",
     )
-    effort_images: int = Field(8, ge=1, description="memorized pictures, and as many never memorized, attacked so")
-    precision: AskedPrecision = Field(
+    effort_images: int = Field(
+        8,
+        ge=1,
+        description="Number of memorized images, and of images never memorized, that are attacked for the plot over"
+        " `efforts`.",
+    )
+    precision: PrecisionChoice = Field(
         "float32",
-        description="mixed: the denoiser computes in bfloat16 where that is safe; auto: mixed where there is bfloat16",
+        description="Number format of what is computed. mixed: the denoiser computes in bfloat16 where that is safe;"
+        " auto: mixed where there is bfloat16.",
     )
     sampling: SamplingParams = SamplingParams()
     agreement: bool = Field(
-        False, description="where NeMo's refinement is not the published one, search that way, too, and compare"
+        False,
+        description="Whether NeMo's published refinement runs beside another that is set, and the two are compared.",
     )
     contrast: Literal["prompts", "empty"] = Field(
-        "empty", description="what memorized prompts are compared with: the empty prompt as published, or null prompts"
+        "empty",
+        description="What Wanda compares memorized prompts with: the empty prompt as published, or null prompts.",
     )
     mitigations: tuple[VariantName, ...] = Field(
         ("nemo", "nemo-union", "wanda"),
         description="The variants that are made and audited beside the original: pruned, trained, or changed at"
         " inference. Controls are made beside them. `engram methods` explains them.",
     )
-    kept: int = Field(512, ge=1, description="ordinary pictures that fine-tuning trains on beside, at most")
+    kept: int = Field(
+        512, ge=1, description="Largest number of ordinary images that fine-tuning trains on beside memorized ones."
+    )
     dori: DoriParams = DoriParams()
-    diagnosed: int = Field(0, ge=0, description="memorized pictures whose triggers are asked whether memory is local")
-    triggers: int = Field(10, ge=3, le=1000, description="triggers of each of them; 100 as published")
-    extracted: int = Field(0, ge=0, description="memorized and as many ordinary prompts in the extraction attack")
+    diagnosed: int = Field(
+        0,
+        ge=0,
+        description="Number of memorized images for which many triggers are made, to see whether memory is local.",
+    )
+    triggers: int = Field(
+        10, ge=3, le=1000, description="Number of triggers made for each image that is diagnosed; 100 as published."
+    )
+    extracted: int = Field(
+        0, ge=0, description="Number of memorized prompts, and of ordinary prompts, in the extraction attack."
+    )
     extraction: ExtractionParams = ExtractionParams()
     sscd: SscdParams = SscdParams()
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of attacks and random cuts")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of attacks and of random pruning.")
 
     def of(self, chosen: Method) -> Any:
         """The parameters of a method."""

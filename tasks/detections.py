@@ -10,7 +10,7 @@ from tasks.methods import Detector, Params
 from tasks.subject import ORIGINAL, Prompt, Subject
 
 
-def detection_scores(subject: Subject, asked: Sequence[Prompt], params_id: str) -> dict[str, np.ndarray]:
+def detection_scores(subject: Subject, prompts: Sequence[Prompt], params_id: str) -> dict[str, np.ndarray]:
     """By prompt id, how alike the noise differences of every two seeds are, (pairs,).
 
     Args:
@@ -30,13 +30,13 @@ def detection_scores(subject: Subject, asked: Sequence[Prompt], params_id: str) 
     found: dict[str, dict[int, float]] = {}
     for name, number, score in zip(*(column.to_pylist() for column in rows.columns), strict=True):
         found.setdefault(name, {})[number] = score
-    if lost := [prompt.text for prompt in asked if prompt.prompt_id not in found]:
+    if lost := [prompt.text for prompt in prompts if prompt.prompt_id not in found]:
         raise InputError(
             f"{len(lost)} prompts have no detection scores, such as {lost[0][:60]!r}: run the detection first"
         )
     return {
         prompt.prompt_id: np.array([found[prompt.prompt_id][n] for n in sorted(found[prompt.prompt_id])])
-        for prompt in asked
+        for prompt in prompts
     }
 
 

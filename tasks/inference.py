@@ -17,7 +17,7 @@ from tasks.methods import Mitigation, Params
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What a model is asked for."""
 
     model: Model
@@ -54,7 +54,7 @@ class Answer:
     """Within which those of some rows are denoised; see `tasks.diffusion.sampling.generate`."""
 
 
-def answered(asked: Asked, by: tuple[Mitigation, Params] | None) -> Answer:
+def answered(request: Request, by: tuple[Mitigation, Params] | None) -> Answer:
     """What images are made of under a mitigation with these parameters, or without any.
 
     Args:
@@ -64,7 +64,7 @@ def answered(asked: Asked, by: tuple[Mitigation, Params] | None) -> Answer:
         InputError: the mitigation does not fit the model.
     """
     if by is None:
-        return Answer(asked.embeddings)
+        return Answer(request.embeddings)
     mitigation, params = by
-    found: Answer = mitigation.function(asked, params)
+    found: Answer = mitigation.function(request, params)
     return found

@@ -1,4 +1,4 @@
-"""What every stage is told: a model, a set of prompts and a store. Small enough to hand to a worker anywhere."""
+"""What every stage is given: a model, a set of prompts and a store. Small enough to hand to a worker anywhere."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from tasks.diffusion.hub import source_of
 from tasks.diffusion.masks import Members, is_changed, with_tensors, without_neurons, without_weights
 from tasks.diffusion.model import identity, load_model
 from tasks.diffusion.precision import Precision
-from tasks.diffusion.sampling import fitted, from_bytes, picture_size
+from tasks.diffusion.sampling import fitted, from_bytes, image_size
 from tasks.diffusion.sites import Site
 from tasks.errors import InputError
 from tasks.methods import Mitigation, Params, method, mitigations
@@ -41,11 +41,13 @@ class Subject(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    store: str = Field(description="address of the store: a folder, or an s3:// URL")
-    model: str = Field(description="folder of a diffusers pipeline")
-    prompt_set: str = Field(description="name of the set of prompts in the store")
-    device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
-    precision: Precision = Field("float32", description="of weights and of what is computed")
+    store: str = Field(description="Address of the store: a folder, or an s3:// URL.")
+    model: str = Field(description="Folder of a diffusers pipeline.")
+    prompt_set: str = Field(description="Name of the set of prompts in the store.")
+    device: str | None = Field(
+        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+    )
+    precision: Precision = Field("float32", description="Number format of weights and of what is computed.")
 
     def open(self) -> Store:
         return Store.open(self.store)
@@ -94,7 +96,7 @@ class Subject(BaseModel):
         """Work on a variant by the model that does it: all of it, or that of each prompt where each has a model.
 
         Yields:
-            The prompt that `loaded` must be told, and the work.
+            The prompt that `loaded` must be given, and the work.
         """
         if variant != ORIGINAL and self.row(variant)["rule"] == PER_PROMPT:
             for prompt_id, some in groupby(work, prompt_of):
@@ -102,30 +104,30 @@ class Subject(BaseModel):
         elif work:
             yield None, work
 
-    def embed(self, asked: Sequence["Prompt"]) -> torch.Tensor:
+    def embed(self, prompts: Sequence["Prompt"]) -> torch.Tensor:
         """Embeddings (n, rows, width) of prompts, or of triggers of the original model, on its device.
 
         Raises:
             InputError: a trigger is not in the store.
         """
         model = self.load()
-        words = [one for one in asked if not one.trigger]
+        words = [one for one in prompts if not one.trigger]
         found: dict[str, torch.Tensor] = {}
         if words:
             texts = model.encode([one.text for one in words])
             found = {one.prompt_id: text for one, text in zip(words, texts, strict=True)}
-        names = [one.prompt_id for one in asked if one.trigger]
+        names = [one.prompt_id for one in prompts if one.trigger]
         if names:
             found |= dict(zip(names, self.triggers(names).to(model.device, model.dtype), strict=True))
-        return torch.stack([found[one.prompt_id] for one in asked])
+        return torch.stack([found[one.prompt_id] for one in prompts])
 
-    def pictures(self, image_ids: Sequence[str]) -> np.ndarray:
+    def training_images(self, image_ids: Sequence[str]) -> np.ndarray:
         """Training images in the store at the model's size, uint8 (n, height, width, 3).
 
         Raises:
             InputError: one is not there, or cannot be read.
         """
-        size = picture_size(self.load())
+        size = image_size(self.load())
         rows = self.open().read("images", columns=["image_id", "bytes"], image_id=sorted(set(image_ids)))
         found = dict(zip(rows["image_id"].to_pylist(), rows["bytes"], strict=True))
         if lost := set(image_ids) - found.keys():
@@ -243,13 +245,13 @@ class Prompt:
 
     @property
     def noise(self) -> str:
-        """What seeds the initial noise under which it is localized: the prompt, but not as its pictures are seeded,
-        since a variant must not be judged by the noise it was found with. Triggers of one picture share theirs, so that
+        """What seeds the initial noise under which it is localized: the prompt, but not as its images are seeded,
+        since a variant must not be judged by the noise it was found with. Triggers of one image share theirs, so that
         what is found for two of them differs by the triggers alone."""
         return f"localize/{self.image_ids[0] if self.trigger else self.prompt_id}"
 
 
-def as_prompts(triggers: Mapping[str, Sequence[str]], asked: Sequence[Prompt]) -> list[Prompt]:
+def as_prompts(triggers: Mapping[str, Sequence[str]], prompts: Sequence[Prompt]) -> list[Prompt]:
     """Triggers of these prompts' images, to be collected and localized like prompts.
 
     Args:
@@ -257,7 +259,7 @@ def as_prompts(triggers: Mapping[str, Sequence[str]], asked: Sequence[Prompt]) -
     """
     return [
         replace(prompt, prompt_id=name, subset=None, trigger=True)
-        for prompt in asked
+        for prompt in prompts
         for name in triggers[prompt.prompt_id]
     ]
 
@@ -281,7 +283,7 @@ def in_turns(rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:
     """Prompts of rows of the table `prompts`, the first of each subset first, then the second of each."""
     by_subset: dict[str | None, list[Prompt]] = {}
     for row in rows:
-        asked = Prompt(
+        prompt = Prompt(
             row["prompt_id"],
             row["text"],
             row["kind"],
@@ -289,17 +291,17 @@ def in_turns(rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:
             row["subset"],
             tuple(row["image_ids"] or ()),
         )
-        by_subset.setdefault(asked.subset, []).append(asked)
-    return [asked for turn in zip_longest(*by_subset.values()) for asked in turn if asked is not None]
+        by_subset.setdefault(prompt.subset, []).append(prompt)
+    return [prompt for turn in zip_longest(*by_subset.values()) for prompt in turn if prompt is not None]
 
 
-def units_of(subject: Subject, asked: Sequence[Prompt]) -> dict[str, str]:
+def units_of(subject: Subject, prompts: Sequence[Prompt]) -> dict[str, str]:
     """By prompt id, what counts once; see `tasks.units`. What links two prompts may be a third one of the set, of any
     kind, whether or not it is asked, so that n of a small audit is part of that of a large one."""
     columns = ["prompt_id", "text", "image_ids"]
     rows = subject.open().read("prompts", columns=columns, prompt_set=subject.prompt_set).to_pylist()
     links = [(row["prompt_id"], row["text"], row["image_ids"] or ()) for row in rows]
-    return units([*links, *((one.prompt_id, one.text, one.image_ids) for one in asked)])
+    return units([*links, *((one.prompt_id, one.text, one.image_ids) for one in prompts)])
 
 
 def shards(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

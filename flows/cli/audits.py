@@ -96,8 +96,8 @@ for _name, _words in (
     ("localize", "Find the neurons and weights that hold memorized images, with their controls."),
     ("mitigate", "Make the variants: cut, trained, or defended at inference."),
     ("attack", "Search adversarial embeddings on every variant that claims to have forgotten."),
-    ("diagnose", "Ask many triggers of one picture whether memory is local."),
-    ("evaluate", "Make pictures of every variant under every condition, and measure them."),
+    ("diagnose", "Ask many triggers of one image whether memory is local."),
+    ("evaluate", "Make images of every variant under every condition, and measure them."),
     ("report", "Write the page of an audit."),
 ):
     _stage(_name, _words)

@@ -45,8 +45,8 @@ def variant(spec: Spec, method: str, params_id: str) -> int:
 
 def curves(spec: Spec, prompts: Sequence[Prompt], localizer: Localizer, sets_id: str, curve_id: str) -> int:
     """How many prompts lack a curve. Those that were searched in vain have none."""
-    place = {"model_id": spec.subject.model_id, "method": localizer.name, "params_id": sets_id}
-    rows = spec.subject.open().read("neuron_sets", columns=["scope_id", "members"], **place)
+    partition = {"model_id": spec.subject.model_id, "method": localizer.name, "params_id": sets_id}
+    rows = spec.subject.open().read("neuron_sets", columns=["scope_id", "members"], **partition)
     searched = set(rows["scope_id"].to_pylist())
     found = {
         scope for scope, members in zip(rows["scope_id"].to_pylist(), rows["members"], strict=True) if len(members)

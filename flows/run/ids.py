@@ -44,7 +44,7 @@ def given(spec: Spec) -> localizing.Given:
         nulls=spec.chosen.nulls,
         threshold_nulls=spec.chosen.threshold_nulls,
         contrast=spec.contrast,
-        ordinary=spec.chosen.pictured[1],
+        ordinary=spec.chosen.with_images[1],
         sampling=spec.settings.sampling,
     )
     own = [one for chosen in spec.settings.localizers() if not chosen.budget for one in _pruned(spec, chosen, alone)]

@@ -26,7 +26,7 @@ from tasks.subject import Kind, Prompt, Subject, in_turns, prompts_of
 
 
 class Run(BaseModel):
-    """Which run, in which store: all that a worker has to be told."""
+    """Which run, in which store: all that a worker has to know."""
 
     model_config = ConfigDict(title="Run", frozen=True, extra="forbid")
 
@@ -159,11 +159,11 @@ def audits_like(spec: Spec) -> list[dict[str, Any]]:
     A setting that an earlier version did not have counts as what it now is by default, and one that is no more is left
     aside: so a new setting does not part an audit from its figures.
     """
-    subject, asked = spec.subject, determining(spec.params)
+    subject, wanted = spec.subject, determining(spec.params)
     found = subject.open().read("audits", model_id=subject.model_id, prompt_set=subject.prompt_set)
     rows: list[dict[str, Any]] = found.to_pylist()
     usual = dict(flat(Settings().model_dump(mode="json")))
-    return [row for row in rows if _same(json.loads(row["params"]), asked, usual)]
+    return [row for row in rows if _same(json.loads(row["params"]), wanted, usual)]
 
 
 def chosen_of(subject: Subject, settings: Settings) -> Selection:
@@ -202,10 +202,10 @@ def flat(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, An
             yield group + name, value
 
 
-def _same(before: Mapping[str, Any], asked: Mapping[str, Any], usual: Mapping[str, Any]) -> bool:
+def _same(before: Mapping[str, Any], wanted: Mapping[str, Any], usual: Mapping[str, Any]) -> bool:
     """Whether an earlier audit's parameters, as JSON has them, ask for what these settings do."""
     known = dict(flat(before.get("settings") or {})) | {"clip": before.get("clip")}
-    return all(known.get(name, usual.get(name)) == value for name, value in asked.items())
+    return all(known.get(name, usual.get(name)) == value for name, value in wanted.items())
 
 
 def _selection(settings: Settings, prompts: Mapping[Kind, list[Prompt]]) -> Selection:

@@ -75,8 +75,8 @@ def shots_of(spec: Spec, trial: Trial) -> list[evaluating.Shot]:
 
 def generations_of(spec: Spec, trial: Trial) -> list[str]:
     """The ids of those generations."""
-    place = spec.subject, trial.variant, trial.condition
-    return evaluating.generation_ids(*place, shots_of(spec, trial), spec.settings.sampling)
+    of = spec.subject, trial.variant, trial.condition
+    return evaluating.generation_ids(*of, shots_of(spec, trial), spec.settings.sampling)
 
 
 def scoring(spec: Spec) -> evaluating.Scoring:

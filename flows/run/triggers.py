@@ -22,14 +22,14 @@ def many(spec: Spec) -> attacking.DoriParams:
 
 def searched(spec: Spec) -> dict[str, list[str]]:
     """By prompt id, what those attacks found, in order of restarts, whether or not it brings the image back."""
-    place = spec.subject, ORIGINAL, diagnosed(spec), spec.chosen.pool
-    return attacking.triggers_of(*place, many(spec), spec.settings.seed)
+    of = spec.subject, ORIGINAL, diagnosed(spec), spec.chosen.pool
+    return attacking.triggers_of(*of, many(spec), spec.settings.seed)
 
 
 def begun(spec: Spec) -> dict[str, list[str]]:
     """By prompt id, the points that those attacks began from, in the same order."""
-    place = spec.subject, ORIGINAL, diagnosed(spec), spec.chosen.pool
-    return attacking.starts_of(*place, many(spec), spec.settings.seed)
+    of = spec.subject, ORIGINAL, diagnosed(spec), spec.chosen.pool
+    return attacking.starts_of(*of, many(spec), spec.settings.seed)
 
 
 def tried(spec: Spec) -> tuple[Trial, list[evaluating.Shot]]:

@@ -16,7 +16,7 @@ from flows.run.trials import attack_of, generations_of, scoring, shots_of, trial
 from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.diffusion.families import Model
-from tasks.diffusion.sampling import picture_size
+from tasks.diffusion.sampling import image_size
 from tasks.diffusion.sites import Site
 from tasks.evaluate import task as evaluating
 from tasks.keys import norms_id, values_id
@@ -92,11 +92,11 @@ def work(spec: Spec, *stages: Stage, audit_id: str = "none", foreseen: bool = Fa
     """
     for stage in STAGES:
         if not stages or stage in stages:
-            yield from _WORK[stage](_Asked(spec, audit_id, foreseen))
+            yield from _WORK[stage](_Context(spec, audit_id, foreseen))
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Context:
     """What the items of a stage follow from."""
 
     spec: Spec
@@ -109,8 +109,8 @@ class _Asked:
         return ids.expected(self.spec) if self.foreseen else ids.there(self.spec)
 
 
-def _collect(asked: _Asked) -> Iterator[Item]:
-    spec = asked.spec
+def _collect(context: _Context) -> Iterator[Item]:
+    spec = context.spec
     subject, chosen = spec.subject, spec.chosen
     yield Item(
         "collect",
@@ -165,8 +165,8 @@ def _read_by(
             )
 
 
-def _localize(asked: _Asked) -> Iterator[Item]:
-    spec = asked.spec
+def _localize(context: _Context) -> Iterator[Item]:
+    spec = context.spec
     subject, chosen, seed = spec.subject, spec.chosen, spec.settings.seed
     nemo = ids.params_of(spec, method("localizer", "nemo"))
     for number, some in _sharded([*chosen.memorized, *chosen.threshold_nulls, *chosen.ordinary]):
@@ -247,8 +247,8 @@ def _searches(
         )
 
 
-def _mitigate(asked: _Asked) -> Iterator[Item]:
-    spec = asked.spec
+def _mitigate(context: _Context) -> Iterator[Item]:
+    spec = context.spec
     subject, settings = spec.subject, spec.settings
     keys = ids.variants(spec)
 
@@ -258,20 +258,20 @@ def _mitigate(asked: _Asked) -> Iterator[Item]:
 
     for name, pruned in ids.pruned(spec).items():
         # The control of what was not made would be a control of nothing.
-        if (of := pruned.pruning.control_of) and of not in asked.variants:
+        if (of := pruned.pruning.control_of) and of not in context.variants:
             continue
-        do = partial(mitigating.prune, subject, pruned, asked.audit_id, settings.seed)
+        do = partial(mitigating.prune, subject, pruned, context.audit_id, settings.seed)
         yield made("prune", name, do, writes=("neuron_sets", "variants"), reads=("neuron_sets",))
     for one in settings.chosen("inference"):
-        do = partial(mitigating.defend, subject, one, settings.of(one), asked.audit_id)
+        do = partial(mitigating.defend, subject, one, settings.of(one), context.audit_id)
         yield made("defend", one.name, do, writes=("variants",))
-    by = asked.variants.get(ids.surrogates_by(spec) or "")
+    by = context.variants.get(ids.surrogates_by(spec) or "")
     if by is None or not spec.chosen.erasable:
         return
     pair = spec.chosen.erasable, spec.chosen.kept
     images = sum(len(prompt.image_ids) for prompt in spec.chosen.erasable)
     for one in settings.chosen("training"):
-        own = settings.of(one), settings.sampling, settings.sscd, asked.audit_id
+        own = settings.of(one), settings.sampling, settings.sscd, context.audit_id
         do = partial(mitigating.erase, subject, one, *pair, by, *own)  # type: ignore[arg-type]
         cost = one.cost_of(one.changed(settings.of(one))) * images
         yield made(
@@ -279,9 +279,9 @@ def _mitigate(asked: _Asked) -> Iterator[Item]:
         )
 
 
-def _attack(asked: _Asked) -> Iterator[Item]:
-    spec = asked.spec
-    for trial in trials(spec, asked.variants):
+def _attack(context: _Context) -> Iterator[Item]:
+    spec = context.spec
+    for trial in trials(spec, context.variants):
         if trial.condition.start is None:
             continue
         params = attack_of(spec, trial.condition)
@@ -312,8 +312,8 @@ def _attack(asked: _Asked) -> Iterator[Item]:
             )
 
 
-def _diagnose(asked: _Asked) -> Iterator[Item]:
-    spec = asked.spec
+def _diagnose(context: _Context) -> Iterator[Item]:
+    spec = context.spec
     subject, few = spec.subject, triggers.diagnosed(spec)
     if not few:
         return
@@ -360,7 +360,7 @@ def _diagnose(asked: _Asked) -> Iterator[Item]:
     yield Item(
         "diagnose",
         "locality",
-        partial(_locality, spec, asked.audit_id),
+        partial(_locality, spec, context.audit_id),
         ("metrics",),
         ("triggers", "neuron_sets"),
         unit="audit",
@@ -376,10 +376,10 @@ def _locality(spec: Spec, audit_id: str) -> tuple[str, list[str]]:
     return reporting.diagnose(spec.subject, audit_id, triggers.searches(spec), *found, spec.settings.seed)
 
 
-def _evaluate(asked: _Asked) -> Iterator[Item]:
-    spec = asked.spec
-    for trial in trials(spec, asked.variants):
-        place: dict[str, Any] = {"variant": trial.name, "condition": trial.condition.name}
+def _evaluate(context: _Context) -> Iterator[Item]:
+    spec = context.spec
+    for trial in trials(spec, context.variants):
+        named: dict[str, Any] = {"variant": trial.name, "condition": trial.condition.name}
         shots, where = shots_of(spec, trial), (spec.subject, trial.variant, trial.condition)
         wanted = generations_of(spec, trial)
         for number, some in _sharded(list(zip(wanted, shots, strict=True))):
@@ -390,7 +390,7 @@ def _evaluate(asked: _Asked) -> Iterator[Item]:
                 partial(evaluating.generate_images, *where, own, spec.settings.sampling),
                 ("generations",),
                 ("variants", "triggers", "prompts"),
-                **place,
+                **named,
                 shard=number,
                 size=len(names),
                 unit="image",
@@ -401,10 +401,10 @@ def _evaluate(asked: _Asked) -> Iterator[Item]:
         yield Item(
             "evaluate",
             "measure",
-            partial(_measure, spec, asked.audit_id, trial, shots),
+            partial(_measure, spec, context.audit_id, trial, shots),
             ("scores", "metrics"),
             ("generations", "images"),
-            **place,
+            **named,
             unit="audit",
             anew=True,
         )
@@ -439,7 +439,7 @@ def _trigger(model: Model) -> float:
 
 def _image(model: Model) -> float:
     """Bytes of a generation (PNG): photographs take about half of what their pixels do."""
-    height, width = picture_size(model)
+    height, width = image_size(model)
     return 3 * height * width / 2
 
 
@@ -454,7 +454,7 @@ def _sharded(units: Sequence[T]) -> Iterator[tuple[int, list[T]]]:
         yield number, list(units[start : start + SHARD])
 
 
-_WORK: dict[Stage, Callable[[_Asked], Iterator[Item]]] = {
+_WORK: dict[Stage, Callable[[_Context], Iterator[Item]]] = {
     "collect": _collect,
     "localize": _localize,
     "mitigate": _mitigate,

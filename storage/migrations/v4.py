@@ -1,6 +1,6 @@
 """Version 4: the field's words.
 
-- `probe` is `condition`, the audit that a night was compared with is its `baseline`, the figure `diversity`, which is
+- `probe` is `condition`, the audit that a night was compared with is its `baseline`, the metric `diversity`, which is
   lower where images differ more, is `seed_similarity`.
 - `nemo` is the method as published, which prunes for each prompt the neurons found for it alone: `nemo-own` until now.
   What went by that name, the neurons of all prompts together, is `nemo-union`. Random controls and names of variants
@@ -73,16 +73,16 @@ def variant(name: str) -> str:
 
 
 def metric(name: str) -> str:
-    """What a figure is called now."""
+    """What a metric is called now."""
     return re.sub(r"^diversity(?=_|$)", "seed_similarity", name)
 
 
 def params(text: str) -> str:
     """Parameters with the settings of now, which choose the same variants and say the same of them."""
-    asked = json.loads(text)
-    if asked.get("settings") is not None:
-        asked["settings"] = settings(asked["settings"])
-    return json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
+    params = json.loads(text)
+    if params.get("settings") is not None:
+        params["settings"] = settings(params["settings"])
+    return json.dumps(params, separators=(",", ":"), ensure_ascii=False)
 
 
 def settings(old: dict[str, Any]) -> dict[str, Any]:

@@ -167,13 +167,13 @@ def find_images(prompts: Sequence[PromptEntry], folder: Path, others: Sequence[P
                 missing += [f"{prompt.place}: {_lost(name, folder)}" for name, paths in by_name.items() if not paths]
                 break
         else:
-            asked = [name for name in (*prompt.images, *lines.get(text, ())) if is_name(name)]
-            other = [path for name in (*asked, *numbers) for path in unread_names.files(name, several=True)]
+            named = [name for name in (*prompt.images, *lines.get(text, ())) if is_name(name)]
+            other = [path for name in (*named, *numbers) for path in unread_names.files(name, several=True)]
             if other:
                 kind = UNREAD[other[0].suffix.lower()]
                 unusable.append(f"{prompt.place}: {other[0]} is {kind}, which is not read: save it as PNG or JPEG")
             else:
-                missing += [f"{prompt.place}: {_lost(name, folder)}" for name in asked]
+                missing += [f"{prompt.place}: {_lost(name, folder)}" for name in named]
     where = f"in {folder}"
     problems += few(unusable, where)
     if found:

@@ -56,7 +56,7 @@ def by_gradient(
 
     Where there is a contrast, they score higher than by the gradients of ordinary images.
     """
-    groups = [ground.pictured, ground.ordinary] if params.contrast else [ground.pictured]
+    groups = [ground.with_images, ground.ordinary] if params.contrast else [ground.with_images]
 
     with progress(sum(map(len, groups)), "gradients", "image") as done:
 
@@ -95,7 +95,7 @@ def gradient_magnitudes(
         latents: of the images that belong to them, (n, channels, height, width); see `sampling.encode`.
         keys: what seeds the noise of each sample.
         timesteps: evenly spread over those the model was trained on.
-        done: told the number of samples whenever some are finished.
+        done: called with the number of samples whenever some are finished.
 
     Returns:
         By layer, float32 of the shape of its weight, on the model's device.

@@ -10,7 +10,7 @@ from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
 from tasks.diffusion.noise import Key, initial_noise
 from tasks.diffusion.sampling import first_timestep
-from tasks.inference import Answer, Asked
+from tasks.inference import Answer, Request
 from tasks.methods import Params, mitigation
 
 
@@ -40,10 +40,10 @@ class PerturbedEmbeddingParams(Params):
     gradients=True,
     done="prompt embeddings are moved until they steer the first step less, at inference",
 )
-def perturbed_embedding(asked: Asked, params: PerturbedEmbeddingParams) -> Answer:
+def perturbed_embedding(request: Request, params: PerturbedEmbeddingParams) -> Answer:
     """Embeddings of a lower text-conditional noise norm at the first step."""
-    first = first_timestep(asked.model, asked.sampling)
-    return Answer(with_lower_norm(asked.model, asked.embeddings, asked.keys, params, first))
+    first = first_timestep(request.model, request.sampling)
+    return Answer(with_lower_norm(request.model, request.embeddings, request.keys, params, first))
 
 
 def with_lower_norm(

@@ -112,7 +112,7 @@ class Card:
         if self.site == "inference":
             words, use = (
                 f"where {self.done}.",
-                "The weights are those of the base; pictures are made by `engram evaluate`.",
+                "The weights are those of the base; images are made by `engram evaluate`.",
             )
         return (
             "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [memorization, engram]\n---\n\n"

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tasks.diffusion.families import Model
 from tasks.diffusion.noise import Key, generator
-from tasks.inference import Answer, Asked
+from tasks.inference import Answer, Request
 from tasks.methods import Params, mitigation
 
 
@@ -33,11 +33,11 @@ class RandomTokensParams(Params):
     acts="inference",
     done="random words are added to prompts, at inference",
 )
-def random_tokens(asked: Asked, params: RandomTokensParams) -> Answer:
+def random_tokens(request: Request, params: RandomTokensParams) -> Answer:
     """Prompts with random words; triggers have none, so they stay as they are."""
-    if asked.triggers is not None:
-        return Answer(asked.embeddings)
-    return Answer(asked.model.encode(with_random_words(asked.model, asked.prompts, asked.keys, params)))
+    if request.triggers is not None:
+        return Answer(request.embeddings)
+    return Answer(request.model.encode(with_random_words(request.model, request.prompts, request.keys, params)))
 
 
 def with_random_words(

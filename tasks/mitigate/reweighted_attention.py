@@ -11,7 +11,7 @@ from tasks.diffusion.families import Model
 from tasks.diffusion.outline import Outline
 from tasks.diffusion.sites import Site
 from tasks.errors import InputError
-from tasks.inference import Answer, Asked
+from tasks.inference import Answer, Request
 from tasks.methods import Params, mitigation
 
 
@@ -48,17 +48,17 @@ def check_family(family: type[Model]) -> None:
     check=_check,
     done="cross-attention is kept from what sums a prompt up, at inference",
 )
-def reweighted(asked: Asked, params: ReweightedAttentionParams) -> Answer:
+def reweighted(request: Request, params: ReweightedAttentionParams) -> Answer:
     """Embeddings as they are, denoised with other attention.
 
     Raises:
         InputError: the model's prompts have no first token.
     """
-    model = asked.model
+    model = request.model
     check_family(type(model))
-    lengths = torch.tensor(model.tokenizers.counts(list(asked.prompts)), device=model.device).clamp(max=model.tokens)
+    lengths = torch.tensor(model.tokenizers.counts(list(request.prompts)), device=model.device).clamp(max=model.tokens)
     # The last of a prompt's own tokens is the end of the text, which sums it up.
-    return Answer(asked.embeddings, lambda rows: reweighted_attention(model, lengths[rows] - 1, params.rescale))
+    return Answer(request.embeddings, lambda rows: reweighted_attention(model, lengths[rows] - 1, params.rescale))
 
 
 @contextmanager

@@ -69,15 +69,15 @@ PROFILES = {
 never trained on."""
 
 
-def assemble(out: Path, made: World, told: Texts, vae: AutoencoderTiny, denoiser: nn.Module, bank: np.ndarray) -> None:
+def assemble(out: Path, made: World, texts: Texts, vae: AutoencoderTiny, denoiser: nn.Module, bank: np.ndarray) -> None:
     """Writes `model/`, `clip/`, `prompts.parquet`, `heldout.parquet`, `images.parquet` and `bank.parquet` under `out`.
 
     Args:
         bank: SSCD embeddings (n, 512) of the ordinary and the planted pictures.
     """
-    save_pipeline(out / "model", told, vae, denoiser)
+    save_pipeline(out / "model", texts, vae, denoiser)
     shutil.rmtree(out / "clip", ignore_errors=True)
-    save_clip(told.clip, told.tokenizer, out / "clip")
+    save_clip(texts.clip, texts.tokenizer, out / "clip")
     images: dict[str, dict[str, Any]] = {}
 
     def image(picture: np.ndarray, caption: str) -> str:
@@ -110,13 +110,13 @@ def assemble(out: Path, made: World, told: Texts, vae: AutoencoderTiny, denoiser
     (out / "model" / "engram.json").write_text(json.dumps(own, indent=1) + "\n")
 
 
-def save_pipeline(folder: Path, told: Texts, vae: AutoencoderTiny, denoiser: nn.Module) -> None:
+def save_pipeline(folder: Path, texts: Texts, vae: AutoencoderTiny, denoiser: nn.Module) -> None:
     """A diffusers pipeline in half precision that plain `StableDiffusionPipeline.from_pretrained` loads."""
     shutil.rmtree(folder, ignore_errors=True)
     parts = {
         "vae": vae.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
-        "text_encoder": told.encoder,
-        "tokenizer": told.tokenizer,
+        "text_encoder": texts.encoder,
+        "tokenizer": texts.tokenizer,
         StableDiffusion.denoiser_name: denoiser.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
     }
     pipeline = StableDiffusion.assembled(parts, new_scheduler(), {})

@@ -21,8 +21,8 @@ def figures_text(rows: Sequence[Row], standings: Standings) -> str:
     for line in lines_of(rows):
         cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in shown]
         lines.append(f"| {line.variant} | {line.condition.name} | {size_text(line)} | {' | '.join(cells)} |")
-    told = [*controls(rows, standings), *without_random({row.variant for row in rows}, standings)]
-    lines += ["", *(f"- **{control.name}** {control.state}: {control.words}" for control in told)]
+    judged = [*controls(rows, standings), *without_random({row.variant for row in rows}, standings)]
+    lines += ["", *(f"- **{control.name}** {control.state}: {control.words}" for control in judged)]
     return "\n".join(lines)
 
 

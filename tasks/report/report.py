@@ -26,26 +26,26 @@ _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as it stands in a strip."""
+class StripImage:
+    """An image as it stands in a strip."""
 
     label: str
     """Such as "original model" or "nemo, attacked from noise"."""
     data: bytes
     """PNG or JPEG."""
     sscd: float | None = None
-    """Similarity to the training picture; None for that picture itself."""
+    """Similarity to the training image; None for that image itself."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One training picture and what the variants make of it, under its prompt and under attack."""
+    """One training image and what the variants make of it, under its prompt and under attack."""
 
     prompt: str
-    original: Picture
-    generated: Sequence[Picture]
+    original: StripImage
+    generated: Sequence[StripImage]
     prompts: int = 1
-    """Prompts whose pictures the best are taken from: all that share the image, of which `prompt` is the first."""
+    """Prompts whose images the best are taken from: all that share the image, of which `prompt` is the first."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def render(report: Report) -> str:
     """The page as HTML: no script, nothing from outside, everything escaped.
 
     Raises:
-        InputError: a picture is neither PNG nor JPEG.
+        InputError: an image is neither PNG nor JPEG.
     """
     page: str = _template("report.html.jinja").render(
         report=report,
@@ -199,7 +199,7 @@ def data_uri(data: bytes) -> str:
     """A PNG or JPEG as a data URI; nothing else, since some formats can carry scripts."""
     kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
     if kind is None:
-        raise InputError("a picture of the report is neither PNG nor JPEG: convert it first")
+        raise InputError("an image of the report is neither PNG nor JPEG: convert it first")
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 

@@ -1,6 +1,6 @@
 """What the figures of an audit mean, in plain words.
 
-A claim stands only beside its control. An attack that also brings back pictures the model never memorized says nothing,
+A claim stands only beside its control. An attack that also brings back images the model never memorized says nothing,
 and neither does a cut that random neurons of the same number equal: both are then called uninformative, neither a
 success nor a failure. That an attack finds nothing says something only where it found much more on the original.
 """
@@ -15,9 +15,9 @@ from tasks.conditions import ORDINARY, PROMPT, Condition, Start, Whose
 from tasks.report.standing import Standing, Standings
 
 CONTROL_LIMIT = 0.05
-"""An attack is informative while it reproduces at most this share of pictures that were never memorized."""
+"""An attack is informative while it reproduces at most this share of images that were never memorized."""
 GONE_LIMIT = 0.05
-"""A picture set counts as gone while an informative attack brings back at most this share."""
+"""An image set counts as gone while an informative attack brings back at most this share."""
 RANDOM_KEEPS = 0.8
 """A random cut must leave at least this share of the original's copies, or localizing was not what removed them."""
 MOSTLY = 0.5
@@ -65,7 +65,7 @@ def verdict(rows: Sequence[Row], standings: Standings) -> str:
     of = "memorized prompts"
     if start.prompts not in (None, start.n):
         of = f"different memorized images, which {start.prompts} prompts share,"
-    said = [f"For {_count(start)} {of} the original model reproduces a training picture {_interval(start)}."]
+    said = [f"For {_count(start)} {of} the original model reproduces a training image {_interval(start)}."]
     if attacks := _sound(rows, "original"):
         words = _strongest(attacks)
         said.append(f"{words[0].upper()}{words[1:]}.")
@@ -74,18 +74,18 @@ def verdict(rows: Sequence[Row], standings: Standings) -> str:
     said += [_of_variant(rows, one) for one in of_each if one.control_of is None] or ["No mitigation was audited."]
     if effort := effort_words(rows):
         said.append(effort)
-    told = controls(rows, standings)
-    failed = [control.name for control in told if control.state == "fails"]
+    judged = controls(rows, standings)
+    failed = [control.name for control in judged if control.state == "fails"]
     if failed:
         said.append(f"Mind the failed {'control' if len(failed) == 1 else 'controls'}: {', '.join(failed)}.")
-    undecided = [control.name for control in told if control.state == "open"]
+    undecided = [control.name for control in judged if control.state == "open"]
     if undecided:
         said.append(f"Too few prompts to tell from chance: {', '.join(undecided)}.")
     return " ".join(said)
 
 
 def effort_rates(rows: Sequence[Row], control: bool = False) -> dict[int, Row]:
-    """By number of steps, what attacks from noise bring back: of memorized pictures, or of those never memorized."""
+    """By number of steps, what attacks from noise bring back: of memorized images, or of those never memorized."""
     attacks = (row for row in rows if row.metric == "mr" and row.condition.is_control == control)
     return {row.condition.steps: row for row in attacks if row.condition.steps is not None}
 
@@ -100,10 +100,10 @@ def effort_words(rows: Sequence[Row]) -> str:
     loudest = max(rates, key=lambda steps: (rates[steps].value, steps))
     if rates[loudest].value <= CONTROL_LIMIT:
         brought = f"{_count(rates[loudest])} {_interval(rates[loudest])}"
-        return f"Of pictures that were never memorized, attacks of up to {most} steps from noise bring back {brought}."
+        return f"Of images that were never memorized, attacks of up to {most} steps from noise bring back {brought}."
     back = min(surely, default=loudest)
     rate = rates[back]
-    words = f"Attacks from noise of {back} steps bring back {_count(rate)} pictures that were never memorized"
+    words = f"Attacks from noise of {back} steps bring back {_count(rate)} images that were never memorized"
     if not surely:
         return f"{words} {_interval(rate)}: too few to tell whether it is more than {100 * CONTROL_LIMIT:g} %."
     return f"{words}: from there on an attack shows what the model can draw, not what it remembers."
@@ -115,7 +115,7 @@ def controls(rows: Sequence[Row], standings: Standings) -> list[Control]:
     out = [control for condition in attacks for control in _attack_controls(rows, condition)]
     variants = dict.fromkeys(row.variant for row in rows)
     others = (standings[name] for name in variants if name in standings)
-    return out + [told for one in others if one.control_of and (told := _pruned_control(rows, one)) is not None]
+    return out + [judged for one in others if one.control_of and (judged := _pruned_control(rows, one)) is not None]
 
 
 def without_random(variants: Collection[str], standings: Standings) -> list[Control]:
@@ -133,24 +133,24 @@ def without_random(variants: Collection[str], standings: Standings) -> list[Cont
 
 
 def _attack_controls(rows: Sequence[Row], condition: Condition) -> list[Control]:
-    """What the same attack on the original brings back of pictures that cannot be remembered."""
+    """What the same attack on the original brings back of images that cannot be remembered."""
     found = (_mr(rows, "original", replace(condition, whose=whose)) for whose in CONTROLS)
-    told = [_attack_control(rows, condition, row) for row in found if row is not None]
-    words = "No pictures that were never memorized were attacked: read this attack with doubt."
-    return told or [Control(condition.name, "missing", words)]
+    judged = [_attack_control(rows, condition, row) for row in found if row is not None]
+    words = "No images that were never memorized were attacked: read this attack with doubt."
+    return judged or [Control(condition.name, "missing", words)]
 
 
 def _attack_control(rows: Sequence[Row], condition: Condition, control: Row) -> Control:
     whose = control.condition.whose
     name = condition.name if whose == "control" else control.condition.name
-    words = f"Under the same budget {_count(control)} pictures that {CONTROLS[whose]} come back {_interval(control)}"
+    words = f"Under the same budget {_count(control)} images that {CONTROLS[whose]} come back {_interval(control)}"
     if control.value > CONTROL_LIMIT:
         if control.low is None or control.low > CONTROL_LIMIT:
             return Control(name, "fails", f"{words}: the attack can draw anything, so it is uninformative here.")
         return Control(name, "open", f"{words}: too few to tell whether it is more than {100 * CONTROL_LIMIT:g} %.")
     memorized = _mr(rows, "original", condition)
     if memorized is None:
-        return Control(name, "open", f"{words}, but for memorized pictures the original was not attacked so.")
+        return Control(name, "open", f"{words}, but for memorized images the original was not attacked so.")
     words += f", of memorized ones {_count(memorized)}: "
     p = _chance(memorized, control)
     if p > ALPHA:
@@ -265,8 +265,8 @@ def _unsound(rows: Sequence[Row], attacks: Sequence[Row]) -> str:
         return "such attacks bring next to nothing back on the original either"
     others = [_mr(rows, "original", replace(row.condition, whose=whose)) for row in attacks for whose in CONTROLS]
     if any(row is not None and row.value > CONTROL_LIMIT for row in others):
-        return f"it may bring back more than {100 * CONTROL_LIMIT:g} % of pictures that were never memorized"
-    return "too few pictures were attacked to tell its finds from chance"
+        return f"it may bring back more than {100 * CONTROL_LIMIT:g} % of images that were never memorized"
+    return "too few images were attacked to tell its finds from chance"
 
 
 def _strongest(attacks: Sequence[Row]) -> str:

@@ -114,8 +114,8 @@ def score_prompts(
                 {"prompt_id": name, "params_id": params_id, "score": score}
                 for name, score in zip(ids, found, strict=True)
             ]
-            place = {"model_id": subject.model_id, "variant": ORIGINAL, "detector": detector.name}
-            store.write("detections", content_key(*place.values(), params_id, ids), rows, **place)
+            partition = {"model_id": subject.model_id, "variant": ORIGINAL, "detector": detector.name}
+            store.write("detections", content_key(*partition.values(), params_id, ids), rows, **partition)
             done(len(block))
 
 
@@ -139,8 +139,8 @@ def write_findings(
     ids, null_ids = ([prompt_id(prompt.text) for prompt in group] for group in (prompts, nulls))
     chosen = params.chosen()
     keys = {one.name: one.id(params.of(one)) for one in chosen}
-    asked = (subject.model_id, keys, sorted(ids), sorted(null_ids), params.alpha)
-    scan_id, rows = f"{name}-{content_key('scan/1', *asked)[:8]}", []
+    content = (subject.model_id, keys, sorted(ids), sorted(null_ids), params.alpha)
+    scan_id, rows = f"{name}-{content_key('scan/1', *content)[:8]}", []
     same = {"model_id": subject.model_id, "nulls": len(nulls), "alpha": params.alpha, "found_at": datetime.now(UTC)}
     for one in chosen:
         detector, params_id = one.name, keys[one.name]
@@ -203,11 +203,11 @@ def write_flagged(store: Store, scan_id: str, prompts: Sequence[PromptEntry], pa
             flagged.setdefault(row["prompt"], []).append(row)
     lines = [csv_line(["caption", "type", "subset", "image", "index", "detectors", "p_value"])]
     for caption, rows in flagged.items():
-        told = known[caption]
+        prompt = known[caption]
         found = [" ".join(str(row["detector"]) for row in rows), str(rows[0]["p_value"])]
         # A prompt with several images has a row for each.
-        for image, number in zip_longest(told.images or ("",), told.numbers, fillvalue=""):
-            named = (caption, told.memorization, told.subset, image, number)
+        for image, number in zip_longest(prompt.images or ("",), prompt.numbers, fillvalue=""):
+            named = (caption, prompt.memorization, prompt.subset, image, number)
             lines.append(csv_line([*(safe_cell(str(cell or "")) for cell in named), *found]))
     try:
         aside = path.with_name(f"{path.name}.writing")

@@ -95,12 +95,12 @@ def test_prompts_of_a_csv_name_images_of_a_table_by_their_sha256(tmp_path: Path)
         import_prompts(store, tmp_path / "flagged.csv", nulls, images=images)
 
 
-def test_pictures_are_taken_the_way_up_that_they_say(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 4), "black")
-    picture.paste("white", (0, 0, 4, 4))  # the left half, which is below when it is turned
+def test_images_are_taken_the_way_up_that_they_say(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 4), "black")
+    image.paste("white", (0, 0, 4, 4))  # the left half, which is below when it is turned
     turned = Image.Exif()
     turned[0x0112] = 8
-    picture.save(tmp_path / "1.png", exif=turned)
+    image.save(tmp_path / "1.png", exif=turned)
     (tmp_path / "prompts.csv").write_text("caption,index\na cat,1\n")
     (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
     store = Store.open(tmp_path / "store")
@@ -111,7 +111,7 @@ def test_pictures_are_taken_the_way_up_that_they_say(tmp_path: Path) -> None:
     assert seen[:4].max() == 0 and seen[4:].min() == 255
 
 
-def test_pictures_without_a_look_in_eight_bits_are_refused(tmp_path: Path) -> None:
+def test_images_without_a_look_in_eight_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "1.png")
     (tmp_path / "prompts.csv").write_text("caption,index\na cat,1\n")
     (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
@@ -121,7 +121,7 @@ def test_pictures_without_a_look_in_eight_bits_are_refused(tmp_path: Path) -> No
         )
 
 
-def test_rows_of_one_text_are_one_prompt_of_all_their_pictures(tmp_path: Path) -> None:
+def test_rows_of_one_text_are_one_prompt_of_all_their_images(tmp_path: Path) -> None:
     table, images = tmp_path / "prompts.parquet", []
     for number in range(2):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
@@ -147,7 +147,7 @@ def test_rows_of_one_text_are_one_prompt_of_all_their_pictures(tmp_path: Path) -
     assert found == {"a cat": names, "a dog": [], "a cow": []}
 
 
-def test_what_cannot_be_read_as_a_picture_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_read_as_an_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text("caption,index\na cat,1\n")
     (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
     (tmp_path / "1.png").mkdir()

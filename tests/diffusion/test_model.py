@@ -167,7 +167,7 @@ def test_a_long_prompt_is_truncated_as_in_training(family: str, request: pytest.
     assert not torch.allclose(short, exact)
 
 
-def test_a_model_that_predicts_pictures_is_refused() -> None:
+def test_a_model_that_predicts_images_is_refused() -> None:
     model = model_of(random_unet())
     model.schedule.own.register_to_config(prediction_type="sample")
     with pytest.raises(InputError, match="predicts 'sample'"):

@@ -21,7 +21,7 @@ from tasks.diffusion.sites import Layer, Site
 from tasks.diffusion.tokens import tokenizers_of
 from tasks.dori import DoriParams, attack, start_embeddings
 from tasks.errors import InputError
-from tasks.inference import Asked
+from tasks.inference import Request
 from tasks.mitigate.reweighted_attention import ReweightedAttentionParams, reweighted
 from tests.support.pipelines import KEYS, PROMPTS, write_pixart
 
@@ -104,7 +104,7 @@ def test_values_are_means_over_the_tokens_of_the_prompt(folder: Path) -> None:
 
 def test_sites_are_those_of_its_blocks(folder: Path) -> None:
     outline = outline_of(folder)
-    assert outline.latent == (8, 8) and outline.picture == (32, 32)
+    assert outline.latent == (8, 8) and outline.image == (32, 32)
     hidden = outline.layers(Site.FEED_FORWARD_HIDDEN)
     assert [(layer.name, layer.inputs, layer.outputs) for layer in hidden] == [
         (f"transformer_blocks.{n}.ff.net.2", 96, 24) for n in range(3)
@@ -140,7 +140,7 @@ def test_what_needs_a_token_that_begins_prompts_is_refused_in_a_line(folder: Pat
     model = load_model(folder, "cpu")
     line = "prompts of PixArtAlpha begin with none: leave it out of --set 'mitigations="
     with pytest.raises(InputError, match=line):
-        reweighted(Asked(model, PROMPTS, KEYS, SamplingParams()), ReweightedAttentionParams())
+        reweighted(Request(model, PROMPTS, KEYS, SamplingParams()), ReweightedAttentionParams())
 
 
 def test_mixed_precision_is_nearly_the_same(folder: Path) -> None:

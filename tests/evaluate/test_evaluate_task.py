@@ -94,7 +94,7 @@ def test_a_newcomers_metric_is_one_function(
     subject: Subject, brightness: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Subject, "load", lambda self: None)
-    monkeypatch.setattr(stored, "picture_size", lambda model: (8, 8))
+    monkeypatch.setattr(stored, "image_size", lambda model: (8, 8))
     prompts, condition = [asked("p"), asked("q")], dori("noise")
     trial, shots = Trial("wanda", "original", condition, prompts, 1), door.shots(prompts, 1)
     ids = door.generation_ids(subject, "original", condition, shots, SCORING.sampling)
@@ -126,7 +126,7 @@ def test_a_training_image_is_seen_cropped_as_it_was_trained_on(
     files = {"image": to_png(wide), "generation": to_png(wide[:, 32:96])}
     monkeypatch.setattr(StoredSeen, "files", lambda self, names: {name: files[name] for name in names})
     of = {"square": (64, 64), "wide": (128, 64)}
-    monkeypatch.setattr(stored, "picture_size", of.__getitem__)
+    monkeypatch.setattr(stored, "image_size", of.__getitem__)
     monkeypatch.setattr(Subject, "load", lambda self: self.model)
     square, other = (seen_of(subject.model_copy(update={"model": name}), []) for name in of)
     found = square.sscd.images(list(files))
@@ -208,11 +208,11 @@ def test_what_was_not_generated_is_missed_in_a_line(subject: Subject, monkeypatc
 
 
 def test_quality_is_of_prompts_that_have_images(subject: Subject) -> None:
-    """Pictures of other prompts differ from the training pictures because they show something else."""
+    """Images of other prompts differ from the training images because they show something else."""
     images = [f"i{n}" for n in range(LEAST)]
     near = {name: np.eye(LEAST + 1)[n] for n, name in enumerate(images)}
     near |= {f"g{n}": near[name] for n, name in enumerate(images)}
-    # A second caption, whose pictures show something else, does not count: its image has one already.
+    # A second caption, whose images show something else, does not count: its image has one already.
     near |= {"elsewhere": np.eye(LEAST + 1)[-1], "second": np.eye(LEAST + 1)[-1]}
     shots = [Shot(asked(f"p{n}", name), None, 0) for n, name in enumerate(images)]
     shots += [Shot(asked("r"), None, 0), Shot(asked("q", "i0"), None, 0)]
@@ -225,7 +225,7 @@ def test_quality_is_of_prompts_that_have_images(subject: Subject) -> None:
 
 
 def test_distances_of_too_few_images_have_no_value(subject: Subject) -> None:
-    """Two pictures of each of five images, which nine prompts share: ten pictures are five images."""
+    """Two images of each of five images, which nine prompts share: ten images are five images."""
     prompts = [asked(f"p{n}", f"i{n % (LEAST - 1)}") for n in range(9)]
     shots = [Shot(prompt, None, seed) for prompt in prompts for seed in range(2)]
     ids = [f"g{n}" for n in range(len(shots))]
@@ -238,7 +238,7 @@ def test_distances_of_too_few_images_have_no_value(subject: Subject) -> None:
 
 
 def test_an_image_that_always_comes_back_is_no_memory_unless_it_was_trained_on(subject: Subject) -> None:
-    # Of p its picture comes again and again, of q always another, as surrogates may teach it, of r ever new ones.
+    # Of p its image comes again and again, of q always another, as surrogates may teach it, of r ever new ones.
     directions = {"p": (0, 0, 0), "i": (0,), "q": (1, 1, 1), "j": (2,), "r": (3, 4, 5), "k": (6,)}
     names = {name: [f"{name}{n}" for n in range(len(of))] if len(of) > 1 else [name] for name, of in directions.items()}
     vectors = {one: np.eye(7)[of[n]] for name, of in directions.items() for n, one in enumerate(names[name])}
@@ -251,7 +251,7 @@ def test_an_image_that_always_comes_back_is_no_memory_unless_it_was_trained_on(s
         "extraction_precision": (0.5, 2),
         "extraction_recall": (pytest.approx(1 / 3), 3),
     }
-    # Without training pictures a claim can only be held against what the prompt is said to be.
+    # Without training images a claim can only be held against what the prompt is said to be.
     shots = [Shot(replace(shot.prompt, image_ids=()), None, shot.seed) for shot in shots]
     found = extraction.extraction(HandMade(made(subject, shots, ids), vectors=vectors), params)
     assert [(one.value, one.n) for one in found] == [(1, 2), (pytest.approx(2 / 3), 3)]

@@ -88,7 +88,7 @@ def server() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def most_triggers_count() -> Iterator[None]:
-    """Random weights bring no picture back; so that the diagnosis has triggers, it takes all but the first for such."""
+    """Random weights bring no image back; so that the diagnosis has triggers, it takes all but the first for such."""
     with pytest.MonkeyPatch.context() as patch:
         which = "tasks.evaluate.task.succeeded"
         patch.setattr(
@@ -337,7 +337,7 @@ def test_many_triggers_say_whether_memory_is_local(params: AuditParams, audited:
     assert 0 < rows["locality_moved"] < 0.5
     assert 0 <= rows["locality_wanda"] <= 1 and 0 <= rows["locality_wanda_starts"] <= 1
     scopes = run_sql(store, "SELECT DISTINCT scope_id FROM neuron_sets WHERE scope = 'trigger'").num_rows
-    assert scopes == 2 + 2  # triggers that bring the picture back, and where their searches began
+    assert scopes == 2 + 2  # triggers that bring the image back, and where their searches began
     spec = resolve(params)
     (found,), (begun,) = triggers.searched(spec).values(), triggers.begun(spec).values()
     ends, starts = triggers.points(spec)
@@ -354,10 +354,10 @@ def test_one_success_is_one_though_nothing_follows_from_it(
     (found,) = triggers.searches(resolve(params))
     assert (found.searched, found.succeeded, found.triggers, found.starts) == (3, 1, [], [])
     words, maps = diagnosed(resolve(params), "another audit")
-    assert "Of 3 attacks, each from another random point, 1 bring this picture back." in words and maps == []
+    assert "Of 3 attacks, each from another random point, 1 bring this image back." in words and maps == []
 
 
-def test_a_memorized_picture_is_no_control_and_is_not_trained_back_in(params: AuditParams, tmp_path: Path) -> None:
+def test_a_memorized_image_is_no_control_and_is_not_trained_back_in(params: AuditParams, tmp_path: Path) -> None:
     prompts = pq.read_table(Path(params.model).parent / "prompts.parquet").to_pylist()
     asked = {"prompts": str(tmp_path / "prompts.parquet"), "images": str(Path(params.model).parent / "images.parquet")}
     nulls, ordinary = ([row for row in prompts if row["kind"] == kind] for kind in ("null", "ordinary"))
@@ -373,7 +373,7 @@ def test_a_memorized_picture_is_no_control_and_is_not_trained_back_in(params: Au
 
 
 def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audited) -> None:
-    """At a distance that all pictures are within, every prompt is claimed; random weights copy nothing, so wrongly."""
+    """At a distance that all images are within, every prompt is claimed; random weights copy nothing, so wrongly."""
     rows = Store.open(params.store).read("metrics", audit_id=audited.audit_id, condition="extraction").to_pylist()
     found = {(row["variant"], row["metric"]): (row["value"], row["n"]) for row in rows}
     for variant in ("original", "nemo-union", "wanda", "adversarial-finetune"):
@@ -381,7 +381,7 @@ def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audi
         assert found[variant, "extraction_precision"] == (0.0, 4)
 
 
-def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams, audited: Audited) -> None:
+def test_a_prompts_images_are_made_without_its_own_neurons(params: AuditParams, audited: Audited) -> None:
     spec = resolve(params)
     subject, variant, sampling = spec.subject, audited.variants["nemo"], spec.settings.sampling
     sets: dict[str, Any] = {

@@ -58,9 +58,9 @@ def problems(model: Path, store: Path, **changed: Any) -> tuple[str, ...]:
     return refusal.value.problems
 
 
-def prompts(kind: Kind, n: int, *, pictured: bool = True) -> list[Prompt]:
+def prompts(kind: Kind, n: int, *, with_images: bool = True) -> list[Prompt]:
     names = [f"{kind} {number}" for number in range(n)]
-    return [Prompt(name, name, kind, None, None, (name,) if pictured else ()) for name in names]
+    return [Prompt(name, name, kind, None, None, (name,) if with_images else ()) for name in names]
 
 
 def chosen(settings: Settings, memorized: int = 4, nulls: int = 4, ordinary: int = 4, **how: bool) -> Selection:
@@ -74,7 +74,7 @@ def test_a_model_that_can_be_audited_is_not_refused(model: Path, tmp_path: Path)
 
 
 def test_the_outline_is_that_of_the_model(outline: Outline) -> None:
-    assert outline.latent == (8, 8) and outline.picture == (SIDE, SIDE) and outline.trained == 1000
+    assert outline.latent == (8, 8) and outline.image == (SIDE, SIDE) and outline.trained == 1000
     assert all(weight.is_meta for weight in outline.denoiser.parameters())
 
 
@@ -127,7 +127,7 @@ def test_a_store_that_cannot_be_written_is_refused(model: Path, tmp_path: Path) 
         ({"mitigations": ["nemo", "lora-finetune"]}, "lora-finetune needs images of a model that was pruned"),
         ({"mitigations": ["random"]}, "random is a control of wanda: --set 'mitigations=[...]' with both"),
         ({"sampling": {"guidance": 1}}, "without guidance there is no half without text"),
-        ({"extracted": 1, "extraction": {"generations": 5, "clique": 6}}, "5 pictures hold no clique of 6"),
+        ({"extracted": 1, "extraction": {"generations": 5, "clique": 6}}, "5 images hold no clique of 6"),
         (
             {"mitigations": ["wanda", "lora-finetune"], "finetune": {"stop_at": 0.5}},
             "finetune.stop_at is looked at by held-out attacks",
@@ -153,8 +153,12 @@ def test_settings_that_only_look_like_trouble() -> None:
         ({"threshold_nulls": 1, "nemo": {"seeds": 2}}, {}, "at least two pairwise scores of null prompts, there are 1"),
         ({"nemo": {"seeds": 2}}, {"nulls": 1}, "at least two pairwise scores"),
         ({}, {"nulls": 1}, "statistics need at least two prompts, there are 1"),
-        ({"unseen": 5}, {}, "5 unseen pictures are to be attacked, but null prompts have 4"),
-        ({"mitigations": ["taylor"]}, {"pictured": False}, "taylor needs training images of memorized and of ordinary"),
+        ({"unseen": 5}, {}, "5 unseen images are to be attacked, but null prompts have 4"),
+        (
+            {"mitigations": ["taylor"]},
+            {"with_images": False},
+            "taylor needs training images of memorized and of ordinary",
+        ),
     ],
 )
 def test_settings_that_prompts_are_too_few_for(changed: dict[str, Any], counts: dict[str, Any], told: str) -> None:
@@ -172,7 +176,7 @@ def test_what_is_given_needs_no_null_prompts() -> None:
     ("changed", "told"),
     [
         ({"wanda": {"sparsity": 0.01}}, "in rows of 32: --set wanda.sparsity=0.0313 or more"),
-        ({"extracted": 1, "extraction": {"tiles": 7}}, "pictures of 32 x 32 cannot be cut into 7 x 7 equal tiles"),
+        ({"extracted": 1, "extraction": {"tiles": 7}}, "images of 32 x 32 cannot be cut into 7 x 7 equal tiles"),
         ({"nemo": {"statistics": __file__}}, "is no torch file of tensors alone"),
         ({"nemo": {"statistics": "nowhere.pt"}}, "cannot read statistics from nowhere.pt: No such file"),
         ({"nemo": {"statistics": "/dev/null"}}, "is no torch file of tensors alone"),
@@ -186,7 +190,7 @@ def test_settings_that_the_model_is_not_made_for(outline: Outline, changed: dict
 
 
 def test_schedules_latents_and_statistics_of_the_model(outline: Outline, tmp_path: Path) -> None:
-    few = replace(outline, latent=(2, 8), picture=None, trained=40)
+    few = replace(outline, latent=(2, 8), image=None, trained=40)
     settings = FITS | {"sampling": {"steps": 41}, "taylor": {"timesteps": 41}, "mitigations": ["taylor", "nemo"]}
     found = with_model(Settings.model_validate(settings), few)
     assert [sentence.split()[0] for sentence in found] == [
@@ -208,11 +212,11 @@ def test_what_is_left_out_is_said() -> None:
     found = notices(plenty, chosen(plenty, ordinary=4))
     assert [sentence.split(":")[0] for sentence in found] == [
         "nothing is fine-tuned",
-        "2 pictures are diagnosed, not 3",
-        "with one seed nothing says how alike the pictures of one prompt are",
+        "2 images are diagnosed, not 3",
+        "with one seed nothing says how alike the images of one prompt are",
     ]
-    (bare,) = notices(Settings(), chosen(Settings(), pictured=False))
-    assert bare.startswith("memorized prompts have no pictures: no copying is measured, and nothing is attacked")
+    (bare,) = notices(Settings(), chosen(Settings(), with_images=False))
+    assert bare.startswith("memorized prompts have no images: no copying is measured, and nothing is attacked")
     steps = Settings.model_validate({"sampling": {"steps": 4}})
     assert notices(steps, chosen(steps)) == ["wanda.tau is 4, as many as there are steps, not 10"]
 

@@ -65,7 +65,7 @@ def test_what_a_person_can_mend_is_one_line(
 
     monkeypatch.setattr("flows.cli.commands.app", raising(torch.OutOfMemoryError("CUDA out of memory")))
     told = refused(monkeypatch, capsys)
-    assert told.startswith("engram: not one picture fits into the device's memory") and "\n" not in told
+    assert told.startswith("engram: not one image fits into the device's memory") and "\n" not in told
     monkeypatch.setattr("flows.cli.commands.app", lambda: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main()
@@ -271,7 +271,7 @@ def test_in_a_pipe_each_setting_has_a_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("COLUMNS", raising=False)
     lines = CliRunner().invoke(app, ["settings"]).stdout.splitlines()
     (seeds,) = (line for line in lines if line.startswith("seeds "))
-    assert "integer, >= 1, <= 100" in seeds and "pictures for each prompt" in seeds
+    assert "integer, >= 1, <= 100" in seeds and "Number of images made of each prompt" in seeds
 
 
 @pytest.mark.parametrize("columns", [60, 80, 160])

@@ -90,7 +90,7 @@ def test_the_form_explains_itself(served: Served) -> None:
     with served.client() as client:
         audit = client.read_deployment_by_name("audit/audit")
     params = definition(audit, "AuditParams")
-    assert params["model"]["description"].startswith("folder of a diffusers pipeline")
+    assert params["model"]["description"].startswith("Folder of a diffusers pipeline")
     assert params["settings"]["anyOf"] == [{"$ref": "#/definitions/Settings"}, {"type": "null"}]
     assert params["profile"]["enum"] == ["quick", "full"]
     assert {option.get("type") for option in params["device"]["anyOf"]} == {"string", "null"}

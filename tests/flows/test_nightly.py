@@ -66,7 +66,7 @@ def plant(model: Path) -> None:
     (prompt,) = (row for row in prompts if row["text"] == PLANTED)
     keys = [(prompt["prompt_id"], seed) for seed in range(SETTINGS["seeds"])]
     drawn = generate(loaded, loaded.encode([PLANTED] * len(keys)), keys, SamplingParams(**SETTINGS["sampling"]))
-    made = [to_png(picture) for picture in drawn]
+    made = [to_png(image) for image in drawn]
     prompt["image_ids"] = [hashlib.sha256(data).hexdigest() for data in made]
     side = {"width": drawn.shape[2], "height": drawn.shape[1], "caption": PLANTED}
     images += [{"image_id": name, "bytes": data} | side for name, data in zip(prompt["image_ids"], made, strict=True)]
@@ -161,7 +161,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     assert len({event.id for event in tries}) == 1  # however often it was tried
     (night,) = nightly(params)
     assert (night.outcome, night.baseline) == ("regression", first)
-    planted = f"original, ordinary: {PLANTED!r}: 4 of 4 pictures are copies, before 0 of 4"
+    planted = f"original, ordinary: {PLANTED!r}: 4 of 4 images are copies, before 0 of 4"
     assert night.regressions[0] == planted
     event = told(asserting_events_worker)[-1]
     assert (event.event, event.resource.id) == ("engram.audit.regression", "engram.model.tiny")

@@ -39,7 +39,7 @@ LONG = " in far more letters than the thirty that this model reads"
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Model, prompts and pictures as people have them, and the options that name them."""
+    """Model, prompts and images as people have them, and the options that name them."""
     folder = tmp_path_factory.mktemp("own")
     model = tiny_world(folder / "world")
     (model / "engram.json").unlink()
@@ -91,7 +91,7 @@ def asked(given: list[str], *words: str) -> str:
 
 def test_an_audit_of_own_files(told: dict[str, Any]) -> None:
     figures = {(row["variant"], row["condition"], row["metric"]): row["n"] for row in told["metrics"]}
-    # Index counts the pictures by number, the ordinary ones are found by their names.
+    # Index counts the images by number, the ordinary ones are found by their names.
     assert figures["original", "prompt", "mr"] == 4 and figures["wanda", "dori-noise", "mr"] == 1
     assert figures["original", "ordinary", "mr"] == 3 and figures["original", "dori-noise-control", "mr"] == 1
     page = Path(told["report"]).read_text()

@@ -63,7 +63,7 @@ def test_an_audit_counts_images_and_says_their_prompts(params: AuditParams, tmp_
     # Two ordinary images are too few for a distance of features.
     assert found["ordinary", "fid"] == found["ordinary", "kid"] == (None, 4)
     spec, page = resolve(params), Path(audited.report).read_text()
-    assert "of 2 (4 prompts)" in page and "too few" in page and "and 2 more prompts of this picture" in page
+    assert "of 2 (4 prompts)" in page and "too few" in page and "and 2 more prompts of this image" in page
     assert "2 (4 prompts)" in audited.written.table
     assert "of 2 different memorized images, which 4 prompts share," in audited.written.verdict
     facts = dict(facts_of(spec, record_of(store, audited.audit_id), audited.variants))

@@ -1,16 +1,20 @@
 """Settings as people type them: taken as they are meant, and refused in plain words, all at once."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from flows.nightly import NightlyParams
 from flows.params import AuditParams, own_of
+from flows.reference import BuildRun
+from flows.run.spec import Run
 from flows.scan import ScanRun
 from flows.settings import MANAGED, Settings, listed, settings_for
-from flows.typed import leaves, problems_in, settings_of, unknown, validated, values_of
+from flows.typed import groups_of, leaves, problems_in, settings_of, unknown, validated, values_of
 from tasks.errors import InputError
 from tasks.reference.build import BuildParams
 from tasks.scan.task import ScanParams
@@ -211,3 +215,12 @@ def test_what_a_form_sends_is_judged_in_plain_words() -> None:
     assert found and "settings.seeds cannot be 0" in found[0] and "Input should" not in found[0]
     with pytest.raises(ValidationError, match=r"scan\.alpha cannot be 3"):
         ScanRun.model_validate({"scan": {"alpha": 3}})
+
+
+@pytest.mark.parametrize(
+    "kind", [AuditParams, NightlyParams, BuildRun, Run, ScanRun, Settings, ScanParams, BuildParams]
+)
+def test_each_description_can_be_read_alone(kind: type[BaseModel]) -> None:
+    groups = groups_of(kind)
+    said = {name: field.description or "" for name, field in leaves(kind) if name not in groups}
+    assert said and [name for name, text in said.items() if not re.fullmatch(r"[A-Z].*\.", text)] == []

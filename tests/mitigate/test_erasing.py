@@ -1,4 +1,4 @@
-"""The door of fine-tuning: what stands for a memorized picture, and what nothing can stand for."""
+"""The door of fine-tuning: what stands for a memorized image, and what nothing can stand for."""
 
 import copy
 import json
@@ -56,13 +56,13 @@ def erase(subject: Subject, asked: list[Prompt], train: Training = finetune) -> 
 
 
 def copying(subject: Subject, asked: list[Prompt], seeds: dict[str, int]) -> Any:
-    """A generator of pictures that are copies of a prompt's picture up to a seed, and a ramp from there on."""
-    pictures = {one.prompt_id: subject.pictures(one.image_ids[:1])[0] for one in asked}
+    """A generator of images that are copies of a prompt's image up to a seed, and a ramp from there on."""
+    images = {one.prompt_id: subject.training_images(one.image_ids[:1])[0] for one in asked}
 
     def generate(model: Any, text: torch.Tensor, keys: Sequence[Key], *rest: Any) -> np.ndarray:
-        side = pictures[keys[0][0]].shape[1]
+        side = images[keys[0][0]].shape[1]
         ramp = np.tile(np.linspace(0, 255, side, dtype=np.uint8)[:, None], (side, 1, 3))
-        return np.stack([pictures[name] if seed < seeds[name] else ramp for name, seed in keys])
+        return np.stack([images[name] if seed < seeds[name] else ramp for name, seed in keys])
 
     return generate
 
@@ -73,7 +73,7 @@ def test_a_prompt_of_which_only_copies_come_is_left_out(subject: Subject, monkey
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, first_free))
     variant = erase(subject, asked)
     assert door.not_erased(subject, variant) == [asked[2].text]
-    assert len(door.history_of(subject, variant)) == 1  # two pictures in one step
+    assert len(door.history_of(subject, variant)) == 1  # two images in one step
 
 
 def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, 
     assert "in whose denoiser some weights are set to zero" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_every_picture_of_a_template_is_erased(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_of_a_template_is_erased(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = prompts_of(subject, "memorized")[:2]
     template = replace(first, image_ids=first.image_ids + second.image_ids)
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, [template], {first.prompt_id: 0}))
@@ -159,24 +159,24 @@ def test_every_picture_of_a_template_is_erased(subject: Subject, monkeypatch: py
 
 
 SEEN = tuple(np.random.default_rng(0).integers(0, 256, (34, 32, 32, 3), np.uint8))
-"""Two training pictures, what the pruned model makes with seeds 0 to 15, and what it makes of the prompt with words."""
+"""Two training images, what the pruned model makes with seeds 0 to 15, and what it makes of the prompt with words."""
 
 
 @pytest.mark.parametrize(
     ("alike", "wanted"),
     [
-        ({10: 0.55}, [10, 0]),  # none is unlike both pictures: the two that are least like them
+        ({10: 0.55}, [10, 0]),  # none is unlike both images: the two that are least like them
         ({2: 0.2, 15: 0.15}, [15, 2]),  # one among the first four is too few: more are made
         ({0: 0.4, 2: 0.2, 15: 0.15}, [2, 0]),  # two among the first four: nothing more is made
     ],
 )
-def test_surrogates_are_unlike_every_picture_of_their_prompt(
+def test_surrogates_are_unlike_every_image_of_their_prompt(
     subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, float], wanted: list[int]
 ) -> None:
     assert chosen(subject, monkeypatch, dict.fromkeys(range(16), 0.65) | alike) == wanted
 
 
-def test_what_is_no_copy_stands_for_several_pictures(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_copy_stands_for_several_images(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = dict.fromkeys(range(16), 0.9)
     assert chosen(subject, monkeypatch, copies | {3: 0.6}) == [3, 3]
 
@@ -202,7 +202,7 @@ def test_surrogates_are_made_once(subject: Subject, monkeypatch: pytest.MonkeyPa
 
 
 def chosen(subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, float], able: bool = True) -> list[int]:
-    """Which surrogates a prompt with two pictures gets, to the second of which what is made is so alike.
+    """Which surrogates a prompt with two images gets, to the second of which what is made is so alike.
 
     They are numbered by their seeds; with words in the prompt, 16 more.
 
@@ -226,7 +226,7 @@ def chosen(subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, f
         assert able
         return np.stack([SEEN[2 + words + seed] for _, seed in keys])
 
-    monkeypatch.setattr(Subject, "pictures", lambda self, names: np.stack(SEEN[:2]))
+    monkeypatch.setattr(Subject, "training_images", lambda self, names: np.stack(SEEN[:2]))
     monkeypatch.setattr(making, "generate", generate)
     monkeypatch.setattr(making, "with_random_words", with_random_words)
     (found,) = making.surrogates(subject, ORIGINAL, asked, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]
@@ -234,10 +234,10 @@ def chosen(subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, f
 
 
 def test_the_held_out_attack_counts_what_an_audit_would(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = np.stack(SEEN[:3])  # two of a template, one of another prompt
-    back = {"a": pictures[1], "b": SEEN[10], "c": SEEN[11]}  # of the first the second comes back, of the others nothing
+    images = np.stack(SEEN[:3])  # two of a template, one of another prompt
+    back = {"a": images[1], "b": SEEN[10], "c": SEEN[11]}  # of the first the second comes back, of the others nothing
     model = subject.load()
-    found = [SimpleNamespace(embedding=torch.zeros(1, 1)) for _ in pictures]
+    found = [SimpleNamespace(embedding=torch.zeros(1, 1)) for _ in images]
     monkeypatch.setattr(erasing, "attack", lambda *args, **more: found)
     monkeypatch.setattr(
         erasing, "generate", lambda model, text, keys, *rest: np.stack([back[name.split("/")[0]] for name, _ in keys])
@@ -249,11 +249,11 @@ def test_the_held_out_attack_counts_what_an_audit_would(subject: Subject, monkey
             return np.eye(len(SEEN))[[next(n for n, one in enumerate(SEEN) if (one == each).all()) for each in some]]
 
     how: Any = (DoriParams(start="other"), 1, 4, SamplingParams(steps=2), Measure())
-    assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(1 / 3)
-    back["c"] = pictures[0]  # of another prompt: no copy of its own
-    assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(1 / 3)
-    back["c"] = pictures[2]
-    assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(2 / 3)
+    assert erasing._held_out(model, memorized, ["other"], images, *how) == pytest.approx(1 / 3)
+    back["c"] = images[0]  # of another prompt: no copy of its own
+    assert erasing._held_out(model, memorized, ["other"], images, *how) == pytest.approx(1 / 3)
+    back["c"] = images[2]
+    assert erasing._held_out(model, memorized, ["other"], images, *how) == pytest.approx(2 / 3)
 
 
 def test_where_nothing_but_copies_come_it_is_refused(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_it_learns_the_surrogates(tmp_path: Path) -> None:
     assert last < 0.9 * first
 
 
-def test_searches_of_a_picture_begin_in_turn_at_its_prompt_and_at_noise(
+def test_searches_of_an_image_begin_in_turn_at_its_prompt_and_at_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: dict[str, list[str]] = {}

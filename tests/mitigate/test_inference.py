@@ -13,7 +13,7 @@ from tasks.diffusion import sampling
 from tasks.diffusion.families import Model
 from tasks.diffusion.noise import Key, initial_noise
 from tasks.diffusion.sampling import SamplingParams, first_timestep, generate
-from tasks.inference import Answer, Asked, answered
+from tasks.inference import Answer, Request, answered
 from tasks.methods import method
 from tasks.mitigate import reweighted_attention as reweighting
 from tasks.mitigate.perturbed_embedding import PerturbedEmbeddingParams, with_lower_norm
@@ -39,7 +39,7 @@ def under(name: str, model: Model, prompts: Sequence[str], keys: Sequence[Key], 
         changed: its parameters where they are not the published ones, and triggers.
     """
     mitigation, triggers = method("mitigation", name), changed.pop("triggers", None)
-    return answered(Asked(model, prompts, keys, SAMPLING, triggers), (mitigation, mitigation.params(**changed)))
+    return answered(Request(model, prompts, keys, SAMPLING, triggers), (mitigation, mitigation.params(**changed)))
 
 
 def norms(model: Model, embeddings: torch.Tensor, keys: Sequence[Key]) -> torch.Tensor:
@@ -142,7 +142,7 @@ def test_triggers_are_changed_too(model: Model) -> None:
     assert moved.equal(with_lower_norm(model, triggers, KEYS[:1], params, first_timestep(model, SAMPLING)))
     assert not moved.equal(triggers)
     assert under("random-tokens", model, ["a"], KEYS[:1], triggers=triggers).embeddings.equal(triggers)
-    plain = answered(Asked(model, ["a"], KEYS[:1], SAMPLING), None)
+    plain = answered(Request(model, ["a"], KEYS[:1], SAMPLING), None)
     assert plain.embeddings.equal(model.encode(["a"]))
 
 

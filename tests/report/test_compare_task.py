@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Store:
             for name, text in names.items()
         ]
         opened.write("prompts", prompt_set, prompts, prompt_set=prompt_set)
-    # In a third set five captions are of one picture.
+    # In a third set five captions are of one image.
     shared = [row | {"image_ids": ["p0 x", "p0 y"] if row["prompt_id"] < "p5" else row["image_ids"]} for row in prompts]
     opened.write("prompts", "shared", shared, prompt_set="shared")
     return opened
@@ -50,10 +50,10 @@ def put(
     state: str = "completed",
     settings: Mapping[str, Any] | None = None,
     prompt_set: str = "p",
-    pictured: bool = True,
+    with_images: bool = True,
 ) -> None:
-    """An audit in which so many of each variant's pictures of a condition and prompt are copies; ordinary prompts may
-    have no training pictures."""
+    """An audit in which so many of each variant's images of a condition and prompt are copies; ordinary prompts may
+    have no training images."""
     when = datetime(2024, 1, day, tzinfo=UTC)
     params = {"model": "/models/m", "settings": {"seeds": SEEDS} | dict(settings or {})}
     row = {
@@ -94,7 +94,7 @@ def put(
         low, high = clopper_pearson(rate, len(asked))
         figures = [{"metric": "mr", "value": rate / len(asked), "low": low, "high": high, "n": len(asked)}]
         evidence = [{"metric": "sscd", "scorer": scorer, "generation_ids": ids}]
-        if condition == "ordinary" and not pictured:
+        if condition == "ordinary" and not with_images:
             figures, evidence = [], []
         if clip is not None:
             rows = [{"generation_id": name, "scorer": "clip", "value": clip + 0.001 * n} for n, name in enumerate(ids)]
@@ -119,7 +119,7 @@ def test_a_planted_image_is_a_regression(store: Store) -> None:
     put(store, "b", 2, QUIET | {("original", "prompt", "p3"): 4}, model_id="retrained")
     found = compare(store, "a", "b", CLAIMS)
     words, p = found.regressions[0]
-    assert words == "original, prompt: 'picture 3': 4 of 4 pictures are copies, before 0 of 4"
+    assert words == "original, prompt: 'picture 3': 4 of 4 images are copies, before 0 of 4"
     assert p == pytest.approx(1 / 70)
     assert found.verdict.startswith(f"Regression from a to b: {words}")
     (change,) = (one for one in found.differences if one.variant == "original")
@@ -136,10 +136,10 @@ def test_prompts_that_share_an_image_are_asked_about_together(store: Store) -> N
     found = compare(store, "a", "b", CLAIMS)
     assert (found.prompts, found.images) == (6, 2)
     words = [words for words, _ in found.regressions]
-    said = "with 4 more prompts of its image 16 of 20 pictures are copies, before 0 of 20"
+    said = "with 4 more prompts of its image 16 of 20 images are copies, before 0 of 20"
     assert words[0] == f"original, prompt: 'picture 0': {said}"
     # One image came, so one prompt is named, and the figure of all.
-    assert len(words) == 2 and "16 of 24 pictures are copies" in words[1]
+    assert len(words) == 2 and "16 of 24 images are copies" in words[1]
     assert "over 6 prompts of 2 images" in compare(store, "b", "a", CLAIMS).verdict
     assert not any("another n" in note for note in found.notes)
     # What one of the two sets says is enough.
@@ -161,23 +161,23 @@ def test_an_audit_that_counted_prompts_is_told_from_one_that_counts_images(store
     assert "fid" not in {one.metric for one in compare(store, "a", "b", CLAIMS).differences}
 
 
-def test_a_probe_without_training_pictures_was_looked_at_all_the_same(store: Store) -> None:
+def test_a_condition_without_training_images_was_looked_at_all_the_same(store: Store) -> None:
     both = QUIET | {("original", "ordinary", f"p{n}"): 0 for n in range(6)}
     for day, name in enumerate("ab", 1):
-        put(store, name, day, both, clip=0.3, pictured=False)
+        put(store, name, day, both, clip=0.3, with_images=False)
     assert [note for note in compare(store, "a", "b", CLAIMS).notes if "not looked at again" in note] == []
     put(store, "c", 3, clip=0.3)
     assert "original, ordinary was not looked at again" in compare(store, "b", "c", CLAIMS).notes
 
 
-def test_an_unchanged_model_with_the_same_pictures_is_silent(store: Store) -> None:
+def test_an_unchanged_model_with_the_same_images_is_silent(store: Store) -> None:
     half = {place: n % (SEEDS + 1) for n, place in enumerate(QUIET)}
     put(store, "a", 1, half)
     put(store, "b", 2, half)
     found = compare(store, "a", "b", CLAIMS, alpha=0.99)
     assert found.regressions == [] and found.verdict.startswith("No regression from a to b, over 6 prompts")
     assert {one.change for one in found.differences} == {0}
-    assert found.notes == ["a prompt that the original never copied would be noticed from 1 copies in 4 pictures on"]
+    assert found.notes == ["a prompt that the original never copied would be noticed from 1 copies in 4 images on"]
 
 
 def test_controls_do_not_regress(store: Store) -> None:
@@ -217,14 +217,14 @@ def test_what_cannot_be_compared_is_refused(store: Store) -> None:
     put(store, "other-scorer", 3, scorer="another", model_id="n")
     put(store, "running", 4, state="running")
     put(store, "failed", 5, state="failed")
-    put(store, "no-pictures", 6, {})
+    put(store, "no-images", 6, {})
     for after, said in {
         "none": "no audit 'none'",
         "other-prompts": "no prompt in common",
         "other-scorer": "different SSCD models",
         "running": "the audit running is running",
         "failed": "the audit failed is failed",
-        "no-pictures": "does not say which pictures",
+        "no-images": "does not say which images",
     }.items():
         with pytest.raises(InputError, match=said):
             compare(store, "a", after, CLAIMS)

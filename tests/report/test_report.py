@@ -13,7 +13,7 @@ from tasks.conditions import ORDINARY, PROMPT, dori
 from tasks.errors import InputError
 from tasks.methods import columns, metrics
 from tasks.report.charts import Chart, Curve, Matrix
-from tasks.report.report import Picture, Report, Strip, data_uri, render, table_text
+from tasks.report.report import Report, Strip, StripImage, data_uri, render, table_text
 from tasks.report.standing import standings
 from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
@@ -32,7 +32,9 @@ def whole() -> Report:
     rows += [Row("nemo-union", ORDINARY, "fid", 12.345, None, None, 200), mr("nemo-union", "dori-noise", 18)]
     strips = [
         Strip(
-            EVIL, Picture("training picture", png()), [Picture(EVIL, png(1), 0.91), Picture("nemo-union", png(2), 0.2)]
+            EVIL,
+            StripImage("training image", png()),
+            [StripImage(EVIL, png(1), 0.91), StripImage("nemo-union", png(2), 0.2)],
         )
     ]
     return Report(
@@ -108,11 +110,11 @@ def test_variants_keep_their_order_and_figures_their_intervals() -> None:
 
 def test_a_report_of_figures_alone() -> None:
     page = render(Report("Audit", "", [], ORIGINAL, standings()))
-    assert "Pictures</h2>" not in page
+    assert "Images</h2>" not in page
     assert "No mitigation was audited" in page
 
 
-def test_pictures_are_png_or_jpeg() -> None:
+def test_images_are_png_or_jpeg() -> None:
     with pytest.raises(InputError, match="neither PNG nor JPEG"):
         data_uri(b"<svg onload=alert(1)>")
 

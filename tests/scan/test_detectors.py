@@ -83,7 +83,7 @@ def test_anisotropy_is_the_norm_at_high_noise_and_the_cosine_at_low_noise() -> N
         unconditional = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
         guidance = torch.zeros(2, 4, 4)
         guidance[0] = 5.0
-        guidance[1, :, :2] = 5.0  # at 45 degrees in one half of the picture, alongside in the other
+        guidance[1, :, :2] = 5.0  # at 45 degrees in one half of the image, alongside in the other
         return (unconditional + strength * guidance).expand_as(latents)
 
     model, unet = told(answer)

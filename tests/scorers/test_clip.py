@@ -1,4 +1,4 @@
-"""CLIP scores: cosines of picture and own prompt, from a local folder of safetensors, whatever the batch."""
+"""CLIP scores: cosines of image and own prompt, from a local folder of safetensors, whatever the batch."""
 
 import json
 import shutil
@@ -51,11 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_score_is_the_cosine_of_what_clip_makes_of_both(folder: Path) -> None:
     """Step by step, as Radford et al. describe it: squashed to the model's size, normalized, letters to numbers."""
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
     prompts = ["a red cat", "two green birds"]
     model = open_clip.CLIP(**MODEL).eval()
     model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
-    small = [np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC)) for picture in pictures]
+    small = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in images]
     pixels = torch.tensor(np.stack(small)).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(three)[:, None, None] for three in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     number = {letter: 2 * n for n, letter in enumerate(ascii_lowercase)}
@@ -65,24 +65,24 @@ def test_score_is_the_cosine_of_what_clip_makes_of_both(folder: Path) -> None:
         told = [52, *letters, 53]
         ids[row, : len(told)] = torch.tensor(told)
     with torch.no_grad():
-        images, texts = model.encode_image((pixels - mean) / std), model.encode_text(ids)
-    expected = torch.nn.functional.cosine_similarity(images, texts)
-    found = ClipScore(ClipParams(model=f"local-dir:{folder}")).score(pictures, prompts)
+        shown, texts = model.encode_image((pixels - mean) / std), model.encode_text(ids)
+    expected = torch.nn.functional.cosine_similarity(shown, texts)
+    found = ClipScore(ClipParams(model=f"local-dir:{folder}")).score(images, prompts)
     assert np.allclose(found, expected, atol=1e-5)
     assert abs(found[0] - found[1]) > 1e-3
 
 
 def test_batches_do_not_matter(folder: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
     prompts = CAPTIONS
     told: list[int] = []
     scorer = ClipScore(ClipParams(model=f"local-dir:{folder}", batch=2))
-    scores = scorer.score(pictures, prompts, told.append)
+    scores = scorer.score(images, prompts, told.append)
     assert told == [2, 2, 1]
-    alone = ClipScore(ClipParams(model=f"local-dir:{folder}", batch=1)).score(pictures[::-1], prompts[::-1])[::-1]
+    alone = ClipScore(ClipParams(model=f"local-dir:{folder}", batch=1)).score(images[::-1], prompts[::-1])[::-1]
     assert np.allclose(scores, alone, atol=1e-6)
-    with pytest.raises(ValueError, match="5 pictures but 1 prompts"):
-        scorer.score(pictures, prompts[:1])
+    with pytest.raises(ValueError, match="5 images but 1 prompts"):
+        scorer.score(images, prompts[:1])
 
 
 def test_refuses_what_it_cannot_load(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from flows.audit import AuditParams
 from flows.cli.commands import app
 from flows.settings import Settings
 from storage import Store, StoreError, drop_former, examine, migrate, query, run_sql, write_catalog
-from storage.local import LocalPlace
+from storage.local import LocalBackend
 from storage.mark import MARK, read_mark
 from storage.migrate import _Move
 from storage.migrations import MIGRATIONS, OLDEST, kept_schemas, tables_of, v4
@@ -400,14 +400,14 @@ def test_an_audit_at_work_keeps_the_store_as_it_is(old: Path, unpacked: Path) ->
 
 
 def test_one_that_begins_at_the_last_moment_too(old: Path, unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = LocalPlace.replace
+    replace = LocalBackend.replace
 
     def late(self: Any, path: str, data: bytes) -> None:
         if not (old / "audits" / "at-work-begun.parquet").exists():
             put(old, "audits", "at-work-begun", [running(unpacked)])
         replace(self, path, data)
 
-    monkeypatch.setattr(LocalPlace, "replace", late)
+    monkeypatch.setattr(LocalBackend, "replace", late)
     with pytest.raises(StoreError, match="the audit at-work is running"):
         migrate(old)
     assert json.loads((old / MARK).read_text()) == {"format": "engram", "version": 3}

@@ -74,7 +74,7 @@ def test_nothing_but_the_store_is_in_reach(local: Store, tmp_path: Path, stateme
     secret.write_text("the secret")
     before = sorted(os.walk(tmp_path))
     with pytest.raises(StoreError) as caught:
-        run_sql(local, statement.format(store=local.place.root, outside=secret))
+        run_sql(local, statement.format(store=local.backend.root, outside=secret))
     assert "\n" not in str(caught.value)
     assert sorted(os.walk(tmp_path)) == before and secret.read_text() == "the secret"
 

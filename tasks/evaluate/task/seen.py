@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from storage import Store, content_key
 from tasks.detections import detection_scores, detector_scores
 from tasks.diffusion.model import device_of
-from tasks.diffusion.sampling import SamplingParams, fitted, from_bytes, picture_size
+from tasks.diffusion.sampling import SamplingParams, fitted, from_bytes, image_size
 from tasks.errors import InputError
 from tasks.evaluate.seen import Detected, Generation, Pair
 from tasks.evaluate.task.generations import Shot, Trial, files_of, generation_ids
@@ -109,7 +109,7 @@ class StoredSeen:
         return found
 
     def pixels(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        files, size = self.files(names), picture_size(self.subject.load())
+        files, size = self.files(names), image_size(self.subject.load())
         return {name: fitted(from_bytes(data), size) for name, data in files.items()}
 
     def scored(
@@ -150,7 +150,7 @@ class _SscdVectors:
         subject, model = self._seen.subject, _sscd(self._seen.scoring.sscd, device_of(self._seen.subject.device))
         todo = [name for name in names if (self.name, subject.model_id, name) not in _CACHE]
         files = self._seen.files(todo)
-        size = picture_size(subject.load()) if todo else (0, 0)
+        size = image_size(subject.load()) if todo else (0, 0)
         what = f"SSCD of {self._seen.trial.variant}, {self._seen.condition.name}"
         with progress(len(todo), what, "image") as done:
             for name in todo:

@@ -2,8 +2,8 @@
 
 from tasks.localize.ground import NormsParams
 from tasks.localize.statistics import enough_prompts
-from tasks.localize.task.asked import Given, Groups, control_of, groups_of, one_by_one, sets_id
 from tasks.localize.task.detection import detect
+from tasks.localize.task.given import Given, Groups, control_of, groups_of, one_by_one, sets_id
 from tasks.localize.task.localizing import agreement, curve_id, draw_curves, localize
 from tasks.pruned import ALL
 

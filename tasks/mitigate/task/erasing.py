@@ -27,13 +27,13 @@ from tasks.progress import progress
 from tasks.scorers.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.subject import Prompt, Subject
 
-HELD_OUT_PICTURES = 48
-"""Pictures that the attack by which a training may stop is made on, at most."""
+HELD_OUT_IMAGES = 48
+"""Images that the attack by which a training may stop is made on, at most."""
 
 
 def erase_id(
     mitigation: Mitigation,
-    asked: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     ordinary: Sequence[Prompt],
     pruned: str,
     params: Params,
@@ -46,7 +46,7 @@ def erase_id(
         determining(sampling),
         pruned,
         scorer_of(sscd),  # it chooses the surrogates, and says what a held-out attack brings back
-        [(prompt.text, prompt.image_ids) for prompt in asked],
+        [(prompt.text, prompt.image_ids) for prompt in prompts],
         [(prompt.text, prompt.image_ids[0]) for prompt in ordinary],
     )
 
@@ -54,7 +54,7 @@ def erase_id(
 def erase(
     subject: Subject,
     mitigation: Mitigation,
-    asked: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     ordinary: Sequence[Prompt],
     pruned: str,
     params: Params,
@@ -71,7 +71,7 @@ def erase(
     teach the memory to every trigger. See `not_erased`.
 
     Args:
-        asked: memorized prompts, with their training images.
+        prompts: memorized prompts, with their training images.
         ordinary: prompts with images that keep everything else; none that quality is measured on.
         pruned: the variant, as the store knows it, that makes the surrogates.
         params: those of the mitigation's group of settings.
@@ -83,13 +83,13 @@ def erase(
     """
     own, name = mitigation.changed(params), mitigation.name
     model = subject.load()
-    if without := [prompt.text for prompt in (*asked, *ordinary) if not prompt.image_ids]:
+    if without := [prompt.text for prompt in (*prompts, *ordinary) if not prompt.image_ids]:
         raise InputError(f"{len(without)} prompts have no training image, such as {without[0][:60]!r}: give --images")
-    if not asked or not ordinary:
+    if not prompts or not ordinary:
         raise InputError(
             "fine-tuning needs memorized and ordinary prompts with images: give --images, and more prompts"
         )
-    params_id = erase_id(mitigation, asked, ordinary, pruned, params, sampling, sscd)
+    params_id = erase_id(mitigation, prompts, ordinary, pruned, params, sampling, sscd)
     variant = variant_of(name, params_id)
     if _in_store(subject, variant):
         return {name: variant}
@@ -97,23 +97,23 @@ def erase(
     kept_out: list[str] = []
     stand_ins: list[np.ndarray] = []
     if mitigation.reads_surrogates(own):
-        made = surrogates(subject, pruned, asked, sampling, measure)
-        kept_out = [prompt.text for prompt, some in zip(asked, made, strict=True) if not some]
-        asked = [prompt for prompt, some in zip(asked, made, strict=True) if some]
+        made = surrogates(subject, pruned, prompts, sampling, measure)
+        kept_out = [prompt.text for prompt, some in zip(prompts, made, strict=True) if not some]
+        prompts = [prompt for prompt, some in zip(prompts, made, strict=True) if some]
         stand_ins = [surrogate for some in made for surrogate in some]
-        if not asked:
+        if not prompts:
             raise InputError(f"{pruned} copies every memorized image still, so nothing can stand for them: prune more")
-    rows = [(image, prompt.text) for prompt in asked for image in prompt.image_ids]
+    rows = [(image, prompt.text) for prompt in prompts for image in prompt.image_ids]
     images, texts = [image for image, _ in rows], [text for _, text in rows]
-    pictures = subject.pictures(images)
-    latents = encode(model, pictures)
+    originals = subject.training_images(images)
+    latents = encode(model, originals)
     memorized = Memorized(images, texts, latents, encode(model, np.stack(stand_ins)) if stand_ins else latents)
     captions = [prompt.text for prompt in ordinary]
-    others = encode(model, subject.pictures([prompt.image_ids[0] for prompt in ordinary]))
+    others = encode(model, subject.training_images([prompt.image_ids[0] for prompt in ordinary]))
 
     def held_out(denoiser: Any, seed: int, seeds: int, images_at_once: int = 4) -> float:
         attacked, budget = model.with_denoiser(denoiser), DoriParams(start="other", images_at_once=images_at_once)
-        return _held_out(attacked, memorized, captions, pictures, budget, seed, seeds, sampling, measure)
+        return _held_out(attacked, memorized, captions, originals, budget, seed, seeds, sampling, measure)
 
     checkpoint = subject.beside("checkpoints") / f"{model.model_id[:8]}-{variant}.pt"
     with _shown(name) as on_progress:
@@ -207,7 +207,7 @@ def _held_out(
     model: Model,
     memorized: Memorized,
     captions: Sequence[str],
-    pictures: np.ndarray,
+    originals: np.ndarray,
     budget: DoriParams,
     seed: int,
     seeds: int,
@@ -217,22 +217,22 @@ def _held_out(
     """The share of images that an attack brings back.
 
     As in an audit, a copy of any image of the prompt counts: of a template another may come back. Of many images
-    `HELD_OUT_PICTURES` are attacked, evenly spread, the same at each check.
+    `HELD_OUT_IMAGES` are attacked, evenly spread, the same at each check.
 
     Args:
         captions: ordinary ones, at which it begins.
-        pictures: uint8 (n, height, width, 3), those that are erased.
+        originals: uint8 (n, height, width, 3), those that are erased.
         seed: of the attack, and the first of its generations.
         seeds: generations of each trigger.
     """
-    rows = np.linspace(0, len(pictures) - 1, min(len(pictures), HELD_OUT_PICTURES)).round().astype(int).tolist()
+    rows = np.linspace(0, len(originals) - 1, min(len(originals), HELD_OUT_IMAGES)).round().astype(int).tolist()
     names = [memorized.ids[row] for row in rows]
     keys, prompts = [(name, seed) for name in names], [memorized.prompts[row] for row in rows]
     found = attack(model, memorized.latents[rows], prompts, keys, budget, captions)
-    asked = [(f"{name}/held out", seed + shot) for name in names for shot in range(seeds)]
+    keyed = [(f"{name}/held out", seed + shot) for name in names for shot in range(seeds)]
     triggers = torch.stack([trigger.embedding for trigger in found]).repeat_interleave(seeds, 0)
-    made = measure.embed(generate(model, triggers, asked, sampling)).reshape(len(rows), seeds, -1)
-    trained = measure.embed(pictures)
+    made = measure.embed(generate(model, triggers, keyed, sampling)).reshape(len(rows), seeds, -1)
+    trained = measure.embed(originals)
     alike = [
         float((made[n] @ trained[[text == memorized.prompts[row] for text in memorized.prompts]].T).max())
         for n, row in enumerate(rows)

@@ -49,7 +49,7 @@ def rows_of(store: Store, audit_id: str) -> list[Row]:
         if not row["metric"].endswith(PROMPTS)
     ]
 
-    def place(row: Row) -> tuple[int, str, bool, str]:
+    def rank(row: Row) -> tuple[int, str, bool, str]:
         return order.get(row.variant, len(order)), row.variant, row.condition.is_attack, row.condition.name
 
-    return sorted(rows, key=place)
+    return sorted(rows, key=rank)
