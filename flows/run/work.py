@@ -180,7 +180,7 @@ def _localize(context: _Context) -> Iterator[Item]:
             shard=number,
             size=len(some),
             missing=partial(done.traces, spec, some, ids.detection(spec)),
-            cost=2 * nemo.seeds,
+            cost=nemo.seeds,
         )
     for detector in spec.settings.judged():
         params = spec.settings.of(detector)

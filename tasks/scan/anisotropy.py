@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tasks.diffusion.families import Model
 from tasks.methods import detector
-from tasks.scan.noise import SeededParams, by_seed, check_steps, cost_of_seeds, guidance, timestep
+from tasks.scan.noise import SeededParams, by_seed, check_steps, guidance, timestep
 
 
 class AnisotropyParams(SeededParams):
@@ -28,7 +28,7 @@ class AnisotropyParams(SeededParams):
     control="Null prompts, by conformal p-values.",
     params=AnisotropyParams,
     check=check_steps,
-    cost=cost_of_seeds,
+    cost=lambda params: 4 * params.seeds,
 )
 @torch.no_grad()
 def anisotropy(

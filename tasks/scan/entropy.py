@@ -10,7 +10,7 @@ from tasks.diffusion.outline import Outline
 from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError
 from tasks.methods import detector
-from tasks.scan.noise import SeededParams, by_seed, check_steps, cost_of_seeds, predicted, timestep
+from tasks.scan.noise import SeededParams, by_seed, check_steps, predicted, timestep
 
 
 class EntropyParams(SeededParams):
@@ -31,7 +31,7 @@ def _check(params: EntropyParams, outline: Outline) -> None:
     control="Null prompts, by conformal p-values.",
     params=EntropyParams,
     check=_check,
-    cost=cost_of_seeds,
+    cost=lambda params: params.seeds,
 )
 @torch.no_grad()
 def entropy(

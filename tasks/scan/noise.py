@@ -28,11 +28,6 @@ class SeededParams(Params):
     ] = 50
 
 
-def cost_of_seeds(params: SeededParams) -> float:
-    """Evaluations of the denoiser that a prompt takes: with text and without, for each seed."""
-    return 2.0 * params.seeds
-
-
 def by_seed(
     model: Model,
     embeddings: torch.Tensor,

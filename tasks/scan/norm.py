@@ -6,7 +6,7 @@ import torch
 
 from tasks.diffusion.families import Model
 from tasks.methods import detector
-from tasks.scan.noise import SeededParams, by_seed, check_steps, cost_of_seeds, guidance, timestep
+from tasks.scan.noise import SeededParams, by_seed, check_steps, guidance, timestep
 
 
 class NormParams(SeededParams):
@@ -21,7 +21,7 @@ class NormParams(SeededParams):
     control="Null prompts, by conformal p-values.",
     params=NormParams,
     check=check_steps,
-    cost=cost_of_seeds,
+    cost=lambda params: 2 * params.seeds,
 )
 @torch.no_grad()
 def norm(

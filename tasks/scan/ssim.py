@@ -9,7 +9,7 @@ from tasks.diffusion.families import Model
 from tasks.diffusion.outline import Outline
 from tasks.diffusion.ssim import scales_and_kernel
 from tasks.methods import detector
-from tasks.scan.noise import SeededParams, by_seed, check_steps, cost_of_seeds
+from tasks.scan.noise import SeededParams, by_seed, check_steps
 
 
 class SsimParams(SeededParams):
@@ -30,7 +30,7 @@ def _check(params: SsimParams, outline: Outline) -> None:
     control="Null prompts, by conformal p-values.",
     params=SsimParams,
     check=_check,
-    cost=cost_of_seeds,
+    cost=lambda params: params.seeds,
 )
 @torch.no_grad()
 def ssim(
