@@ -19,7 +19,7 @@ from tasks.evaluate.seen import Detected, Pair
 from tasks.evaluate.task import Shot
 from tasks.intervals import clopper_pearson
 from tasks.methods import NoParams
-from tasks.report.markdown import figures_text
+from tasks.report.markdown import estimates_text
 from tasks.report.report import Report, render, table_text
 from tasks.report.standing import standings
 from tasks.report.task import rows_of
@@ -150,7 +150,11 @@ def test_both_numbers_are_said_everywhere(captions: Captions) -> None:
     rows = rows_of(subject.open(), "audit")
     assert {(row.n, row.prompts) for row in rows} == {(2, 6)}
     assert "For 1 of 2 different memorized images, which 6 prompts share," in verdict(rows, standings())
-    for text in (table_text(rows), figures_text(rows, standings()), render(Report("Audit", "", [], rows, standings()))):
+    for text in (
+        table_text(rows),
+        estimates_text(rows, standings()),
+        render(Report("Audit", "", [], rows, standings())),
+    ):
         assert "2 (6 prompts)" in text and "_prompts" not in text
 
 

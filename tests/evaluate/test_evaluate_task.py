@@ -22,7 +22,7 @@ from tasks.evaluate.seen import Pair, Seen
 from tasks.evaluate.task import Shot, StoredSeen, Trial
 from tasks.evaluate.task import seen as stored
 from tasks.methods import Column, NoParams, metric
-from tasks.report.markdown import figures_text
+from tasks.report.markdown import estimates_text
 from tasks.report.standing import standings
 from tasks.report.task import rows_of
 from tasks.scorers.clip import ClipParams
@@ -51,7 +51,7 @@ def seen_of(subject: Subject, prompts: list[Prompt], seeds: int = 1, condition: 
 
 
 def table_of(subject: Subject) -> str:
-    return figures_text(rows_of(subject.open(), "audit"), standings())
+    return estimates_text(rows_of(subject.open(), "audit"), standings())
 
 
 def scored(subject: Subject, kind: str, values: dict[Pair, float]) -> None:
@@ -251,7 +251,7 @@ def test_an_image_that_always_comes_back_is_no_memory_unless_it_was_trained_on(s
         "extraction_precision": (0.5, 2),
         "extraction_recall": (pytest.approx(1 / 3), 3),
     }
-    # Without training images a claim can only be held against what the prompt is said to be.
+    # Without training images a claim can only be compared with what the prompt is said to be.
     shots = [Shot(replace(shot.prompt, image_ids=()), None, shot.seed) for shot in shots]
     found = extraction.extraction(HandMade(made(subject, shots, ids), vectors=vectors), params)
     assert [(one.value, one.n) for one in found] == [(1, 2), (pytest.approx(2 / 3), 3)]

@@ -206,7 +206,7 @@ def test_other_settings_and_prompts_are_told(store: Store) -> None:
     assert found.prompts == 5
     assert found.notes[:-1] == [
         "sampling.steps was None, is 9",
-        "5 prompts in common, of 6 and 5: figures are over all",
+        "5 prompts in common, of 6 and 5: estimates are over all",
         "nemo-union, prompt was not looked at again",
     ]
 
@@ -237,7 +237,7 @@ def test_the_baseline_of_a_night(store: Store) -> None:
     put(store, "e", 6, settings={"sampling": {"batch": 1, "steps": 50}})
     assert baseline_of(store, "a", set("abcd")) is None
     assert baseline_of(store, "d", set("abcd")) == "c"
-    # Nobody heard of b and c, whatever they were: the night's is held against what somebody knows.
+    # Nobody heard of b and c, whatever they were: the night's is compared with what somebody knows.
     assert baseline_of(store, "d", {"a", "d"}) == "a"
     assert baseline_of(store, "d", set()) is None
     # Settings that both know must be the same.

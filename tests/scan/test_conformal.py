@@ -15,7 +15,7 @@ SCORES = st.one_of(st.floats(-1e6, 1e6), st.integers(0, 3).map(float))
 
 
 def left_out(scores: list[float]) -> np.ndarray:
-    """The p-value of each score held against the others: as likely cases of one that is not memorized."""
+    """The p-value of each score compared with the others: as likely cases of one that is not memorized."""
     every = np.array(scores)
     return np.array([p_values(every[[n]], np.delete(every, n))[0] for n in range(len(every))])
 
