@@ -206,10 +206,12 @@ def test_what_systems_put_beside_images_is_no_image(tmp_path: Path) -> None:
 )
 def test_the_cause_is_the_cause(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "1.png").write_bytes(content)
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refusal:
         read_header(tmp_path / "1.png")
-    assert str(told.value).startswith(f"{tmp_path / '1.png'} cannot be read as an image") and why in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(refusal.value).startswith(f"{tmp_path / '1.png'} cannot be read as an image") and why in str(
+        refusal.value
+    )
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def test_a_prompt_is_of_one_kind(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(texts)
     memorized, nulls, ordinary = (tmp_path / f"{name}.txt" for name in ("memorized", "nulls", "ordinary"))
     store = Store.open(tmp_path / "store")
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refusal:
         import_prompts(store, memorized, nulls, ordinary)
-    first, *lines = str(told.value).split("\n  ")
+    first, *lines = str(refusal.value).split("\n  ")
     assert first == "2 things cannot be used:"
     assert lines == [
         f"'a cup' stands as memorized at {memorized}:2 and as null at {nulls}:2: leave it in one place",

@@ -454,10 +454,10 @@ def test_without_settings_an_audit_is_what_profile_and_model_say(params: AuditPa
     folder = tmp_path / "model"
     shutil.copytree(params.model, folder)
     own = json.loads((folder / "engram.json").read_text())
-    told = {"settings": {"sampling": {"guidance": 2.0}}, "profiles": {"full": {"seeds": 7}}}
-    (folder / "engram.json").write_text(json.dumps(own | told))
+    own_settings = {"settings": {"sampling": {"guidance": 2.0}}, "profiles": {"full": {"seeds": 7}}}
+    (folder / "engram.json").write_text(json.dumps(own | own_settings))
     asked = params.model_copy(update={"model": str(folder), "settings": None, "profile": "full"})
-    assert resolved(asked).settings == settings_for("full", told)
+    assert resolved(asked).settings == settings_for("full", own_settings)
     assert resolved(resolved(asked)) == resolved(asked)
     assert resolved(params) == params
 
@@ -477,18 +477,18 @@ def test_the_record_says_in_which_precision_was_computed(
 
 
 @pytest.mark.parametrize(
-    ("precision", "changed", "told"),
+    ("precision", "changed", "expected"),
     [
         ("float16", {"attacked": 1, "mitigations": ()}, "attacks need gradients"),
         ("bfloat16", {"attacked": 0, "mitigations": ("ordinary-finetune",)}, "ordinary-finetune needs float32"),
     ],
 )
 def test_what_a_precision_cannot_compute_is_refused_at_once(
-    params: AuditParams, precision: str, changed: dict[str, Any], told: str
+    params: AuditParams, precision: str, changed: dict[str, Any], expected: str
 ) -> None:
     assert params.settings is not None
     settings = params.settings.model_copy(update={"precision": precision, **changed})
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=expected):
         resolve(params.model_copy(update={"settings": settings}))
 
 
@@ -513,8 +513,8 @@ def test_results_for_those_without_the_store(params: AuditParams, audited: Audit
     # The command that it names asks for the very same settings.
     command = shlex.split(page.split("Made by `")[1].split("`")[0])
     assert command[:4] == ["engram", "audit", "--model", params.model]
-    told = command[command.index("--set") + 1 :: 2]
-    settings = settings_for("quick", {}, **settings_of(told, Settings))
+    changes = command[command.index("--set") + 1 :: 2]
+    settings = settings_for("quick", {}, **settings_of(changes, Settings))
     assert resolved(params.model_copy(update={"settings": settings})) == resolved(params)
     assert "| 3 | 0 % (0" in page or "| 3 | 100 % (" in page
 

@@ -163,8 +163,8 @@ def test_an_audit_from_the_form_to_its_artifacts(served: Served, page: Page) -> 
 
     page.fill(0, "Settings", "Seeds")
     page.click("Submit", "button")
-    told = page.field("Settings", "Seeds").get_attribute("validationMessage")
-    assert told == "Value must be greater than or equal to 1."
+    message = page.field("Settings", "Seeds").get_attribute("validationMessage")
+    assert message == "Value must be greater than or equal to 1."
     page.shoot("form-refused")
     assert runs_of(served) == []
 

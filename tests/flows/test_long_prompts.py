@@ -81,9 +81,9 @@ def test_they_can_be_left_out(world: Path, tmp_path: Path) -> None:
 
 
 def test_they_can_be_refused_all_at_once_before_there_is_a_store(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refusal:
         resolve(params(world, tmp_path / "store", long_prompts="refuse"))
-    first, *lines = str(told.value).split("\n  ")
+    first, *lines = str(refusal.value).split("\n  ")
     assert first == "2 things cannot be used:"
     assert [line.split(": ")[0] for line in lines] == [f"{world / 'memorized.csv'}:3", f"{world / 'nulls.txt'}:3"]
     assert all("tokens, and the model reads 32" in line for line in lines)

@@ -76,12 +76,12 @@ def test_a_run_is_another_by_what_changes_a_result_alone(model: Path, tmp_path: 
 
 def test_a_setting_that_is_new_does_not_part_an_audit_from_its_figures(model: Path, tmp_path: Path) -> None:
     spec = resolve(asked(model, tmp_path / "store"))
-    told = json.loads(spec.params.model_dump_json())
-    lacking = {name: value for name, value in told["settings"].items() if name != "contrast"}
+    whole = json.loads(spec.params.model_dump_json())
+    lacking = {name: value for name, value in whole["settings"].items() if name != "contrast"}
     kinds = {
-        "before-the-setting": told | {"settings": lacking},
-        "with-one-that-is-no-more": told | {"settings": told["settings"] | {"gone": 1}},
-        "with-another-value": told | {"settings": told["settings"] | {"seeds": 3}},
+        "before-the-setting": whole | {"settings": lacking},
+        "with-one-that-is-no-more": whole | {"settings": whole["settings"] | {"gone": 1}},
+        "with-another-value": whole | {"settings": whole["settings"] | {"seeds": 3}},
     }
     store = Store.open(spec.subject.store)
     same: dict[str, Any] = {"model_id": spec.subject.model_id, "prompt_set": spec.subject.prompt_set}
@@ -149,8 +149,8 @@ def test_a_dry_run_leaves_everything_as_it_was(model: Path, tmp_path: Path) -> N
     assert not (tmp_path / "none").exists()
     spec = resolve(asked(model, tmp_path / "store"))
     before = sorted(path for path in (tmp_path / "store").rglob("*"))
-    told = json.loads(CliRunner().invoke(app, [*command[:4], str(tmp_path / "store"), *command[5:], "--json"]).stdout)
-    assert sum(row["evaluations"] for row in told["work"]) > 0 < told["seconds"]
+    answer = json.loads(CliRunner().invoke(app, [*command[:4], str(tmp_path / "store"), *command[5:], "--json"]).stdout)
+    assert sum(row["evaluations"] for row in answer["work"]) > 0 < answer["seconds"]
     assert sorted(path for path in (tmp_path / "store").rglob("*")) == before
     assert spec.run_id
 

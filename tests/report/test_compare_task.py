@@ -284,8 +284,8 @@ def test_the_command_line(store: Store) -> None:
     assert lines[0].split() == ["variant", "condition", "metric", "before", "after", "change", "low", "high"]
     assert lines[2].split()[:6] == ["original", "prompt", "mr", "0", "0.1667", "0.1667"]
     assert lines[-1].startswith("Regression from a to b: original, prompt: 'picture 3'")
-    told = engram(store, "compare", "a", "b", "--json")
-    assert told.exit_code == 1 and json.loads(told.output)["regressions"][0][1] == pytest.approx(1 / 70)
+    answer = engram(store, "compare", "a", "b", "--json")
+    assert answer.exit_code == 1 and json.loads(answer.output)["regressions"][0][1] == pytest.approx(1 / 70)
     assert engram(store, "compare", "a", "b", "--alpha", "0.001").exit_code == 0
     assert engram(store, "accept", "latest").output == "accepted b\n"
     assert isinstance(engram(store, "accept", "none").exception, InputError)

@@ -37,10 +37,10 @@ def test_what_a_person_wrote_stays(tmp_path: Path) -> None:
     page.write_text("Before.\n" + page.read_text() + "\nAfter.\n")
     put_between(page, "figures", "two\n")
     put_between(page, "gates", "three")
-    told = page.read_text()
-    assert told.startswith("Before.\n# Results\n\n<!-- figures -->\ntwo\n<!-- /figures -->\n")
-    assert told.endswith("\nAfter.\n\n<!-- gates -->\nthree\n<!-- /gates -->\n")
-    assert "one" not in told
+    text = page.read_text()
+    assert text.startswith("Before.\n# Results\n\n<!-- figures -->\ntwo\n<!-- /figures -->\n")
+    assert text.endswith("\nAfter.\n\n<!-- gates -->\nthree\n<!-- /gates -->\n")
+    assert "one" not in text
 
 
 def test_half_a_pair_of_marks_costs_nothing(tmp_path: Path) -> None:

@@ -180,11 +180,11 @@ def test_what_stood_on_the_store_works(url: str, tmp_path: Path) -> None:
     first, second = run_sql(store, "SELECT audit_id FROM audits ORDER BY started_at")["audit_id"].to_pylist()
     assert store.read("accepted")["audit_id"].to_pylist() == [first]
     assert store.read("nights", audit_id=second)["baseline"].to_pylist() == [first]
-    told = [json.loads(text)["settings"] for text in store.read("audits")["params"].to_pylist()]
-    told += [json.loads(text)["settings"] for text in store.read("registrations")["params"].to_pylist()]
-    assert all("rival_starts" not in one and one["baseline_starts"] == ["noise"] for one in told)
+    settings = [json.loads(text)["settings"] for text in store.read("audits")["params"].to_pylist()]
+    settings += [json.loads(text)["settings"] for text in store.read("registrations")["params"].to_pylist()]
+    assert all("rival_starts" not in one and one["baseline_starts"] == ["noise"] for one in settings)
     variants = ["nemo", "nemo-union", "wanda", "adversarial-finetune", "random-tokens"]
-    assert all(list(Settings.model_validate(one).mitigations) == variants for one in told)
+    assert all(list(Settings.model_validate(one).mitigations) == variants for one in settings)
     compared = CliRunner().invoke(app, ["compare", first, second, "--store", url])
     assert compared.exit_code == 0, compared.output
     assert CliRunner().invoke(app, ["audits", "--store", url]).exit_code == 0
