@@ -125,14 +125,14 @@ def test_commands_are_there_and_know_their_options(services: dict[str, Any]) -> 
     helps: dict[tuple[str, ...], str] = {}
     for each in ours(services).values():
         program, *group = each["command"][: {"engram": 2}.get(each["command"][0], 3)]
-        asked = (program, *group)
-        if asked not in helps:
+        named = (program, *group)
+        if named not in helps:
             command = [str(Path(sys.executable).with_name(program)), *group, "--help"]
             found = subprocess.run(command, capture_output=True, text=True, check=True)
-            helps[asked] = found.stdout
-        for option in each["command"][len(asked) :]:
+            helps[named] = found.stdout
+        for option in each["command"][len(named) :]:
             if option.startswith("--"):
-                assert option in helps[asked], (asked, option)
+                assert option in helps[named], (named, option)
 
 
 def instructions() -> list[tuple[str, str]]:

@@ -113,8 +113,8 @@ def test_nemo_of_one_prompt(ran: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_store_as_a_frame(ran: dict[str, dict[str, Any]], folder: Path) -> None:
     frame = ran["Read the store as a DataFrame"]["metrics"]
-    asked = "SELECT count(*) AS n, sum(value) AS total FROM metrics"
-    (wanted,) = run_sql(Store.open(folder / "audits"), asked).to_pylist()
+    statement = "SELECT count(*) AS n, sum(value) AS total FROM metrics"
+    (wanted,) = run_sql(Store.open(folder / "audits"), statement).to_pylist()
     assert len(frame) == wanted["n"] > 0
     assert frame["value"].sum() == pytest.approx(wanted["total"])
 

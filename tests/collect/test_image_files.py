@@ -179,8 +179,8 @@ def test_every_format_of_pillow_that_people_have_is_read(tmp_path: Path, suffix:
 
 
 def test_the_formats_that_the_readme_names() -> None:
-    asked = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif"}
-    assert asked <= suffixes() | ({".avif"} if "AVIF" not in image_files.FORMATS else set())
+    wanted = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif"}
+    assert wanted <= suffixes() | ({".avif"} if "AVIF" not in image_files.FORMATS else set())
 
 
 def test_what_systems_put_beside_images_is_no_image(tmp_path: Path) -> None:

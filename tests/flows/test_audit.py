@@ -125,12 +125,12 @@ def nothing_computed() -> Iterator[None]:
     """Within, whoever asks a UNet or the model of copies anything is told that the answer was there. All but the
     diagnosis, whose figures take a pass of a few prompts through the denoiser each time."""
 
-    def asked(*args: Any, **kwargs: Any) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("computed what the store holds")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(UNet2DConditionModel, "forward", asked)
-        patch.setattr(Sscd, "embed", asked)
+        patch.setattr(UNet2DConditionModel, "forward", refuse)
+        patch.setattr(Sscd, "embed", refuse)
         patch.setattr("tasks.report.task.diagnose", lambda *given: ("nothing", []))
         yield
 
@@ -359,13 +359,13 @@ def test_one_success_is_one_though_nothing_follows_from_it(
 
 def test_a_memorized_image_is_no_control_and_is_not_trained_back_in(params: AuditParams, tmp_path: Path) -> None:
     prompts = pq.read_table(Path(params.model).parent / "prompts.parquet").to_pylist()
-    asked = {"prompts": str(tmp_path / "prompts.parquet"), "images": str(Path(params.model).parent / "images.parquet")}
+    files = {"prompts": str(tmp_path / "prompts.parquet"), "images": str(Path(params.model).parent / "images.parquet")}
     nulls, ordinary = ([row for row in prompts if row["kind"] == kind] for kind in ("null", "ordinary"))
     for row in (nulls[0], ordinary[0], ordinary[-1]):
         row["image_ids"] = prompts[-1]["image_ids"] + prompts[0]["image_ids"]
     remembered = prompts[0]["image_ids"][0]
-    pq.write_table(pa.Table.from_pylist(prompts), asked["prompts"])
-    spec = resolve(params.model_copy(update=asked | {"store": str(tmp_path / "store")}))
+    pq.write_table(pa.Table.from_pylist(prompts), files["prompts"])
+    spec = resolve(params.model_copy(update=files | {"store": str(tmp_path / "store")}))
     apart = [*spec.chosen.controls, *spec.chosen.unseen, *spec.chosen.kept]
     assert spec.chosen.controls and spec.chosen.unseen and len(spec.chosen.kept) == 3
     assert all(remembered not in prompt.image_ids for prompt in apart)
@@ -456,9 +456,9 @@ def test_without_settings_an_audit_is_what_profile_and_model_say(params: AuditPa
     own = json.loads((folder / "engram.json").read_text())
     own_settings = {"settings": {"sampling": {"guidance": 2.0}}, "profiles": {"full": {"seeds": 7}}}
     (folder / "engram.json").write_text(json.dumps(own | own_settings))
-    asked = params.model_copy(update={"model": str(folder), "settings": None, "profile": "full"})
-    assert resolved(asked).settings == settings_for("full", own_settings)
-    assert resolved(resolved(asked)) == resolved(asked)
+    given = params.model_copy(update={"model": str(folder), "settings": None, "profile": "full"})
+    assert resolved(given).settings == settings_for("full", own_settings)
+    assert resolved(resolved(given)) == resolved(given)
     assert resolved(params) == params
 
 
@@ -520,8 +520,8 @@ def test_results_for_those_without_the_store(params: AuditParams, audited: Audit
 
 
 def test_sql_from_the_command_line(params: AuditParams, audited: Audited) -> None:
-    asked = ["sql", "select count(*) as n from metrics", "--store", params.store, "--format", "csv"]
-    found = CliRunner().invoke(app, asked)
+    command = ["sql", "select count(*) as n from metrics", "--store", params.store, "--format", "csv"]
+    found = CliRunner().invoke(app, command)
     assert found.exit_code == 0
     assert int(found.output.splitlines()[1]) > 0
 

@@ -103,12 +103,12 @@ def test_without_a_model_the_rest_is_looked_at_all_the_same(tmp_path: Path) -> N
 
 def test_what_was_looked_at_is_looked_at_anew_when_it_changed(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model.parent, tmp_path / "world")
-    asked = params(tmp_path / "world" / "model", tmp_path / "store", clip=str(tmp_path / "world" / "clip"))
-    check(asked)
+    given = params(tmp_path / "world" / "model", tmp_path / "store", clip=str(tmp_path / "world" / "clip"))
+    check(given)
     weights = tmp_path / "world" / "clip" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(InputError, match="damaged or not whole"):
-        check(asked)
+        check(given)
 
 
 def test_a_store_that_cannot_be_written_is_refused(model: Path, tmp_path: Path) -> None:
@@ -232,25 +232,25 @@ def test_what_is_left_out_is_said() -> None:
 def test_a_scan_is_looked_at_before_it_begins(
     model: Path, tmp_path: Path, changed: dict[str, Any], expected: str | None
 ) -> None:
-    asked = ScanRun(
+    given = ScanRun(
         model=str(model), store=str(tmp_path / "store"), device="cpu", scan=ScanParams.model_validate(changed)
     )
     if expected is None:
-        check_scan(asked)
+        check_scan(given)
     else:
         with pytest.raises(InputError, match=expected):
-            check_scan(asked)
+            check_scan(given)
     assert not (tmp_path / "store").exists()
 
 
 def test_flows_look_first_themselves(model: Path, tmp_path: Path) -> None:
     """As where a run is triggered from the UI, past the commands."""
-    asked = params(model, tmp_path / "store", clip="ViT-B-32")
+    given = params(model, tmp_path / "store", clip="ViT-B-32")
     with pytest.raises(InputError, match="ViT-B-32=FILE"):
-        audit.fn(asked)
+        audit.fn(given)
     assert not (tmp_path / "store").exists()
     # Of a run that was resolved elsewhere a stage looks at what this machine must have.
-    run = resolve(asked).run
+    run = resolve(given).run
     for flow in (collect, localize, mitigate):
         with pytest.raises(InputError, match="ViT-B-32=FILE"):
             flow.fn(run)

@@ -123,15 +123,15 @@ def test_named_queries_are_listed_and_asked(
         norms = {"prompt_id": kind, "step": 0, "timestep": 9, "sum_sq": [4.0], "tokens": 1, "params_id": "n"}
         place = {"model_id": "m", "variant": "original", "site": "ff-hidden", "layer": "x"}
         store.write("activations", kind, [norms], **place)
-    asked = CliRunner().invoke(app, ["query", "wanda_norms", "--set", "model_id=m", "--set", "kind=null", *where])
-    assert [row["prompts"] for row in json.loads(asked.output)] == [1]
+    answer = CliRunner().invoke(app, ["query", "wanda_norms", "--set", "model_id=m", "--set", "kind=null", *where])
+    assert [row["prompts"] for row in json.loads(answer.output)] == [1]
     assert "takes" in refused(monkeypatch, capsys, "query", "iou_pairs", "--set", "metod=x", *where)
     assert "there are audit_metrics" in refused(monkeypatch, capsys, "query", "iou", *where)
 
 
 def test_a_benchmark_takes_its_own_options(tmp_path: Path) -> None:
-    asked = ["bench", "attack", "--steps", "5", "--images-at-once", "1", "--json", str(tmp_path / "figures.json")]
-    found = CliRunner().invoke(app, asked)
+    command = ["bench", "attack", "--steps", "5", "--images-at-once", "1", "--json", str(tmp_path / "figures.json")]
+    found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["step_over_bare"] == pytest.approx(figures["step_s"] / figures["bare_s"])
@@ -168,9 +168,9 @@ def test_a_server_for_one_command_looks_for_no_work_of_others(monkeypatch: pytes
 
 
 def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    def environment_of(**said: str) -> None:
+    def environment_of(**variables: str) -> None:
         kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-        monkeypatch.setattr(os, "environ", kept | said)
+        monkeypatch.setattr(os, "environ", kept | variables)
         reach_this_machine()
 
     for name in ("http_proxy", "HTTPS_PROXY"):
@@ -284,8 +284,8 @@ def test_help_can_be_read_on_a_terminal_of_any_width(columns: int) -> None:
 
 
 def test_a_log_has_no_bars_of_libraries() -> None:
-    asked = "from flows.cli.shared import quiet; quiet(); from transformers.utils import logging as log; "
-    asked += "print(log.is_progress_bar_enabled())"
+    code = "from flows.cli.shared import quiet; quiet(); from transformers.utils import logging as log; "
+    code += "print(log.is_progress_bar_enabled())"
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
-    said = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True, env=environment)
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert said.stdout == "False\n"

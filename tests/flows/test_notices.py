@@ -231,9 +231,9 @@ def test_what_a_receiver_says(monkeypatch: pytest.MonkeyPatch, answer: Any, word
 
     monkeypatch.setattr("httpx.AsyncClient", partial(httpx.AsyncClient, transport=httpx.MockTransport(post)))
     assert _post(HOOK, notice("a")) == words
-    (asked,) = seen
-    assert (asked.method, str(asked.url), json.loads(asked.content)) == ("POST", HOOK.url, {"text": "Engram: a"})
-    assert asked.headers["Idempotency-Key"] == "a"
+    (request,) = seen
+    assert (request.method, str(request.url), json.loads(request.content)) == ("POST", HOOK.url, {"text": "Engram: a"})
+    assert request.headers["Idempotency-Key"] == "a"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def answer(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return dict(json.loads(engram("audit", *given, "--json", home=tmp_path_factory.mktemp("prefect"))))
 
 
-def asked(given: list[str], *words: str) -> str:
+def printed(given: list[str], *words: str) -> str:
     """What a command that only reads the store prints."""
     found = CliRunner().invoke(app, [*words, "--store", given[given.index("--store") + 1]])
     assert found.exit_code == 0, found.output
@@ -109,14 +109,14 @@ def test_a_stage_alone_tells_the_same(given: list[str], answer: dict[str, Any], 
 
 
 def test_what_is_asked_of_the_store_afterwards(given: list[str], answer: dict[str, Any], tmp_path: Path) -> None:
-    (row,) = json.loads(asked(given, "audits", "--format", "json"))
+    (row,) = json.loads(printed(given, "audits", "--format", "json"))
     assert (row["audit_id"], row["state"]) == (answer["audit_id"], "completed")
-    pairs = json.loads(asked(given, "iou", "--method", "wanda", "--format", "json"))
+    pairs = json.loads(printed(given, "iou", "--method", "wanda", "--format", "json"))
     assert pairs and all(0 <= pair["iou"] <= 1 for pair in pairs)
-    asked(given, "catalog", str(tmp_path / "store.duckdb"))
+    printed(given, "catalog", str(tmp_path / "store.duckdb"))
     with duckdb.connect(str(tmp_path / "store.duckdb"), read_only=True) as catalog:
         assert catalog.sql("SELECT count(*) FROM metrics").fetchall() == [(len(answer["metrics"]),)]
-    names = json.loads(asked(given, "sql", "SELECT variant FROM variants WHERE method = 'wanda'", "--format", "json"))
-    asked(given, "export", names[0]["variant"], str(tmp_path / "out"), "--model", given[given.index("--model") + 1])
+    names = json.loads(printed(given, "sql", "SELECT variant FROM variants WHERE method = 'wanda'", "--format", "json"))
+    printed(given, "export", names[0]["variant"], str(tmp_path / "out"), "--model", given[given.index("--model") + 1])
     pruned = StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None).unet
     assert any((weight == 0).any() for name, weight in pruned.named_parameters() if "ff.net.2.weight" in name)

@@ -204,9 +204,9 @@ def test_a_model_may_give_one_value_for_a_list(tmp_path: Path) -> None:
 
 
 def test_what_a_form_sends_is_judged_in_plain_words() -> None:
-    asked = {"model": "m", "settings": {"seeds": 0, "wanda": {"sparcity": 1}, "starts": "noise"}}
+    given = {"model": "m", "settings": {"seeds": 0, "wanda": {"sparcity": 1}, "starts": "noise"}}
     with pytest.raises(ValidationError) as refusal:
-        AuditParams.model_validate(asked)
+        AuditParams.model_validate(given)
     words = str(refusal.value)
     assert "settings.seeds cannot be 0: it may be: integer, >= 1, <= 100" in words
     assert "there is no setting 'settings.wanda.sparcity': did you mean settings.wanda.sparsity" in words

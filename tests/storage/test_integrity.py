@@ -348,8 +348,8 @@ def test_the_command_says_what_it_leaves_out_and_verify_which_audit_rests_on_it(
         program = [sys.executable, "-c", "from flows.cli import main; main()", *arguments, "--store", filled.url]
         return subprocess.run(program, cwd=Path(__file__).parents[2], check=False, capture_output=True, text=True)
 
-    asked = engram("sql", COUNT, "--format", "csv")
-    assert asked.stdout == "n\n2\n" and "left out neuron_sets/model_id=m" in asked.stderr and asked.returncode == 0
+    answer = engram("sql", COUNT, "--format", "csv")
+    assert answer.stdout == "n\n2\n" and "left out neuron_sets/model_id=m" in answer.stderr and answer.returncode == 0
     refused = engram("query", "neurons_by_layer")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "layer=other" in refused.stderr
     verified = engram("verify")

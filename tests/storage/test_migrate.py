@@ -540,14 +540,14 @@ def engram(*words: str) -> list[str]:
 
 
 def test_the_command_says_what_it_does(old: Path) -> None:
-    place = ("--store", str(old))
-    (said,) = engram("--dry-run", *place)
+    at = ("--store", str(old))
+    (said,) = engram("--dry-run", *at)
     assert said == "would have migrated 343 parts of version 3 (2.0 MB) to version 4"
-    done, stays = engram(*place)
+    done, stays = engram(*at)
     assert done == "migrated 343 parts of version 3 (2.0 MB) to version 4" and "engram migrate --gc" in stays
-    assert engram(*place) == ["the store is of version 4 already"]
-    assert engram("--gc", "--dry-run", *place) == ["would have removed 343 parts of version 3 (2.0 MB)"]
-    assert engram("--gc", *place) == ["removed 343 parts of version 3 (2.0 MB)"]
-    assert engram("--gc", *place) == ["there are no former parts to remove"]
-    refused = CliRunner().invoke(app, ["migrate", "--gc", "--lost", "a", *place])
+    assert engram(*at) == ["the store is of version 4 already"]
+    assert engram("--gc", "--dry-run", *at) == ["would have removed 343 parts of version 3 (2.0 MB)"]
+    assert engram("--gc", *at) == ["removed 343 parts of version 3 (2.0 MB)"]
+    assert engram("--gc", *at) == ["there are no former parts to remove"]
+    refused = CliRunner().invoke(app, ["migrate", "--gc", "--lost", "a", *at])
     assert isinstance(refused.exception, InputError) and "exclude each other" in str(refused.exception)
