@@ -77,9 +77,8 @@ def first(ground, params):
     **known,
 )
 def brightness(seen, params):
-    pixels = seen.pixels([one.id for one in seen.generations])
-    mean = float(sum(one.mean() for one in pixels.values()) / len(pixels))
-    yield Estimate("brightness", mean, None, None, len(pixels))
+    means = [one.mean() for one in seen.pixels([one.id for one in seen.generations]).values()]
+    yield Estimate("brightness", float(sum(means) / len(means)), None, None, len(means))
 '''
 CHOSEN = SETTINGS | {
     "mitigations": ["first-neurons", "upper"],
@@ -157,7 +156,7 @@ def test_an_audit_has_a_method_of_each_kind(engram: Any, model: Path, tmp_path: 
     assert ("original", "auc_length") in found and {(name, "brightness") for name in variants} <= found
     page = Path(told["report"]).read_text()
     assert all(words in page for words in (*variants, "Brightness", "AUC by length"))
-    engram("results", told["audit_id"], str(tmp_path / "results"), "--store", place[1])
+    engram("results", str(tmp_path / "results"), "--store", place[1])
     text = (tmp_path / "results" / "RESULTS.md").read_text()
     assert all(words in text for words in (*variants, "Brightness", "AUC by length"))
 

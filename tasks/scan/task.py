@@ -18,7 +18,7 @@ from tasks.detections import detector_scores
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError
 from tasks.keys import prompt_id
-from tasks.methods import SPEED, Detector, Params, method, methods, named, with_groups
+from tasks.methods import SPEED, Detector, Params, method, methods, named, params_in, with_groups
 from tasks.progress import progress
 from tasks.prompt_files import PromptEntry
 from tasks.scan.conformal import false_alarms as false_alarms
@@ -62,7 +62,7 @@ class ScanSettings(Params):
 
     def of(self, chosen: Detector) -> Params:
         """The parameters of a detector."""
-        found: Params = getattr(self, chosen.group)
+        found: Params = params_in(self, chosen)
         return found
 
     def chosen(self) -> list[Detector]:

@@ -231,27 +231,29 @@ def test_what_cannot_be_compared_is_refused(store: Store) -> None:
 
 
 def test_the_baseline_of_a_night(store: Store) -> None:
+    def baseline(audit_id: str, known: set[str]) -> str | None:
+        return baseline_of(store, audit_id, known, {"sampling.batch"})
+
     for day, name in enumerate("abcd", start=1):
         put(store, name, day, model_id=name, settings={"sampling": {"batch": day}})
     put(store, "faster", 5, settings={"sampling": {"batch": 1, "steps": 20}})
     put(store, "e", 6, settings={"sampling": {"batch": 1, "steps": 50}})
-    assert baseline_of(store, "a", set("abcd")) is None
-    assert baseline_of(store, "d", set("abcd")) == "c"
+    assert baseline("a", set("abcd")) is None
+    assert baseline("d", set("abcd")) == "c"
     # Nobody heard of b and c, whatever they were: the night's is compared with what somebody knows.
-    assert baseline_of(store, "d", {"a", "d"}) == "a"
-    assert baseline_of(store, "d", set()) is None
+    assert baseline("d", {"a", "d"}) == "a"
+    assert baseline("d", set()) is None
     # Settings that both know must be the same.
-    quick = {"sampling.batch"}
-    assert baseline_of(store, "e", {"a", "faster"}, quick) == "a"
-    assert baseline_of(store, "e", {"faster"}, quick) is None
+    assert baseline("e", {"a", "faster"}) == "a"
+    assert baseline("e", {"faster"}) is None
     # A person's word counts most, but for that of other settings where there is one of the same.
     accept(store, "b")
     accept(store, "a")
-    assert baseline_of(store, "d", set("abcd")) == "a"
+    assert baseline("d", set("abcd")) == "a"
     accept(store, "b")
-    assert baseline_of(store, "d", set("abcd")) == "b"
+    assert baseline("d", set("abcd")) == "b"
     accept(store, "faster")
-    assert baseline_of(store, "e", set()) == "b"
+    assert baseline("e", set()) == "b"
 
 
 def test_words_for_audits(store: Store) -> None:

@@ -274,7 +274,7 @@ def _overlap_curves(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
         curves = []
         for pair, name in PAIRS.items():
             values = {row[axis]: row["iou"] for row in mine if row["pair"] == pair}
-            if len(values) == len(points):
+            if values and len(values) == len(points):
                 curves.append(Curve(name, [values[point] for point in points]))
         chance = [np.mean([row["iou_chance"] for row in mine if row[axis] == point]) for point in points]
         if curves:
