@@ -24,7 +24,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxrunti
 
 @flow(name="audit", flow_run_name="audit {params.model}")
 def audit(params: AuditParams) -> Audited:
-    """Audits a model: what it memorized, where, whether it can be cut out, and whether it is then gone.
+    """Audits a model: what it memorized, where, whether it can be pruned away, and whether it is then gone.
 
     Whatever the store holds already is not computed again, so an interrupted audit goes on where it stopped.
 
@@ -90,7 +90,7 @@ def recorded(spec: Spec) -> Iterator[str]:
             end("cancelled")
             raise
         end("completed")
-    # Only a completed audit has figures that are relied on; another one is run again, which may replace its parts.
+    # Only a completed audit has estimates that are relied on; another one is run again, which may replace its parts.
     record_holdings(store, audit_id)
 
 

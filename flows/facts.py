@@ -28,7 +28,7 @@ def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> li
 
     Args:
         record: the audit's row of `audits`.
-        variants: by the name that figures go by, the variant in the store.
+        variants: by the name that estimates go by, the variant in the store.
     """
     settings, chosen = spec.settings, spec.chosen
     with_images = " and ".join(str(len(some)) for some in chosen.with_images)
@@ -77,7 +77,7 @@ def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> li
         facts.append(("control of Wanda", "found on prompts that quality is measured on, there are too few others"))
     for name in random_controls():
         if name in variants and (part := mitigating.shared_with_found(spec.subject, variants[name])):
-            facts.append((name, f"{part:.0%} of what it cuts was localized, too: more than half of a layer was"))
+            facts.append((name, f"{part:.0%} of what it prunes was localized, too: more than half of a layer was"))
     for name in trainings:
         if name in variants and (left := mitigating.not_erased(spec.subject, variants[name])):
             few = [prompt for prompt in chosen.erasable if prompt.text in left]

@@ -130,7 +130,7 @@ def check(
 ) -> bool:
     """Measures every gate of a reference world, prints them, and says whether all hold.
 
-    The figures come from a full audit in `store`; one that is there already is not computed again. They are written
+    The estimates come from a full audit in `store`; one that is there already is not computed again. They are written
     into the world's README, beside those of other gates that were measured of the same weights.
 
     Args:

@@ -19,7 +19,7 @@ class Selection:
         """
         self.settings = settings
         self.units = units((one.prompt_id, one.text, one.image_ids) for some in prompts.values() for one in some)
-        """By prompt id, what every figure counts once; see `tasks.units`."""
+        """By prompt id, what every estimate counts once; see `tasks.units`."""
         remembered = {self.units[prompt.prompt_id] for prompt in prompts["memorized"]}
 
         # A memorized image is no control, and must not be trained back in, whatever caption it has, too.
@@ -32,7 +32,7 @@ class Selection:
         self.ordinary = every[: settings.ordinary]
         # What trains a model must not be what its quality is measured on.
         self.kept = apart(every[settings.ordinary :])[: settings.kept]
-        # Nor what the control's weights are found on: cut, they would spoil the very prompts that judge the cut.
+        # Nor what the control's weights are found on: pruned, it would spoil the very prompts that judge pruning.
         others, few = every[settings.ordinary :], len(self.memorized)
         self.control_prompts = [*others, *self.ordinary][:few]
         self.threshold_nulls = self.nulls[: settings.threshold_nulls]

@@ -65,7 +65,7 @@ def show(create: Callable[..., Any], *content: Any, key: str, description: str) 
 
 
 def show_audit(audit_id: str, path: str, written: Written) -> None:
-    """The verdict with the figures, images, curves, and the overlap of subsets.
+    """The verdict with the estimates, images, curves, and the overlap of subsets.
 
     Args:
         path: of the report.

@@ -94,7 +94,7 @@ def _stage(name: str, words: str) -> None:
 for _name, _words in (
     ("collect", "Collect activations and feature norms of prompts."),
     ("localize", "Find the neurons and weights that hold memorized images, with their controls."),
-    ("mitigate", "Make the variants: cut, trained, or defended at inference."),
+    ("mitigate", "Make the variants: pruned, trained, or defended at inference."),
     ("attack", "Search adversarial embeddings on every variant that claims to have forgotten."),
     ("diagnose", "Ask many triggers of one image whether memory is local."),
     ("evaluate", "Make images of every variant under every condition, and measure them."),
@@ -171,7 +171,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Compare two audits: every figure's change, and whether the model got worse; exit code 1 if it did."""
+    """Compare two audits: the change of every estimate, and whether the model got worse; exit code 1 if it did."""
     quiet()
     from tasks.report import task as reporting
 
@@ -192,7 +192,7 @@ def results(
     audit_id: Annotated[str, typer.Option("--audit", help="An audit, or 'latest'.")] = "latest",
     store: StoreOption = None,
 ) -> None:
-    """Write an audit's figures for those who do not have the store; other text in RESULTS.md stays."""
+    """Write an audit's estimates for those who do not have the store; other text in RESULTS.md stays."""
     quiet()
     from flows.params import AuditParams, command_of
     from tasks.report import task as reporting
@@ -239,10 +239,10 @@ def _foresee(params: Any, as_json: bool) -> None:
 
 
 def _tell(found: Any, store: str, as_json: bool) -> None:
-    """An audit's figures, and where its page lies."""
+    """An audit's estimates, and where its page lies."""
     if as_json:
-        figures = Store.open(store).read("metrics", audit_id=found.audit_id).to_pylist()
-        print(json.dumps({"audit_id": found.audit_id, "report": found.report, "metrics": figures}, indent=1))
+        estimates = Store.open(store).read("metrics", audit_id=found.audit_id).to_pylist()
+        print(json.dumps({"audit_id": found.audit_id, "report": found.report, "metrics": estimates}, indent=1))
     else:
         print(found.written.table)
         print(f"audit   {found.audit_id}\nreport  {visible(found.report)}")

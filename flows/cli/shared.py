@@ -96,7 +96,7 @@ LongPromptsOption = Annotated[
         "left out.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and figures as JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and estimates as JSON.")]
 AuditOption = Annotated[
     str | None,
     typer.Option(

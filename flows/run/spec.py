@@ -157,7 +157,7 @@ def audits_like(spec: Spec) -> list[dict[str, Any]]:
     """The audits of these weights with these prompts and settings, however they ended: their rows in the store.
 
     A setting that an earlier version did not have counts as what it now is by default, and one that is no more is left
-    aside: so a new setting does not part an audit from its figures.
+    aside: so a new setting does not part an audit from its estimates.
     """
     subject, wanted = spec.subject, determining(spec.params)
     found = subject.open().read("audits", model_id=subject.model_id, prompt_set=subject.prompt_set)
@@ -176,7 +176,7 @@ def chosen_of(subject: Subject, settings: Settings) -> Selection:
 
 
 def determining(params: AuditParams) -> dict[str, Any]:
-    """What of an audit's parameters its figures follow from: settings but for those of speed, and the CLIP model."""
+    """What of an audit's parameters its estimates follow from: settings but for those of speed, and the CLIP model."""
     assert params.settings is not None
     every = dict(flat(params.settings.model_dump(mode="json")))
     return {name: value for name, value in every.items() if name not in speeds()} | {"clip": params.clip}

@@ -102,7 +102,7 @@ def mr_generations(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> E
 
 
 def sscd_orig(similarities: ByUnit) -> list[Estimate]:
-    """Similarity to the training image: the maximum and the median over a unit's images, each in four figures.
+    """Similarity to the training image: the maximum and the median over a unit's images, each in four estimates.
 
     `sscd_orig_max` and `sscd_orig_median` are medians over units, `..._mad` the median absolute deviation beside them
     (as the code of Hintersdorf et al. reports them); `..._mean` and `..._std` are those of Kowalczuk et al. The

@@ -2,7 +2,7 @@
 
 FID (Heusel et al., NeurIPS 2017) and KID (Binkowski et al., ICLR 2018) with torchmetrics' formulas, in float64, on
 whatever features are given. Engram gives CLIP image embeddings, so its `fid` is a CLIP-FID (Kynkaanniemi et al., ICLR
-2023) and must not be compared with figures on Inception features. Neither has a bootstrap interval: resampling repeats
+2023) and must not be compared with values on Inception features. Neither has a bootstrap interval: resampling repeats
 rows, which biases both upwards.
 
 Both need many images. With fewer than features have numbers (hundreds), the covariances of FID are singular, and its
@@ -68,7 +68,7 @@ def quality(seen: Seen, params: NoParams) -> list[Estimate]:
 def fid(generated: np.ndarray, real: np.ndarray, metric: str = "fid") -> Estimate:
     """Fréchet distance between Gaussians fitted to features (n, width) and (m, width).
 
-    Biased upwards on small sets: compare only figures of sets of the same size.
+    Biased upwards on small sets: compare only values of sets of the same size.
 
     Raises:
         InputError: fewer than two images on a side, or different widths.

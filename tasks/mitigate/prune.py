@@ -122,7 +122,7 @@ class Card:
             f"## Use\n\n{use}\n\n"
             f"## Settings\n\n{settings or 'none'}\n\n"
             "## Limits\n\nA mitigation can hide a memory rather than remove it: adversarial embeddings may still bring"
-            " it back. See the audit's figures for this variant before relying on it.\n"
+            " it back. See the audit's estimates for this variant before relying on it.\n"
         )
 
 

@@ -1,7 +1,7 @@
 """Two audits compared: what changed, how surely, and whether the model got worse.
 
-Every figure that both audits have is shown with its difference and a 95 % interval of that. The interval is recovered
-from the intervals of the two figures (MOVER: Zou and Donner, 2008, after what Newcombe, 1998, did for two rates). It
+Every estimate that both audits have is shown with its difference and a 95 % interval of that. The interval is recovered
+from the intervals of the two estimates (MOVER: Zou and Donner, 2008, after what Newcombe, 1998, did for two rates). It
 takes the audits for independent. Prompt with the same prompts they go up and down together, so it is rather too wide.
 
 Whether the model got worse is not read off these intervals, which are far too wide for one image of forty. It is
@@ -48,13 +48,13 @@ MINOR = 0.1
 """The weight of every question but those about single prompts of the original model, which ask for the most and have
 the fewest images to answer with: an image that the model has come to know shows there first."""
 SWAPS = 10_000
-"""Arrangements that the quality of two audits is held against; all there are where there are fewer."""
+"""Arrangements that the quality of two audits is compared with; all there are where there are fewer."""
 _ULP = 1e-9
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure in two audits."""
+    """One estimate in two audits."""
 
     variant: str
     condition: str
@@ -63,7 +63,7 @@ class Difference:
     after: float
     change: float
     low: float | None
-    """95 % interval of the change; None where one of the figures has none."""
+    """95 % interval of the change; None where one of the estimates has none."""
     high: float | None
     n_before: int
     n_after: int
@@ -98,7 +98,7 @@ class Finding:
     prompt_id: str | None
     """Of several prompts that share an image, the one with most copies more."""
     words: str
-    """The counts or figures, after and before."""
+    """The counts or estimates, after and before."""
     p: float
     """Chance of an answer this bad where nothing changed."""
     attainable: np.ndarray = field(compare=False, repr=False)
@@ -113,17 +113,17 @@ class Finding:
 
 
 def differences(before: Sequence[Row], after: Sequence[Row]) -> list[Difference]:
-    """Every figure that both audits have a value of, in the order of the second."""
+    """Every estimate that both audits have a value of, in the order of the second."""
     known = {(row.variant, row.condition, row.metric): row for row in before if not isnan(row.value)}
     pairs = ((known.get((row.variant, row.condition, row.metric)), row) for row in after if not isnan(row.value))
     return [difference(old, new) for old, new in pairs if old is not None]
 
 
 def difference(before: Row, after: Row) -> Difference:
-    """The change of one figure; its interval as the module says."""
+    """The change of one estimate; its interval as the module says."""
     change, low, high = after.value - before.value, None, None
     if before.low is not None and before.high is not None and after.low is not None and after.high is not None:
-        # A percentile interval may miss its own figure by a hair; it then ends there.
+        # A percentile interval may miss its own estimate by a hair; it then ends there.
         low = change - hypot(max(after.value - after.low, 0), max(before.high - before.value, 0))
         high = change + hypot(max(after.high - after.value, 0), max(before.value - before.low, 0))
     return Difference(

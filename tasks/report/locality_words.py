@@ -43,7 +43,7 @@ class Diagnosed:
 
 
 def render_locality(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
-    """The diagnosis as Markdown: an answer to each question, and the figures by layer."""
+    """The diagnosis as Markdown: an answer to each question, and the numbers by layer."""
     lines = ["# Is the memory local?", ""]
     for one, weights in found:
         lines += [

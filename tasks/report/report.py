@@ -74,11 +74,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: a variant under a condition, its figures by metric."""
+    """One line of the table: a variant under a condition, its estimates by metric."""
 
     variant: str
     condition: Condition
-    figures: dict[str, Row]
+    estimates: dict[str, Row]
 
 
 def render(report: Report) -> str:
@@ -119,17 +119,17 @@ def _template(name: str) -> Template:
 
 
 def table_text(rows: Sequence[Row], width: int = 120) -> str:
-    """The table of figures as plain text for a terminal of so many columns."""
+    """The table of estimates as plain text for a terminal of so many columns."""
     shown = {name: column for name, column in columns_of(rows).items() if column.narrow}
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for heading in ("variant", "condition", "n", *(column.heading for column in shown.values())):
-        # Headings are broken here and figures not at all, but on terminals too narrow for them.
+        # Headings are broken here and numbers not at all, but on terminals too narrow for them.
         table.add_column(fill(heading, 9, break_long_words=False), no_wrap=True, overflow="fold")
     before = None
     for line in lines_of([row for row in rows if row.metric in shown]):
         if before not in (None, line.variant):
             table.add_section()
-        cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in shown]
+        cells = [_cell(line.estimates[metric]) if metric in line.estimates else "" for metric in shown]
         table.add_row("" if line.variant == before else line.variant, line.condition.name, size_text(line), *cells)
         before = line.variant
     stream = io.StringIO()
@@ -171,19 +171,19 @@ def meanings(rows: Sequence[Row]) -> list[str]:
 
 
 def size_text(line: Line) -> str:
-    """The images behind a line, and their prompts where these are more; several numbers where its figures rest on
+    """The images behind a line, and their prompts where these are more; several numbers where its estimates rest on
     different ones."""
-    shown = (row for metric, row in line.figures.items() if metric in columns())
+    shown = (row for metric, row in line.estimates.items() if metric in columns())
     return "/".join(dict.fromkeys(_count_text(row) for row in shown))
 
 
 def cases_text(row: Row) -> str:
-    """What one figure rests on, such as images, of which its column says where it counts something else."""
+    """What one estimate rests on, such as images, of which its column says where it counts something else."""
     return f"{_count_text(row)} {columns()[row.metric].cases}".rstrip()
 
 
 def value_text(row: Row) -> str:
-    """A figure in the digits its metric deserves."""
+    """An estimate in the digits its metric deserves."""
     return "too few" if math.isnan(row.value) else columns()[row.metric].text(row.value)
 
 

@@ -1,7 +1,7 @@
-"""What the figures of an audit mean, in plain words.
+"""What the estimates of an audit mean, in plain words.
 
 A claim stands only beside its control. An attack that also brings back images the model never memorized says nothing,
-and neither does a cut that random neurons of the same number equal: both are then called uninformative, neither a
+and neither does pruning that random neurons of the same number equal: both are then called uninformative, neither a
 success nor a failure. That an attack finds nothing says something only where it found much more on the original.
 """
 
@@ -19,9 +19,9 @@ CONTROL_LIMIT = 0.05
 GONE_LIMIT = 0.05
 """An image set counts as gone while an informative attack brings back at most this share."""
 RANDOM_KEEPS = 0.8
-"""A random cut must leave at least this share of the original's copies, or localizing was not what removed them."""
+"""Random pruning must leave at least this share of the original's copies, or localizing was not what removed them."""
 MOSTLY = 0.5
-"""A random cut that shares more than this of its neurons or weights with the localized one is no control of it."""
+"""Random pruning that shares more than this of its neurons or weights with the localized is no control of it."""
 ALPHA = 0.05
 """Two counts differ where chance brings so great a difference in at most this share of cases."""
 CONTROLS: dict[Whose, str] = {"control": "were never memorized", "unseen": "the model never saw"}
@@ -32,7 +32,7 @@ _STARTS: dict[Start | None, str] = {"prompt": "the prompt", "noise": "noise", "o
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of one variant under one condition, as the table `metrics` has it."""
+    """One estimate of one variant under one condition, as the table `metrics` has it."""
 
     variant: str
     condition: Condition
@@ -124,7 +124,7 @@ def without_random(variants: Collection[str], standings: Standings) -> list[Cont
         Control(
             one.name,
             "missing",
-            f"{one.control_of} found all that it searched, so nothing else is left to cut at random: read it with"
+            f"{one.control_of} found all that it searched, so nothing else is left to prune at random: read it with"
             " doubt.",
         )
         for one in standings.values()
@@ -166,26 +166,28 @@ def _pruned_control(rows: Sequence[Row], control: Standing) -> Control | None:
     """
     variant, name, random = control.name, control.control_of, control.kind == "random"
     assert name is not None
-    original, other, cut = (_mr(rows, one, PROMPT) for one in ("original", variant, name))
+    original, other, localized = (_mr(rows, one, PROMPT) for one in ("original", variant, name))
     if original is None or other is None or original.value == 0:
         return None
-    words = f"Cutting {control.words} leaves {_count(other)} copies of the original's {_count(original)}"
+    words = f"Pruning {control.words} leaves {_count(other)} copies of the original's {_count(original)}"
     same = _row(rows, variant, PROMPT, "shared")
     if same is not None and same.value > MOSTLY:
         words += f", but {100 * same.value:.0f} % of them are the ones that {name} found"
-        return Control(variant, "missing", f"{words}: it took more than half of a layer, so no cut of its size is one.")
+        return Control(
+            variant, "missing", f"{words}: it took more than half of a layer, so no random pruning of its size is one."
+        )
     if random and other.value < RANDOM_KEEPS * original.value:
         if (p := _chance(original, other)) > ALPHA:
             return Control(variant, "open", f"{words}: too few to tell whether chance removes copies (p = {p:.2f}).")
-        words += ": chance removes the copies too, so a localized cut of this size is uninformative."
+        words += ": chance removes the copies too, so localized pruning of this size is uninformative."
         return Control(variant, "fails", words)
-    if cut is None:
+    if localized is None:
         return Control(variant, "holds", f"{words}.") if random else None
-    words += f", {name} {_count(cut)}: "
-    if not random and other.value <= cut.value:
-        words += "it removes no fewer, so the cut does not single out what memories use."
+    words += f", {name} {_count(localized)}: "
+    if not random and other.value <= localized.value:
+        words += "it removes no fewer, so pruning does not single out what memories use."
         return Control(variant, "fails", words)
-    p = _chance(other, cut)
+    p = _chance(other, localized)
     if p > ALPHA:
         return Control(variant, "open", f"{words}chance alone may explain the difference (p = {p:.2f}).")
     return Control(variant, "holds", f"{words}chance does not explain the difference (p = {p:.2g}).")

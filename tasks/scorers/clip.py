@@ -100,7 +100,7 @@ class ClipScore:
 
 
 def scorer_of(params: ClipParams) -> str:
-    """What the figures of this model are called by: the sha256 of its weights, wherever they lie.
+    """What the scores of this model are called by: the sha256 of its weights, wherever they lie.
 
     Raises:
         InputError: see `ClipScore`.

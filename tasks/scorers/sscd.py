@@ -105,7 +105,7 @@ class Sscd:
 
 
 def scorer_of(params: SscdParams) -> str:
-    """What the figures of this model are called by: its kind, its sha256 and the side of its input.
+    """What the scores of this model are called by: its kind, its sha256 and the side of its input.
 
     Raises:
         InputError: no model is installed, or the given file is not the pinned one.

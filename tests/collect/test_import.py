@@ -66,9 +66,9 @@ def test_a_prompt_is_of_one_kind(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(texts)
     memorized, nulls, ordinary = (tmp_path / f"{name}.txt" for name in ("memorized", "nulls", "ordinary"))
     store = Store.open(tmp_path / "store")
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refusal:
         import_prompts(store, memorized, nulls, ordinary)
-    first, *lines = str(told.value).split("\n  ")
+    first, *lines = str(refusal.value).split("\n  ")
     assert first == "2 things cannot be used:"
     assert lines == [
         f"'a cup' stands as memorized at {memorized}:2 and as null at {nulls}:2: leave it in one place",
@@ -151,14 +151,14 @@ def test_what_cannot_be_read_as_an_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text("caption,index\na cat,1\n")
     (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
     (tmp_path / "1.png").mkdir()
-    asked = Store.open(tmp_path / "store"), tmp_path / "prompts.csv", tmp_path / "nulls.txt"
+    inputs = Store.open(tmp_path / "store"), tmp_path / "prompts.csv", tmp_path / "nulls.txt"
     with pytest.raises(InputError, match=r"prompts\.csv:2: .*1\.png cannot be read as an image \(Is a directory\)"):
-        import_prompts(*asked, images=tmp_path)
+        import_prompts(*inputs, images=tmp_path)
     (tmp_path / "1.png").rmdir()
     (tmp_path / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"prompts\.csv:2: .*1\.png cannot be read as an image"):
-        import_prompts(*asked, images=tmp_path)
-    assert asked[0].read("images").num_rows == asked[0].read("prompts").num_rows == 0
+        import_prompts(*inputs, images=tmp_path)
+    assert inputs[0].read("images").num_rows == inputs[0].read("prompts").num_rows == 0
 
 
 def given(folder: Path, **files: str) -> dict[str, Path]:
@@ -189,8 +189,8 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_written(tmp_pat
         ordinary="text,kind\na hat,odd\na hen,\n",
     )
     before = sorted(tmp_path.rglob("*"))
-    asked = files["memorized"], files["nulls"], files["ordinary"], images, model
-    problems = read_inputs(*asked, "refuse").problems
+    inputs = files["memorized"], files["nulls"], files["ordinary"], images, model
+    problems = read_inputs(*inputs, "refuse").problems
     words = [
         "memorized.csv:4: no caption, prompt or text",
         "ordinary.csv:2: kind 'odd' is none of memorized, null, ordinary",
@@ -205,7 +205,7 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_written(tmp_pat
     assert len(problems) == len(words)
     assert [word for word, problem in zip(words, problems, strict=True) if word not in problem] == []
     with pytest.raises(InputError, match="9 things cannot be used:"):
-        import_prompts(Store.open(tmp_path / "store"), *asked, "refuse")
+        import_prompts(Store.open(tmp_path / "store"), *inputs, "refuse")
     assert sorted(path for path in tmp_path.rglob("*") if "store" not in path.parts) == before
     assert [path for path in (tmp_path / "store").rglob("*") if path.suffix == ".parquet"] == []
 

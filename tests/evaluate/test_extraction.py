@@ -1,4 +1,4 @@
-"""Extraction: a planted clique is found, exactly, and claims are held against the truth."""
+"""Extraction: a planted clique is found, exactly, and claims are compared with the truth."""
 
 import itertools
 

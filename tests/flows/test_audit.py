@@ -125,12 +125,12 @@ def nothing_computed() -> Iterator[None]:
     """Within, whoever asks a UNet or the model of copies anything is told that the answer was there. All but the
     diagnosis, whose figures take a pass of a few prompts through the denoiser each time."""
 
-    def asked(*args: Any, **kwargs: Any) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("computed what the store holds")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(UNet2DConditionModel, "forward", asked)
-        patch.setattr(Sscd, "embed", asked)
+        patch.setattr(UNet2DConditionModel, "forward", refuse)
+        patch.setattr(Sscd, "embed", refuse)
         patch.setattr("tasks.report.task.diagnose", lambda *given: ("nothing", []))
         yield
 
@@ -359,13 +359,13 @@ def test_one_success_is_one_though_nothing_follows_from_it(
 
 def test_a_memorized_image_is_no_control_and_is_not_trained_back_in(params: AuditParams, tmp_path: Path) -> None:
     prompts = pq.read_table(Path(params.model).parent / "prompts.parquet").to_pylist()
-    asked = {"prompts": str(tmp_path / "prompts.parquet"), "images": str(Path(params.model).parent / "images.parquet")}
+    files = {"prompts": str(tmp_path / "prompts.parquet"), "images": str(Path(params.model).parent / "images.parquet")}
     nulls, ordinary = ([row for row in prompts if row["kind"] == kind] for kind in ("null", "ordinary"))
     for row in (nulls[0], ordinary[0], ordinary[-1]):
         row["image_ids"] = prompts[-1]["image_ids"] + prompts[0]["image_ids"]
     remembered = prompts[0]["image_ids"][0]
-    pq.write_table(pa.Table.from_pylist(prompts), asked["prompts"])
-    spec = resolve(params.model_copy(update=asked | {"store": str(tmp_path / "store")}))
+    pq.write_table(pa.Table.from_pylist(prompts), files["prompts"])
+    spec = resolve(params.model_copy(update=files | {"store": str(tmp_path / "store")}))
     apart = [*spec.chosen.controls, *spec.chosen.unseen, *spec.chosen.kept]
     assert spec.chosen.controls and spec.chosen.unseen and len(spec.chosen.kept) == 3
     assert all(remembered not in prompt.image_ids for prompt in apart)
@@ -454,11 +454,11 @@ def test_without_settings_an_audit_is_what_profile_and_model_say(params: AuditPa
     folder = tmp_path / "model"
     shutil.copytree(params.model, folder)
     own = json.loads((folder / "engram.json").read_text())
-    told = {"settings": {"sampling": {"guidance": 2.0}}, "profiles": {"full": {"seeds": 7}}}
-    (folder / "engram.json").write_text(json.dumps(own | told))
-    asked = params.model_copy(update={"model": str(folder), "settings": None, "profile": "full"})
-    assert resolved(asked).settings == settings_for("full", told)
-    assert resolved(resolved(asked)) == resolved(asked)
+    own_settings = {"settings": {"sampling": {"guidance": 2.0}}, "profiles": {"full": {"seeds": 7}}}
+    (folder / "engram.json").write_text(json.dumps(own | own_settings))
+    given = params.model_copy(update={"model": str(folder), "settings": None, "profile": "full"})
+    assert resolved(given).settings == settings_for("full", own_settings)
+    assert resolved(resolved(given)) == resolved(given)
     assert resolved(params) == params
 
 
@@ -477,18 +477,18 @@ def test_the_record_says_in_which_precision_was_computed(
 
 
 @pytest.mark.parametrize(
-    ("precision", "changed", "told"),
+    ("precision", "changed", "expected"),
     [
         ("float16", {"attacked": 1, "mitigations": ()}, "attacks need gradients"),
         ("bfloat16", {"attacked": 0, "mitigations": ("ordinary-finetune",)}, "ordinary-finetune needs float32"),
     ],
 )
 def test_what_a_precision_cannot_compute_is_refused_at_once(
-    params: AuditParams, precision: str, changed: dict[str, Any], told: str
+    params: AuditParams, precision: str, changed: dict[str, Any], expected: str
 ) -> None:
     assert params.settings is not None
     settings = params.settings.model_copy(update={"precision": precision, **changed})
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=expected):
         resolve(params.model_copy(update={"settings": settings}))
 
 
@@ -513,15 +513,15 @@ def test_results_for_those_without_the_store(params: AuditParams, audited: Audit
     # The command that it names asks for the very same settings.
     command = shlex.split(page.split("Made by `")[1].split("`")[0])
     assert command[:4] == ["engram", "audit", "--model", params.model]
-    told = command[command.index("--set") + 1 :: 2]
-    settings = settings_for("quick", {}, **settings_of(told, Settings))
+    changes = command[command.index("--set") + 1 :: 2]
+    settings = settings_for("quick", {}, **settings_of(changes, Settings))
     assert resolved(params.model_copy(update={"settings": settings})) == resolved(params)
     assert "| 3 | 0 % (0" in page or "| 3 | 100 % (" in page
 
 
 def test_sql_from_the_command_line(params: AuditParams, audited: Audited) -> None:
-    asked = ["sql", "select count(*) as n from metrics", "--store", params.store, "--format", "csv"]
-    found = CliRunner().invoke(app, asked)
+    command = ["sql", "select count(*) as n from metrics", "--store", params.store, "--format", "csv"]
+    found = CliRunner().invoke(app, command)
     assert found.exit_code == 0
     assert int(found.output.splitlines()[1]) > 0
 

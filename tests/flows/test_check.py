@@ -103,12 +103,12 @@ def test_without_a_model_the_rest_is_looked_at_all_the_same(tmp_path: Path) -> N
 
 def test_what_was_looked_at_is_looked_at_anew_when_it_changed(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model.parent, tmp_path / "world")
-    asked = params(tmp_path / "world" / "model", tmp_path / "store", clip=str(tmp_path / "world" / "clip"))
-    check(asked)
+    given = params(tmp_path / "world" / "model", tmp_path / "store", clip=str(tmp_path / "world" / "clip"))
+    check(given)
     weights = tmp_path / "world" / "clip" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(InputError, match="damaged or not whole"):
-        check(asked)
+        check(given)
 
 
 def test_a_store_that_cannot_be_written_is_refused(model: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_store_that_cannot_be_written_is_refused(model: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"precision": "float16", "attacked": 1}, "attacks need gradients"),
         ({"precision": "float16", "attacked": 0, "mitigations": ["taylor"]}, "taylor needs gradients, which vanish"),
@@ -135,9 +135,9 @@ def test_a_store_that_cannot_be_written_is_refused(model: Path, tmp_path: Path) 
         ({"dori": {"also_at": [5]}}, "dori.also_at would be ignored"),
     ],
 )
-def test_settings_that_cannot_work_together(changed: dict[str, Any], told: str) -> None:
+def test_settings_that_cannot_work_together(changed: dict[str, Any], expected: str) -> None:
     (found,) = together(Settings.model_validate(changed))
-    assert told in found
+    assert expected in found
     assert together(Settings()) == []
 
 
@@ -148,7 +148,7 @@ def test_settings_that_only_look_like_trouble() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "counts", "told"),
+    ("changed", "counts", "expected"),
     [
         ({"threshold_nulls": 1, "nemo": {"seeds": 2}}, {}, "at least two pairwise scores of null prompts, there are 1"),
         ({"nemo": {"seeds": 2}}, {"nulls": 1}, "at least two pairwise scores"),
@@ -161,9 +161,9 @@ def test_settings_that_only_look_like_trouble() -> None:
         ),
     ],
 )
-def test_settings_that_prompts_are_too_few_for(changed: dict[str, Any], counts: dict[str, Any], told: str) -> None:
+def test_settings_that_prompts_are_too_few_for(changed: dict[str, Any], counts: dict[str, Any], expected: str) -> None:
     settings = Settings.model_validate(changed)
-    assert any(told in found for found in with_prompts(settings, chosen(settings, **counts)))
+    assert any(expected in found for found in with_prompts(settings, chosen(settings, **counts)))
     assert with_prompts(Settings(), chosen(Settings())) == []
 
 
@@ -173,7 +173,7 @@ def test_what_is_given_needs_no_null_prompts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"wanda": {"sparsity": 0.01}}, "in rows of 32: --set wanda.sparsity=0.0313 or more"),
         ({"extracted": 1, "extraction": {"tiles": 7}}, "images of 32 x 32 cannot be cut into 7 x 7 equal tiles"),
@@ -182,9 +182,9 @@ def test_what_is_given_needs_no_null_prompts() -> None:
         ({"nemo": {"statistics": "/dev/null"}}, "is no torch file of tensors alone"),
     ],
 )
-def test_settings_that_the_model_is_not_made_for(outline: Outline, changed: dict[str, Any], told: str) -> None:
+def test_settings_that_the_model_is_not_made_for(outline: Outline, changed: dict[str, Any], expected: str) -> None:
     (found,) = with_model(Settings.model_validate(FITS | changed), outline)
-    assert told in found
+    assert expected in found
     idle = Settings.model_validate(FITS | {"extraction": {"tiles": 7}})
     assert with_model(idle, outline) == []
 
@@ -222,7 +222,7 @@ def test_what_is_left_out_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"alpha": 0.02}, "4 null prompts are too few for a false-alarm rate of 2 %, which needs 49"),
         ({"alpha": 0.5, "detectors": ["entropy"]}, None),
@@ -230,27 +230,27 @@ def test_what_is_left_out_is_said() -> None:
     ],
 )
 def test_a_scan_is_looked_at_before_it_begins(
-    model: Path, tmp_path: Path, changed: dict[str, Any], told: str | None
+    model: Path, tmp_path: Path, changed: dict[str, Any], expected: str | None
 ) -> None:
-    asked = ScanRun(
+    given = ScanRun(
         model=str(model), store=str(tmp_path / "store"), device="cpu", scan=ScanParams.model_validate(changed)
     )
-    if told is None:
-        check_scan(asked)
+    if expected is None:
+        check_scan(given)
     else:
-        with pytest.raises(InputError, match=told):
-            check_scan(asked)
+        with pytest.raises(InputError, match=expected):
+            check_scan(given)
     assert not (tmp_path / "store").exists()
 
 
 def test_flows_look_first_themselves(model: Path, tmp_path: Path) -> None:
     """As where a run is triggered from the UI, past the commands."""
-    asked = params(model, tmp_path / "store", clip="ViT-B-32")
+    given = params(model, tmp_path / "store", clip="ViT-B-32")
     with pytest.raises(InputError, match="ViT-B-32=FILE"):
-        audit.fn(asked)
+        audit.fn(given)
     assert not (tmp_path / "store").exists()
     # Of a run that was resolved elsewhere a stage looks at what this machine must have.
-    run = resolve(asked).run
+    run = resolve(given).run
     for flow in (collect, localize, mitigate):
         with pytest.raises(InputError, match="ViT-B-32=FILE"):
             flow.fn(run)
@@ -282,9 +282,9 @@ def no_child(*_: Any, **__: Any) -> None:
 STAGES = ("collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report")
 WRONG: list[tuple[tuple[str, ...], str]] = [
     *(
-        ((command, *words), told)
+        ((command, *words), expected)
         for command in ("audit", *STAGES)
-        for words, told in ((("--set", "seeds=0"), "seeds"),)
+        for words, expected in ((("--set", "seeds=0"), "seeds"),)
     ),
     (("audit", "--model", "nowhere"), "nowhere"),
     (("audit", "--device", "cuda:99"), "cuda:99"),
@@ -310,12 +310,12 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "told"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+@pytest.mark.parametrize(("words", "expected"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
 def test_what_can_be_refused_starts_nothing(
     model: Path,
     tmp_path: Path,
     words: tuple[str, ...],
-    told: str,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -332,13 +332,13 @@ def test_what_can_be_refused_starts_nothing(
         main()
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert "engram: " in said and told in said and "Traceback" not in said and "\x1b" not in said
+    assert "engram: " in said and expected in said and "Traceback" not in said and "\x1b" not in said
     assert psutil.Process().children(recursive=True) == before
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (("--set", "seeds=0"), "seeds cannot be 0"),
         (("--prompts", "none.csv", "--images", "none"), "there is no none.csv, which was given with --prompts"),
@@ -349,7 +349,7 @@ def test_what_can_be_refused_starts_nothing(
 )
 def test_nothing_is_fetched_for_what_is_refused(
     words: tuple[str, ...],
-    told: str,
+    expected: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -359,7 +359,7 @@ def test_nothing_is_fetched_for_what_is_refused(
     monkeypatch.setattr(sys, "argv", ["engram", "audit", "--model", "owner/name", *words])
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 2 and told in capsys.readouterr().err
+    assert end.value.code == 2 and expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["mitigate", "diagnose", "evaluate", "report"])
@@ -379,7 +379,7 @@ def test_an_audit_that_there_is_not_starts_nothing(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("localize", "prompts have no activations at 'value': run the collection first"),
         ("mitigate", "first"),
@@ -391,7 +391,7 @@ def test_a_stage_that_misses_what_comes_first_starts_nothing(
     model: Path,
     tmp_path: Path,
     name: str,
-    told: str,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -403,7 +403,7 @@ def test_a_stage_that_misses_what_comes_first_starts_nothing(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    assert expected in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def damaged_index(model: Path) -> None:
@@ -422,7 +422,7 @@ def one_null_prompt(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "expected"),
     [
         (damaged_index, "unet/config.json is not JSON"),
         (no_unet, "unet/config.json has no sample_size"),
@@ -433,10 +433,10 @@ def one_null_prompt(model: Path) -> None:
     ],
 )
 def test_what_lies_in_the_folder_of_a_model(
-    model: Path, tmp_path: Path, damage: Callable[[Path], object], told: str
+    model: Path, tmp_path: Path, damage: Callable[[Path], object], expected: str
 ) -> None:
     shutil.copytree(model.parent, tmp_path / "world")
     damage(tmp_path / "world" / "model")
     found, *others = problems(tmp_path / "world" / "model", tmp_path / "store")
-    assert told in found
+    assert expected in found
     assert len(others) == (damage is no_unet)  # what follows from one fault is no other

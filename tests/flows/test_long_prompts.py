@@ -81,9 +81,9 @@ def test_they_can_be_left_out(world: Path, tmp_path: Path) -> None:
 
 
 def test_they_can_be_refused_all_at_once_before_there_is_a_store(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refusal:
         resolve(params(world, tmp_path / "store", long_prompts="refuse"))
-    first, *lines = str(told.value).split("\n  ")
+    first, *lines = str(refusal.value).split("\n  ")
     assert first == "2 things cannot be used:"
     assert [line.split(": ")[0] for line in lines] == [f"{world / 'memorized.csv'}:3", f"{world / 'nulls.txt'}:3"]
     assert all("tokens, and the model reads 32" in line for line in lines)
@@ -94,9 +94,9 @@ def test_the_setting_is_one_of_all_and_an_option_of_its_own(world: Path) -> None
     (row,) = [row for row in listed(settings_for("quick", {})) if row["setting"] == "long_prompts"]
     assert (row["value"], row["may be"]) == (json.dumps("truncate"), "truncate, refuse, skip")
     asked_of = partial(params_of, str(world / "model"), store=str(world / "store"), long_prompts=LongPromptsName.SKIP)
-    asked = asked_of(settings=["seeds=3", "wanda.sparsity=0.1"])
-    assert (asked.settings.long_prompts, asked.settings.seeds) == ("skip", 3)
-    assert "long_prompts" in command_of(asked)
+    params = asked_of(settings=["seeds=3", "wanda.sparsity=0.1"])
+    assert (params.settings.long_prompts, params.settings.seeds) == ("skip", 3)
+    assert "long_prompts" in command_of(params)
     with pytest.raises(InputError, match="long_prompts is set twice"):
         asked_of(settings=["long_prompts=refuse"])
 

@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_world(tmp_path_factory.mktemp("world"))
 
 
-def asked(model: Path, store: Path, **changed: Any) -> AuditParams:
+def params_of(model: Path, store: Path, **changed: Any) -> AuditParams:
     settings = Settings.model_validate(SETTINGS | changed)
     return AuditParams(model=str(model), store=str(store), device="cpu", settings=settings)
 
@@ -56,11 +56,11 @@ def rows(store: str, table: str) -> list[str]:
 
 
 def test_a_spec_is_the_same_wherever_it_is_read(model: Path, tmp_path: Path) -> None:
-    spec = resolve(asked(model, tmp_path / "store"))
+    spec = resolve(params_of(model, tmp_path / "store"))
     again = spec_of(spec.run)
     assert (again.run_id, again.settings, again.subject) == (spec.run_id, spec.settings, spec.subject)
     assert ids.variants(again) == ids.variants(spec) and again.chosen.memorized == spec.chosen.memorized
-    assert resolve(asked(model, tmp_path / "store")).run_id == spec.run_id
+    assert resolve(params_of(model, tmp_path / "store")).run_id == spec.run_id
     assert len(Store.open(spec.subject.store).parts("runs")) == 1
     with pytest.raises(InputError, match="has no run 'mistyped'"):
         spec_of(spec.run.model_copy(update={"run_id": "mistyped"}))
@@ -68,20 +68,20 @@ def test_a_spec_is_the_same_wherever_it_is_read(model: Path, tmp_path: Path) -> 
 
 def test_a_run_is_another_by_what_changes_a_result_alone(model: Path, tmp_path: Path) -> None:
     assert {"sampling.batch", "nemo.batch", "dori.images_at_once", "finetune.save_every", "sscd.threads"} <= speeds()
-    known = resolve(asked(model, tmp_path / "store")).run_id
-    faster = resolve(asked(model, tmp_path / "store", sampling={"steps": 2, "batch": 1}))
-    other = resolve(asked(model, tmp_path / "store", sampling={"steps": 3}))
+    known = resolve(params_of(model, tmp_path / "store")).run_id
+    faster = resolve(params_of(model, tmp_path / "store", sampling={"steps": 2, "batch": 1}))
+    other = resolve(params_of(model, tmp_path / "store", sampling={"steps": 3}))
     assert faster.run_id == known != other.run_id
 
 
 def test_a_setting_that_is_new_does_not_part_an_audit_from_its_figures(model: Path, tmp_path: Path) -> None:
-    spec = resolve(asked(model, tmp_path / "store"))
-    told = json.loads(spec.params.model_dump_json())
-    lacking = {name: value for name, value in told["settings"].items() if name != "contrast"}
+    spec = resolve(params_of(model, tmp_path / "store"))
+    whole = json.loads(spec.params.model_dump_json())
+    lacking = {name: value for name, value in whole["settings"].items() if name != "contrast"}
     kinds = {
-        "before-the-setting": told | {"settings": lacking},
-        "with-one-that-is-no-more": told | {"settings": told["settings"] | {"gone": 1}},
-        "with-another-value": told | {"settings": told["settings"] | {"seeds": 3}},
+        "before-the-setting": whole | {"settings": lacking},
+        "with-one-that-is-no-more": whole | {"settings": whole["settings"] | {"gone": 1}},
+        "with-another-value": whole | {"settings": whole["settings"] | {"seeds": 3}},
     }
     store = Store.open(spec.subject.store)
     same: dict[str, Any] = {"model_id": spec.subject.model_id, "prompt_set": spec.subject.prompt_set}
@@ -89,12 +89,12 @@ def test_a_setting_that_is_new_does_not_part_an_audit_from_its_figures(model: Pa
     for name, params in kinds.items():
         store.write("audits", name, [same | {"audit_id": name, "params": json.dumps(params)}])
     assert {row["audit_id"] for row in audits_like(spec)} == {"before-the-setting", "with-one-that-is-no-more"}
-    unusual = resolve(asked(model, tmp_path / "store", contrast="prompts"))
+    unusual = resolve(params_of(model, tmp_path / "store", contrast="prompts"))
     assert audits_like(unusual) == []
 
 
 def test_ids_are_known_before_anything_has_run(model: Path, tmp_path: Path) -> None:
-    spec = resolve(asked(model, tmp_path / "store"))
+    spec = resolve(params_of(model, tmp_path / "store"))
     before, expected = ids.variants(spec), ids.expected(spec)
     do(spec, "collect", "localize", "mitigate")
     assert ids.variants(resolve(spec.params)) == before
@@ -105,7 +105,7 @@ def test_neither_shards_nor_their_order_change_what_is_found(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each shard as another worker would do it, and the last one first."""
-    whole, apart = (resolve(asked(model, tmp_path / name)) for name in ("whole", "apart"))
+    whole, apart = (resolve(params_of(model, tmp_path / name)) for name in ("whole", "apart"))
     do(whole, "collect", "localize", "mitigate", "attack")
     monkeypatch.setattr(work, "SHARD", 1)
     stages: tuple[work.Stage, ...] = ("collect", "localize", "mitigate", "attack")
@@ -125,7 +125,7 @@ def test_neither_shards_nor_their_order_change_what_is_found(
 
 
 def test_the_outlook_shrinks_as_work_is_done(model: Path, tmp_path: Path) -> None:
-    spec = resolve(asked(model, tmp_path / "store"))
+    spec = resolve(params_of(model, tmp_path / "store"))
     before = outlook(spec)
     assert before.seconds > 0 and before.bytes > 0 and all(row.there == 0 for row in before.rows)
     norms = next(row for row in before.rows if row.work.startswith("feature norms"))
@@ -147,10 +147,10 @@ def test_a_dry_run_leaves_everything_as_it_was(model: Path, tmp_path: Path) -> N
     assert found.exit_code == 0, found.output
     assert "feature norms at ff-hidden" in found.output and "evaluations of the denoiser are left" in found.output
     assert not (tmp_path / "none").exists()
-    spec = resolve(asked(model, tmp_path / "store"))
+    spec = resolve(params_of(model, tmp_path / "store"))
     before = sorted(path for path in (tmp_path / "store").rglob("*"))
-    told = json.loads(CliRunner().invoke(app, [*command[:4], str(tmp_path / "store"), *command[5:], "--json"]).stdout)
-    assert sum(row["evaluations"] for row in told["work"]) > 0 < told["seconds"]
+    answer = json.loads(CliRunner().invoke(app, [*command[:4], str(tmp_path / "store"), *command[5:], "--json"]).stdout)
+    assert sum(row["evaluations"] for row in answer["work"]) > 0 < answer["seconds"]
     assert sorted(path for path in (tmp_path / "store").rglob("*")) == before
     assert spec.run_id
 
@@ -158,7 +158,7 @@ def test_a_dry_run_leaves_everything_as_it_was(model: Path, tmp_path: Path) -> N
 def test_a_stage_says_what_comes_first(model: Path, tmp_path: Path) -> None:
     from flows.run.execution import check_ready
 
-    spec = resolve(asked(model, tmp_path / "store"))
+    spec = resolve(params_of(model, tmp_path / "store"))
     with pytest.raises(InputError, match=r"lacks 1 of 1 model of register model: run the collection first"):
         check_ready(spec, "localize")
     do(spec, "collect")

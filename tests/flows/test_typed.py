@@ -83,7 +83,7 @@ def test_a_digest_of_digits_is_a_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pair", "told"),
+    ("pair", "expected"),
     [
         ("seeds=0", "seeds cannot be 0: it may be: integer, >= 1, <= 100"),
         ("seeds=", "seeds cannot be '': it may be: integer, >= 1, <= 100"),
@@ -123,9 +123,9 @@ def test_a_digest_of_digits_is_a_text() -> None:
         ("seeds=\x1b[2J", r"seeds cannot be '\x1b[2J': it may be: integer, >= 1, <= 100"),
     ],
 )
-def test_what_cannot_be_is_refused_in_plain_words(pair: str, told: str) -> None:
+def test_what_cannot_be_is_refused_in_plain_words(pair: str, expected: str) -> None:
     (found,) = refused(pair)
-    assert found.startswith(told)
+    assert found.startswith(expected)
     assert "type=" not in found and "pydantic" not in found and found.isprintable()
 
 
@@ -170,7 +170,7 @@ def test_parameters_of_a_query() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "told"),
+    ("own", "expected"),
     [
         ("[1]", "engram.json holds no names with their values"),
         ("3", "engram.json holds no names with their values"),
@@ -189,12 +189,12 @@ def test_parameters_of_a_query() -> None:
         ('{"settings": {"dori": {"also_at": [3]}}}', "engram.json: dori.also_at would be ignored"),
     ],
 )
-def test_what_a_model_says_of_its_audit_is_judged_by_file(tmp_path: Path, own: str, told: str) -> None:
+def test_what_a_model_says_of_its_audit_is_judged_by_file(tmp_path: Path, own: str, expected: str) -> None:
     (tmp_path / "engram.json").write_text(own)
     with pytest.raises(InputError) as refusal:
         own_of(tmp_path)
     (found,) = refusal.value.problems
-    assert found.startswith(f"{tmp_path}/{told}")
+    assert found.startswith(f"{tmp_path}/{expected}")
 
 
 def test_a_model_may_give_one_value_for_a_list(tmp_path: Path) -> None:
@@ -204,9 +204,9 @@ def test_a_model_may_give_one_value_for_a_list(tmp_path: Path) -> None:
 
 
 def test_what_a_form_sends_is_judged_in_plain_words() -> None:
-    asked = {"model": "m", "settings": {"seeds": 0, "wanda": {"sparcity": 1}, "starts": "noise"}}
+    given = {"model": "m", "settings": {"seeds": 0, "wanda": {"sparcity": 1}, "starts": "noise"}}
     with pytest.raises(ValidationError) as refusal:
-        AuditParams.model_validate(asked)
+        AuditParams.model_validate(given)
     words = str(refusal.value)
     assert "settings.seeds cannot be 0: it may be: integer, >= 1, <= 100" in words
     assert "there is no setting 'settings.wanda.sparcity': did you mean settings.wanda.sparsity" in words

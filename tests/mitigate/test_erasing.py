@@ -48,16 +48,16 @@ def subject(tmp_path: Path) -> Subject:
 Training = Callable[[Lesson, Any], Trained]
 
 
-def erase(subject: Subject, asked: list[Prompt], train: Training = finetune) -> str:
+def erase(subject: Subject, prompts: list[Prompt], train: Training = finetune) -> str:
     """The variant that adversarial fine-tuning gives, or another training in its place."""
     mitigation: Mitigation = replace(method("mitigation", "adversarial-finetune"), function=train)
     place = (ORIGINAL, TRAINING, SamplingParams(steps=2), SscdParams(side=96), "audit-7")
-    return door.erase(subject, mitigation, asked, prompts_of(subject, "ordinary"), *place)[mitigation.name]
+    return door.erase(subject, mitigation, prompts, prompts_of(subject, "ordinary"), *place)[mitigation.name]
 
 
-def copying(subject: Subject, asked: list[Prompt], seeds: dict[str, int]) -> Any:
+def copying(subject: Subject, prompts: list[Prompt], seeds: dict[str, int]) -> Any:
     """A generator of images that are copies of a prompt's image up to a seed, and a ramp from there on."""
-    images = {one.prompt_id: subject.training_images(one.image_ids[:1])[0] for one in asked}
+    images = {one.prompt_id: subject.training_images(one.image_ids[:1])[0] for one in prompts}
 
     def generate(model: Any, text: torch.Tensor, keys: Sequence[Key], *rest: Any) -> np.ndarray:
         side = images[keys[0][0]].shape[1]
@@ -68,17 +68,17 @@ def copying(subject: Subject, asked: list[Prompt], seeds: dict[str, int]) -> Any
 
 
 def test_a_prompt_of_which_only_copies_come_is_left_out(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts_of(subject, "memorized")[:3]
-    first_free = dict(zip((one.prompt_id for one in asked), (0, 4, 99), strict=True))
-    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, first_free))
-    variant = erase(subject, asked)
-    assert door.not_erased(subject, variant) == [asked[2].text]
+    prompts = prompts_of(subject, "memorized")[:3]
+    first_free = dict(zip((one.prompt_id for one in prompts), (0, 4, 99), strict=True))
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, prompts, first_free))
+    variant = erase(subject, prompts)
+    assert door.not_erased(subject, variant) == [prompts[2].text]
     assert len(door.history_of(subject, variant)) == 1  # two images in one step
 
 
 def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts_of(subject, "memorized")[:1]
-    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, {asked[0].prompt_id: 0}))
+    prompts = prompts_of(subject, "memorized")[:1]
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, prompts, {prompts[0].prompt_id: 0}))
     before = {name: weight.clone() for name, weight in subject.load().denoiser.named_parameters()}
     frozen = "mid_block.resnets.0.conv1.weight"
     trained: dict[str, torch.Tensor] = {}
@@ -89,7 +89,7 @@ def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeyp
         trained.update(done.denoiser.named_parameters())
         return done
 
-    variant = erase(subject, asked, half_trained)
+    variant = erase(subject, prompts, half_trained)
     row = subject.row(variant)
     assert row["rule"] is None and row["sets_id"] is None
     folder = subject.open().get_folder(row["weights"])
@@ -107,7 +107,7 @@ def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeyp
     shutil.rmtree(folder)
     with pytest.raises(StoreError, match="no folder"), subject.loaded(variant):
         pass
-    assert erase(subject, asked, half_trained) == variant
+    assert erase(subject, prompts, half_trained) == variant
     with subject.loaded(variant) as model:
         assert torch.equal(model.denoiser.conv_out.bias, trained["conv_out.bias"])
 
@@ -209,7 +209,7 @@ def chosen(subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, f
     Args:
         able: whether anything can be made.
     """
-    asked = [replace(prompts_of(subject, "memorized")[0], image_ids=("one", "two"))]
+    prompts = [replace(prompts_of(subject, "memorized")[0], image_ids=("one", "two"))]
     words = 0
 
     class Measure:
@@ -229,7 +229,7 @@ def chosen(subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, f
     monkeypatch.setattr(Subject, "training_images", lambda self, names: np.stack(SEEN[:2]))
     monkeypatch.setattr(making, "generate", generate)
     monkeypatch.setattr(making, "with_random_words", with_random_words)
-    (found,) = making.surrogates(subject, ORIGINAL, asked, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]
+    (found,) = making.surrogates(subject, ORIGINAL, prompts, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]
     return [next(n for n, one in enumerate(SEEN) if (one == each).all()) - 2 for each in found]
 
 
@@ -257,12 +257,12 @@ def test_the_held_out_attack_counts_what_an_audit_would(subject: Subject, monkey
 
 
 def test_where_nothing_but_copies_come_it_is_refused(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts_of(subject, "memorized")[:2]
-    always = {one.prompt_id: 99 for one in asked}
-    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, always))
+    prompts = prompts_of(subject, "memorized")[:2]
+    always = {one.prompt_id: 99 for one in prompts}
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, prompts, always))
     before = subject.open().parts("variants")
     with pytest.raises(InputError, match="copies every memorized image still"):
-        erase(subject, asked)
+        erase(subject, prompts)
     assert subject.open().parts("variants") == before
 
 
@@ -272,11 +272,11 @@ def test_a_training_that_does_not_fit_leaves_the_store_as_it_was(
     def full(lesson: Lesson, params: Any) -> Trained:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    asked = prompts_of(subject, "memorized")[:1]
-    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, {asked[0].prompt_id: 0}))
+    prompts = prompts_of(subject, "memorized")[:1]
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, prompts, {prompts[0].prompt_id: 0}))
     before = subject.open().parts("variants")
     with pytest.raises(TooLarge, match="do not fit into the device's memory"):
-        erase(subject, asked, full)
+        erase(subject, prompts, full)
     assert subject.open().parts("variants") == before
 
 

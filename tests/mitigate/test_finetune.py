@@ -58,11 +58,11 @@ class Killed(Exception):
 
 
 def killed_after(step: int) -> Any:
-    def told(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.step == step:
             raise Killed
 
-    return told
+    return on_progress
 
 
 def weights(unet: Any) -> dict[str, torch.Tensor]:

@@ -71,9 +71,9 @@ def put(
     store.write("models", model_id, [model])
     places = dict.fromkeys((variant, condition) for variant, condition, _ in copied)
     for variant, condition in places:
-        asked = {prompt: n for (v, p, prompt), n in copied.items() if (v, p) == (variant, condition)}
+        counts = {prompt: n for (v, p, prompt), n in copied.items() if (v, p) == (variant, condition)}
         ids: list[str] = []
-        for prompt, count in asked.items():
+        for prompt, count in counts.items():
             names = [content_key(model_id, variant, condition, prompt, seed, settings or {}) for seed in range(SEEDS)]
             made = [
                 {"prompt_id": prompt, "seed": seed, "generation_id": name, "bytes": b""}
@@ -90,20 +90,20 @@ def put(
             ]
             store.write("scores", content_key(scorer, names), scores, metric="sscd")
             ids += names
-        rate = sum(n > 0 for n in asked.values())
-        low, high = clopper_pearson(rate, len(asked))
-        figures = [{"metric": "mr", "value": rate / len(asked), "low": low, "high": high, "n": len(asked)}]
+        rate = sum(n > 0 for n in counts.values())
+        low, high = clopper_pearson(rate, len(counts))
+        estimates = [{"metric": "mr", "value": rate / len(counts), "low": low, "high": high, "n": len(counts)}]
         evidence = [{"metric": "sscd", "scorer": scorer, "generation_ids": ids}]
         if condition == "ordinary" and not with_images:
-            figures, evidence = [], []
+            estimates, evidence = [], []
         if clip is not None:
             rows = [{"generation_id": name, "scorer": "clip", "value": clip + 0.001 * n} for n, name in enumerate(ids)]
             store.write("scores", content_key("clip", ids), rows, metric="clip")
-            figures.append({"metric": "clip", "value": clip, "low": clip, "high": clip, "n": len(asked)})
+            estimates.append({"metric": "clip", "value": clip, "low": clip, "high": clip, "n": len(counts)})
             evidence.append({"metric": "clip", "scorer": "clip", "generation_ids": ids})
         place = {"variant": variant, "condition": condition}
         store.write(
-            "metrics", content_key(audit_id, variant, condition), [f | place for f in figures], audit_id=audit_id
+            "metrics", content_key(audit_id, variant, condition), [f | place for f in estimates], audit_id=audit_id
         )
         for one in evidence:
             key = content_key(audit_id, variant, condition, one["metric"])
@@ -206,7 +206,7 @@ def test_other_settings_and_prompts_are_told(store: Store) -> None:
     assert found.prompts == 5
     assert found.notes[:-1] == [
         "sampling.steps was None, is 9",
-        "5 prompts in common, of 6 and 5: figures are over all",
+        "5 prompts in common, of 6 and 5: estimates are over all",
         "nemo-union, prompt was not looked at again",
     ]
 
@@ -240,7 +240,7 @@ def test_the_baseline_of_a_night(store: Store) -> None:
     put(store, "e", 6, settings={"sampling": {"batch": 1, "steps": 50}})
     assert baseline("a", set("abcd")) is None
     assert baseline("d", set("abcd")) == "c"
-    # Nobody heard of b and c, whatever they were: the night's is held against what somebody knows.
+    # Nobody heard of b and c, whatever they were: the night's is compared with what somebody knows.
     assert baseline("d", {"a", "d"}) == "a"
     assert baseline("d", set()) is None
     # Settings that both know must be the same.
@@ -286,8 +286,8 @@ def test_the_command_line(store: Store) -> None:
     assert lines[0].split() == ["variant", "condition", "metric", "before", "after", "change", "low", "high"]
     assert lines[2].split()[:6] == ["original", "prompt", "mr", "0", "0.1667", "0.1667"]
     assert lines[-1].startswith("Regression from a to b: original, prompt: 'picture 3'")
-    told = engram(store, "compare", "a", "b", "--json")
-    assert told.exit_code == 1 and json.loads(told.output)["regressions"][0][1] == pytest.approx(1 / 70)
+    answer = engram(store, "compare", "a", "b", "--json")
+    assert answer.exit_code == 1 and json.loads(answer.output)["regressions"][0][1] == pytest.approx(1 / 70)
     assert engram(store, "compare", "a", "b", "--alpha", "0.001").exit_code == 0
     assert engram(store, "accept", "latest").output == "accepted b\n"
     assert isinstance(engram(store, "accept", "none").exception, InputError)
@@ -297,9 +297,9 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     Path("prompts.csv").write_text("Caption,kind\na cat,memorized\na dog,null\na sea,null\na tree,null\na house,null\n")
     tiny_world(tmp_path / "world")
-    asked = ["--model", "world/model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip"]
-    asked += ["--set", "wanda.sparsity=0.1"]
-    added = engram(store, "models", "add", "tiny", *asked, "--set", "seeds=7")
+    options = ["--model", "world/model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip"]
+    options += ["--set", "wanda.sparsity=0.1"]
+    added = engram(store, "models", "add", "tiny", *options, "--set", "seeds=7")
     assert added.exit_code == 0, added.exception
 
     def listed() -> list[dict[str, Any]]:
@@ -310,7 +310,7 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (row["name"], row["model"]) == ("tiny", str(tmp_path / "world" / "model"))
     assert row["prompts"] == str(tmp_path / "prompts.csv")
     assert json.loads(row["params"])["settings"]["seeds"] == 7
-    engram(store, "models", "add", "tiny", *asked, "--set", "seeds=8")
+    engram(store, "models", "add", "tiny", *options, "--set", "seeds=8")
     (row,) = listed()
     assert json.loads(row["params"])["settings"]["seeds"] == 8
     assert engram(store, "models", "remove", "tiny").exit_code == 0
@@ -321,7 +321,7 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("add", "c", "--model", "gone"),
         ("add", "c", "--model", "model"),  # asked about nothing
         ("add", "c", "--model", "model", "--prompts", "prompts.csv"),  # nothing scores alignment
-        ("add", "c", *asked[:-1], "local-dir:gone"),
+        ("add", "c", *options[:-1], "local-dir:gone"),
         ("add", "c", "--model", "model", "--nulls", "gone.txt"),
         ("add", "c", "--model", "model", "--set", "seeds=0"),
     ):

@@ -142,10 +142,10 @@ def test_the_docs_explain_every_column() -> None:
     page = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
     table = page.partition("## The columns")[2].partition("\n\nVariants")[0]
     cells = [line.split("|") for line in table.splitlines() if line.startswith("| ") and "`" in line]
-    told = {
+    headings = {
         metric.strip(" `"): heading.strip()
         for _, headings, metrics, *_ in cells
         for heading, metric in zip(headings.split(";"), metrics.split("`, `"), strict=False)
     }
     own = {column.metric: column.heading for one in metrics() for column in one.columns}
-    assert own.items() <= told.items()
+    assert own.items() <= headings.items()

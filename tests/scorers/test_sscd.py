@@ -48,11 +48,11 @@ def test_a_copy_is_near_and_another_image_is_not(model: Sscd) -> None:
 
 def test_neighbours_and_order_do_not_matter(model: Sscd) -> None:
     four = images(4)
-    told: list[int] = []
-    together = model.embed(four, told.append)
+    done: list[int] = []
+    together = model.embed(four, done.append)
     assert np.array_equal(together[::-1], model.embed(four[::-1]))
     assert np.array_equal(together[2:3], model.embed(four[2:3]))
-    assert told == [1, 1, 1, 1]
+    assert done == [1, 1, 1, 1]
 
 
 def test_no_images(model: Sscd) -> None:

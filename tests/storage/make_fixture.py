@@ -61,8 +61,8 @@ def make(folder: Path, packed: Path) -> None:
         nightly(NightlyParams(store=store.url))
         accept(store, store.read("nights")["audit_id"][0].as_py())
         nightly(NightlyParams(store=store.url))
-        asked = {"model": model, "store": store.url, "prompts": folder / "prompts.csv", "nulls": folder / "nulls.txt"}
-        options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+        given = {"model": model, "store": store.url, "prompts": folder / "prompts.csv", "nulls": folder / "nulls.txt"}
+        options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         scanned = CliRunner().invoke(
             app, ["scan", *options, "--device", "cpu", "--alpha", "0.8"], catch_exceptions=False
         )

@@ -111,10 +111,10 @@ def test_sql_leaves_out_what_is_not_sound_and_says_so(store: Store) -> None:
     put_sets(store, {"a": {1}, "b": {2}})
     first, second = store.parts("neuron_sets")
     rewrite(store, first, store.backend.read(second))
-    told: list[tuple[str, str]] = []
-    rows = run_sql(store, "SELECT scope_id FROM neuron_sets", on_damage=lambda *one: told.append(one))
+    damages: list[tuple[str, str]] = []
+    rows = run_sql(store, "SELECT scope_id FROM neuron_sets", on_damage=lambda *one: damages.append(one))
     assert rows["scope_id"].to_pylist() == ["b"]
-    assert [address for address, _ in told] == [first] and f"is a copy of {second}" in told[0][1]
+    assert [address for address, _ in damages] == [first] and f"is a copy of {second}" in damages[0][1]
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name != "catalog"])
@@ -151,9 +151,9 @@ def test_what_is_no_file_is_named_and_the_rest_goes_on(filled: Store, tmp_path: 
         path.symlink_to(tmp_path / "elsewhere")
     (found,) = verify(filled)
     assert found.address.rstrip("/").endswith("odd.parquet")
-    told: list[tuple[str, str]] = []
-    assert run_sql(filled, COUNT, on_damage=lambda *one: told.append(one))["n"].to_pylist() == [3]
-    assert len(told) == 1 and "odd.parquet" in told[0][0]
+    damages: list[tuple[str, str]] = []
+    assert run_sql(filled, COUNT, on_damage=lambda *one: damages.append(one))["n"].to_pylist() == [3]
+    assert len(damages) == 1 and "odd.parquet" in damages[0][0]
     # Questions that do not concern it are answered; those that do name it.
     assert filled.read("neuron_sets", layer=SET["layer"]).num_rows == 2
     assert iou(filled, layer=SET["layer"]).num_rows == 1 and query(filled, "registered").num_rows == 0
@@ -348,12 +348,15 @@ def test_the_command_says_what_it_leaves_out_and_verify_which_audit_rests_on_it(
         program = [sys.executable, "-c", "from flows.cli import main; main()", *arguments, "--store", filled.url]
         return subprocess.run(program, cwd=Path(__file__).parents[2], check=False, capture_output=True, text=True)
 
-    asked = engram("sql", COUNT, "--format", "csv")
-    assert asked.stdout == "n\n2\n" and "left out neuron_sets/model_id=m" in asked.stderr and asked.returncode == 0
+    answer = engram("sql", COUNT, "--format", "csv")
+    assert answer.stdout == "n\n2\n" and "left out neuron_sets/model_id=m" in answer.stderr and answer.returncode == 0
     refused = engram("query", "neurons_by_layer")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "layer=other" in refused.stderr
-    told = engram("verify")
-    assert told.returncode == 1 and "its bytes have changed since it was written; audit A rests on it" in told.stdout
+    verified = engram("verify")
+    assert (
+        verified.returncode == 1
+        and "its bytes have changed since it was written; audit A rests on it" in verified.stdout
+    )
     wrote = engram("catalog", str(Path(filled.backend.root).parent / "x.duckdb"))
     assert wrote.returncode == 2 and "layer=other" in wrote.stderr
     path.unlink()

@@ -180,11 +180,11 @@ def test_what_stood_on_the_store_works(url: str, tmp_path: Path) -> None:
     first, second = run_sql(store, "SELECT audit_id FROM audits ORDER BY started_at")["audit_id"].to_pylist()
     assert store.read("accepted")["audit_id"].to_pylist() == [first]
     assert store.read("nights", audit_id=second)["baseline"].to_pylist() == [first]
-    told = [json.loads(text)["settings"] for text in store.read("audits")["params"].to_pylist()]
-    told += [json.loads(text)["settings"] for text in store.read("registrations")["params"].to_pylist()]
-    assert all("rival_starts" not in one and one["baseline_starts"] == ["noise"] for one in told)
+    settings = [json.loads(text)["settings"] for text in store.read("audits")["params"].to_pylist()]
+    settings += [json.loads(text)["settings"] for text in store.read("registrations")["params"].to_pylist()]
+    assert all("rival_starts" not in one and one["baseline_starts"] == ["noise"] for one in settings)
     variants = ["nemo", "nemo-union", "wanda", "adversarial-finetune", "random-tokens"]
-    assert all(list(Settings.model_validate(one).mitigations) == variants for one in told)
+    assert all(list(Settings.model_validate(one).mitigations) == variants for one in settings)
     compared = CliRunner().invoke(app, ["compare", first, second, "--store", url])
     assert compared.exit_code == 0, compared.output
     assert CliRunner().invoke(app, ["audits", "--store", url]).exit_code == 0
@@ -540,14 +540,14 @@ def engram(*words: str) -> list[str]:
 
 
 def test_the_command_says_what_it_does(old: Path) -> None:
-    place = ("--store", str(old))
-    (said,) = engram("--dry-run", *place)
+    at = ("--store", str(old))
+    (said,) = engram("--dry-run", *at)
     assert said == "would have migrated 343 parts of version 3 (2.0 MB) to version 4"
-    done, stays = engram(*place)
+    done, stays = engram(*at)
     assert done == "migrated 343 parts of version 3 (2.0 MB) to version 4" and "engram migrate --gc" in stays
-    assert engram(*place) == ["the store is of version 4 already"]
-    assert engram("--gc", "--dry-run", *place) == ["would have removed 343 parts of version 3 (2.0 MB)"]
-    assert engram("--gc", *place) == ["removed 343 parts of version 3 (2.0 MB)"]
-    assert engram("--gc", *place) == ["there are no former parts to remove"]
-    refused = CliRunner().invoke(app, ["migrate", "--gc", "--lost", "a", *place])
+    assert engram(*at) == ["the store is of version 4 already"]
+    assert engram("--gc", "--dry-run", *at) == ["would have removed 343 parts of version 3 (2.0 MB)"]
+    assert engram("--gc", *at) == ["removed 343 parts of version 3 (2.0 MB)"]
+    assert engram("--gc", *at) == ["there are no former parts to remove"]
+    refused = CliRunner().invoke(app, ["migrate", "--gc", "--lost", "a", *at])
     assert isinstance(refused.exception, InputError) and "exclude each other" in str(refused.exception)

@@ -30,7 +30,7 @@ class Comparison:
     images: int
     """What those prompts count for: prompts that share an image are one; see `tasks.units`."""
     differences: list[method.Difference]
-    """Every figure that both have."""
+    """Every estimate that both have."""
     regressions: list[tuple[str, float]]
     """What got worse, in words, each with its adjusted p-value; the surest first."""
     notes: list[str]
@@ -88,7 +88,7 @@ def compare(
     notes = _settings_apart(*records)
     if prompt_ids[0] != prompt_ids[1]:
         notes.append(
-            f"{len(shared)} prompts in common, of {len(prompt_ids[0])} and {len(prompt_ids[1])}: figures are over all"
+            f"{len(shared)} prompts in common, of {len(prompt_ids[0])} and {len(prompt_ids[1])}: estimates are over all"
         )
     again = {(pair.variant, pair.condition.name) for some in pairs.values() for pair in some}
     before_only = {(row["variant"], row["condition"]) for row in seen[0] if row["variant"] in claims} - again
@@ -99,17 +99,17 @@ def compare(
     if regressions:
         more = f" and {len(regressions) - 1} more" if len(regressions) > 1 else ""
         verdict = f"Regression from {before} to {after}: {regressions[0][0]} (p {regressions[0][1]:.2g}){more}."
-    figures = method.differences(rows_of(store, before), rows_of(store, after))
-    # Other figures may rest on more or fewer for many reasons; of these only the rule of counting is another.
-    same = [one for one in figures if (one.condition, one.metric) in ((PROMPT.name, "mr"), (ORDINARY.name, "clip"))]
+    estimates = method.differences(rows_of(store, before), rows_of(store, after))
+    # Other estimates may rest on more or fewer for many reasons; of these only the rule of counting is another.
+    same = [one for one in estimates if (one.condition, one.metric) in ((PROMPT.name, "mr"), (ORDINARY.name, "clip"))]
     if prompt_ids[0] == prompt_ids[1] and (other := [one for one in same if one.n_before != one.n_after]):
         counts = f"{other[0].n_before} and {other[0].n_after}"
         notes.append(f"the same prompts count as {counts}: earlier versions counted prompts, not images")
-    return Comparison(before, after, len(shared), count(shared, of), figures, regressions, notes, verdict)
+    return Comparison(before, after, len(shared), count(shared, of), estimates, regressions, notes, verdict)
 
 
 def differences_table(found: Comparison) -> pa.Table:
-    """The differences of the figures that people are shown, for the terminal."""
+    """The differences of the estimates that people are shown, for the terminal."""
     rows = [
         {
             "variant": one.variant,
@@ -124,13 +124,13 @@ def differences_table(found: Comparison) -> pa.Table:
         for one in found.differences
         if one.metric in columns() and Condition.parse(one.condition).steps is None
     ]
-    names, figures = ("variant", "condition", "metric"), ("before", "after", "change", "low", "high")
-    schema = pa.schema([(name, pa.string()) for name in names] + [(name, pa.float64()) for name in figures])
+    names, numbers = ("variant", "condition", "metric"), ("before", "after", "change", "low", "high")
+    schema = pa.schema([(name, pa.string()) for name in names] + [(name, pa.float64()) for name in numbers])
     return pa.Table.from_pylist(rows, schema)
 
 
 def baseline_of(store: Store, audit_id: str, reported: Collection[str], speeds: Collection[str] = ()) -> str | None:
-    """The audit that a night's is held against: the earlier one of the same model and prompts that was accepted last,
+    """The audit that a night's is compared with: the earlier one of the same model and prompts that was accepted last,
     among those with the same settings if there are any; else the last of those that somebody was told of, with the same
     settings. None where there is neither.
 
@@ -211,7 +211,7 @@ def _seen(store: Store, audit_id: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = query(store, "audit_scores", audit_id=audit_id).to_pylist()
     if not rows:
         raise InputError(
-            f"the audit {audit_id} does not say which images its figures rest on: audit the model again; what the "
+            f"the audit {audit_id} does not say which images its estimates rest on: audit the model again; what the "
             "store holds already is not computed again"
         )
     return rows

@@ -1,4 +1,4 @@
-"""The page of an audit, a contact sheet, and which images its figures rest on."""
+"""The page of an audit, a contact sheet, and which images its estimates rest on."""
 
 import io
 from collections.abc import Collection, Mapping, Sequence
@@ -81,10 +81,10 @@ def write_report(
     searches: Mapping[str, Collection[str]],
     trainings: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Written:
-    """Writes the page, a contact sheet beside it, and into the store which images the audit's figures rest on.
+    """Writes the page, a contact sheet beside it, and into the store which images the audit's estimates rest on.
 
     Args:
-        variants: by the name that figures go by, the variant in the store.
+        variants: by the name that estimates go by, the variant in the store.
         memorized: the memorized prompts; the first few are shown with their training images.
         shown: the audit's images.
         found: the sets whose overlap is drawn, and the curves of memorization left.
@@ -93,8 +93,8 @@ def write_report(
         trainings: by the name of the variant, its training step by step.
     """
     store = subject.open()
-    figures = rows_of(store, audit_id)
-    attacks = {"attacks": _losses(store, subject, searches), "effort": _effort(figures)}
+    estimates = rows_of(store, audit_id)
+    attacks = {"attacks": _losses(store, subject, searches), "effort": _effort(estimates)}
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlap = _subspace(store, subject, found)
     scores = _scores(store, scorers["sscd"])
@@ -103,7 +103,7 @@ def write_report(
         title=f"Memorization audit of {Path(subject.source).name}",
         subtitle=f"audit {audit_id}",
         facts=facts,
-        rows=figures,
+        rows=estimates,
         standings=standings(),
         strips=strips,
         attacks=[chart for chart in attacks.values() if chart is not None],
@@ -113,7 +113,7 @@ def write_report(
         left=_left(store, subject, found, memorized),
         more_controls=without_random(variants, standings()),
     )
-    _keep_evidence(store, audit_id, shown, figures, scorers)
+    _keep_evidence(store, audit_id, shown, estimates, scorers)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing")
     aside.write_text(render(report), encoding="utf-8")
@@ -122,7 +122,7 @@ def write_report(
     if contact is not None:
         contact.write_bytes(sheet(strips))
     drawings = {name: chart for name, chart in (attacks | trained).items() if chart is not None}
-    return Written(table_text(figures), verdict(figures, standings()), overlap, contact, drawings)
+    return Written(table_text(estimates), verdict(estimates, standings()), overlap, contact, drawings)
 
 
 def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:

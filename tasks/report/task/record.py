@@ -1,4 +1,4 @@
-"""What the store says of an audit: its record and its figures."""
+"""What the store says of an audit: its record and its estimates."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def record_of(store: Store, audit_id: str) -> dict[str, Any]:
 
 
 def rows_of(store: Store, audit_id: str) -> list[Row]:
-    """The audit's figures, in the order of its variants and conditions, each with the number of its prompts."""
+    """The audit's estimates, in the order of its variants and conditions, each with the number of its prompts."""
     found = store.read("metrics", audit_id=audit_id).to_pylist()
     prompts = {
         (row["variant"], row["condition"], row["metric"].removesuffix(PROMPTS)): int(row["value"])
