@@ -179,7 +179,7 @@ class AuditSettings(BaseModel):
 if TYPE_CHECKING:
     Settings = AuditSettings
 else:
-    Settings = with_groups(AuditSettings, methods())
+    Settings = with_groups("Settings", AuditSettings, methods())
 
 
 PROFILES: dict[Profile, dict[str, Any]] = {

@@ -525,7 +525,7 @@ def params_in(settings: BaseModel, chosen: Method) -> Any:
     return getattr(settings, chosen.group) if chosen.params.model_fields else chosen.params()
 
 
-def with_groups(base: type[BaseModel], chosen: Iterable[Method]) -> type[Any]:
+def with_groups(name: str, base: type[BaseModel], chosen: Iterable[Method]) -> type[Any]:
     """A pydantic model with a group of settings for each of these methods that has any."""
     groups: dict[str, tuple[type[Params], Any]] = {}
     for one in chosen:
@@ -534,4 +534,4 @@ def with_groups(base: type[BaseModel], chosen: Iterable[Method]) -> type[Any]:
             if known is not one.params:
                 raise InputError(f"{one.kind} {one.name!r} takes settings {one.group!r}, which other methods have")
     fields: dict[str, Any] = dict(groups)
-    return create_model(base.__name__, __base__=base, __doc__=base.__doc__, **fields)
+    return create_model(name, __base__=base, __doc__=base.__doc__, **fields)

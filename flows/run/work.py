@@ -118,7 +118,7 @@ def _collect(context: _Context) -> Iterator[Item]:
         partial(collecting.register_model, subject, spec.settings.sampling),
         ("models", "variants"),
         unit="model",
-        missing=lambda: done.missing(spec, "models", "model_id", [subject.model_id]),
+        anew=True,
     )
     for localizer in spec.settings.localizers():
         control = chosen.control_prompts if _controlled(localizer) else []

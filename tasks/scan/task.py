@@ -73,7 +73,7 @@ class ScanSettings(Params):
 if TYPE_CHECKING:
     ScanParams = ScanSettings
 else:
-    ScanParams = with_groups(ScanSettings, methods("detector"))
+    ScanParams = with_groups("ScanParams", ScanSettings, methods("detector"))
 
 
 def different(nulls: Sequence[PromptEntry]) -> list[PromptEntry]:

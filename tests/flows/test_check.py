@@ -381,7 +381,7 @@ def test_an_audit_that_there_is_not_starts_nothing(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("localize", "prompts have no activations at 'value': run the collection first"),
+        ("localize", "prompts of value activations at value: run the collection first"),
         ("mitigate", "first"),
         ("attack", "first"),
         ("evaluate", "with this model, these prompts and these settings: run `engram audit`"),

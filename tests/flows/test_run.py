@@ -159,7 +159,9 @@ def test_a_stage_says_what_comes_first(model: Path, tmp_path: Path) -> None:
     from flows.run.execution import check_ready
 
     spec = resolve(params_of(model, tmp_path / "store"))
-    with pytest.raises(InputError, match=r"lacks 1 of 1 model of register model: run the collection first"):
+    with pytest.raises(
+        InputError, match=r"lacks 8 of 8 prompts of value activations at value: run the collection first"
+    ):
         check_ready(spec, "localize")
     do(spec, "collect")
     check_ready(spec, "localize")
