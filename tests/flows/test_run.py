@@ -101,6 +101,7 @@ def test_ids_are_known_before_anything_has_run(model: Path, tmp_path: Path) -> N
     assert ids.there(spec).items() <= expected.items() and {"nemo", "wanda"} < ids.there(spec).keys()
 
 
+@pytest.mark.slow
 def test_neither_shards_nor_their_order_change_what_is_found(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
