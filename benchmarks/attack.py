@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from tasks.attack.dori import DoriParams, search
 from tasks.diffusion.families import Model, StableDiffusion
 from tasks.diffusion.families.model import settled
 from tasks.diffusion.families.schedule import Schedule
 from tasks.diffusion.model import load_model
+from tasks.dori import DoriParams, search
 
 LIMIT = 1.15
 """A step may cost this much of a bare pass."""
@@ -92,7 +92,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=23)
     parser.add_argument("--images-at-once", type=int, default=4)
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
     options = parser.parse_args()
     if options.model:
         model = load_model(options.model)
@@ -100,13 +100,13 @@ def main() -> None:
     else:
         model, embedding = _random_model()
     params = DoriParams(steps=options.steps, images_at_once=options.images_at_once)
-    figures = measure(model, embedding, params)
-    print(f"{params.images_at_once} pictures x batch {params.batch} on {model.device}")
-    for name, value in figures.items():
+    numbers = measure(model, embedding, params)
+    print(f"{params.images_at_once} images x batch {params.batch} on {model.device}")
+    for name, value in numbers.items():
         print(f"{name:15} {value:.4f}")
-    print(f"limit           {LIMIT}: {'kept' if figures['step_over_bare'] <= LIMIT else 'MISSED'}")
+    print(f"limit           {LIMIT}: {'kept' if numbers['step_over_bare'] <= LIMIT else 'MISSED'}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def benchmark_nemo(
 ) -> dict[str, float]:
     """NeMo in each kind of refinement beside the plain search, on the same prompts, noises and threshold.
 
-    The figures without a kind in their name are those of `params.refinement`.
+    The numbers without a kind in their name are those of `params.refinement`.
     """
     layers = model.layers(Site.VALUE)
     null = model.encode(null_prompts)
@@ -219,15 +219,15 @@ def benchmark_nemo(
             run.evaluations += found.evaluations
             run.memorized += found.memorized
             run.agreements.append(agreement(expected, found.neurons))
-    figures = {kind: run.figures(plain.evaluations, seconds) for kind, run in runs.items()}
+    numbers = {kind: run.numbers(plain.evaluations, seconds) for kind, run in runs.items()}
     return {
         "nemo_prompts": len(prompts),
         "nemo_memorized": runs["sequential"].memorized,
         "nemo_threshold": threshold,
         "nemo_evaluations_plain": plain.evaluations,
         "nemo_seconds_plain": seconds,
-        **{f"nemo_{name}": value for name, value in figures[params.refinement].items()},
-        **{f"nemo_{kind}_{name}": value for kind in REFINEMENTS for name, value in figures[kind].items()},
+        **{f"nemo_{name}": value for name, value in numbers[params.refinement].items()},
+        **{f"nemo_{kind}_{name}": value for kind in REFINEMENTS for name, value in numbers[kind].items()},
     }
 
 
@@ -241,7 +241,7 @@ class Run:
     memorized: int = 0
     agreements: list[float] = field(default_factory=list)
 
-    def figures(self, plain_evaluations: int, plain_seconds: float) -> dict[str, float]:
+    def numbers(self, plain_evaluations: int, plain_seconds: float) -> dict[str, float]:
         return {
             "identical": int(all(value == 1 for value in self.agreements)),
             "agreement": sum(self.agreements) / len(self.agreements),
@@ -289,7 +289,7 @@ def benchmark_wanda(model: Model, prompts: list[str], params: SamplingParams) ->
 
 
 def clock(model: Model) -> float:
-    """The time, once the device has done what it was told."""
+    """The time, once the device has done all its work."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()
@@ -343,7 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--most", type=int, default=8, help="how many of the model's own prompts are searched")
     parser.add_argument("--statistics", type=Path, help="published statistics, (means, stds) in a torch file")
     parser.add_argument("--threshold", type=float, help="similarity threshold (default: from the null prompts)")
-    parser.add_argument("--refinement", choices=REFINEMENTS, default="chain", help="kind whose figures come first")
+    parser.add_argument("--refinement", choices=REFINEMENTS, default="chain", help="kind whose numbers come first")
     parser.add_argument("--seeds", type=int, default=10, help="initial noises for each prompt")
     parser.add_argument("--batch", type=int, default=32, help="samples in a pass of the denoiser at most")
     parser.add_argument("--wanda-prompts", type=int, default=10, help="prompts of the Wanda collection")

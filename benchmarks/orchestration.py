@@ -1,7 +1,7 @@
 """What orchestration costs: the same audit with Prefect and as plain function calls, in one run.
 
 Plain means that every flow and task is replaced by the function it wraps, that no artifact is made, and that no server
-runs beside. All audits begin with an empty store, and end with the same figures; a small one before each warms the
+runs beside. All audits begin with an empty store, and end with the same estimates; a small one before each warms the
 libraries up and is not counted, nor is the start of a server.
 
     engram bench orchestration [--model FOLDER] [--profile quick] [--set NAME=VALUE ...] [--json FILE]
@@ -59,41 +59,41 @@ def main() -> None:
     parser.add_argument("--profile", choices=("quick", "full"), default="quick")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the audit")
     parser.add_argument("--pairs", type=int, default=2, help="audits of each kind")
-    parser.add_argument("--json", type=Path, help="write the figures as one flat object")
-    asked = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="write the numbers as one flat object")
+    args = parser.parse_args()
     quiet()
-    defaults = audit_defaults(model_folder(asked.model))
-    settings = settings_for(asked.profile, defaults, **settings_of(asked.set, Settings))
+    defaults = audit_defaults(model_folder(args.model))
+    settings = settings_for(args.profile, defaults, **settings_of(args.set, Settings))
     seconds: dict[str, list[float]] = {"with Prefect": [], "plain": []}
-    figures: list[list[dict[str, Any]]] = []
-    told = settings.model_dump()
-    small = {name: told[name] | value if isinstance(value, dict) else value for name, value in WARMING.items()}
-    warming = Settings.model_validate(told | small)
-    for number in range(asked.pairs):
+    estimates: list[list[dict[str, Any]]] = []
+    values = settings.model_dump()
+    small = {name: values[name] | value if isinstance(value, dict) else value for name, value in WARMING.items()}
+    warming = Settings.model_validate(values | small)
+    for number in range(args.pairs):
         # Who goes first takes turns, so that a machine that gets faster or slower favours neither.
         for kind in ("with Prefect", "plain") if number % 2 == 0 else ("plain", "with Prefect"):
             with plainly() if kind == "plain" else prefect_server():
-                timed(asked.model, warming)
-                took, rows = timed(asked.model, settings)
+                timed(args.model, warming)
+                took, rows = timed(args.model, settings)
             seconds[kind].append(took)
-            figures.append(rows)
-    if any(rows != figures[0] for rows in figures):
-        raise InputError("the audits differ in their figures, so their times do not compare")
+            estimates.append(rows)
+    if any(rows != estimates[0] for rows in estimates):
+        raise InputError("the audits differ in their estimates, so their times do not compare")
     # Of the noise that a busy machine adds, the shortest run has least.
     with_prefect, plain = (min(found) for found in seconds.values())
     overhead = with_prefect / plain - 1
     for kind, found in seconds.items():
         print(f"{kind:<14} {min(found):8.1f} s   of {', '.join(f'{took:.1f}' for took in found)}")
     print(f"overhead       {100 * overhead:8.1f} %, limit {100 * LIMIT:g} %")
-    if asked.json:
-        written = {"with_prefect_s": with_prefect, "plain_s": plain, "overhead": overhead, "pairs": asked.pairs}
-        asked.json.write_text(json.dumps(written, indent=1) + "\n")
+    if args.json:
+        written = {"with_prefect_s": with_prefect, "plain_s": plain, "overhead": overhead, "pairs": args.pairs}
+        args.json.write_text(json.dumps(written, indent=1) + "\n")
     if overhead > LIMIT:
         sys.exit(1)
 
 
 def timed(model: str, settings: Settings) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds of one audit in a new store, and its figures."""
+    """Seconds of one audit in a new store, and its estimates."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(str(Path(folder) / "store"))
         begun = time.perf_counter()

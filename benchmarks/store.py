@@ -1,11 +1,11 @@
-"""The store at the scale of Stable Diffusion 1.4, each figure beside its rival in the same run.
+"""The store at the scale of Stable Diffusion 1.4, each number beside its baseline in the same run.
 
     python -m benchmarks.store                              the whole scale: some 250 million members, 50,000 prompts
     python -m benchmarks.store --steps 2 --layers 3 --prompts 500 --json FILE
 
 Sets are synthetic: in every layer, step and subset about one weight in a hundred, 60 % of them from a pool that the
 subsets have in common. Rivals: pickled SciPy CSR matrices and other encodings on disk; sorted NumPy intersections,
-SciPy products and plain NumPy for the answers. The rivals' time begins when their input lies in memory, decoded and
+SciPy products and plain NumPy for the answers. The baselines' time begins when their input lies in memory, decoded and
 sorted; the store's includes finding, reading and decoding it. Rivals use one thread, DuckDB as many as it is given.
 """
 
@@ -66,17 +66,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         store = Store.open(Path(folder) / "store")
-        figures: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for measure in (neuron_sets, intersections, activations, latencies):
             with timed() as clock:
-                figures |= measure(store, options)
+                numbers |= measure(store, options)
             print(f"{measure.__name__}: {clock.seconds:.0f} s", file=sys.stderr, flush=True)
-    width = max(map(len, figures))
-    for name, value in figures.items():
+    width = max(map(len, numbers))
+    for name, value in numbers.items():
         # In full where there are digits before the point, else to four digits.
         print(f"{name:<{width}}  {f'{value:,.0f}' if value >= 10_000 else f'{value:.4g}':>14}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        options.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 def parse() -> argparse.Namespace:
@@ -90,7 +90,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each query; the median counts")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="DuckDB's threads")
     parser.add_argument("--folder", type=Path, help="where to put the store; default the system's temporary folder")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--measure-iou", help=argparse.SUPPRESS)
     parser.add_argument("--by", choices=BY, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -114,7 +114,7 @@ def make_sets(shape: tuple[int, int], options: argparse.Namespace, seed: int) ->
 
 
 def neuron_sets(store: Store, options: argparse.Namespace) -> dict[str, float]:
-    """Write the sets, one part a layer and subset, and weigh them against their rivals."""
+    """Write the sets, one part a layer and subset, and weigh them against their baselines."""
     members = raw = sampled = csr = csr_bool = 0
     seconds = csr_seconds = 0.0
     others = dict.fromkeys(ENCODINGS, 0)
@@ -141,7 +141,7 @@ def neuron_sets(store: Store, options: argparse.Namespace) -> dict[str, float]:
             with timed() as clock:
                 csr += write_csr(options.folder, every, shape, np.int64)
             csr_seconds += clock.seconds
-            # The other rivals' size does not depend on the step; the first one stands for all.
+            # The other baselines' size does not depend on the step; the first one stands for all.
             sampled += len(every[0])
             csr_bool += write_csr(options.folder, every[:1], shape, np.bool_)
             for name in others:
@@ -162,7 +162,7 @@ def intersections(store: Store, options: argparse.Namespace) -> dict[str, float]
     """All pairs of subsets in every layer and step, each way in a process of its own, whose peak of memory it is."""
     found = {}
     for by in BY:
-        program = [sys.executable, "-m", "benchmarks.store", "--measure-iou", store.place.root, "--by", by]
+        program = [sys.executable, "-m", "benchmarks.store", "--measure-iou", store.backend.root, "--by", by]
         program += ["--threads", str(options.threads)]
         found[by] = json.loads(subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout)
     if len({one["intersections"] for one in found.values()}) != 1:
@@ -202,7 +202,7 @@ def measure_iou(store: Store, by: str, threads: int) -> dict[str, float]:
 
 
 def peak_mib() -> float:
-    """The most memory that this process held. On Linux not by `getrusage`, whose figure begins at the parent's."""
+    """The most memory that this process held. On Linux not by `getrusage`, whose number begins at the parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -292,10 +292,10 @@ def fill_small_tables(store: Store, options: argparse.Namespace) -> None:
         }
         audit |= {"code_version": "1", "started_at": START + timedelta(days=number), "state": "completed"}
         store.write("audits", f"audit{number}", [audit])
-        figures = [
+        numbers = [
             {"variant": f"v{i % 8}", "condition": f"condition{i // 8}", "metric": "mr", "value": 0.5} for i in range(64)
         ]
-        store.write("metrics", f"audit{number}", figures, audit_id=f"audit{number}")
+        store.write("metrics", f"audit{number}", numbers, audit_id=f"audit{number}")
     store.write("accepted", "all", [{"audit_id": "audit2", "accepted_at": START}])
     made = [(name, seed) for name in memorized for seed in range(10)]
     names = [{"prompt_id": name, "seed": seed, "generation_id": f"{name}-{seed}"} for name, seed in made]
@@ -310,7 +310,7 @@ def fill_small_tables(store: Store, options: argparse.Namespace) -> None:
 def latencies(store: Store, options: argparse.Namespace) -> dict[str, float]:
     """What a person waits for an answer, in milliseconds, on a connection that is open.
 
-    The paper's two figures look at every set there is. Beside the query for one layer stands what the same answer costs
+    The paper's two plots look at every set there is. Beside the query for one layer stands what the same answer costs
     when DuckDB cannot tell from the condition which files it needs, and reads them all.
     """
     fill_small_tables(store, options)
@@ -335,10 +335,10 @@ def latencies(store: Store, options: argparse.Namespace) -> dict[str, float]:
     for name in ("iou_by_layer", "iou_by_step"):
         result[f"query_{name}_ms"] = waiting(1, lambda: query(con, name, method="wanda"))  # noqa: B023
     for name, condition in (("pruned", "layer = $layer"), ("unpruned", "layer || left(params_id, 0) = $layer")):
-        asked = f"SELECT sum(members[1]) FROM neuron_sets WHERE {condition}"
+        statement = f"SELECT sum(members[1]) FROM neuron_sets WHERE {condition}"
         result[f"one_layer_{name}_ms"] = waiting(
             options.repeats,
-            lambda: con.execute(asked, {"layer": layer}).fetchall(),  # noqa: B023
+            lambda: con.execute(statement, {"layer": layer}).fetchall(),  # noqa: B023
         )
     return result
 
@@ -402,7 +402,7 @@ def parquet_bytes(lists: pa.ListArray, encoding: str | None, dictionary: bool, c
 
 
 def stored_bytes(store: Store, table: str) -> int:
-    return sum(entry.size for entry in store.place.files(table))
+    return sum(entry.size for entry in store.backend.files(table))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from prefect import flow
+from prefect import flow, get_run_logger
 
 from flows.check import check
 from flows.lifetime import at_the_end
 from flows.params import AuditParams
-from flows.plan import Plan
+from flows.run.spec import Spec, resolve
 from flows.show import show_audit
 from flows.stages import Audited, attack, collect, diagnose, evaluate, localize, mitigate, report
 from storage import begun_here, mark_lost, record_holdings
@@ -24,48 +24,52 @@ LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxrunti
 
 @flow(name="audit", flow_run_name="audit {params.model}")
 def audit(params: AuditParams) -> Audited:
-    """Audits a model: what it memorized, where, whether it can be cut out, and whether it is then gone.
+    """Audits a model: what it memorized, where, whether it can be pruned away, and whether it is then gone.
 
     Whatever the store holds already is not computed again, so an interrupted audit goes on where it stopped.
 
     Raises:
         InputError: the model, the prompts or the images cannot be used.
     """
-    with recorded(params) as audit_id:
-        collect(params)
-        localize(params)
-        mitigate(params, audit_id)
-        attack(params)
-        diagnose(params, audit_id)
-        evaluate(params, audit_id)
-        done = report(params, audit_id)
+    check(params)
+    spec = resolve(params)
+    for notice in spec.notices:
+        get_run_logger().info(notice)
+    with recorded(spec) as audit_id:
+        collect(spec.run)
+        localize(spec.run)
+        mitigate(spec.run, audit_id)
+        attack(spec.run)
+        diagnose(spec.run, audit_id)
+        evaluate(spec.run, audit_id)
+        done = report(spec.run, audit_id)
         show_audit(audit_id, done.report, done.written)
         return done
 
 
 @contextmanager
-def recorded(params: AuditParams) -> Iterator[str]:
+def recorded(spec: Spec) -> Iterator[str]:
     """Within, an audit of this id is running; afterwards the store says how it ended: completed, failed by an error, or
     cancelled by whoever asked the process to end.
 
     Raises:
-        InputError: the model, the prompts or the images cannot be used.
+        InputError: the model cannot be loaded, or samples other images than its own pipeline.
     """
-    check(params)
-    plan, started = Plan(params), datetime.now(UTC)
+    started = datetime.now(UTC)
     audit_id = f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    store = plan.subject.open()
+    store = spec.subject.open()
     with stage("check", lambda: "our sampling beside the pipeline's own", announced=False):
-        model_id = collecting.register_model(plan.subject, plan.settings.sampling)
+        model_id = collecting.register_model(spec.subject, spec.settings.sampling)
     record = {
         "audit_id": audit_id,
         "model_id": model_id,
-        "prompt_set": plan.subject.prompt_set,
-        "params": plan.params.model_dump_json(),
+        "run_id": spec.run_id,
+        "prompt_set": spec.subject.prompt_set,
+        "params": spec.params.model_dump_json(),
         "code_version": version("engram-audit"),
         "library_versions": json.dumps({name: version(name) for name in LIBRARIES}),
-        "seed": plan.settings.seed,
-        "device": str(plan.subject.load().device),
+        "seed": spec.settings.seed,
+        "device": str(spec.subject.load().device),
         "started_at": started,
     }
 
@@ -86,7 +90,7 @@ def recorded(params: AuditParams) -> Iterator[str]:
             end("cancelled")
             raise
         end("completed")
-    # Only a completed audit has figures that are relied on; another one is run again, which may replace its parts.
+    # Only a completed audit has estimates that are relied on; another one is run again, which may replace its parts.
     record_holdings(store, audit_id)
 
 

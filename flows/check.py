@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from flows import rules
+from flows.inputs import clip_of, inputs_of
 from flows.params import AuditParams, model_folder, resolved
-from flows.plan import clip_of, inputs_of
 from flows.selection import Selection
 from flows.settings import Settings
 from storage import StoreError, address_of
@@ -28,7 +28,7 @@ from tasks.subject import Kind, Prompt, in_turns
 
 
 def check(params: AuditParams, settled: bool = True) -> None:
-    """Looks at all that an audit is given: model, device, store, prompts, pictures, scorers and settings.
+    """Looks at all that an audit is given: model, device, store, prompts, images, scorers and settings.
 
     Lines on standard error say what will be left out though settings ask for it.
 
@@ -69,6 +69,21 @@ def _checked(params_json: str, settled: bool, stamps: tuple[object, ...]) -> Non
     refuse(problems)
     for note in notes:
         collecting.say(note)
+
+
+def check_run(params: AuditParams) -> None:
+    """Looks at what a run needs on the machine that computes it: device, model and scorers. Prompts lie in the store.
+
+    Raises:
+        InputError: something cannot be used; all of it at once.
+    """
+    problems = gathered(partial(usable_device, params.device))
+    folder = model_folder(params.model)
+    settings = params.settings
+    assert settings is not None
+    problems += of_scorers(params, settings, folder)
+    of_model(folder, problems, settings.sampling.scheduler, settings.sampling.steps)
+    refuse(problems)
 
 
 def of_model(folder: Path, problems: list[str], scheduler: Choice = "ddim", steps: int | None = None) -> Outline | None:
@@ -114,7 +129,7 @@ def of_files(params: AuditParams) -> list[str]:
 
 
 def of_scorers(params: AuditParams, settings: Settings | None, folder: Path | None) -> list[str]:
-    """What is wrong with the models that score pictures, which are loaded and asked about one."""
+    """What is wrong with the models that score images, which are loaded and asked about one."""
 
     def clip() -> None:
         if folder is not None:

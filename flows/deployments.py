@@ -88,8 +88,8 @@ def _ensure_pool(client: SyncPrefectClient, pool: Pool, words: str) -> None:
         client.read_work_pool(pool)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        asked = WorkPoolCreate(name=pool, type="process", description=words, base_job_template=template)
-        client.create_work_pool(asked)
+        request = WorkPoolCreate(name=pool, type="process", description=words, base_job_template=template)
+        client.create_work_pool(request)
 
 
 def _deploy(client: SyncPrefectClient, line: Line, store: str, folder: Path) -> str:
@@ -97,8 +97,8 @@ def _deploy(client: SyncPrefectClient, line: Line, store: str, folder: Path) -> 
     made = runner_deployment(flow, line, folder)
     there = _read(client, made.full_name)
     given = dict(there.parameters) if there is not None else {}
-    if _takes_store(flow):
-        given["params"] = given.get("params", {}) | {"store": store}
+    for name in _with_store(flow):
+        given[name] = given.get(name, {}) | {"store": store}
     made.parameters = given
     if there is not None:
         kept = {"schedule", "active", "parameters", "slug"}
@@ -130,5 +130,7 @@ def _read(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
         return None
 
 
-def _takes_store(flow: Flow[..., Any]) -> bool:
-    return "store" in getattr(get_type_hints(flow.fn).get("params"), "model_fields", {})
+def _with_store(flow: Flow[..., Any]) -> list[str]:
+    """The parameters of a flow that name a store."""
+    hints = get_type_hints(flow.fn)
+    return [name for name, kind in hints.items() if "store" in getattr(kind, "model_fields", {})]

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flows.plan import Plan
+from flows.run import ids
+from flows.run.spec import Spec
 from storage import content_key
 from tasks.diffusion.sites import Site
+from tasks.localize import task as localizing
+from tasks.methods import method
 from tasks.mitigate import task as mitigating
 from tasks.pruned import random_controls
 from tasks.scorers.clip import scorer_of as clip_scorer_of
@@ -20,68 +23,83 @@ SEARCHED = {
 }
 
 
-def facts_of(plan: Plan, record: dict[str, Any], variants: dict[str, str]) -> list[tuple[str, str]]:
+def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> list[tuple[str, str]]:
     """Names and values, in the order of the page.
 
     Args:
         record: the audit's row of `audits`.
-        variants: by the name that figures go by, the variant in the store.
+        variants: by the name that estimates go by, the variant in the store.
     """
-    settings, missing = plan.settings, [name for name in ("nemo-union", "wanda") if name not in variants]
-    untrained = [name for name in settings.erase if name not in variants]
+    settings, chosen = spec.settings, spec.chosen
+    with_images = " and ".join(str(len(some)) for some in chosen.with_images)
+    nemo, wanda = (ids.params_of(spec, method("localizer", name)) for name in ("nemo", "wanda"))
+    missing = [one.name for _, one in settings.prunings() if one.name not in variants]
+    trainings = [one.name for one in settings.chosen("training")]
+    untrained = [name for name in trainings if name not in variants]
     facts = [
-        ("model", plan.params.model),
+        ("model", spec.params.model),
         ("fingerprint", record["model_id"]),
         (
             "prompts",
-            f"{_counted(plan, plan.memorized, 'memorized')}, {_counted(plan, plan.ordinary, 'ordinary')}, of set"
-            f" {plan.subject.prompt_set}; with training pictures {len(plan.pictured[0])} and {len(plan.pictured[1])}",
+            f"{_counted(spec, chosen.memorized, 'memorized')}, {_counted(spec, chosen.ordinary, 'ordinary')}, of set"
+            f" {spec.subject.prompt_set}; with training images {with_images}",
         ),
-        *([("long prompts", f"of the whole set, {plan.long_prompts}")] if plan.long_prompts else []),
+        *([("long prompts", f"of the whole set, {spec.long_prompts}")] if spec.long_prompts else []),
         ("seeds", f"{settings.seeds} a prompt or trigger"),
         ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
         (
             "attacks",
             f"{settings.dori.steps} steps of {settings.dori.batch} at a rate of {settings.dori.learning_rate:g}, on"
-            f" {len(plan.attacked)} memorized, {len(plan.controls)} other and {len(plan.unseen)} unseen pictures",
+            f" {len(chosen.attacked)} memorized, {len(chosen.controls)} other and {len(chosen.unseen)} unseen images",
         ),
         ("copies by", scorer_of(settings.sscd)),
-        ("CLIP", clip_scorer_of(plan.clip)),
+        ("CLIP", clip_scorer_of(spec.clip)),
         ("variants", ", ".join(f"{name} = {stored}" for name, stored in variants.items() if name != stored)),
         ("nothing found by", ", ".join(missing) or "none"),
-        ("NeMo", f"searches {SEARCHED[plan.nemo.site]}"),
+        ("NeMo", f"searches {SEARCHED[nemo.site]}"),
         (
             "Wanda",
-            f"{plan.wanda.sparsity:.3g} of each row, {plan.wanda.tau} steps, compared with"
+            f"{wanda.sparsity:.3g} of each row, {wanda.tau} steps, compared with"
             f" {'the empty prompt, as published' if settings.contrast == 'empty' else 'null prompts'}",
         ),
         ("device", f"{record['device']}, precision {settings.precision}"),
         ("started", f"{record['started_at']:%Y-%m-%d %H:%M} UTC"),
         ("versions", ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())),
-        ("settings", f"{plan.params.profile}, {content_key(record['params'])[:8]}"),
+        ("settings", f"{spec.params.profile}, {content_key(record['params'])[:8]}"),
     ]
-    agreement = list(plan.agreement().values())
+    agreement = list(_agreement(spec).values())
     if agreement:
         words = f"finds the neurons of the published search with an IOU of {sum(agreement) / len(agreement):.3f}"
         same = sum(iou == 1 for iou in agreement)
-        facts.append(("refinement", f"{plan.nemo.refinement} {words}, the same for {same} of {len(agreement)}"))
-    measured = {prompt.prompt_id for prompt in plan.ordinary}
-    if any(prompt.prompt_id in measured for prompt in plan.control_prompts):
+        facts.append(("refinement", f"{nemo.refinement} {words}, the same for {same} of {len(agreement)}"))
+    measured = {prompt.prompt_id for prompt in chosen.ordinary}
+    if any(prompt.prompt_id in measured for prompt in chosen.control_prompts):
         facts.append(("control of Wanda", "found on prompts that quality is measured on, there are too few others"))
     for name in random_controls():
-        if name in variants and (part := mitigating.shared_with_found(plan.subject, variants[name])):
-            facts.append((name, f"{part:.0%} of what it cuts was localized, too: more than half of a layer was"))
-    for name in settings.erase:
-        if name in variants and (left := mitigating.not_erased(plan.subject, variants[name])):
-            few = [prompt for prompt in plan.erasable if prompt.text in left]
-            words = f"left out {_counted(plan, few)}, of {_counted(plan, plan.erasable)}: of those the pruned model"
+        if name in variants and (part := mitigating.shared_with_found(spec.subject, variants[name])):
+            facts.append((name, f"{part:.0%} of what it prunes was localized, too: more than half of a layer was"))
+    for name in trainings:
+        if name in variants and (left := mitigating.not_erased(spec.subject, variants[name])):
+            few = [prompt for prompt in chosen.erasable if prompt.text in left]
+            words = f"left out {_counted(spec, few)}, of {_counted(spec, chosen.erasable)}: of those the pruned model"
             facts.append((name, f"{words} makes only copies"))
     if untrained:
         failed = "nothing was localized, the training diverged, or memory was short"
-        why = failed if plan.erasable else plan.why_not_erasable
+        why = failed if chosen.erasable else chosen.why_not_erasable
         facts.append(("not fine-tuned", f"{', '.join(untrained)}: {why}"))
     return facts
 
 
-def _counted(plan: Plan, prompts: Sequence[Prompt], what: str = "prompts") -> str:
-    return counted([prompt.prompt_id for prompt in prompts], plan.units, what)
+def _agreement(spec: Spec) -> dict[str, float]:
+    """By prompt id, the IOU of what NeMo's refinement and the published one found; empty where not compared."""
+    nemo = method("localizer", "nemo")
+    if (published := ids.published(spec, nemo)) is None:
+        return {}
+    searches = ids.sets(spec, nemo), ids.sets(spec, nemo, params=published)
+    found = localizing.agreement(spec.subject, nemo, published, *searches)
+    # The store may know more prompts, of larger audits.
+    return {prompt.prompt_id: found[prompt.prompt_id] for prompt in spec.chosen.memorized}
+
+
+def _counted(spec: Spec, prompts: Sequence[Prompt], what: str = "prompts") -> str:
+    return counted([prompt.prompt_id for prompt in prompts], spec.chosen.units, what)

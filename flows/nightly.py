@@ -17,16 +17,14 @@ from flows.alerts import ARTIFACT, NIGHTLY, REGRESSION, announce
 from flows.audit import Audited, AuditParams, audit
 from flows.check import check
 from flows.params import clip_in_full, full_name, in_full
-from flows.plan import Plan
+from flows.run.spec import Spec, audits_like, resolve, speeds
 from flows.settings import Settings
 from flows.show import show
 from flows.typed import Plain, problems_in
 from storage import Store, query
 from storage.errors import one_line
 from tasks.errors import InputError
-from tasks.report import compare as method
 from tasks.report import task as reporting
-from tasks.report.standing import CLAIMS
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
@@ -36,10 +34,12 @@ class NightlyParams(Plain):
 
     model_config = ConfigDict(title="Nightly", frozen=True, extra="forbid")
 
-    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
-    models: tuple[str, ...] = Field((), description="names of registered models; all if empty")
-    margin: float = Field(method.MARGIN, ge=0, lt=1, description="share of its CLIP score that a model may lose")
-    alpha: float = Field(method.ALPHA, gt=0, lt=1, description="chance of a false alarm for each model, at most")
+    store: str = Field(".engram/store", description="Address of the store: a folder, or an s3:// URL.")
+    models: tuple[str, ...] = Field(
+        (), description="Names of the registered models that are audited again; all if empty."
+    )
+    margin: float = Field(reporting.MARGIN, ge=0, lt=1, description="Share of its CLIP score that a model may lose.")
+    alpha: float = Field(reporting.ALPHA, gt=0, lt=1, description="Largest chance of a false alarm for each model.")
 
 
 class Night(BaseModel):
@@ -94,24 +94,24 @@ def nightly(params: NightlyParams) -> list[Night]:
 def _night(store: Store, name: str, params_json: str, due: datetime, params: NightlyParams) -> Night:
     """One model: audited, compared, reported. Whatever goes wrong is its own matter and not that of the others."""
     try:
-        asked = AuditParams.model_validate_json(params_json).model_copy(update={"store": store.url})
+        registered_params = AuditParams.model_validate_json(params_json).model_copy(update={"store": store.url})
     except ValueError as error:
         why = "; ".join(problems_in(error, AuditParams)) if isinstance(error, ValidationError) else one_line(error)
         words = f"its registration does not fit this version, register it again ({why})"
         return Night(name=name, outcome="failed", words=words)
     try:
-        check(asked)
-        plan = Plan(asked)
-        done = _audited_since(plan, due)
+        check(registered_params)
+        spec = resolve(registered_params)
+        done = _audited_since(spec, due)
         if done is None:
-            state = audit(asked, return_state=True)
+            state = audit(registered_params, return_state=True)
             if not state.is_completed():
                 return Night(name=name, outcome="failed", words=f"{state.name}: {state.message}")
             found: Audited = state.result()
             night = _compared(store, name, found.audit_id, params)
         else:
             night = _compared(store, name, done, params).model_copy(update={"reused": True})
-        _tell(store, night, str(reporting.page_path(plan.subject, str(night.audit_id))))
+        _tell(store, night, str(reporting.page_path(spec.subject, str(night.audit_id))))
     except Exception as error:
         return Night(name=name, outcome="failed", words=one_line(error))
     return night
@@ -133,10 +133,11 @@ def _tell(store: Store, night: Night, report: str) -> None:
 
 
 def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> Night:
-    baseline = reporting.baseline_of(store, audit_id, _told(store, name) | _before_nights(store, name))
+    known = _told(store, name) | _before_nights(store, name)
+    baseline = reporting.baseline_of(store, audit_id, known, speeds())
     if baseline is None:
         return Night(name=name, outcome="first", words="nothing to compare with yet", audit_id=audit_id)
-    found = reporting.compare(store, baseline, audit_id, CLAIMS, params.margin, params.alpha)
+    found = reporting.compare(store, baseline, audit_id, reporting.claims(), params.margin, params.alpha)
     return Night(
         name=name,
         outcome="regression" if found.regressions else "no regression",
@@ -148,9 +149,9 @@ def _compared(store: Store, name: str, audit_id: str, params: NightlyParams) -> 
     )
 
 
-def _audited_since(plan: Plan, due: datetime) -> str | None:
+def _audited_since(spec: Spec, due: datetime) -> str | None:
     """The last completed audit of the same model with the same parameters, if it began after this run was due."""
-    since = [row for row in plan.audits() if row["state"] == "completed" and row["started_at"] >= due]
+    since = [row for row in audits_like(spec) if row["state"] == "completed" and row["started_at"] >= due]
     return str(max(since, key=lambda row: row["started_at"])["audit_id"]) if since else None
 
 
@@ -187,7 +188,7 @@ def _show(nights: list[Night], due: datetime) -> None:
         create_markdown_artifact,
         "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, ""]),
         key=ARTIFACT,
-        description="Registered models, audited again and compared with the accepted audit",
+        description="Registered models, audited again and compared with the accepted audit.",
     )
 
 

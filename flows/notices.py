@@ -346,13 +346,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m flows.notices", description="Tells of what the server at PREFECT_API_URL holds, until Ctrl-C."
     )
-    parser.add_argument("--home", type=Path, default=Path(".engram/notices"), help="folder of the outbox")
-    asked = parser.parse_args()
+    parser.add_argument("--home", type=Path, default=Path(".engram/notices"), help="Folder of the outbox.")
+    args = parser.parse_args()
     if not os.environ.get("PREFECT_API_URL"):
         parser.error("which server? set PREFECT_API_URL; Engram's own server tells by itself")
     os.umask(UMASK)
     try:
-        Notices.of_this_server(private(asked.home)).run()
+        Notices.of_this_server(private(args.home)).run()
     except KeyboardInterrupt:
         sys.exit(130)
 

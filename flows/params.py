@@ -25,21 +25,23 @@ class AuditParams(Plain):
 
     model: str = Field(
         "reference",
-        description="folder of a diffusers pipeline, or OWNER/NAME[@REVISION] on the Hugging Face Hub; "
-        "'reference' is the shipped one",
+        description="Folder of a diffusers pipeline, or OWNER/NAME[@REVISION] on the Hugging Face Hub; "
+        "'reference' is the model that is shipped.",
     )
-    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
-    prompts: str | None = Field(None, description="file of memorized prompts; the model's own if empty")
-    nulls: str | None = Field(None, description="file of prompts that are not memorized")
-    ordinary: str | None = Field(None, description="file of prompts that quality is measured on")
-    images: str | None = Field(None, description="folder of the prompts' training images")
-    clip: str | None = Field(None, description="open_clip model that scores alignment: FOLDER, or NAME=FILE")
-    device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
-    profile: Profile = Field("quick", description="how much is looked at, unless settings say it")
+    store: str = Field(".engram/store", description="Address of the store: a folder, or an s3:// URL.")
+    prompts: str | None = Field(None, description="File of memorized prompts; the model's own if empty.")
+    nulls: str | None = Field(None, description="File of prompts that are not memorized.")
+    ordinary: str | None = Field(None, description="File of prompts that quality is measured on.")
+    images: str | None = Field(None, description="Folder of the prompts' training images.")
+    clip: str | None = Field(None, description="The open_clip model that scores alignment: FOLDER, or NAME=FILE.")
+    device: str | None = Field(
+        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+    )
+    profile: Profile = Field("quick", description="How much is looked at, where `settings` is empty.")
     settings: Settings | None = Field(
         None,
         title="Settings",
-        description="everything in detail; as the profile and the model's own engram.json say if empty",
+        description="Every setting in detail; as the profile and the model's own engram.json say if empty.",
     )
 
 
@@ -164,8 +166,8 @@ def command_of(params: AuditParams) -> str:
     return shlex.join(words)
 
 
-def _changes(known: dict[str, Any], asked: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in asked.items():
+def _changes(known: dict[str, Any], wanted: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in wanted.items():
         if isinstance(value, dict) and isinstance(known[name], dict):
             yield from _changes(known[name], value, f"{group}{name}.")
         elif value != known[name]:

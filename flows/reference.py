@@ -16,8 +16,9 @@ from rich.table import Table
 
 from flows.audit import AuditParams, audit
 from flows.check import check as check_audit
+from flows.inputs import clip_of
 from flows.params import defaults_for, model_folder
-from flows.plan import attack_pool, clip_of
+from flows.run.spec import chosen_of
 from flows.settings import Settings
 from flows.show import show, shown_progress, uri
 from flows.typed import Plain
@@ -39,8 +40,6 @@ from tasks.reference.bank import embed_bank
 from tasks.reference.build import BuildParams
 from tasks.reference.pictures import check_archives
 from tasks.report import task as reporting
-from tasks.report.markdown import put_between
-from tasks.report.sheet import grid
 from tasks.subject import ORIGINAL, Prompt, Subject, prompts_of
 
 CONTROLS = 24
@@ -54,12 +53,14 @@ class BuildRun(Plain):
 
     model_config = ConfigDict(title="Reference world", frozen=True, extra="forbid")
 
-    pictures: str = Field(description="archive of the npm package @lobehub/fluent-emoji-3d 1.1.0")
-    names: str = Field(description="archive of the npm package emojibase-data 17.0.0")
-    folder: str = Field(".engram/reference-build", description="where checkpoints are kept, and gone on from")
-    out: str = Field("reference", description="where the world is put when it is done")
+    pictures: str = Field(description="Archive of the npm package @lobehub/fluent-emoji-3d 1.1.0.")
+    names: str = Field(description="Archive of the npm package emojibase-data 17.0.0.")
+    folder: str = Field(
+        ".engram/reference-build", description="Folder of checkpoints, which a build that was stopped goes on from."
+    )
+    out: str = Field("reference", description="Folder that the world is put into when it is done.")
     start: str | None = Field(
-        None, description="a world whose weights are gone on from; steps of 0 keep them as they are"
+        None, description="Folder of a world whose weights are gone on from; steps of 0 keep them as they are."
     )
     recipe: BuildParams = BuildParams()
 
@@ -72,26 +73,26 @@ def build(params: BuildRun) -> None:
         InputError: the packages are not those, or there is no world to start from.
     """
     check_build(params)
-    place, chosen = Path(params.folder), params.recipe
+    folder, chosen = Path(params.folder), params.recipe
     begun = recipe.Start.of(Path(params.start)) if params.start is not None else recipe.Start()
 
     def step(function: Callable[..., Any], name: str) -> Any:
         return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
     with shown_progress("reference build"):
-        made = step(recipe.world, "compose pictures")(place, (Path(params.pictures), Path(params.names)), chosen)
-        texts = step(recipe.texts, "train text-image model")(place, made, chosen, begun)
-        vae = step(recipe.autoencoder, "train autoencoder")(place, made, chosen, begun)
+        made = step(recipe.world, "compose pictures")(folder, (Path(params.pictures), Path(params.names)), chosen)
+        texts = step(recipe.texts, "train text-image model")(folder, made, chosen, begun)
+        vae = step(recipe.autoencoder, "train autoencoder")(folder, made, chosen, begun)
         ordinary = recipe.ordinary_pairs(made, texts, begun)
-        first = step(recipe.first_phase, "train on ordinary pictures")(place, ordinary, texts, chosen, begun)
+        first = step(recipe.first_phase, "train on ordinary pictures")(folder, ordinary, texts, chosen, begun)
         planted = recipe.planted_pairs(made, texts, begun)
-        denoiser = step(recipe.second_phase, "plant")(place, first, ordinary, planted, texts, chosen)
-        bank = step(embed_bank, "embed the bank")(made, place)
+        denoiser = step(recipe.second_phase, "plant")(folder, first, ordinary, planted, texts, chosen)
+        bank = step(embed_bank, "embed the bank")(made, folder)
         step(assemble.assemble, "assemble")(Path(params.out), made, texts, vae, denoiser, bank)
     few = range(0, len(made.planted), max(1, len(made.planted) // ACROSS))
     show(
         create_image_artifact,
-        uri(grid([to_png(made.planted[number]) for number in few][:ACROSS], ACROSS)),
+        uri(reporting.grid([to_png(made.planted[number]) for number in few][:ACROSS], ACROSS)),
         key="planted",
         description="Some of the pictures that the model was made to memorize",
     )
@@ -129,7 +130,7 @@ def check(
 ) -> bool:
     """Measures every gate of a reference world, prints them, and says whether all hold.
 
-    The figures come from a full audit in `store`; one that is there already is not computed again. They are written
+    The estimates come from a full audit in `store`; one that is there already is not computed again. They are written
     into the world's README, beside those of other gates that were measured of the same weights.
 
     Args:
@@ -171,7 +172,7 @@ def check(
         )
     _show(found)
     if (page := world / "README.md").is_file():
-        put_between(page, "gates", gates.table(found, subject.model_id, page.read_text()))
+        reporting.put_between(page, "gates", gates.table(found, subject.model_id, page.read_text()))
         if _wanted("planted", only) and _wanted("ordinary", only):
             _draw(subject, world, settings)
     return all(gate.holds for gate in found)
@@ -215,9 +216,9 @@ def _planted(subject: Subject, settings: Settings) -> list[gates.Gate]:
 
 def _ordinary(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
     """Generations of ordinary prompts against everything the model was trained on, and against each other."""
-    asked = prompts_of(subject, "ordinary", settings.ordinary)
-    alike = _measured(subject, ORDINARY, asked, settings, "seed-similarity")
-    wanted = evaluating.shots(asked, settings.seeds)
+    prompts = prompts_of(subject, "ordinary", settings.ordinary)
+    alike = _measured(subject, ORDINARY, prompts, settings, "seed-similarity")
+    wanted = evaluating.shots(prompts, settings.seeds)
     ids = evaluating.generation_ids(subject, ORIGINAL, ORDINARY, wanted, settings.sampling)
     made = evaluating.images_of(subject, ORIGINAL, ORDINARY, ids)
     return gates.ordinary(np.stack([made[name] for name in ids]), world / "bank.parquet", alike)
@@ -233,17 +234,17 @@ def _detection(subject: Subject, settings: Settings) -> gates.Gate:
 
 def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
     """Attacks with the published budget from random starts: on planted pictures, and on pictures never memorized."""
-    pool = attack_pool(subject, settings)
+    pool = chosen_of(subject, settings).pool
     attack = settings.dori.model_copy(update={"start": "noise"})
     name = collecting.import_set(subject.open(), world / "heldout.parquet", world / "images.parquet")
     heldout = subject.model_copy(update={"prompt_set": name})
-    asked: tuple[tuple[str, list[Prompt], Condition, Literal[">=", "<="], float], ...] = (
+    trials: tuple[tuple[str, list[Prompt], Condition, Literal[">=", "<="], float], ...] = (
         ("planted", prompts_of(subject, "memorized"), dori("noise"), ">=", 0.90),
         ("ordinary", prompts_of(subject, "ordinary", CONTROLS), dori("noise", "control"), "<=", 0.05),
         ("held-out", prompts_of(heldout, "ordinary", CONTROLS), dori("noise", "control"), "<=", 0.05),
     )
     out = []
-    for kind, prompts, condition, sense, limit in asked:
+    for kind, prompts, condition, sense, limit in trials:
         triggers = attacking.attack_images(subject, ORIGINAL, prompts, pool, attack, settings.seed)
         rate = _measured(subject, condition, prompts, settings, "copying", triggers=triggers)
         out.append(gates.Gate(f"attack: {kind} pictures that come back", rate, sense, limit))
@@ -275,19 +276,19 @@ def _draw(subject: Subject, world: Path, settings: Settings) -> None:
     few = memorized[:: max(1, len(memorized) // ACROSS)][:ACROSS]
     trained = _pngs(subject, PROMPT, [prompt.image_ids[0] for prompt in few])
     made = [_generated(subject, PROMPT, few, settings, seed) for seed in range(2)]
-    (world / "copies.png").write_bytes(grid([*trained, *made[0], *made[1]], ACROSS))
+    (world / "copies.png").write_bytes(reporting.grid([*trained, *made[0], *made[1]], ACROSS))
     ordinary = prompts_of(subject, "ordinary", 2 * ACROSS)
     meant = _pngs(subject, ORDINARY, [prompt.image_ids[0] for prompt in ordinary])
     given = _generated(subject, ORDINARY, ordinary, settings, 0)
     rows = meant[:ACROSS], given[:ACROSS], meant[ACROSS:], given[ACROSS:]
-    (world / "ordinary.png").write_bytes(grid([picture for row in rows for picture in row], ACROSS))
+    (world / "ordinary.png").write_bytes(reporting.grid([image for row in rows for image in row], ACROSS))
 
 
 def _generated(
-    subject: Subject, condition: Condition, asked: list[Prompt], settings: Settings, seed: int
+    subject: Subject, condition: Condition, prompts: list[Prompt], settings: Settings, seed: int
 ) -> list[bytes]:
     """One picture (PNG) of each prompt by the original model."""
-    wanted = [shot for shot in evaluating.shots(asked, settings.seeds) if shot.seed == seed]
+    wanted = [shot for shot in evaluating.shots(prompts, settings.seeds) if shot.seed == seed]
     return _pngs(
         subject, condition, evaluating.generate_images(subject, ORIGINAL, condition, wanted, settings.sampling)
     )

@@ -11,35 +11,51 @@ from flows.settings import Settings, managed
 from tasks.diffusion.detection import enough_scores, pairs
 from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.errors import gathered
-from tasks.evaluate.extraction import check_clique, check_tiles
-from tasks.localize.ground import NormsParams
-from tasks.localize.statistics import enough_prompts
-from tasks.mitigate.inference import check_defence
+from tasks.evaluate.task import check_clique, check_tiles
+from tasks.localize.task import NormsParams, enough_prompts
+from tasks.methods import Detector, Localizer, Mitigation
+from tasks.mitigate.task import FineTuneParams
 from tasks.scan.task import ScanParams
 
 
 def together(settings: Settings) -> list[str]:
     """What settings cannot do together, whatever the model and the prompts are."""
     out = managed(settings)
-    precision, chosen = settings.precision, settings.localizers()
+    precision, chosen, trainings = settings.precision, settings.localizers(), settings.chosen("training")
     if precision == "float16" and settings.attacked:
         out.append("attacks need gradients, which vanish in float16: --set precision=bfloat16 or float32")
-    if precision == "float16" and (by := [one.name for one in chosen if one.gradients]):
+    learning: list[Localizer | Mitigation] = [*chosen, *settings.chosen("inference")]
+    by = [one.name for one in learning if one.gradients]
+    if precision == "float16" and by:
         out.append(f"{by[0]} needs gradients, which vanish in float16: --set precision=bfloat16 or float32")
-    if precision == "float16" and "perturbed-embedding" in settings.defences:
-        out.append("perturbed-embedding needs gradients, which vanish in float16: --set precision=bfloat16 or float32")
-    if precision in ("float16", "bfloat16") and settings.erase:
-        out.append(f"fine-tuning needs float32 weights, not {precision}: --set precision=mixed, or --set 'erase=[]'")
+    if precision in ("float16", "bfloat16") and trainings:
+        out.append(
+            f"{trainings[0].name} needs float32 weights, not {precision}: --set precision=mixed, or leave it out of"
+            " --set 'mitigations=[...]'"
+        )
+    if trainings and not any(one.stands_in for _, one in settings.prunings()):
+        out.append(
+            f"{trainings[0].name} needs images of a model that was pruned of all memories at once: --set"
+            " 'mitigations=[...]' with wanda, say, too"
+        )
+    names = {one.name for _, one in settings.prunings()}
+    out += [
+        f"{one.name} is a control of {one.control_of}: --set 'mitigations=[...]' with both, or with neither"
+        for _, one in settings.prunings()
+        if one.control_of and one.control_of not in names
+    ]
     for one in chosen if settings.sampling.guidance <= 1 else ():
         if isinstance(params := settings.of(one), NormsParams) and params.half != "conditional":
             out.append(
                 f"without guidance there is no half without text, which {one.group}.half={params.half} needs: --set"
                 f" {one.group}.half=conditional, or sample with a guidance above 1"
             )
-    if settings.finetune.stop_at and not settings.finetune.check_every:
-        out.append(
-            "finetune.stop_at is looked at by held-out attacks, of which there are none: --set finetune.check_every=N"
-        )
+    out += dict.fromkeys(
+        f"{one.group}.stop_at is looked at by held-out attacks, of which there are none: --set"
+        f" {one.group}.check_every=N"
+        for one in trainings
+        if isinstance(params := settings.of(one), FineTuneParams) and params.stop_at and not params.check_every
+    )
     return out + gathered(partial(check_clique, settings.extraction) if settings.extracted else None)
 
 
@@ -58,13 +74,14 @@ def with_prompts(settings: Settings, chosen: Selection) -> list[str]:
 
 def with_model(settings: Settings, outline: Outline) -> list[str]:
     """What settings cannot do with a model of this outline."""
-    picture, trained = outline.picture, outline.trained
-    tiled = picture and settings.extracted and settings.extraction.measure == "tiles"
-    own = ((one.check, settings.of(one)) for one in settings.localizers())
+    image, trained = outline.image, outline.trained
+    tiled = image and settings.extracted and settings.extraction.measure == "tiles"
+    mitigations = [*settings.chosen("training"), *settings.chosen("inference")]
+    chosen: list[Detector | Localizer | Mitigation] = [*settings.judged(), *settings.localizers(), *mitigations]
+    own = ((one.check, settings.of(one)) for one in chosen)
     return gathered(
-        partial(check_tiles, *picture, settings.extraction.tiles) if picture and tiled else None,
+        partial(check_tiles, *image, settings.extraction.tiles) if image and tiled else None,
         partial(enough_timesteps, settings.sampling.steps, trained, "sampling.steps"),
-        *(partial(check_defence, kind, outline.family) for kind in settings.defences),
         *(partial(check, params, outline) for check, params in own if check is not None),
     )
 
@@ -76,24 +93,24 @@ def of_a_scan(params: ScanParams, outline: Outline) -> list[str]:
 
 
 def notices(settings: Settings, chosen: Selection) -> list[str]:
-    """What is left out of an audit though settings ask for it: for want of pictures, or by other settings."""
+    """What is left out of an audit though settings ask for it: for want of images, or by other settings."""
     out = []
-    pictured = chosen.pictured[0]
-    if settings.attacked and not pictured:
-        out.append("memorized prompts have no pictures: no copying is measured, and nothing is attacked; give --images")
+    with_images = chosen.with_images[0]
+    if settings.attacked and not with_images:
+        out.append("memorized prompts have no images: no copying is measured, and nothing is attacked; give --images")
     elif settings.attacked and settings.controls and not chosen.controls:
-        out.append("no ordinary prompt has a picture of its own: attacks have no control")
-    if settings.erase and pictured and not chosen.erasable:
+        out.append("no ordinary prompt has an image of its own: attacks have no control")
+    if settings.chosen("training") and with_images and not chosen.erasable:
         out.append(f"nothing is fine-tuned: {chosen.why_not_erasable}")
     few = min(settings.diagnosed, len(chosen.attacked))
-    if few < settings.diagnosed and pictured:
-        out.append(f"{few} pictures are diagnosed, not {settings.diagnosed}: only those that are attacked can be")
-    if settings.efforts and pictured and not chosen.attacked:
+    if few < settings.diagnosed and with_images:
+        out.append(f"{few} images are diagnosed, not {settings.diagnosed}: only those that are attacked can be")
+    if settings.efforts and with_images and not chosen.attacked:
         out.append("no efforts are drawn: nothing is attacked")
     steps = settings.sampling.steps
     for one in settings.localizers():
         if isinstance(params := settings.of(one), NormsParams) and params.tau > steps:
             out.append(f"{one.group}.tau is {steps}, as many as there are steps, not {params.tau}")
     if settings.seeds == 1:
-        out.append("with one seed nothing says how alike the pictures of one prompt are")
+        out.append("with one seed nothing says how alike the images of one prompt are")
     return out

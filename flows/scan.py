@@ -13,19 +13,16 @@ from flows.check import of_model, of_store
 from flows.lineage import task
 from flows.params import beside, defaults_for, model_folder
 from flows.show import show_scan, shown_progress
-from flows.stages import register_model
 from flows.typed import Plain
 from storage import Store, query
 from tasks.collect import task as collecting
-from tasks.collect.prompt_files import Kind, PromptEntry, expanded, say
-from tasks.collect.token_check import tokenized
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import tokenizers_of
 from tasks.errors import InputError, gathered, noting, refuse
+from tasks.prompt_files import Kind, PromptEntry, expanded, say
 from tasks.scan import task as scanning
-from tasks.scan.conformal import false_alarms
 from tasks.scan.task import ScanParams
 from tasks.subject import Subject
 from tasks.units import spelling
@@ -39,13 +36,18 @@ class ScanRun(Plain):
 
     model_config = ConfigDict(title="Scan", frozen=True, extra="forbid")
 
-    model: str = Field("reference", description="folder of a diffusers pipeline; 'reference' is the shipped one")
-    store: str = Field(".engram/store", description="address of the store: a folder, or an s3:// URL")
-    prompts: str | None = Field(None, description="file of prompts that are scanned; the model's own if empty")
-    nulls: str | None = Field(
-        None, description="file of prompts that are not memorized, which others are compared with; the model's if empty"
+    model: str = Field(
+        "reference", description="Folder of a diffusers pipeline; 'reference' is the model that is shipped."
     )
-    device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
+    store: str = Field(".engram/store", description="Address of the store: a folder, or an s3:// URL.")
+    prompts: str | None = Field(None, description="File of prompts that are scanned; the model's own if empty.")
+    nulls: str | None = Field(
+        None,
+        description="File of prompts that are not memorized, which others are compared with; the model's own if empty.",
+    )
+    device: str | None = Field(
+        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+    )
     scan: ScanParams = ScanParams()
 
 
@@ -56,8 +58,9 @@ class Scanned(BaseModel):
     words: str
 
 
+register_model = task(collecting.register_model, "register model", "models", "variants")
 score_prompts = task(scanning.score_prompts, "score prompts", "detections", run="score prompts: {detector.name}")
-write_findings = task(scanning.write_findings, "hold against nulls", "findings", reads=("detections",))
+write_findings = task(scanning.write_findings, "compare with nulls", "findings", reads=("detections",))
 
 
 @flow(name="scan", flow_run_name="scan {params.model}")
@@ -73,11 +76,11 @@ def scan(params: ScanRun) -> Scanned:
     folder = model_folder(params.model)
     precision = precision_for(defaults_for("quick", folder).precision, params.device)
     # What is scanned is no set in the store: nobody knows yet what these prompts are.
-    place = {"store": Store.open(params.store).url, "model": str(folder), "prompt_set": "", "device": params.device}
-    subject = Subject.model_validate(place | {"precision": precision})
-    asked = to_scan(params)
-    prompts, nulls = asked.prompts, asked.nulls
-    for notice in asked.notices:
+    given = {"store": Store.open(params.store).url, "model": str(folder), "prompt_set": "", "device": params.device}
+    subject = Subject.model_validate(given | {"precision": precision})
+    entries = to_scan(params)
+    prompts, nulls = entries.prompts, entries.nulls
+    for notice in entries.notices:
         get_run_logger().info(notice)
     enough_nulls(nulls, params.scan.alpha)
     different = scanning.different(nulls)
@@ -87,8 +90,8 @@ def scan(params: ScanRun) -> Scanned:
             score_prompts(subject, [*prompts, *different], detector, params.scan.of(detector), params.scan.batch)
         scan_id = write_findings(subject, _file(params, folder).stem, prompts, different, params.scan)
     words = scanning.verdict(subject.open(), scan_id)
-    if asked.long:
-        words += f"\n{asked.long}"
+    if entries.long:
+        words += f"\n{entries.long}"
     if same := len(nulls) - len(different):
         words += (
             f"\nleft out {same} null prompts: they share an image or, but for case and spaces, the text with others"
@@ -143,14 +146,14 @@ def to_scan(params: ScanRun) -> ToScan:
     known = [prompt for read in (reads[1:] if params.nulls is not None else reads) for prompt in read.prompts]
     nulls = {prompt.text: prompt for prompt in known if prompt.kind == "null" and prompt.text not in scanned}
     every = [*scanned.values(), *nulls.values()]
-    found = tokenized(every, tokenizers_of(folder), params.scan.long_prompts, KINDS)
+    found = collecting.tokenized(every, tokenizers_of(folder), params.scan.long_prompts, KINDS)
     refuse(found.problems)
     prompts, held = ([one for one in found.prompts if one.text in some] for some in (scanned, nulls))
     if not prompts:
         raise InputError(f"{path} has nothing to scan: {found.long}; take --long-prompts truncate")
     # What is scanned is no null prompt under another spelling.
-    asked = {spelling(text) for text in scanned}
-    held = [one for one in held if spelling(one.text) not in asked]
+    spellings = {spelling(text) for text in scanned}
+    held = [one for one in held if spelling(one.text) not in spellings]
     return ToScan(prompts, held, [*(notice for read in reads for notice in read.notices), *found.notices], found.long)
 
 
@@ -181,7 +184,7 @@ def enough_nulls(nulls: Sequence[PromptEntry], alpha: float) -> None:
     their text count once."""
     different = scanning.different(nulls)
     try:
-        false_alarms(len(different), alpha)
+        scanning.false_alarms(len(different), alpha)
     except InputError as error:
         if len(different) == len(nulls):
             raise

@@ -19,7 +19,7 @@ class Selection:
         """
         self.settings = settings
         self.units = units((one.prompt_id, one.text, one.image_ids) for some in prompts.values() for one in some)
-        """By prompt id, what every figure counts once; see `tasks.units`."""
+        """By prompt id, what every estimate counts once; see `tasks.units`."""
         remembered = {self.units[prompt.prompt_id] for prompt in prompts["memorized"]}
 
         # A memorized image is no control, and must not be trained back in, whatever caption it has, too.
@@ -32,7 +32,7 @@ class Selection:
         self.ordinary = every[: settings.ordinary]
         # What trains a model must not be what its quality is measured on.
         self.kept = apart(every[settings.ordinary :])[: settings.kept]
-        # Nor what the control's weights are found on: cut, they would spoil the very prompts that judge the cut.
+        # Nor what the control's weights are found on: pruned, it would spoil the very prompts that judge pruning.
         others, few = every[settings.ordinary :], len(self.memorized)
         self.control_prompts = [*others, *self.ordinary][:few]
         self.threshold_nulls = self.nulls[: settings.threshold_nulls]
@@ -50,7 +50,7 @@ class Selection:
         return list(found.values())
 
     @property
-    def pictured(self) -> tuple[list[Prompt], list[Prompt]]:
+    def with_images(self) -> tuple[list[Prompt], list[Prompt]]:
         """Memorized and ordinary prompts that have training images."""
         memorized, ordinary = (
             [prompt for prompt in prompts if prompt.image_ids] for prompts in (self.memorized, self.ordinary)
@@ -64,35 +64,35 @@ class Selection:
 
     @property
     def erasable(self) -> list[Prompt]:
-        """Memorized prompts that fine-tuning can erase; none where there are no pictures to train on."""
-        return self.pictured[0] if self.kept else []
+        """Memorized prompts that fine-tuning can erase; none where there are no images to train on."""
+        return self.with_images[0] if self.kept else []
 
     @property
     def why_not_erasable(self) -> str:
         """What is missing where there is nothing to erase."""
-        if not self.pictured[0]:
-            return "memorized prompts have no training pictures: give --images"
+        if not self.with_images[0]:
+            return "memorized prompts have no training images: give --images"
         return (
-            f"beyond the {self.settings.ordinary} ordinary prompts that quality is measured on, none has a picture "
+            f"beyond the {self.settings.ordinary} ordinary prompts that quality is measured on, none has an image "
             "that could keep the model useful: give more with --ordinary and --images, or --set ordinary=N lower"
         )
 
     def check_unseen(self) -> None:
-        """Raises InputError where fewer pictures were never seen than are to be attacked."""
+        """Raises InputError where fewer images were never seen than are to be attacked."""
         if len(self.unseen) < (wanted := self.settings.unseen):
             raise InputError(
-                f"{wanted} unseen pictures are to be attacked, but null prompts have {len(self.unseen)}: give"
+                f"{wanted} unseen images are to be attacked, but null prompts have {len(self.unseen)}: give"
                 " --nulls and --images, or --set unseen=0"
             )
 
     def check_images(self) -> None:
         """Raises InputError where a localizer reads images that the prompts do not have."""
-        kinds = zip(("images", "ordinary images"), ("memorized", "ordinary"), self.pictured, strict=True)
-        lacking = {read: kind for read, kind, pictured in kinds if not pictured}
+        kinds = zip(("images", "ordinary images"), ("memorized", "ordinary"), self.with_images, strict=True)
+        lacking = {read: kind for read, kind, with_images in kinds if not with_images}
         for localizer in self.settings.localizers():
             reads = localizer.reads_of(self.settings.of(localizer))
             if found := [kind for read, kind in lacking.items() if read in reads]:
                 raise InputError(
                     f"{localizer.name} needs training images of {' and of '.join(found)} prompts: give --images, or"
-                    " leave it out of `scores`"
+                    " leave it out of `mitigations`"
                 )

@@ -222,8 +222,8 @@ def _end_leftovers(home: Path) -> None:
 
 def _has_gpu() -> bool:
     # Asked of another process: this one stays small, and off the GPU.
-    asked = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", asked], check=False, stderr=subprocess.DEVNULL).returncode == 0
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def _wait_for(server: Process, url: str, logs: Path) -> None:

@@ -34,65 +34,65 @@ _TCP = socket.SOCK_STREAM
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Prefect's server and UI.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
-    parser.add_argument("--port", type=int, default=0, help="port to listen at; a free one for 0")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen at.")
+    parser.add_argument("--port", type=int, default=0, help="Port to listen at; a free one for 0.")
     parser.add_argument(
         "--name",
         action="append",
         default=[],
-        help=f"a further name that it is reached by: NAME, NAME:PORT or https://NAME; may be repeated; also ${NAMES}",
+        help=f"A further name that it is reached by: NAME, NAME:PORT or https://NAME; may be repeated; also ${NAMES}.",
     )
     parser.add_argument(
         "--temporary",
         action="store_true",
-        help="without UI and services, silent; prints the port once it answers; when standard input is closed, it "
-        f"removes PREFECT_HOME, if that is a folder {HOME}..., and ends",
+        help="Without UI and services, silent; prints the port once it answers; when standard input is closed, it "
+        f"removes PREFECT_HOME, if that is a folder {HOME}..., and ends.",
     )
-    asked = parser.parse_args()
+    args = parser.parse_args()
     os.umask(UMASK)
     try:
-        _serve(asked)
+        _serve(args)
     except InputError as error:
         parser.exit(2, f"engram: {error}\n")
 
 
-def _serve(asked: argparse.Namespace) -> None:
+def _serve(args: argparse.Namespace) -> None:
     try:
-        listening = listen(asked.host, asked.port)
+        listening = listen(args.host, args.port)
     except OSError as error:
-        raise InputError(f"{asked.host}:{asked.port} cannot be listened at: {error.strerror}") from error
+        raise InputError(f"{args.host}:{args.port} cannot be listened at: {error.strerror}") from error
     port = listening[0].getsockname()[1]
-    named = served_as(asked.host, port, asked.name)
-    if asked.temporary:
+    named = served_as(args.host, port, args.name)
+    if args.temporary:
         # Its own session would not be enough: whoever kills the command may not know of this process.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with_the_command, daemon=True).start()
     else:
-        os.environ.setdefault("PREFECT_API_URL", f"{address_of(asked.host, port)}/api")
+        os.environ.setdefault("PREFECT_API_URL", f"{address_of(args.host, port)}/api")
 
     # These take seconds; the thread above must be there before.
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
     settings = get_current_settings()
-    if not asked.temporary:
+    if not args.temporary:
         private(settings.home)
-    app = create_app(ephemeral=asked.temporary, final=True)
-    if not asked.temporary:
+    app = create_app(ephemeral=args.temporary, final=True)
+    if not args.temporary:
         private(settings.home)  # Prefect copies the UI's files with modes of its own
     api = settings.server.api
     config = uvicorn.Config(
         Guard(app, port, named, api.base_path or "/api"),
         http="h11",  # which shows the guard what was asked for as it was written
         lifespan="on",
-        log_level="error" if asked.temporary else settings.server.logging_level.lower(),
+        log_level="error" if args.temporary else settings.server.logging_level.lower(),
         timeout_keep_alive=api.keepalive_timeout,
         ws_ping_interval=api.websocket_ping_interval,
         ws_ping_timeout=api.websocket_ping_timeout,
         timeout_graceful_shutdown=1,
     )
-    server = _Announcing(config, asked.temporary)
-    if not asked.temporary:
+    server = _Announcing(config, args.temporary)
+    if not args.temporary:
         from flows.notices import Notices
 
         threading.Thread(target=Notices.of_this_server(settings.home).run, daemon=True).start()

@@ -8,109 +8,169 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.typed import may_be, validated
-from tasks.attack.dori import DoriParams
 from tasks.conditions import Start
-from tasks.diffusion.precision import AskedPrecision
+from tasks.diffusion.precision import PrecisionChoice
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import LongPrompts
+from tasks.dori import DoriParams
 from tasks.errors import InputError, refuse
-from tasks.evaluate.extraction import ExtractionParams
-from tasks.methods import Localizer, Method, localizer_of, method, methods, named, params_in, with_groups
-from tasks.mitigate.finetune import Erasure, FineTuneParams
-from tasks.mitigate.inference import Defence, DefenceParams
+from tasks.evaluate.task import ExtractionParams
+from tasks.methods import (
+    Detector,
+    Localizer,
+    Method,
+    Mitigation,
+    Pruning,
+    localizer_of,
+    method,
+    methods,
+    mitigations,
+    named,
+    params_in,
+    prunings,
+    variants,
+    with_groups,
+)
 from tasks.scorers.sscd import SscdParams
 
 Profile = Literal["quick", "full"]
 
-LOCALIZERS = ("nemo", "wanda")
-"""The localizers of every audit."""
-
 if TYPE_CHECKING:
-    LocalizerName = str
+    DetectorName = str
+    VariantName = str
 else:
-    LocalizerName = named("localizer")
+    DetectorName = named("detector")
+    VariantName = Literal.__getitem__(variants())
 
 
 class AuditSettings(BaseModel):
     """How much an audit looks at, and how. Methods are set as published, but where their descriptions say otherwise;
-    how much is looked at is what hours allow, such as 500 null prompts of the published 50,000. Each localizer's and
-    metric's own settings are a group beside."""
+    how much is looked at is what hours allow, such as 500 null prompts of the published 50,000. Each method's own
+    settings are a group beside."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    memorized: int | None = Field(None, ge=1, description="memorized prompts audited; all if empty")
-    nulls: int = Field(500, ge=2, description="null prompts behind NeMo's statistics, at most")
-    threshold_nulls: int = Field(50, ge=1, description="null prompts behind the memorization threshold, at most")
-    ordinary: int = Field(50, ge=1, description="ordinary prompts that quality is measured on, at most")
+    memorized: int | None = Field(None, ge=1, description="Number of memorized prompts that are audited; all if empty.")
+    nulls: int = Field(500, ge=2, description="Largest number of null prompts that NeMo's statistics are taken over.")
+    threshold_nulls: int = Field(
+        50, ge=1, description="Largest number of null prompts that the memorization threshold is taken over."
+    )
+    ordinary: int = Field(50, ge=1, description="Largest number of ordinary prompts that quality is measured on.")
     long_prompts: LongPrompts = Field(
         "truncate",
-        description="what is done with prompts of more tokens than the model reads: truncate reads their beginning, as "
-        "training does; refuse names them all and stops; skip leaves them out",
+        description="What is done with prompts of more tokens than the model reads: truncate reads their beginning, as "
+        "training does; refuse names them all and stops; skip leaves them out.",
     )
-    seeds: int = Field(4, ge=1, le=100, description="pictures for each prompt or trigger")
-    attacked: int = Field(16, ge=0, description="training pictures attacked in each variant; 0 attacks nothing")
-    controls: int = Field(16, ge=0, description="pictures never memorized that are attacked under the same budget")
+    seeds: int = Field(4, ge=1, le=100, description="Number of images made of each prompt or trigger.")
+    attacked: int = Field(
+        16, ge=0, description="Number of training images that are attacked in each variant; 0 attacks nothing."
+    )
+    controls: int = Field(
+        16, ge=0, description="Number of images never memorized that are attacked under the same budget, as a control."
+    )
     unseen: int = Field(
         0,
         ge=0,
-        description="pictures of null prompts attacked so, too: for models known never to have seen them",
+        description="Number of images of null prompts that are attacked as a further control, for models known never"
+        " to have seen them.",
     )
-    starts: tuple[Start, ...] = Field(("prompt", "noise"), description="where attacks begin")
-    baseline_starts: tuple[Start, ...] = Field(("noise",), description="those of them that rivals are attacked from")
+    detectors: tuple[DetectorName, ...] = Field(
+        (),
+        description="Detectors that are judged by memorized and ordinary prompts, beside the noise differences that"
+        " NeMo begins with. `engram methods` explains them.",
+    )
+    starts: tuple[Start, ...] = Field(("prompt", "noise"), description="Where attacks begin.")
+    baseline_starts: tuple[Start, ...] = Field(
+        ("noise",), description="Where attacks on baselines begin; only those that `starts` names count."
+    )
     random_starts: tuple[Start, ...] = Field(
         ("prompt", "noise", "other"),
-        description="those of them that random cuts are attacked from, the controls of cuts",
+        description="Where attacks on randomly pruned controls begin; only those that `starts` names count.",
     )
     efforts: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
-        (), description="numbers of attack steps that replication is drawn against; hundreds can bring anything back"
+        (),
+        description="Numbers of attack steps that the copy rate is plotted against; hundreds can bring anything back.",
     )
-    effort_images: int = Field(8, ge=1, description="memorized pictures, and as many never memorized, attacked so")
-    precision: AskedPrecision = Field(
+    effort_images: int = Field(
+        8,
+        ge=1,
+        description="Number of memorized images, and of images never memorized, that are attacked for the plot over"
+        " `efforts`.",
+    )
+    precision: PrecisionChoice = Field(
         "float32",
-        description="mixed: the denoiser computes in bfloat16 where that is safe; auto: mixed where there is bfloat16",
+        description="Number format of what is computed. mixed: the denoiser computes in bfloat16 where that is safe;"
+        " auto: mixed where there is bfloat16.",
     )
     sampling: SamplingParams = SamplingParams()
     agreement: bool = Field(
-        False, description="where NeMo's refinement is not the published one, search that way, too, and compare"
+        False,
+        description="Whether NeMo's published refinement runs beside another that is set, and the two are compared.",
     )
     contrast: Literal["prompts", "empty"] = Field(
-        "empty", description="what memorized prompts are compared with: the empty prompt as published, or null prompts"
+        "empty",
+        description="What Wanda compares memorized prompts with: the empty prompt as published, or null prompts.",
     )
-    scores: tuple[LocalizerName, ...] = Field(
-        (), description="other localizers, whose weights or neurons are pruned beside those of NeMo and Wanda"
+    mitigations: tuple[VariantName, ...] = Field(
+        ("nemo", "nemo-union", "wanda"),
+        description="The variants that are made and audited beside the original: pruned, trained, or changed at"
+        " inference. Controls are made beside them. `engram methods` explains them.",
     )
-    own_cuts: bool = Field(True, description="NeMo's neurons are cut for each prompt alone, too, as published")
-    erase: tuple[Erasure, ...] = Field((), description="fine-tunings that erase the memories, and their rivals")
-    finetune: FineTuneParams = FineTuneParams()
-    kept: int = Field(512, ge=1, description="ordinary pictures that fine-tuning trains on beside, at most")
-    defences: tuple[Defence, ...] = Field((), description="mitigations at inference, as further rivals")
-    defence: DefenceParams = DefenceParams()
+    kept: int = Field(
+        512, ge=1, description="Largest number of ordinary images that fine-tuning trains on beside memorized ones."
+    )
     dori: DoriParams = DoriParams()
-    diagnosed: int = Field(0, ge=0, description="memorized pictures whose triggers are asked whether memory is local")
-    triggers: int = Field(10, ge=3, le=1000, description="triggers of each of them; 100 as published")
-    extracted: int = Field(0, ge=0, description="memorized and as many ordinary prompts in the extraction attack")
+    diagnosed: int = Field(
+        0,
+        ge=0,
+        description="Number of memorized images for which many triggers are made, to see whether memory is local.",
+    )
+    triggers: int = Field(
+        10, ge=3, le=1000, description="Number of triggers made for each image that is diagnosed; 100 as published."
+    )
+    extracted: int = Field(
+        0, ge=0, description="Number of memorized prompts, and of ordinary prompts, in the extraction attack."
+    )
     extraction: ExtractionParams = ExtractionParams()
     sscd: SscdParams = SscdParams()
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of attacks and random cuts")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of attacks and of random pruning.")
 
     def of(self, chosen: Method) -> Any:
         """The parameters of a method."""
         return params_in(self, chosen)
 
     def files(self) -> dict[str, dict[str, Path]]:
-        """The files that settings of localizers name, by group and name."""
-        groups = {one.group: dict(self.of(one)) for one in methods("localizer")}
+        """The files that settings of methods name, by group and name."""
+        groups = {one.group: dict(self.of(one)) for one in methods()}
         return {
             group: {name: value for name, value in own.items() if isinstance(value, Path)}
             for group, own in groups.items()
             if any(isinstance(value, Path) for value in own.values())
         }
 
+    def prunings(self) -> list[tuple[Localizer, Pruning]]:
+        """The pruned variants that are chosen, and the controls that their own localizers find beside them, each behind
+        the localizer whose sets it prunes."""
+        own = {(found.name, one.name) for found, one in prunings() if one.name in self.mitigations}
+        return [
+            (found, one)
+            for found, one in prunings()
+            if one.name in self.mitigations or (found.name, one.control_of) in own
+        ]
+
+    def judged(self) -> list[Detector]:
+        """The detectors that are chosen, each once."""
+        return [method("detector", name) for name in dict.fromkeys(self.detectors)]
+
+    def chosen(self, acts: Literal["training", "inference"]) -> list[Mitigation]:
+        """The mitigations that are chosen beside pruned variants, in the order in which they are named."""
+        known = {one.name: one for one in mitigations() if one.acts == acts}
+        return [known[name] for name in dict.fromkeys(self.mitigations) if name in known]
+
     def localizers(self) -> list[Localizer]:
-        """Those that are asked for, each once, and those that they are compared with."""
+        """Those that the pruned variants follow from, each once, behind those that they are compared with."""
         found: dict[str, Localizer] = {}
-        for name in (*LOCALIZERS, *self.scores):
-            chosen: Localizer = method("localizer", name)
+        for chosen, _ in self.prunings():
             for one in (*([localizer_of(chosen.budget)] if chosen.budget else []), chosen):
                 found.setdefault(one.name, one)
         return list(found.values())
@@ -119,7 +179,7 @@ class AuditSettings(BaseModel):
 if TYPE_CHECKING:
     Settings = AuditSettings
 else:
-    Settings = with_groups(AuditSettings, methods("localizer", "metric"))
+    Settings = with_groups("Settings", AuditSettings, methods())
 
 
 PROFILES: dict[Profile, dict[str, Any]] = {
@@ -133,7 +193,6 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "controls": 4,
         "starts": ("noise",),
         "random_starts": (),
-        "own_cuts": False,
         "sampling": {"steps": 20},
         "wanda": {"tau": 4},
     },
@@ -142,8 +201,17 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "controls": 24,
         "starts": ("prompt", "noise", "other"),
         "efforts": (10, 25, 50, 100, 200, 500),
-        "erase": ("adversarial-finetune", "surrogate-finetune", "ordinary-finetune"),
-        "defences": ("perturbed-embedding", "random-tokens", "reweighted-attention"),
+        "mitigations": (
+            "nemo",
+            "nemo-union",
+            "wanda",
+            "adversarial-finetune",
+            "surrogate-finetune",
+            "ordinary-finetune",
+            "perturbed-embedding",
+            "random-tokens",
+            "reweighted-attention",
+        ),
         "finetune": {"check_every": 6},
         "diagnosed": 2,
         "extracted": 8,

@@ -18,8 +18,7 @@ from prefect.artifacts import (
 from storage import Store
 from storage.errors import one_line
 from tasks.progress import stage, watching
-from tasks.report.charts import Chart, drawn
-from tasks.report.task import Written
+from tasks.report.task import Chart, Written, drawn
 
 LONG_S = 5.0
 """What takes longer than this shows its progress, and as often."""
@@ -58,7 +57,7 @@ def shown_progress(name: str) -> Iterator[None]:
 
 def show(create: Callable[..., Any], *content: Any, key: str, description: str) -> None:
     """An artifact in the UI, as `create` of `prefect.artifacts` makes it; a warning where the server does not take it:
-    what it answers, to a picture that is too large for a proxy, say, must not end hours of work."""
+    what it answers, to an image that is too large for a proxy, say, must not end hours of work."""
     try:
         create(*content, key=key, description=description)
     except Exception as error:
@@ -66,7 +65,7 @@ def show(create: Callable[..., Any], *content: Any, key: str, description: str) 
 
 
 def show_audit(audit_id: str, path: str, written: Written) -> None:
-    """The verdict with the figures, pictures, curves, and the overlap of subsets.
+    """The verdict with the estimates, images, curves, and the overlap of subsets.
 
     Args:
         path: of the report.
@@ -82,7 +81,7 @@ def show_audit(audit_id: str, path: str, written: Written) -> None:
             create_image_artifact,
             uri(written.sheet.read_bytes()),
             key="copies",
-            description="Training pictures beside the best copies of each variant",
+            description="Training images beside the best copies of each variant",
         )
     for name, chart in written.drawings.items():
         show_chart(name, chart)
@@ -116,6 +115,6 @@ def show_chart(name: str, chart: Chart) -> None:
     show(create_image_artifact, uri(drawn(chart).encode(), "svg+xml"), key=f"chart-{name}", description=chart.title)
 
 
-def uri(picture: bytes, kind: str = "png") -> str:
-    """A picture as a data URI."""
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+def uri(image: bytes, kind: str = "png") -> str:
+    """An image as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

@@ -1,35 +1,28 @@
 """The stages of an audit, each a flow that can also be run alone on what lies in the store.
 
-One direction: collect, localize, mitigate, attack, evaluate, report. A stage that misses what the one before it writes
-says so and stops.
+One direction: collect, localize, mitigate, attack, diagnose, evaluate, report. A stage that misses what the one before
+it writes says so and stops. What each has to do stands in `flows.run.work`.
 """
-
-from collections.abc import Sequence
 
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel
 
-from flows.check import check
+from flows.check import check_run
 from flows.facts import facts_of
 from flows.lineage import task
-from flows.params import AuditParams
-from flows.plan import Plan, pruned_of
-from flows.ready import check_ready
+from flows.run import ids, triggers
+from flows.run.execution import execute
+from flows.run.spec import Run, Spec, audits_like, spec_of
+from flows.run.trials import generations_of, has_own_weights, trials, trigger_ids
 from flows.show import show, show_audit, show_chart, shown_progress, uri
-from tasks.attack import task as attacking
-from tasks.collect import task as collecting
 from tasks.conditions import EXTRACTION
-from tasks.errors import Diverged, InputError, TooLarge
-from tasks.evaluate import task as evaluating
+from tasks.errors import InputError
 from tasks.evaluate.task import Trial
-from tasks.localize import task as localizing
-from tasks.methods import Localizer, method
+from tasks.methods import method
 from tasks.mitigate import task as mitigating
-from tasks.pruned import random_controls
 from tasks.report import task as reporting
 from tasks.scorers import clip, sscd
-from tasks.subject import ORIGINAL, Prompt
 
 
 class Audited(BaseModel):
@@ -38,252 +31,146 @@ class Audited(BaseModel):
     audit_id: str
     report: str
     variants: dict[str, str]
-    """By the name that figures go by, the variant in the store."""
+    """By the name that estimates go by, the variant in the store."""
     written: reporting.Written
 
 
-PRUNED = ("neuron_sets", "variants")
-"""What pruning writes."""
-
-register_model = task(collecting.register_model, "register model", "models", "variants")
-collect_values = task(collecting.collect_values, "value activations", "activations", reads=("prompts",))
-collect_norms = task(collecting.collect_norms, "feature norms", "activations", reads=("prompts",))
-detect = task(localizing.detect, "detection", "nemo_traces", reads=("prompts",))
-localize_by = task(
-    localizing.localize,
-    "localize",
-    "neuron_sets",
-    "nemo_traces",
-    reads=("activations", "images"),
-    run="localize: {localizer.name}",
-)
-draw_curves = task(localizing.draw_curves, "memorization left", "nemo_traces", reads=("neuron_sets",))
-prune = task(mitigating.prune, "prune", *PRUNED, reads=("neuron_sets",), run="prune: {pruned.pruning.name}")
-defend = task(mitigating.defend, "defend at inference", "variants", run="defend: {method}")
-erase = task(mitigating.erase, "fine-tune", "variants", reads=("images",), run="fine-tune: {method}")
-attack_images = task(attacking.attack_images, "Dori", "triggers", reads=("variants", "images"), run="Dori: {variant}")
-try_triggers = task(evaluating.try_triggers, "try triggers", "generations", "scores", reads=("triggers",))
-measure = task(
-    evaluating.measure,
-    "evaluate",
-    "generations",
-    "scores",
-    "metrics",
-    reads=("variants", "triggers", "prompts"),
-    run="evaluate {trial.name}, {trial.condition.name}",
-)
-write_diagnosis = task(reporting.diagnose, "locality", "metrics", reads=("triggers", "neuron_sets"))
 write_report = task(reporting.write_report, "write report", "evidence", reads=("metrics", "generations", "scores"))
 
 
 @flow(name="collect", flow_run_name="collect")
-def collect(params: AuditParams) -> None:
+def collect(run: Run) -> None:
     """Activations and feature norms of memorized, null and ordinary prompts.
 
     Raises:
-        InputError: the model, the prompts or the images cannot be used.
+        InputError: there is no such run, or its model cannot be used.
     """
-    check(params)
-    plan = Plan(params)
-    for notice in plan.notices:
-        get_run_logger().info(notice)
-    with shown_progress("collect"):
-        register_model(plan.subject, plan.settings.sampling)
-        for localizer in plan.localizers:
-            controlled = any(pruning.ordinary for pruning in localizer.prunings)
-            _collect(plan, localizer, plan.memorized, plan.control_prompts if controlled else [])
-
-
-def _collect(plan: Plan, localizer: Localizer, prompts: Sequence[Prompt], control: Sequence[Prompt] = ()) -> None:
-    """What a localizer reads of these prompts, of those that it compares them with, and of its control."""
-    params = plan.params_of(localizer)
-    site, reads = localizer.site_of(params), localizer.reads_of(params)
-    if "values" in reads:
-        nulls = plan.nulls if "null values" in reads else []
-        collect_values(plan.subject, [*prompts, *nulls, *control], site)
-    if "norms" in reads:
-        contrast = plan.contrast if "contrast norms" in reads else []
-        collect_norms(plan.subject, [*prompts, *contrast, *control], plan.settings.sampling, params.tau, site)
+    spec = _begun(run)
+    for _ in execute(spec, "collect"):
+        pass
 
 
 @flow(name="localize", flow_run_name="localize")
-def localize(params: AuditParams) -> None:
-    """Neurons (NeMo) and weights (Wanda and other scores) that hold memorized images, and the controls of both.
+def localize(run: Run) -> None:
+    """Neurons and weights that hold memorized images, found by every localizer that is asked for, and their controls.
 
     Raises:
         InputError: the collection did not run, or prompts have no images where gradients need them.
     """
-    check(params)
-    plan = Plan(params)
-    check_ready("localize", plan)
-    subject = plan.subject
-    with shown_progress("localize"):
-        detect(subject, [*plan.memorized, *plan.threshold_nulls, *plan.ordinary], plan.nemo)
-        plan.chosen.check_images()
-        for localizer in plan.localizers:
-            params, groups = plan.params_of(localizer), plan.groups(localizer)
-            localize_by(subject, localizer, params, groups, plan.given)
-            if (published := plan.published(localizer)) is not None:
-                localize_by(subject, localizer, published, groups, plan.given)
-            if localizer.curve is not None:
-                draw_curves(subject, localizer, params, plan.memorized, plan.given, plan.settings.seed)
-            if any(pruning.ordinary for pruning in localizer.prunings):
-                localize_by(subject, localizer, params, plan.groups(localizer, ordinary=True), plan.given)
+    spec = _begun(run)
+    for _ in execute(spec, "localize"):
+        pass
 
 
 @flow(name="mitigate", flow_run_name="mitigate")
-def mitigate(params: AuditParams, audit_id: str | None = None) -> dict[str, str]:
+def mitigate(run: Run, audit_id: str | None = None) -> dict[str, str]:
     """Variants of the model: pruned, trained, or defended at inference.
 
     Args:
         audit_id: the audit that the model cards name, if any.
 
     Returns:
-        By the name that figures go by, the variant in the store.
+        By the name that estimates go by, the variant in the store.
 
     Raises:
         InputError: the localization did not run, or there is no such audit, see `audit_of`.
     """
-    check(params)
-    plan = Plan(params)
-    check_ready("mitigate", plan)
-    audit_id = "none" if audit_id is None else audit_of(plan, audit_id)
-    subject, settings, seed = plan.subject, plan.settings, plan.settings.seed
-    with shown_progress("mitigate"):
-        cuts: dict[str, str] = {}
-        for pruned in plan.pruned.values():
-            if not pruned.pruning.control_of or pruned.pruning.control_of in cuts:
-                cuts |= prune(subject, pruned, audit_id, seed)
-        for defence in settings.defences:
-            defend(subject, defence, settings.defence, audit_id)
-        surrogates_by = pruned_of(cuts)
-        if settings.erase and not plan.erasable:
-            get_run_logger().warning("nothing is fine-tuned: %s", plan.why_not_erasable)
-        for name in settings.erase if surrogates_by is not None and plan.erasable else ():
-            pair = (plan.erasable, plan.kept)
-            try:
-                erase(
-                    subject, name, *pair, surrogates_by, settings.finetune, settings.sampling, settings.sscd, audit_id
-                )
-            except (Diverged, TooLarge) as error:
-                # A result, too: the audit goes on without this variant, and its page says so.
-                get_run_logger().warning("%s has no result: %s", name, error)
-                continue
-            history = mitigating.history_of(subject, plan.variants()[name])
-            show_chart(name, reporting.training_chart(name, history))
-    return plan.variants()
+    spec = _begun(run)
+    trainings = spec.settings.chosen("training")
+    if trainings and not spec.chosen.erasable:
+        get_run_logger().warning("nothing is fine-tuned: %s", spec.chosen.why_not_erasable)
+    for _ in execute(spec, "mitigate", "none" if audit_id is None else audit_of(spec, audit_id)):
+        pass
+    there = ids.there(spec)
+    for name in (one.name for one in trainings if one.name in there):
+        show_chart(name, reporting.training_chart(name, mitigating.history_of(spec.subject, there[name])))
+    return there
 
 
 @flow(name="attack", flow_run_name="attack")
-def attack(params: AuditParams) -> None:
+def attack(run: Run) -> None:
     """Adversarial embeddings for training images, on every variant that claims to have forgotten them.
 
     Raises:
         InputError: the mitigation did not run, or an attack diverged.
     """
-    check(params)
-    plan = Plan(params)
-    check_ready("attack", plan)
-    if not plan.attacked:
+    spec = _begun(run)
+    if not spec.chosen.attacked:
         _nothing("attacked", "--set attacked=N, with training images")
-    with shown_progress("attack"):
-        for trial in plan.trials(plan.variants()):
-            if trial.condition.start is not None:
-                dori = plan.dori(trial.condition)
-                attack_images(plan.subject, trial.variant, trial.prompts, plan.pool, dori, plan.settings.seed)
+    for _ in execute(spec, "attack"):
+        pass
 
 
 @flow(name="diagnose", flow_run_name="diagnose")
-def diagnose(params: AuditParams, audit_id: str | None = None) -> None:
-    """Whether memory is local: embeddings, activations and weights of many triggers of one picture.
+def diagnose(run: Run, audit_id: str | None = None) -> None:
+    """Whether memory is local: embeddings, activations and weights of many triggers of one image.
 
     Args:
-        audit_id: the audit that the figures belong to; the latest with these parameters if empty.
+        audit_id: the audit that the estimates belong to; the latest of this run if empty.
 
     Raises:
         InputError: the localization did not run, or there is no such audit, see `audit_of`.
     """
-    check(params)
-    plan = Plan(params)
-    check_ready("diagnose", plan)
-    audit_id = audit_of(plan, audit_id)
-    subject, settings = plan.subject, plan.settings
-    if not plan.diagnosed:
+    spec = _begun(run)
+    audit_id = audit_of(spec, audit_id)
+    if not triggers.diagnosed(spec):
         _nothing("diagnosed", "--set diagnosed=N, or --profile full, with training images")
         return
-    with shown_progress("diagnose"):
-        attack_images(subject, ORIGINAL, plan.diagnosed, plan.pool, plan.many, settings.seed)
-        try_triggers(subject, *plan.tried, plan.scoring)
-        triggers, starts = plan.diagnosed_triggers()
-        if triggers:
-            both = [*triggers, *starts]
-            for name, points in (("nemo", triggers), ("wanda", both)):
-                localizer = method("localizer", name)
-                _collect(plan, localizer, points)
-                alone = localizing.one_by_one(points)
-                localize_by(subject, localizer, plan.params_of(localizer), alone, plan.given)
-        sets = plan.nemo_id, plan.trigger_wanda_id
-        words, maps = write_diagnosis(subject, audit_id, plan.searches(), *sets, settings.seed)
-    show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
-    for number, drawing in enumerate(maps, 1):
-        key, picture = f"locality-{number}", uri(drawing.encode(), "svg+xml")
-        show(create_image_artifact, picture, key=key, description="Triggers, their starts and prompts")
+    for item, done in execute(spec, "diagnose", audit_id):
+        if item.anew:
+            words, maps = done
+            show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
+            for number, drawing in enumerate(maps, 1):
+                key, image = f"locality-{number}", uri(drawing.encode(), "svg+xml")
+                show(create_image_artifact, image, key=key, description="Triggers, their starts and prompts")
 
 
 @flow(name="evaluate", flow_run_name="evaluate")
-def evaluate(params: AuditParams, audit_id: str | None = None) -> None:
+def evaluate(run: Run, audit_id: str | None = None) -> None:
     """Generations of every variant under every condition, their scores, and the estimates of the audit.
 
     Args:
-        audit_id: the audit that the figures belong to; the latest with these parameters if empty.
+        audit_id: the audit that the estimates belong to; the latest of this run if empty.
 
     Raises:
         InputError: the attack did not run, or there is no such audit, see `audit_of`.
     """
-    check(params)
-    plan = Plan(params)
-    check_ready("evaluate", plan)
-    audit_id = audit_of(plan, audit_id)
-    with shown_progress("evaluate"):
-        for trial in plan.trials(plan.variants()):
-            random = trial.name in random_controls()
-            shared = mitigating.shared_members(plan.subject, trial.variant) if random else None
-            measure(plan.subject, audit_id, trial, plan.shots(trial), plan.scoring, shared)
+    spec = _begun(run)
+    for _ in execute(spec, "evaluate", audit_of(spec, audit_id)):
+        pass
 
 
 @flow(name="report", flow_run_name="report")
-def report(params: AuditParams, audit_id: str | None = None) -> Audited:
-    """The page of an audit, with its pictures, tables and curves.
+def report(run: Run, audit_id: str | None = None) -> Audited:
+    """The page of an audit, with its images, tables and curves.
 
     Args:
-        audit_id: an audit whose figures are in the store; the latest with these parameters if empty.
+        audit_id: an audit whose estimates are in the store; the latest of this run if empty.
 
     Raises:
-        InputError: there is no such audit, see `audit_of`, or it has no figures.
+        InputError: there is no such audit, see `audit_of`, or it has no estimates.
     """
-    check(params)
-    plan = Plan(params)
-    check_ready("report", plan)
-    audit_id = audit_of(plan, audit_id)
-    subject, settings = plan.subject, plan.settings
+    spec = _begun(run)
+    audit_id = audit_of(spec, audit_id)
+    subject, settings = spec.subject, spec.settings
     record = reporting.record_of(subject.open(), audit_id)
-    variants = plan.variants()
+    variants = ids.there(spec)
     # Many generations of one prompt are nothing to look at, and attacks of so many steps are a curve.
-    trials = [
-        trial for trial in plan.trials(variants) if trial.condition != EXTRACTION and trial.condition.steps is None
-    ]
-    shown = {(trial.name, trial.variant, trial.condition): plan.generations(trial) for trial in trials}
+    put = [one for one in trials(spec, variants) if one.condition != EXTRACTION and one.condition.steps is None]
+    shown = {(one.name, one.variant, one.condition): generations_of(spec, one) for one in put}
     searches = {
-        _search_name(trial): plan.trigger_ids(trial)
-        for trial in trials
-        if trial.condition.is_attack and subject.weights_of(trial.variant) == trial.variant
+        _search_name(one): trigger_ids(spec, one) for one in put if one.condition.is_attack and has_own_weights(one)
     }
-    trained = {name: mitigating.history_of(subject, variants[name]) for name in settings.erase if name in variants}
-    found = reporting.Localized(wanda=plan.wanda_id, control=plan.control_id, curve=plan.curve_id)
+    trainings = [one.name for one in settings.chosen("training") if one.name in variants]
+    trained = {name: mitigating.history_of(subject, variants[name]) for name in trainings}
+    # Of what was not chosen there are no sets, and the page shows none.
+    sets = {name: pruned.sets_id for name, pruned in ids.pruned(spec).items()}
+    curve = ids.curve(spec, method("localizer", "nemo"))
+    found = reporting.Localized(wanda=sets.get("wanda", ""), control=sets.get("wanda-control", ""), curve=curve)
     path = reporting.page_path(subject, audit_id)
-    facts = facts_of(plan, record, variants)
-    scorers = {"sscd": sscd.scorer_of(settings.sscd), "clip": clip.scorer_of(plan.clip)}
-    page = (subject, audit_id, path, variants, plan.memorized, shown, facts, found, scorers, searches, trained)
+    facts = facts_of(spec, record, variants)
+    scorers = {"sscd": sscd.scorer_of(settings.sscd), "clip": clip.scorer_of(spec.clip)}
+    page = (subject, audit_id, path, variants, spec.chosen.memorized, shown, facts, found, scorers, searches, trained)
     with shown_progress("report"):
         written = write_report(*page)
     if runtime.flow_run.parent_flow_run_id is None:  # else the audit shows it on its own page
@@ -291,20 +178,26 @@ def report(params: AuditParams, audit_id: str | None = None) -> Audited:
     return Audited(audit_id=audit_id, report=str(path), variants=variants, written=written)
 
 
-def audit_of(plan: Plan, audit_id: str | None) -> str:
+def audit_of(spec: Spec, audit_id: str | None) -> str:
     """The audit that a stage adds to: the one named, or the last with these parameters.
 
     Raises:
-        InputError: there is none, or it was of other weights, prompts or settings: figures of both must not mix.
+        InputError: there is none, or it was of other weights, prompts or settings: estimates of both must not mix.
     """
-    rows = plan.audits()
-    mine = [row for row in rows if audit_id in (None, row["audit_id"])]
+    mine = [row for row in audits_like(spec) if audit_id in (None, row["audit_id"])]
     if not mine:
         which = f"audit {audit_id!r}" if audit_id else "audit"
         raise InputError(
             f"the store has no {which} with this model, these prompts and these settings: run `engram audit` with them"
         )
     return str(max(mine, key=lambda row: row["started_at"])["audit_id"])
+
+
+def _begun(run: Run) -> Spec:
+    """The spec of a run whose stage begins, once it is known that it can be run here."""
+    spec = spec_of(run)
+    check_run(spec.params)
+    return spec
 
 
 def _nothing(done: str, how: str) -> None:

@@ -52,7 +52,7 @@ def settings_of(pairs: Sequence[str], kind: Kind, problems: list[str] | None = N
     wrong: list[str] = []
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        name, text, inner = name.strip(), text.strip(), _object(text)
+        name, text, inner = _spelt(name.strip(), groups), text.strip(), _object(text)
         if not equals or not name:
             wrong.append(f"--set {pair!r} is not NAME=VALUE")
         elif name in groups and inner is None:
@@ -70,6 +70,13 @@ def settings_of(pairs: Sequence[str], kind: Kind, problems: list[str] | None = N
     else:
         problems += wrong
     return _nested(given)
+
+
+def _spelt(name: str, groups: set[str]) -> str:
+    """A name whose group, which goes by a method's name, may have hyphens as the method's has."""
+    group, dot, last = name.rpartition(".")
+    plain = name.replace("-", "_")
+    return plain if plain in groups else f"{group.replace('-', '_')}{dot}{last}"
 
 
 def values_of(pairs: Sequence[str]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from storage.backend import Entry
 from storage.checked import OnDamage, Parts, dataset, refusal
 from storage.errors import StoreError, one_line
 from storage.limits import Limits, interruptible, limit, spill_folder
-from storage.local import LocalPlace
-from storage.place import Entry
+from storage.local import LocalBackend
 from storage.store import Store
 from storage.tables import TABLES, Table
 
@@ -63,7 +63,7 @@ def connect(
     Raises:
         StoreError: a store that cannot be read; a part that is not sound, where DuckDB reads.
     """
-    if isinstance(store.place, LocalPlace) and not through_arrow:
+    if isinstance(store.backend, LocalBackend) and not through_arrow:
         if on_damage is not None:
             raise ValueError("parts can be left out only where Arrow reads")
         check(store)
@@ -87,7 +87,7 @@ def connect_to(store: Store, table: Table, entries: list[Entry], limits: Limits)
     """
     if faults := store.checked.faults(entries):
         raise refusal(faults)
-    if isinstance(store.place, LocalPlace):
+    if isinstance(store.backend, LocalBackend):
         return _database(store, None, None, limits, {table.name: [entry.path for entry in entries]})
     found = {each.name: entries if each is table else [] for each in TABLES.values()}
     readers = {name: dataset(store.checked, TABLES[name], these) for name, these in found.items()}
@@ -153,7 +153,7 @@ def write_catalog(store: Store, path: Path | str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with _clear(f"cannot write the catalog {path}"), duckdb.connect() as con:
-            if not isinstance(store.place, LocalPlace):
+            if not isinstance(store.backend, LocalBackend):
                 con.execute("LOAD httpfs")
             con.execute(f"ATTACH {_quoted(str(aside))} AS catalog_file (STORAGE_VERSION 'v1.0.0'); USE catalog_file")
             for table in TABLES.values():
@@ -259,7 +259,7 @@ def _select(store: Store, table: Table, portable: bool = False, only: list[str] 
 
 
 def _prefix(store: Store) -> str:
-    return store.place.root if isinstance(store.place, LocalPlace) else store.place.url
+    return store.backend.root if isinstance(store.backend, LocalBackend) else store.backend.url
 
 
 def sql_type(kind: pa.DataType) -> str:

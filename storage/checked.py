@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 
 import pyarrow.dataset as ds
 
+from storage.backend import Backend, Entry
 from storage.errors import StoreError, one_line
 from storage.layout import matching, partition_of
 from storage.parts import Seal, unseal
-from storage.place import Entry, Place
 from storage.render import visible
 from storage.s3 import cache as cache_folder
 from storage.tables import TABLES, VERSION, Table
@@ -38,11 +38,11 @@ _LOCK = threading.Lock()
 
 
 class Checked:
-    """What is known of the parts of one place."""
+    """What is known of the parts of one backend."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self._log = _log_of(place.url)
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._log = _log_of(backend.url)
         # Of all stores that this process opens there.
         self._known = {} if self._log is None else _remembered(self._log)
 
@@ -79,9 +79,9 @@ class Checked:
             raise StoreError(entry.fault)
         now = time.time()
         try:
-            data = self.place.read(entry.path)
+            data = self.backend.read(entry.path)
             seal = unseal(data, TABLES[entry.path.split("/")[0]], entry.path)
-            after = self.place.find(entry.path)
+            after = self.backend.find(entry.path)
         except OSError as error:
             raise StoreError(one_line(error)) from error
         if after == entry and now - entry.changed > _SETTLED:
@@ -100,7 +100,7 @@ class Parts(ds.FileSystemDataset):  # type: ignore[misc]
 
     checked: Checked
     entries: Mapping[str, Entry]
-    """By path in the place's file system."""
+    """By path in the backend's file system."""
     on_damage: OnDamage | None
     refused: dict[str, str]
     """By address, why a part was refused or left out."""
@@ -129,10 +129,10 @@ def dataset(checked: Checked, table: Table, entries: list[Entry], on_damage: OnD
     layout = ds.ParquetFileFormat(
         default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     )
-    files, by_path = checked.place.filesystem, {}
+    files, by_path = checked.backend.filesystem, {}
     fragments = []
     for entry in entries:
-        path = f"{checked.place.root}/{entry.path}".rstrip("/")
+        path = f"{checked.backend.root}/{entry.path}".rstrip("/")
         by_path[path] = entry
         fragments.append(layout.make_fragment(path, files, _condition(table, entry)))
     found = Parts(fragments, table.schema, layout, files)
@@ -170,7 +170,7 @@ def _condition(table: Table, entry: Entry) -> Any:
 
 
 def _log_of(url: str) -> Path | None:
-    """Where verdicts on the parts of a place are kept; None where that would not be this user's alone."""
+    """Where verdicts on the parts of a backend are kept; None where that would not be this user's alone."""
     name = hashlib.sha256(
         f"{url} {os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')}".encode()
     )

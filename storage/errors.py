@@ -10,7 +10,7 @@ _PASSING = ("NETWORK_CONNECTION", "SLOW_DOWN", "SERVICE_UNAVAILABLE", "REQUEST_T
 
 
 def out_of_reach(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that a remote place did not answer, not a full disk or bad input."""
+    """Whether an error, or what caused it, is that a remote backend did not answer, not a full disk or bad input."""
     while error is not None:
         if isinstance(error, (ConnectionError, TimeoutError)):
             return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from storage.place import MANIFEST
+from storage.backend import MANIFEST
 from storage.tables import VERSION
 
 
@@ -34,7 +34,7 @@ def write_manifest(table: str, folder: Path, address: str, below: str = "") -> b
     Args:
         table: the table whose rows will name the folder.
         folder: the files.
-        address: where the manifest's folder will lie, relative to the store; another place is noticed.
+        address: where the manifest's folder will lie, relative to the store; another folder is noticed.
         below: a name of the upload, on S3.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the figures of an audit rest on: the record that is written when the audit ends."""
+"""What the numbers of an audit rest on: the record that is written when the audit ends."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.backend import Entry
 from storage.checked import dataset, refusal
 from storage.errors import StoreError
 from storage.parts import check_rows, statement, timed
-from storage.place import Entry
 from storage.store import Store
 from storage.tables import TABLES
 
@@ -19,7 +19,7 @@ RECORD = "audit_parts"
 
 
 def record_holdings(store: Store, audit_id: str) -> str:
-    """Write down which parts the figures of an audit rest on, so that `verify` misses them once they are gone.
+    """Write down which parts the numbers of an audit rest on, so that `verify` misses them once they are gone.
 
     These are all parts of its model, of its prompts and their images, of the scores of the model's generations, and of
     the audit itself, which are there now. What comes later, such as a stage that is run again for this audit, is not
@@ -29,7 +29,7 @@ def record_holdings(store: Store, audit_id: str) -> str:
         Address of the record.
 
     Raises:
-        StoreError: no such audit; a part that is not sound, which no figures can rest on.
+        StoreError: no such audit; a part that is not sound, which no numbers can rest on.
     """
     rows = store.read("audits", audit_id=audit_id, columns=["model_id", "prompt_set"]).to_pylist()
     if not rows:
@@ -37,8 +37,8 @@ def record_holdings(store: Store, audit_id: str) -> str:
     entries = sorted(_holdings(store, audit_id, **rows[0]), key=lambda entry: entry.path)
     if faults := store.checked.faults(entries):
         raise refusal(faults)
-    held = [{"address": entry.path, "sha256": _statement(store, entry)} for entry in entries]
-    return store.write(RECORD, audit_id, held, audit_id=audit_id)
+    parts = [{"address": entry.path, "sha256": _statement(store, entry)} for entry in entries]
+    return store.write(RECORD, audit_id, parts, audit_id=audit_id)
 
 
 def _holdings(store: Store, audit_id: str, model_id: str, prompt_set: str | None) -> Iterator[Entry]:
@@ -68,10 +68,10 @@ def _with(store: Store, table: str, column: str, values: Any) -> list[Entry]:
         there = fragment.to_table(schema=TABLES[table].schema, columns=[column])[column]
         if not wanted.isdisjoint(there.to_pylist()):
             holding.add(fragment.path)
-    return [entry for entry in entries if f"{store.place.root}/{entry.path}" in holding]
+    return [entry for entry in entries if f"{store.backend.root}/{entry.path}" in holding]
 
 
 def _statement(store: Store, entry: Entry) -> str:
     table = TABLES[entry.path.split("/")[0]]
-    rows = check_rows(store.place.read(entry.path), table, entry.path) if timed(table) else None
+    rows = check_rows(store.backend.read(entry.path), table, entry.path) if timed(table) else None
     return statement(table, store.checked.seal(entry).sha256, rows)

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from storage.backend import ASIDE, HOUR, MANIFEST, Entry
 from storage.errors import StoreError
 from storage.folders import check_files, read_manifest, write_manifest
-from storage.place import ASIDE, HOUR, MANIFEST, Entry
 
 _number = itertools.count()
 
 
-class LocalPlace:
+class LocalBackend:
     """Files are written under `.aside/`, flushed to the disk, then linked to their name, which happens or does not."""
 
     def __init__(self, root: Path) -> None:
@@ -35,8 +35,8 @@ class LocalPlace:
                 f"{self.root}: a store's path must not contain any of * ? [ ] {{ }}, which SQL reads as patterns"
             )
 
-    def below(self, folder: str) -> LocalPlace:
-        return LocalPlace(self.path / folder) if folder else self
+    def below(self, folder: str) -> LocalBackend:
+        return LocalBackend(self.path / folder) if folder else self
 
     def exists(self, path: str) -> bool:
         return (self.path / path).is_file()

@@ -7,7 +7,7 @@
     <table>/...         the former parts; never changed, and removed by `drop_former` alone
     weights/...         stay where they are: their versions are their own
 
-What a part's rows become is told by `storage.migrations`. Keys stay, seals are made anew, and the records of what
+What a part's rows become is said by `storage.migrations`. Keys stay, seals are made anew, and the records of what
 audits rest on (`audit_parts`) name the new addresses and seals.
 """
 
@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.backend import MANIFEST, Backend, Entry
 from storage.errors import StoreError, one_line
 from storage.folders import read_manifest
 from storage.holdings import RECORD
@@ -31,11 +32,10 @@ from storage.layout import folder_of, partition_of
 from storage.mark import MARK, Mark, Tables, read_mark
 from storage.migrations import MIGRATIONS, OLDEST, tables_of
 from storage.parts import check_rows, encode, siblings, statement, unseal
-from storage.place import MANIFEST, Entry, Place
 from storage.processes import mark_lost, not_ended, still_there
 from storage.render import visible
 from storage.rows import conform
-from storage.store import Store, clear, place_of, url_of
+from storage.store import Store, backend_of, clear, url_of
 from storage.tables import TABLES, VERSION, Table
 
 OnProgress = Callable[[int, int], None]
@@ -67,7 +67,7 @@ def migrate(
         url: as `Store.open` takes it.
         dry_run: say what would be done, and write nothing.
         lost: ids of audits that stand as running though their process, which cannot be seen from here, is gone.
-        on_progress: told how far it is.
+        on_progress: called with how far it is.
 
     Returns:
         What was done, or would be; None where the store is of the present version.
@@ -77,7 +77,7 @@ def migrate(
     """
     url = url_of(url)
     with clear(f"cannot migrate the store {url}"):
-        home = place_of(url)
+        home = backend_of(url)
         mark = _mark(url, home)
         if mark.tables.version == VERSION and not mark.migrating:
             return None
@@ -107,7 +107,7 @@ def migrate(
 
 
 def drop_former(url: str | Path | None = None, dry_run: bool = False) -> Amount | None:
-    """Remove the parts that a migration has brought to the present version, from their former place.
+    """Remove the parts that a migration has brought to the present version, from their former folder.
 
     Returns:
         What was removed, or would be; None where there are none.
@@ -117,31 +117,31 @@ def drop_former(url: str | Path | None = None, dry_run: bool = False) -> Amount 
     """
     url = url_of(url)
     with clear(f"cannot remove the former parts of {url}"):
-        home = place_of(url)
+        home = backend_of(url)
         mark = _mark(url, home)
         if mark.migrating or mark.tables.version != VERSION:
             raise StoreError(f"the store {url} is not migrated yet: run `engram migrate --store {url}` without --gc")
         if mark.former is None:
             return None
-        place = home.below(mark.former.folder)
+        former = home.below(mark.former.folder)
         tables = tables_of(mark.former.version)
         # What is no part was put there by somebody else, and stays.
-        entries = [entry for name in tables for entry in place.files(name) if entry.path.endswith(".parquet")]
+        entries = [entry for name in tables for entry in former.files(name) if entry.path.endswith(".parquet")]
         if not dry_run:
-            place.remove([entry.path for entry in entries])
+            former.remove([entry.path for entry in entries])
             home.replace(MARK, Mark(mark.tables).encode())
         return Amount(mark.former.version, len(entries), sum(entry.size for entry in entries))
 
 
 @dataclass
 class _Move:
-    """Parts on their way from one place to another, and from one version to the next ones."""
+    """Parts on their way from one folder to another, and from one version to the next ones."""
 
     at_once: ClassVar[int] = 4
-    home: Place
+    home: Backend
     """The store itself, where the folders of weights are."""
-    source: Place
-    target: Place
+    source: Backend
+    target: Backend
     tables: dict[str, Table]
     """As they were."""
     statements: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class _Move:
         return [entry for entry in found if entry.path.endswith(".parquet")]
 
     def refuse_running(self, lost: Iterable[str]) -> None:
-        """Raises StoreError where an audit is at work, which would write on into the former place."""
+        """Raises StoreError where an audit is at work, which would write on into the former folder."""
         audits, processes = (
             [row for entry in self.source.files(name) for row in self.read(entry.path)[1].to_pylist()]
             for name in ("audits", "processes")
@@ -285,7 +285,7 @@ def _table(address: str) -> str:
     return address.split("/", 1)[0]
 
 
-def _mark(url: str, home: Place) -> Mark:
+def _mark(url: str, home: Backend) -> Mark:
     if not home.exists(MARK):
         raise StoreError(f"there is no store at {url}; give its address with --store or ENGRAM_STORE")
     return read_mark(url, home.read(MARK))

@@ -176,7 +176,7 @@ def _find_seal(data: bytes | bytearray) -> int | None:
 def _layout(table: Table) -> dict[str, Any]:
     """Encodings by type: deltas for members, split bytes for floats, dictionaries for names, blobs as they are.
 
-    Chosen by measurement (benchmarks/store.py; docs/store.md has figures): nothing else comes below 1.3 bytes a member
+    Chosen by measurement (benchmarks/store.py; docs/store.md has numbers): nothing else comes below 1.3 bytes a member
     or 3.5 a float, and a higher level of zstd saves half a percent for twice the time.
     """
     encodings, dictionaries, compression = {}, [], {}

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from storage.backend import HOUR, MANIFEST, WEIGHTS, Entry
 from storage.errors import StoreError
 from storage.folders import Manifest, digest, read_manifest, write_manifest
-from storage.place import HOUR, MANIFEST, WEIGHTS, Entry
 from storage.tables import TABLES
 
 _UPLOAD = "unfinished upload "
@@ -31,7 +31,7 @@ _DELETED_AT_ONCE = 1000
 """As many as one request may name."""
 
 
-class S3Place:
+class S3Backend:
     """Credentials, region and endpoint come from the usual `AWS_*` variables and files."""
 
     def __init__(self, url: str) -> None:
@@ -43,8 +43,8 @@ class S3Place:
         self.url = f"s3://{self.root}"
         self.filesystem: fs.FileSystem = _connect()
 
-    def below(self, folder: str) -> S3Place:
-        return S3Place(f"{self.url}/{folder}") if folder else self
+    def below(self, folder: str) -> S3Backend:
+        return S3Backend(f"{self.url}/{folder}") if folder else self
 
     def exists(self, path: str) -> bool:
         return bool(self.filesystem.get_file_info(self._name(path)).type == fs.FileType.File)
@@ -99,8 +99,8 @@ class S3Place:
         self.put(f"{path}/{MANIFEST}", manifest)
 
     def get_folder(self, path: str) -> Path:
-        place = f"{self.url} {_endpoint() or ''}"
-        final = cache() / hashlib.sha256(place.encode()).hexdigest()[:16] / path
+        address = f"{self.url} {_endpoint() or ''}"
+        final = cache() / hashlib.sha256(address.encode()).hexdigest()[:16] / path
         if final.is_dir():
             if _is_whole(final, read_manifest(self.read(f"{path}/{MANIFEST}"), path)):
                 return final

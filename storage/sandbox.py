@@ -65,7 +65,7 @@ def run_sql(store: Store, text: str, limits: Limits | None = None, on_damage: On
     # DuckDB may always reach the folder it spills into, so that is a new one, which nobody else can enter and which is
     # removed with all that is in it.
     os.mkdir(spill, mode=0o700)
-    asked = {
+    request = {
         "asker": os.getpid(),
         "url": store.url,
         "statement": statement,
@@ -87,7 +87,7 @@ def run_sql(store: Store, text: str, limits: Limits | None = None, on_damage: On
     )
     try:
         assert process.stdin is not None
-        process.stdin.write(json.dumps(asked).encode() + b"\n")
+        process.stdin.write(json.dumps(request).encode() + b"\n")
         process.stdin.flush()
         return _answer(process, limits, on_damage)
     except BrokenPipeError as error:
@@ -188,15 +188,15 @@ def main() -> None:
             while view:
                 view = view[os.write(pipe, view) :]
 
-    asked = json.loads(sys.stdin.buffer.readline())
+    request = json.loads(sys.stdin.buffer.readline())
     answering = os.getpid()
     if os.fork() == 0:
         os.close(pipe)  # who reads it must see its end when this process is gone
-        _end_with_asker(answering, asked)
+        _end_with_asker(answering, request)
     # That process may be killed, too; then this does, unless a library holds Python's lock.
     threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()
     try:
-        _run(asked, say)
+        _run(request, say)
     except StoreError as error:
         say(b"E", str(error).encode())
     except Exception as error:  # nothing is on the screen of this process
@@ -204,22 +204,22 @@ def main() -> None:
     os._exit(0)  # nothing to tidy, and nothing said by libraries that end
 
 
-def _end_with_asker(answering: int, asked: dict[str, Any]) -> NoReturn:
+def _end_with_asker(answering: int, request: dict[str, Any]) -> NoReturn:
     """End the process that answers once the one that asked is gone, and remove what it spilled.
 
     A process of its own: a thread would wait for Python's lock, which a library may hold for as long as it likes.
     """
     # The pipe ends with whoever asked, however that comes about, unless a fork of it holds the other end.
-    while not select.select([0], [], [], 1.0)[0] and _is_there(asked["asker"]):
+    while not select.select([0], [], [], 1.0)[0] and _is_there(request["asker"]):
         pass
     while os.getppid() == answering:
         with contextlib.suppress(ProcessLookupError):
             os.kill(answering, signal.SIGKILL)
         time.sleep(0.01)
-    shutil.rmtree(asked["spill"], ignore_errors=True)
-    if not _is_there(asked["asker"]):
+    shutil.rmtree(request["spill"], ignore_errors=True)
+    if not _is_there(request["asker"]):
         with contextlib.suppress(OSError):  # another question of it may be ending as well
-            os.rmdir(os.path.dirname(asked["spill"]))
+            os.rmdir(os.path.dirname(request["spill"]))
     os._exit(0)
 
 
@@ -230,19 +230,19 @@ def _is_there(process: int) -> bool:
         return False
 
 
-def _run(asked: dict[str, Any], say: Callable[[bytes, bytes], None]) -> None:
+def _run(request: dict[str, Any], say: Callable[[bytes, bytes], None]) -> None:
     def left_out(address: str, reason: str) -> None:
         say(b"D", json.dumps([address, reason]).encode())
 
-    limits = Limits(memory=max(asked["memory"] * 4 // 5, 1 << 26), spill=asked["spill_bytes"])
-    store = Store.open(asked["url"], create=False)
-    con, read = connect_guarded(store, asked["spill"], limits, left_out if asked["leave_out"] else None)
+    limits = Limits(memory=max(request["memory"] * 4 // 5, 1 << 26), spill=request["spill_bytes"])
+    store = Store.open(request["url"], create=False)
+    con, read = connect_guarded(store, request["spill"], limits, left_out if request["leave_out"] else None)
     try:
         # No other directory is allowed, not even the store's: SQL hides writes well, as in
         # WITH x AS (COPY ...) SELECT 1, and DuckDB knows no directory that is for reading only.
         con.execute("SET enable_external_access = false")
         con.execute("SET lock_configuration = true")
-        reader = _plain(con.sql(asked["statement"])).to_arrow_reader(1 << 16)
+        reader = _plain(con.sql(request["statement"])).to_arrow_reader(1 << 16)
         say(b"B", _stream(reader.schema, None))
         for batch in reader:
             say(b"B", _stream(reader.schema, batch))
@@ -250,7 +250,7 @@ def _run(asked: dict[str, Any], say: Callable[[bytes, bytes], None]) -> None:
     except duckdb.PermissionException as error:
         raise StoreError(f"SQL reads the store and nothing else: {one_line(error)}") from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        found = None if asked["leave_out"] else refused(read)
+        found = None if request["leave_out"] else refused(read)
         raise found or StoreError(one_line(error)) from error
 
 

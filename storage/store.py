@@ -25,16 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage import parts
+from storage.backend import MANIFEST, WEIGHTS, Backend, Entry
 from storage.checked import Checked, dataset, refusal
 from storage.errors import StoreError, one_line
 from storage.keys import check_key
 from storage.layout import matching, partition_of, segment, split
-from storage.local import LocalPlace
+from storage.local import LocalBackend
 from storage.mark import MARK, Mark, Tables, check_version, read_mark
-from storage.place import MANIFEST, WEIGHTS, Entry, Place
 from storage.render import visible
 from storage.rows import Rows, conform, find_table
-from storage.s3 import S3Place
+from storage.s3 import S3Backend
 from storage.tables import VERSION, Table
 
 DEFAULT = ".engram/store"
@@ -44,14 +44,14 @@ class Store:
     """Open one with `Store.open`."""
 
     written: ClassVar[Counter[str]] = Counter()
-    """Rows that this process wrote, by table: what it did, for whoever is told."""
+    """Rows that this process wrote, by table: what it did, for whoever reports it."""
 
-    def __init__(self, home: Place, tables: str = "") -> None:
+    def __init__(self, home: Backend, tables: str = "") -> None:
         self.home = home
         """The store itself: `store.json` and the folders of weights."""
-        self.place = home.below(tables)
+        self.backend = home.below(tables)
         """Where its tables are; addresses of parts are relative to it."""
-        self.checked = Checked(self.place)
+        self.checked = Checked(self.backend)
 
     @classmethod
     def open(cls, url: str | Path | None = None, create: bool = True) -> Store:
@@ -62,11 +62,11 @@ class Store:
             create: begin a new store if there is none.
 
         Raises:
-            StoreError: no store there and `create` is false; a store of another version; a place out of reach.
+            StoreError: no store there and `create` is false; a store of another version; a backend out of reach.
         """
         url = url_of(url)
         with clear(f"cannot open the store {url}"):
-            home = place_of(url)
+            home = backend_of(url)
             if not home.exists(MARK):
                 if not create:
                     raise StoreError(f"there is no store at {url}; give its address with --store or ENGRAM_STORE")
@@ -96,7 +96,7 @@ class Store:
         if not found or len(partition) == len(find_table(table).partition):
             return bool(found)
         with clear(f"cannot read {found[0]}"):
-            footer = pq.read_metadata(f"{self.place.root}/{found[0]}", filesystem=self.place.filesystem)
+            footer = pq.read_metadata(f"{self.backend.root}/{found[0]}", filesystem=self.backend.filesystem)
         return len(found) >= parts.siblings(footer.metadata)
 
     def parts(self, table: str, key: str | None = None, **partition: Any) -> list[str]:
@@ -111,7 +111,7 @@ class Store:
         return [entry.path for entry in found]
 
     def entries(self, table: str, key: str | None = None, **partition: Any) -> list[Entry]:
-        """As `parts`, but with what the place says of each; what cannot be a part though it seems one has a fault.
+        """As `parts`, but with what the backend says of each; what cannot be a part though it seems one has a fault.
 
         Raises:
             StoreError: an unknown table or partition column; a store that cannot be read.
@@ -127,11 +127,11 @@ class Store:
             folder += f"/{segment(name, wanted[name])}"
         with clear(f"cannot list {table}"):
             if key is not None and len(wanted) == len(definition.partition):
-                one = self.place.find(f"{folder}/{check_key(key)}.parquet")
+                one = self.backend.find(f"{folder}/{check_key(key)}.parquet")
                 return [one] if one else []
             # A folder that cannot be looked into may hold any part.
             ends = (f"/{key}.parquet" if key else ".parquet", "/")
-            found = (_placed(definition, entry) for entry in self.place.files(folder) if entry.path.endswith(ends))
+            found = (_placed(definition, entry) for entry in self.backend.files(folder) if entry.path.endswith(ends))
             return sorted((one for one in found if _may_hold(definition, one, wanted)), key=lambda one: one.path)
 
     def write(self, table: str, key: str, rows: Rows, **partition: Any) -> str:
@@ -243,8 +243,8 @@ class Store:
     def _put(self, table: Table, key: str, folder: str, rows: pa.Table, siblings: int) -> str:
         address = f"{folder}/{check_key(key)}.parquet"
         with clear(f"cannot write {address}"):
-            if not self.place.exists(address):
-                self.place.put(address, parts.encode(table, rows, address, siblings))
+            if not self.backend.exists(address):
+                self.backend.put(address, parts.encode(table, rows, address, siblings))
                 Store.written[table.name] += rows.num_rows
         return address
 
@@ -273,20 +273,20 @@ def address_of(url: str | Path | None = None) -> str:
         url: as `Store.open` takes it.
 
     Raises:
-        StoreError: a store of another version; a place out of reach, or without the right to write there.
+        StoreError: a store of another version; a backend out of reach, or without the right to write there.
     """
     url = url_of(url)
     with clear(f"cannot open the store {url}"):
-        place = place_of(url)
-        if place.exists(MARK):
-            check_version(url, read_mark(url, place.read(MARK)))
-        if isinstance(place, LocalPlace):
-            there = next(folder for folder in (place.path, *place.path.parents) if os.path.lexists(folder))
+        backend = backend_of(url)
+        if backend.exists(MARK):
+            check_version(url, read_mark(url, backend.read(MARK)))
+        if isinstance(backend, LocalBackend):
+            there = next(folder for folder in (backend.path, *backend.path.parents) if os.path.lexists(folder))
             if not there.is_dir():
                 raise StoreError(f"cannot open the store {url}: {there} is no folder; choose another with --store")
             if not os.access(there, os.W_OK | os.X_OK):
                 raise StoreError(f"cannot write into {there}: choose another folder for the store with --store")
-    return place.url
+    return backend.url
 
 
 def url_of(url: str | Path | None) -> str:
@@ -294,8 +294,8 @@ def url_of(url: str | Path | None) -> str:
     return str(url or os.environ.get("ENGRAM_STORE") or DEFAULT)
 
 
-def place_of(url: str) -> Place:
-    """The place that a store's address names.
+def backend_of(url: str) -> Backend:
+    """The backend that a store's address names.
 
     Raises:
         StoreError: no address.
@@ -304,14 +304,14 @@ def place_of(url: str) -> Place:
     if parts.scheme in ("s3", "file") and (parts.query or parts.fragment):
         raise StoreError(f"{url}: a store's URL must not contain '?' or '#'")
     if parts.scheme == "s3":
-        return S3Place(url)
+        return S3Backend(url)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise StoreError(f"{url}: a file URL has three slashes, file:///folder")
-        return LocalPlace(Path(unquote(parts.path)).resolve())
+        return LocalBackend(Path(unquote(parts.path)).resolve())
     if "://" in url:
         raise StoreError(f"{url}: a store is a folder, a file:// path or an s3:// URL")
-    return LocalPlace(Path(url).expanduser().resolve())
+    return LocalBackend(Path(url).expanduser().resolve())
 
 
 @contextmanager

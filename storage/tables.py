@@ -54,7 +54,7 @@ def _table(name: str, text: str, partition: str, *columns: pa.Field, view: str =
 _MODEL = column("model_id", TEXT, "fingerprint of the model's weights and configs, and of any precision but float32")
 _VARIANT = column("variant", TEXT, "the model as it stands: 'original' or the name of an intervention")
 _METHOD = column("variant", TEXT, "'original', or what `variants.method` says of the variant")
-_PARAMS = column("params_id", TEXT, "key of the parameters the figures were made with")
+_PARAMS = column("params_id", TEXT, "key of the parameters that the numbers were made with")
 _SITE = column("site", TEXT, "kind of place in the network: 'value', 'value-all', 'key' or 'ff-hidden'")
 _LAYER = column("layer", TEXT, "name of the layer's module in the model")
 _STEP = column("step", INT, "number of the denoising step from 0; null where nothing depends on it", optional=True)
@@ -162,7 +162,7 @@ _ALL = (
         column("prompt_id", TEXT, "the prompt"),
         _PARAMS,
         _DETECTOR,
-        column("score", FLOAT, "its figure, higher where the prompt is memorized; to be compared with null prompts"),
+        column("score", FLOAT, "its score, higher where the prompt is memorized; to be compared with null prompts"),
     ),
     _table(
         "findings",
@@ -174,7 +174,7 @@ _ALL = (
         column("text", TEXT, "the prompt itself: scanned prompts are no set of `prompts`"),
         _DETECTOR,
         _PARAMS,
-        column("score", FLOAT, "the detector's figure, as `detections` has it"),
+        column("score", FLOAT, "the detector's score, as `detections` has it"),
         column("nulls", COUNT, "null prompts that it was compared with"),
         column("p_value", FLOAT, "(1 + null prompts that score as high) / (nulls + 1)"),
         column("alpha", FLOAT, "the false-alarm rate that was asked for"),
@@ -240,37 +240,49 @@ _ALL = (
     ),
     _table(
         "scores",
-        "one figure of one generation",
+        "one score of one generation",
         "metric",
         column("generation_id", TEXT, "the generated image"),
         column("metric", TEXT, "the measure, e.g. 'sscd'"),
         column("reference_id", TEXT, "what it was compared with; null if nothing", optional=True),
-        column("scorer", TEXT, "the model the figure was made with, e.g. of SSCD or CLIP; null if none", optional=True),
-        column("value", FLOAT, "the figure"),
+        column("scorer", TEXT, "the model that scored, e.g. of SSCD or CLIP; null if none", optional=True),
+        column("value", FLOAT, "the score"),
     ),
     _table(
         "metrics",
-        "one figure of one variant under one condition",
+        "one estimate of one variant under one condition",
         "audit_id",
         _AUDIT,
         _METHOD,
-        column("condition", TEXT, "what was asked of the variant; null when the figure needs none", optional=True),
+        column("condition", TEXT, "what was asked of the variant; null when the estimate needs none", optional=True),
         column("metric", TEXT, "the measure, e.g. 'mr', 'sscd_orig_median', 'fid'"),
-        column("value", FLOAT, "the figure; null when there was nothing to measure", optional=True),
+        column("value", FLOAT, "the estimate; null when there was nothing to measure", optional=True),
         column("low", FLOAT, "lower end of its interval", optional=True),
         column("high", FLOAT, "upper end of its interval", optional=True),
         column("n", COUNT, "cases it rests on", optional=True),
     ),
     _table(
         "evidence",
-        "the pictures whose scores the figures of one variant under one condition rest on",
+        "the generations whose scores the estimates of one variant under one condition rest on",
         "audit_id",
         _AUDIT,
         _METHOD,
         column("condition", TEXT, "what was asked of the variant"),
         column("metric", TEXT, "the kind of score, as `scores` has it", values="sscd clip"),
         column("scorer", TEXT, "the model the scores were made with"),
-        column("generation_ids", pa.list_(TEXT), "the pictures"),
+        column("generation_ids", pa.list_(TEXT), "the generations"),
+    ),
+    _table(
+        "runs",
+        "what was asked of an audit, resolved once: model, prompts and settings",
+        "",
+        column("run_id", TEXT, "the run: a key of model, prompts and all settings that change a result"),
+        _MODEL,
+        column("prompt_set", TEXT, "the prompts"),
+        column("params", TEXT, "all parameters (JSON), as they were when the run was first resolved"),
+        column("long_prompts", TEXT, "how many prompts are longer than the model reads; empty where none is"),
+        column("code_version", TEXT, "version of this program that resolved it"),
+        column("resolved_at", TIME, "when it was first resolved"),
     ),
     _table(
         "audits",
@@ -278,6 +290,7 @@ _ALL = (
         "",
         _AUDIT,
         _MODEL,
+        column("run_id", TEXT, "the run that it executes; null before there were runs", optional=True),
         column("prompt_set", TEXT, "the prompts it was asked about", optional=True),
         column("params", TEXT, "all parameters (JSON)"),
         column("code_version", TEXT, "version of this program"),
@@ -302,7 +315,7 @@ _ALL = (
     ),
     _table(
         "audit_parts",
-        "a part that the figures of a completed audit rest on, as it was when the audit ended",
+        "a part that the numbers of a completed audit rest on, as it was when the audit ended",
         "audit_id",
         _AUDIT,
         column("address", TEXT, "where the part lies, relative to the store"),
@@ -317,7 +330,7 @@ _ALL = (
     ),
     _table(
         "nights",
-        "what the nightly re-audit told of a model",
+        "what the nightly re-audit found of a model",
         "",
         column("name", TEXT, "what the model is registered as"),
         _AUDIT,

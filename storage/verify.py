@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from storage.backend import MANIFEST, WEIGHTS, Entry
 from storage.checked import doubles
 from storage.errors import StoreError, one_line
 from storage.folders import digest, read_manifest
 from storage.holdings import RECORD
 from storage.layout import partition_of, segment
-from storage.local import LocalPlace
+from storage.local import LocalBackend
 from storage.parts import Seal, check_rows, statement, unseal
-from storage.place import MANIFEST, WEIGHTS, Entry
 from storage.render import visible
 from storage.store import Store
 from storage.tables import TABLES, Table
@@ -67,7 +67,7 @@ def examine(store: Store, gc: bool = False, progress: Callable[[int, int], None]
     if gc:
         collect_litter(store)
     try:
-        tables = [(entry, TABLES[name]) for name in TABLES for entry in store.place.files(name)]
+        tables = [(entry, TABLES[name]) for name in TABLES for entry in store.backend.files(name)]
         weights = list(store.home.files(WEIGHTS))
     except OSError as error:
         raise StoreError(f"cannot list {store.url}: {one_line(error)}") from error
@@ -95,9 +95,9 @@ def collect_litter(store: Store) -> list[str]:
         StoreError: something cannot be removed; unfinished uploads on S3 without boto3.
     """
     try:
-        found = {(place.url, name): place for place in (store.home, store.place) for name in place.litter()}
-        for (_, name), place in sorted(found.items()):
-            place.remove_litter(name)
+        found = {(one.url, name): one for one in (store.home, store.backend) for name in one.litter()}
+        for (_, name), backend in sorted(found.items()):
+            backend.remove_litter(name)
     except OSError as error:
         raise StoreError(f"cannot collect litter in {store.url}: {one_line(error)}") from error
     return [name for _, name in sorted(found)]
@@ -130,7 +130,7 @@ class _Parts:
             if not entry.path.endswith(".parquet"):
                 return "is no part; move it out of the store"
             partition_of(table, entry.path)
-            data = self.store.place.read(entry.path)
+            data = self.store.backend.read(entry.path)
             seal = unseal(data, table, entry.path)
             rows = check_rows(data, table, entry.path)
         except (StoreError, OSError) as error:
@@ -144,8 +144,8 @@ class _Parts:
         elif table.name == "neuron_sets":
             for row in rows.select(["model_id", "site", "method", "params_id", "scope_id", "layer"]).to_pylist():
                 *of, layer = row.values()
-                for place in (of[:2], of):
-                    self.sets.setdefault(tuple(place), set()).add(layer)
+                for partition in (of[:2], of):
+                    self.sets.setdefault(tuple(partition), set()).add(layer)
         elif table.name == "audits":
             for row in rows.to_pylist():
                 self.audits.add(row["audit_id"])
@@ -166,8 +166,8 @@ class _Parts:
 
 
 def _of_no_audit(parts: _Parts, found: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """Figures of audits whose rows in `audits` were deleted, with their record or without."""
-    if any(address.startswith("audits/") for address in found):  # their rows are damaged, and told of as such
+    """Numbers of audits whose rows in `audits` were deleted, with their record or without."""
+    if any(address.startswith("audits/") for address in found):  # their rows are damaged, and reported as such
         return
     for address in parts.seals:
         table = TABLES[address.split("/")[0]]
@@ -229,7 +229,7 @@ def _checks(parts: _Parts, tables: list[tuple[Entry, Table]], weights: list[Entr
     for path in sorted(manifests):
         yield from _check_folder(store, path, files)
     whole = {path.removesuffix(f"/{MANIFEST}") for path in manifests}
-    if isinstance(store.place, LocalPlace):  # on S3 it may be an upload that goes on
+    if isinstance(store.backend, LocalBackend):  # on S3 it may be an upload that goes on
         for folder in {"/".join(path.split("/")[:2]) for path in files} - whole:
             yield folder, f"has no {MANIFEST}: remove it"
     # Asked again: a variant may have come since the folders were listed.
@@ -240,7 +240,7 @@ def _checks(parts: _Parts, tables: list[tuple[Entry, Table]], weights: list[Entr
 def _named_weights(store: Store) -> set[str]:
     try:
         return set(store.read("variants", columns=["weights"])["weights"].to_pylist()) - {None}
-    except StoreError:  # a part of the table is damaged, and told of as such
+    except StoreError:  # a part of the table is damaged, and reported as such
         return set()
 
 

@@ -31,8 +31,8 @@ class Condition:
     @property
     def name(self) -> str:
         """What the store and tables know it by."""
-        told = {"dori": self.start, "effort": self.steps}.get(self.kind)
-        parts = (self.kind, told, None if self.whose == "memorized" else self.whose)
+        detail = {"dori": self.start, "effort": self.steps}.get(self.kind)
+        parts = (self.kind, detail, None if self.whose == "memorized" else self.whose)
         return "-".join(str(part) for part in parts if part is not None)
 
     @property

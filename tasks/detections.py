@@ -1,14 +1,16 @@
-"""Detection scores in the store, which localization takes its threshold from and evaluation judges detection by."""
+"""Scores of detection in the store, which several stages read: localization takes its threshold from those of noise
+differences, and evaluation judges detection, also by other detectors, by them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from tasks.errors import InputError
+from tasks.methods import Detector, Params
 from tasks.subject import ORIGINAL, Prompt, Subject
 
 
-def detection_scores(subject: Subject, asked: Sequence[Prompt], params_id: str) -> dict[str, np.ndarray]:
+def detection_scores(subject: Subject, prompts: Sequence[Prompt], params_id: str) -> dict[str, np.ndarray]:
     """By prompt id, how alike the noise differences of every two seeds are, (pairs,).
 
     Args:
@@ -28,11 +30,24 @@ def detection_scores(subject: Subject, asked: Sequence[Prompt], params_id: str) 
     found: dict[str, dict[int, float]] = {}
     for name, number, score in zip(*(column.to_pylist() for column in rows.columns), strict=True):
         found.setdefault(name, {})[number] = score
-    if lost := [prompt.text for prompt in asked if prompt.prompt_id not in found]:
+    if lost := [prompt.text for prompt in prompts if prompt.prompt_id not in found]:
         raise InputError(
             f"{len(lost)} prompts have no detection scores, such as {lost[0][:60]!r}: run the detection first"
         )
     return {
         prompt.prompt_id: np.array([found[prompt.prompt_id][n] for n in sorted(found[prompt.prompt_id])])
-        for prompt in asked
+        for prompt in prompts
     }
+
+
+def detector_scores(subject: Subject, detector: Detector, params: Params) -> dict[str, float]:
+    """By prompt id, the scores by a detector that the store has."""
+    rows = subject.open().read(
+        "detections",
+        columns=["prompt_id", "score"],
+        model_id=subject.model_id,
+        variant=ORIGINAL,
+        detector=detector.name,
+        params_id=detector.id(params),
+    )
+    return dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))

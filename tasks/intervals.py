@@ -1,4 +1,4 @@
-"""Intervals: how sure a figure is, given how few prompts and pictures it was measured on."""
+"""Intervals: how sure an estimate is, given how few prompts and images it was measured on."""
 
 from typing import Any, Protocol
 

@@ -11,7 +11,7 @@ tables and report, and the list of `engram methods`. No list of names stands any
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -62,9 +62,16 @@ class Method:
     """Raised when its results change though its parameters do not."""
     group: str = ""
     """The group of settings that holds its parameters; its own name unless several methods are set together."""
+    cost: Callable[[Any], float] | None = None
+    """Of its parameters, how many evaluations of the denoiser a prompt takes, about; a gradient counts as three. None
+    where it takes none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "group", (self.group or self.name).replace("-", "_"))
+
+    def cost_of(self, params: Any) -> float:
+        """Evaluations of the denoiser that a prompt takes, about."""
+        return 0 if self.cost is None else self.cost(params)
 
     def id(self, params: BaseModel, *rest: Any) -> str:
         """What results go by: a key of its own parameters and version, and of what else determines them."""
@@ -115,6 +122,8 @@ class Column:
     """What its n counts, where that is not images."""
     drawn: bool = False
     """Whether the page draws it, a share, beside its value."""
+    by_detector: bool = False
+    """Whether there is one of it for each detector that an audit chooses, too, with the detector's name behind."""
 
     def text(self, value: float) -> str:
         """A value in the digits it deserves."""
@@ -183,9 +192,20 @@ class Pruning:
     """Whether it prunes what is found when ordinary prompts are taken for memorized ones: it is a control itself."""
 
     @property
+    def stands_in(self) -> bool:
+        """Whether what the variant makes can stand for memorized images in a training: it is one model for all prompts,
+        and claims to have removed them."""
+        return self.claims and self.over != "each"
+
+    @property
     def control(self) -> str | None:
         """What its random control goes by."""
         return f"random-{self.name}" if self.random else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the variant goes by, and its random control."""
+        return (self.name,) if self.control is None else (self.name, self.control)
 
 
 class Find(Protocol):
@@ -278,6 +298,45 @@ class Localizer(Method):
         return f"{self.name}-control" if pruning.ordinary else self.name
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mitigation(Method):
+    """Is meant to keep memories from coming back: by other weights, or by what is done with prompts.
+
+    Variants that follow from what a localizer found are no methods of their own: see `Pruning`.
+    """
+
+    kind = "mitigation"
+    acts: Literal["training", "inference"]
+    """Whether weights are trained, or left as they are."""
+    function: Callable[..., Any]
+    """Of a training (lesson, params) -> Trained, see `tasks.mitigate.training`; at inference (asked, params) -> Answer,
+    see `tasks.inference`."""
+    done: str
+    """What was done, as the end of "in which ...", for the model card."""
+    claims: bool = False
+    """Whether it claims to have removed the memories, so that it is attacked from every start; else it is a
+    baseline."""
+    gradients: bool = False
+    """Whether it needs gradients, which vanish in half precision. Every training does."""
+    surrogates: bool | Callable[[Any], bool] = False
+    """Whether a training replaces memorized images by what the pruned model makes of their prompts, or a function of
+    its parameters that says so."""
+    change: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Parameters that are other than its group of settings says: what it lacks of the method that it is a baseline
+    of."""
+    check: Callable[[Any, Any], None] | None = None
+    """Raises InputError where parameters do not fit a model: called with them and the model's outline, which is known
+    before any weights are loaded."""
+
+    def changed(self, params: Params) -> Any:
+        """Its own parameters, from those of its group."""
+        return type(params).model_validate(dict(params) | dict(self.change))
+
+    def reads_surrogates(self, params: Any) -> bool:
+        """Whether it replaces memorized images with these parameters."""
+        return self.surrogates(params) if callable(self.surrogates) else self.surrogates
+
+
 S = TypeVar("S", bound=Callable[..., Any])
 _FOUND: dict[tuple[Kind, str], Method] = {}
 
@@ -318,6 +377,16 @@ def localizer(**spec: Any) -> Callable[[S], S]:
 
     def of(function: S) -> S:
         register(Localizer(find=function, **spec))
+        return function
+
+    return of
+
+
+def mitigation(**spec: Any) -> Callable[[S], S]:
+    """Registers a function as a mitigation; see `Mitigation` and `Method` for what is said of it."""
+
+    def of(function: S) -> S:
+        register(Mitigation(function=function, **spec))
         return function
 
     return of
@@ -380,7 +449,14 @@ def metrics() -> list[Metric]:
 
 def columns() -> dict[str, Column]:
     """By metric, the columns of all metrics, from left to right."""
-    found = (column for one in metrics() for column in one.columns)
+    own = [column for one in metrics() for column in one.columns]
+    of_detectors = (
+        replace(column, metric=f"{column.metric}_{name}", heading=f"{column.heading} by {name}", narrow=False)
+        for column in own
+        if column.by_detector
+        for name in names("detector")
+    )
+    found = [*own, *of_detectors]
     return {column.metric: column for column in sorted(found, key=lambda column: (column.order, column.metric))}
 
 
@@ -404,6 +480,33 @@ def prunings() -> Iterator[tuple[Localizer, Pruning]]:
             yield found, pruning
 
 
+def mitigations() -> list[Mitigation]:
+    """All mitigations that follow from no localizer."""
+    return [one for one in methods("mitigation") if isinstance(one, Mitigation)]
+
+
+def variants() -> tuple[str, ...]:
+    """The variants that can be asked for: those that follow from localizers, then other mitigations.
+
+    A control is none of them where its own localizer finds what it is a control of: it is made beside that.
+
+    Raises:
+        InputError: two of them go by one name.
+    """
+    pruned = [one.name for found, one in prunings() if one.control_of not in {other.name for other in found.prunings}]
+    others = [one.name for one in mitigations()]
+    if both := {name for _, one in prunings() for name in (one.name, one.control)} & {*others}:
+        raise InputError(f"a localizer prunes {min(map(str, both))!r}, and a mitigation has this name: rename one")
+    return (*pruned, *others)
+
+
+def variants_of(one: Method) -> tuple[str, ...]:
+    """The variants of a model that a method gives, controls among them; none where it only looks at one."""
+    if isinstance(one, Localizer):
+        return tuple(name for pruning in one.prunings for name in pruning.names)
+    return (one.name,) if isinstance(one, Mitigation) else ()
+
+
 def localizer_of(pruned: str) -> Localizer:
     """The localizer whose sets a pruned variant of this name prunes.
 
@@ -422,7 +525,7 @@ def params_in(settings: BaseModel, chosen: Method) -> Any:
     return getattr(settings, chosen.group) if chosen.params.model_fields else chosen.params()
 
 
-def with_groups(base: type[BaseModel], chosen: Iterable[Method]) -> type[Any]:
+def with_groups(name: str, base: type[BaseModel], chosen: Iterable[Method]) -> type[Any]:
     """A pydantic model with a group of settings for each of these methods that has any."""
     groups: dict[str, tuple[type[Params], Any]] = {}
     for one in chosen:
@@ -431,4 +534,4 @@ def with_groups(base: type[BaseModel], chosen: Iterable[Method]) -> type[Any]:
             if known is not one.params:
                 raise InputError(f"{one.kind} {one.name!r} takes settings {one.group!r}, which other methods have")
     fields: dict[str, Any] = dict(groups)
-    return create_model(base.__name__, __base__=base, __doc__=base.__doc__, **fields)
+    return create_model(name, __base__=base, __doc__=base.__doc__, **fields)

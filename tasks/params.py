@@ -1,6 +1,7 @@
 """Parameters of methods: what they have in common, and which of them determine what."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ UNITES: Any = Field(json_schema_extra={"unites": True})
 variant's id, and not of the id of the sets."""
 
 
+def _title(kind: type) -> str:
+    """What a group of parameters is called in a form: its class's name in words, such as "Random tokens"."""
+    return re.sub(r"(?<!^)([A-Z])", lambda found: f" {found[0].lower()}", kind.__name__.removesuffix("Params"))
+
+
 class Params(BaseModel):
     """Parameters of a method: published values are the defaults, and each description can be read alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", model_title_generator=_title)
 
 
 class NoParams(Params):

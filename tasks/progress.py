@@ -10,9 +10,9 @@ from time import monotonic
 
 from tqdm import tqdm
 
-Told = Callable[[str, int, int], None]
-"""Is told what is going on, how much of it is done, and how much there is."""
-_watcher: ContextVar[Told | None] = ContextVar("watcher", default=None)
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is going on, how much of it is done, and how much there is."""
+_watcher: ContextVar[OnProgress | None] = ContextVar("watcher", default=None)
 
 SECONDS_BETWEEN_LINES = 60.0
 """Where no terminal shows a bar, a line says how far work is, as often."""
@@ -80,9 +80,9 @@ def stage(name: str, did: Callable[[], str], announced: bool = True) -> Iterator
 
 
 @contextmanager
-def watching(told: Told) -> Iterator[None]:
-    """Within, `told` hears of everything that `progress` shows."""
-    token = _watcher.set(told)
+def watching(on_progress: OnProgress) -> Iterator[None]:
+    """Within, `on_progress` hears of everything that `progress` shows."""
+    token = _watcher.set(on_progress)
     try:
         yield
     finally:
@@ -93,8 +93,8 @@ def tell(what: str, done: int, total: int) -> None:
     """Lets whoever watches know how far something is."""
     if _stage is not None:
         _stage.advance(what, done, total)
-    if (told := _watcher.get()) is not None:
-        told(what, done, total)
+    if (on_progress := _watcher.get()) is not None:
+        on_progress(what, done, total)
 
 
 @contextmanager

@@ -20,8 +20,8 @@ Sets = dict[tuple[str, int | None, int], torch.Tensor]
 
 def found_scopes(subject: Subject, method: str, params_id: str, site: Site, layers: tuple[Layer, ...]) -> set[str]:
     """The ids of the scopes whose sets are all there."""
-    place = {"model_id": subject.model_id, "method": method, "site": site.value, "params_id": params_id}
-    rows = subject.open().read("neuron_sets", columns=["scope_id", "layer"], **place)
+    partition = {"model_id": subject.model_id, "method": method, "site": site.value, "params_id": params_id}
+    rows = subject.open().read("neuron_sets", columns=["scope_id", "layer"], **partition)
     return complete(rows["scope_id"].to_pylist(), rows["layer"].to_pylist(), layers)
 
 

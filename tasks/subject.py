@@ -1,4 +1,4 @@
-"""What every stage is told: a model, a set of prompts and a store. Small enough to hand to a worker anywhere."""
+"""What every stage is given: a model, a set of prompts and a store. Small enough to hand to a worker anywhere."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -21,10 +21,10 @@ from tasks.diffusion.hub import source_of
 from tasks.diffusion.masks import Members, is_changed, with_tensors, without_neurons, without_weights
 from tasks.diffusion.model import identity, load_model
 from tasks.diffusion.precision import Precision
-from tasks.diffusion.sampling import fitted, from_bytes, picture_size
+from tasks.diffusion.sampling import fitted, from_bytes, image_size
 from tasks.diffusion.sites import Site
 from tasks.errors import InputError
-from tasks.mitigate.inference import Defence, DefenceParams
+from tasks.methods import Mitigation, Params, method, mitigations
 from tasks.sets import read_sets
 from tasks.units import units
 
@@ -33,7 +33,6 @@ ORIGINAL = "original"
 Rule = Literal["neurons", "weights", "prompt-neurons"]
 """What a pruned variant sets to zero: members of its sets, or of the set of the prompt that is asked."""
 PER_PROMPT: Rule = "prompt-neurons"
-DEFENCES: tuple[Defence, ...] = get_args(Defence)
 T = TypeVar("T")
 
 
@@ -42,11 +41,13 @@ class Subject(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    store: str = Field(description="address of the store: a folder, or an s3:// URL")
-    model: str = Field(description="folder of a diffusers pipeline")
-    prompt_set: str = Field(description="name of the set of prompts in the store")
-    device: str | None = Field(None, description="cpu, cuda, ...; the GPU where there is one if empty")
-    precision: Precision = Field("float32", description="of weights and of what is computed")
+    store: str = Field(description="Address of the store: a folder, or an s3:// URL.")
+    model: str = Field(description="Folder of a diffusers pipeline.")
+    prompt_set: str = Field(description="Name of the set of prompts in the store.")
+    device: str | None = Field(
+        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+    )
+    precision: Precision = Field("float32", description="Number format of weights and of what is computed.")
 
     def open(self) -> Store:
         return Store.open(self.store)
@@ -95,7 +96,7 @@ class Subject(BaseModel):
         """Work on a variant by the model that does it: all of it, or that of each prompt where each has a model.
 
         Yields:
-            The prompt that `loaded` must be told, and the work.
+            The prompt that `loaded` must be given, and the work.
         """
         if variant != ORIGINAL and self.row(variant)["rule"] == PER_PROMPT:
             for prompt_id, some in groupby(work, prompt_of):
@@ -103,30 +104,30 @@ class Subject(BaseModel):
         elif work:
             yield None, work
 
-    def embed(self, asked: Sequence["Prompt"]) -> torch.Tensor:
+    def embed(self, prompts: Sequence["Prompt"]) -> torch.Tensor:
         """Embeddings (n, rows, width) of prompts, or of triggers of the original model, on its device.
 
         Raises:
             InputError: a trigger is not in the store.
         """
         model = self.load()
-        words = [one for one in asked if not one.trigger]
+        words = [one for one in prompts if not one.trigger]
         found: dict[str, torch.Tensor] = {}
         if words:
             texts = model.encode([one.text for one in words])
             found = {one.prompt_id: text for one, text in zip(words, texts, strict=True)}
-        names = [one.prompt_id for one in asked if one.trigger]
+        names = [one.prompt_id for one in prompts if one.trigger]
         if names:
             found |= dict(zip(names, self.triggers(names).to(model.device, model.dtype), strict=True))
-        return torch.stack([found[one.prompt_id] for one in asked])
+        return torch.stack([found[one.prompt_id] for one in prompts])
 
-    def pictures(self, image_ids: Sequence[str]) -> np.ndarray:
+    def training_images(self, image_ids: Sequence[str]) -> np.ndarray:
         """Training images in the store at the model's size, uint8 (n, height, width, 3).
 
         Raises:
             InputError: one is not there, or cannot be read.
         """
-        size = picture_size(self.load())
+        size = image_size(self.load())
         rows = self.open().read("images", columns=["image_id", "bytes"], image_id=sorted(set(image_ids)))
         found = dict(zip(rows["image_id"].to_pylist(), rows["bytes"], strict=True))
         if lost := set(image_ids) - found.keys():
@@ -156,19 +157,21 @@ class Subject(BaseModel):
             raise InputError(f"the store has no trigger {min(lost)} of {variant}: attack first")
         return torch.stack([found[name] for name in names])
 
-    def defence(self, variant: str) -> tuple[Defence | None, DefenceParams]:
-        """What is done to prompts of a variant at inference, and how strongly; nothing for most.
+    def at_inference(self, variant: str) -> tuple[Mitigation, Params] | None:
+        """The mitigation at inference that a variant is, with its parameters; None of a variant with weights of its
+        own.
 
         Raises:
-            InputError: no such variant.
+            InputError: no such variant, or its method is not installed.
         """
-        if variant == ORIGINAL or (method := self.row(variant)["method"]) not in DEFENCES:
-            return None, DefenceParams()
-        return method, DefenceParams(**self.card(variant)["params"])
+        if variant == ORIGINAL or not _acts_at_inference(row := self.row(variant)):
+            return None
+        mitigation: Mitigation = method("mitigation", row["method"])
+        return mitigation, mitigation.params(**self.card(variant)["params"])
 
     def weights_of(self, variant: str) -> str:
         """The variant whose weights are run: the original where a mitigation acts at inference alone."""
-        return ORIGINAL if variant == ORIGINAL or self.row(variant)["method"] in DEFENCES else variant
+        return ORIGINAL if variant == ORIGINAL or _acts_at_inference(self.row(variant)) else variant
 
     def beside(self, name: str) -> Path:
         """A folder on this machine for what is no part of the store, such as reports; beside it where it is local."""
@@ -207,7 +210,7 @@ class Subject(BaseModel):
 
     def _applied(self, variant: str, prompt_id: str | None, model: Model) -> AbstractContextManager[object]:
         """What makes the original the variant."""
-        if variant == ORIGINAL or (row := self.row(variant))["method"] in DEFENCES:
+        if variant == ORIGINAL or _acts_at_inference(row := self.row(variant)):
             return nullcontext()
         if row["rule"] is None:
             return with_tensors(model.denoiser, _tensors(self.open().get_folder(row["weights"])))
@@ -218,6 +221,13 @@ class Subject(BaseModel):
         sets = _sets(self, row["sets_method"], row["sets_id"], site, tuple(row["sets_scopes"]))
         without = without_weights if row["rule"] == "weights" else without_neurons
         return without(model.denoiser, layers_of(model.denoiser, site), sets.get(scope, {}))
+
+
+def _acts_at_inference(row: Mapping[str, Any]) -> bool:
+    """Whether the variant of this row has the weights of the original: neither pruned nor trained."""
+    # Earlier releases kept a folder of each variant, which held no weights of these.
+    known = {one.name for one in mitigations() if one.acts == "inference"}
+    return row["rule"] is None and (row["weights"] is None or row["method"] in known)
 
 
 @dataclass(frozen=True)
@@ -235,13 +245,13 @@ class Prompt:
 
     @property
     def noise(self) -> str:
-        """What seeds the initial noise under which it is localized: the prompt, but not as its pictures are seeded,
-        since a variant must not be judged by the noise it was found with. Triggers of one picture share theirs, so that
+        """What seeds the initial noise under which it is localized: the prompt, but not as its images are seeded,
+        since a variant must not be judged by the noise it was found with. Triggers of one image share theirs, so that
         what is found for two of them differs by the triggers alone."""
         return f"localize/{self.image_ids[0] if self.trigger else self.prompt_id}"
 
 
-def as_prompts(triggers: Mapping[str, Sequence[str]], asked: Sequence[Prompt]) -> list[Prompt]:
+def as_prompts(triggers: Mapping[str, Sequence[str]], prompts: Sequence[Prompt]) -> list[Prompt]:
     """Triggers of these prompts' images, to be collected and localized like prompts.
 
     Args:
@@ -249,7 +259,7 @@ def as_prompts(triggers: Mapping[str, Sequence[str]], asked: Sequence[Prompt]) -
     """
     return [
         replace(prompt, prompt_id=name, subset=None, trigger=True)
-        for prompt in asked
+        for prompt in prompts
         for name in triggers[prompt.prompt_id]
     ]
 
@@ -273,7 +283,7 @@ def in_turns(rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:
     """Prompts of rows of the table `prompts`, the first of each subset first, then the second of each."""
     by_subset: dict[str | None, list[Prompt]] = {}
     for row in rows:
-        asked = Prompt(
+        prompt = Prompt(
             row["prompt_id"],
             row["text"],
             row["kind"],
@@ -281,17 +291,17 @@ def in_turns(rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:
             row["subset"],
             tuple(row["image_ids"] or ()),
         )
-        by_subset.setdefault(asked.subset, []).append(asked)
-    return [asked for turn in zip_longest(*by_subset.values()) for asked in turn if asked is not None]
+        by_subset.setdefault(prompt.subset, []).append(prompt)
+    return [prompt for turn in zip_longest(*by_subset.values()) for prompt in turn if prompt is not None]
 
 
-def units_of(subject: Subject, asked: Sequence[Prompt]) -> dict[str, str]:
+def units_of(subject: Subject, prompts: Sequence[Prompt]) -> dict[str, str]:
     """By prompt id, what counts once; see `tasks.units`. What links two prompts may be a third one of the set, of any
     kind, whether or not it is asked, so that n of a small audit is part of that of a large one."""
     columns = ["prompt_id", "text", "image_ids"]
     rows = subject.open().read("prompts", columns=columns, prompt_set=subject.prompt_set).to_pylist()
     links = [(row["prompt_id"], row["text"], row["image_ids"] or ()) for row in rows]
-    return units([*links, *((one.prompt_id, one.text, one.image_ids) for one in asked)])
+    return units([*links, *((one.prompt_id, one.text, one.image_ids) for one in prompts)])
 
 
 def shards(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 
 PROMPTS = "_prompts"
-"""What the metric's name has at its end that says how many prompts a figure rests on, where its n is another number."""
+"""Ends the name of the metric that says how many prompts an estimate rests on, where its n is another number."""
 
 Link = tuple[str, str, Iterable[str]]
 """What links a prompt to others: its id, its text, and its training images."""

@@ -67,10 +67,10 @@ def test_nothing_starts_without_passwords(missing: str) -> None:
 
 
 def test_the_example_names_every_variable_and_no_secret() -> None:
-    told = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "env.example").read_text(), re.MULTILINE))
+    variables = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "env.example").read_text(), re.MULTILINE))
     used = {found[1] for found in VARIABLE.finditer((DOCKER / "compose.yaml").read_text())}
-    assert set(told) == used
-    assert set(told.values()) == {""}
+    assert set(variables) == used
+    assert set(variables.values()) == {""}
     assert (DOCKER / ".gitignore").read_text().split() == [".env"]
 
 
@@ -99,8 +99,8 @@ def test_the_server_has_the_settings_of_engram_serve(services: dict[str, Any], m
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "auditor:secret")
     wanted = environment("http://127.0.0.1:4200", Path("/srv/prefect"))
     elsewhere = {"PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_API_URL"}
-    told = services["server"]["environment"]
-    assert {name: told.get(name) for name in wanted.keys() - elsewhere} == {
+    variables = services["server"]["environment"]
+    assert {name: variables.get(name) for name in wanted.keys() - elsewhere} == {
         name: value for name, value in wanted.items() if name not in elsewhere
     }
     for each in ours(services).values():
@@ -117,22 +117,22 @@ def test_the_server_is_reached_by_the_names_that_others_use(services: dict[str, 
     (published,) = services["server"]["ports"]
     assert services["server"]["environment"]["PREFECT_UI_URL"] == f"http://{published.rpartition(':')[0]}"
     given = {"ENGRAM_AUTH": "a:b", "POSTGRES_PASSWORD": "c", "ENGRAM_UI_URL": "https://audits.example.com"}
-    told = compose(given)["services"]["server"]["environment"]
-    assert told["PREFECT_UI_URL"] == "https://audits.example.com"
+    variables = compose(given)["services"]["server"]["environment"]
+    assert variables["PREFECT_UI_URL"] == "https://audits.example.com"
 
 
 def test_commands_are_there_and_know_their_options(services: dict[str, Any]) -> None:
     helps: dict[tuple[str, ...], str] = {}
     for each in ours(services).values():
         program, *group = each["command"][: {"engram": 2}.get(each["command"][0], 3)]
-        asked = (program, *group)
-        if asked not in helps:
+        named = (program, *group)
+        if named not in helps:
             command = [str(Path(sys.executable).with_name(program)), *group, "--help"]
             found = subprocess.run(command, capture_output=True, text=True, check=True)
-            helps[asked] = found.stdout
-        for option in each["command"][len(asked) :]:
+            helps[named] = found.stdout
+        for option in each["command"][len(named) :]:
             if option.startswith("--"):
-                assert option in helps[asked], (asked, option)
+                assert option in helps[named], (named, option)
 
 
 def instructions() -> list[tuple[str, str]]:

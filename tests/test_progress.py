@@ -64,7 +64,7 @@ def test_a_stage_within_another_adds_no_lines(capsys: pytest.CaptureFixture[str]
 
 def test_whoever_watches_hears_of_every_step() -> None:
     heard: list[tuple[str, int, int]] = []
-    with showing.watching(lambda *told: heard.append(told)), showing.progress(5, "NeMo", "prompt") as done:
+    with showing.watching(lambda *now: heard.append(now)), showing.progress(5, "NeMo", "prompt") as done:
         done(2)
         done(3)
     assert heard == [("NeMo", 2, 5), ("NeMo", 5, 5)]

@@ -113,8 +113,8 @@ def test_nemo_of_one_prompt(ran: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_store_as_a_frame(ran: dict[str, dict[str, Any]], folder: Path) -> None:
     frame = ran["Read the store as a DataFrame"]["metrics"]
-    asked = "SELECT count(*) AS n, sum(value) AS total FROM metrics"
-    (wanted,) = run_sql(Store.open(folder / "audits"), asked).to_pylist()
+    statement = "SELECT count(*) AS n, sum(value) AS total FROM metrics"
+    (wanted,) = run_sql(Store.open(folder / "audits"), statement).to_pylist()
     assert len(frame) == wanted["n"] > 0
     assert frame["value"].sum() == pytest.approx(wanted["total"])
 
@@ -122,9 +122,9 @@ def test_the_store_as_a_frame(ran: dict[str, dict[str, Any]], folder: Path) -> N
 def test_import_is_light_and_the_store_needs_no_torch() -> None:
     heavy = "[name for name in ('torch', 'prefect', 'diffusers', 'duckdb', 'pyarrow') if name in sys.modules]"
     code = f"import sys, engram; print({heavy}); engram.connect, engram.prefect_server; print({heavy})"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert told.splitlines()[0] == "[]"
-    assert not {"torch", "prefect", "diffusers"} & set(ast.literal_eval(told.splitlines()[1]))
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[0] == "[]"
+    assert not {"torch", "prefect", "diffusers"} & set(ast.literal_eval(printed.splitlines()[1]))
 
 
 def test_type_checkers_see_the_same_names() -> None:

@@ -19,9 +19,9 @@ from tasks.evaluate.seen import Detected, Pair
 from tasks.evaluate.task import Shot
 from tasks.intervals import clopper_pearson
 from tasks.methods import NoParams
-from tasks.report.markdown import figures_text
+from tasks.report.markdown import estimates_text
 from tasks.report.report import Report, render, table_text
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.task import rows_of
 from tasks.report.verdict import verdict
 from tasks.subject import Prompt, Subject, units_of
@@ -42,17 +42,17 @@ def links(drawn: list[tuple[int, str, frozenset[int]]]) -> list[Link]:
 def test_units_are_connected_components_in_any_order(
     drawn: list[tuple[int, str, frozenset[int]]], random: object
 ) -> None:
-    asked = links(drawn)
+    shuffled = links(drawn)
     graph = networkx.Graph()
-    for name, text, images in asked:
+    for name, text, images in shuffled:
         graph.add_node(name)
         graph.add_edges_from([(name, f"text {text}"), *((name, f"image {image}") for image in images)])
     wanted = [{node for node in part if node.startswith("p")} for part in networkx.connected_components(graph)]
-    found = units(asked)
+    found = units(shuffled)
     assert {name: min(part) for part in wanted for name in part} == found
-    assert units(reversed(asked)) == found
-    random.shuffle(asked)  # type: ignore[attr-defined]
-    assert units(asked) == found
+    assert units(reversed(shuffled)) == found
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert units(shuffled) == found
 
 
 def test_case_and_spaces_make_no_other_prompt() -> None:
@@ -83,7 +83,7 @@ def test_images_link_through_prompts_and_prompts_through_images() -> None:
     assert counted(["a", "d"], found, "memorized") == "2 memorized"
 
 
-def asked(name: str, *images: str, kind: str | None = None) -> Prompt:
+def prompt_of(name: str, *images: str, kind: str | None = None) -> Prompt:
     return Prompt(name, name, "memorized", kind, "one subset", images)
 
 
@@ -99,18 +99,18 @@ def keep(subject: Subject, prompts: list[Prompt], prompt_set: str = "none") -> N
 
 
 def test_a_prompt_that_is_not_asked_may_link_two_that_are(subject: Subject) -> None:
-    a, b, c = asked("a", "x"), asked("b", "y"), asked("c", "x", "y")
+    a, b, c = prompt_of("a", "x"), prompt_of("b", "y"), prompt_of("c", "x", "y")
     assert units_of(subject, [a, b]) == {"a": "a", "b": "b"}
     keep(subject, [a, b, c])
     assert units_of(subject, [a, b]) == {"a": "a", "b": "a", "c": "a"}
 
 
 def test_a_localization_group_is_no_cluster(subject: Subject) -> None:
-    prompts = [asked("a", "x", kind="TM"), asked("b", "y", kind="TM")]
+    prompts = [prompt_of("a", "x", kind="TM"), prompt_of("b", "y", kind="TM")]
     keep(subject, prompts)
     assert len(set(units_of(subject, prompts).values())) == 2
     # Template prompts are one cluster where the set gives them an image in common.
-    assert len(set(units_of(subject, [prompts[0], asked("b", "y", "x", kind="TM")]).values())) == 1
+    assert len(set(units_of(subject, [prompts[0], prompt_of("b", "y", "x", kind="TM")]).values())) == 1
 
 
 Captions = tuple[Subject, list[Shot], list[str], dict[Pair, float]]
@@ -124,7 +124,7 @@ def copies(subject: Subject, shots: list[Shot], ids: list[str], scores: dict[Pai
 @pytest.fixture
 def captions(subject: Subject) -> Captions:
     """Six prompts, of which five are captions of one image, two seeds each: one of the five gives one copy."""
-    prompts = [*(asked(f"caption {n}", "x") for n in range(5)), asked("other", "y")]
+    prompts = [*(prompt_of(f"caption {n}", "x") for n in range(5)), prompt_of("other", "y")]
     keep(subject, prompts)
     shots = door.shots(prompts, 2)
     ids = [f"{shot.prompt.prompt_id}/{shot.seed}" for shot in shots]
@@ -149,18 +149,24 @@ def test_both_numbers_are_said_everywhere(captions: Captions) -> None:
     assert stored["mr"] == (0.5, 2) and stored["mr_prompts"] == (6, 2)
     rows = rows_of(subject.open(), "audit")
     assert {(row.n, row.prompts) for row in rows} == {(2, 6)}
-    assert "For 1 of 2 different memorized images, which 6 prompts share," in verdict(rows, STANDINGS)
-    for text in (table_text(rows), figures_text(rows, STANDINGS), render(Report("Audit", "", [], rows, STANDINGS))):
+    assert "For 1 of 2 different memorized images, which 6 prompts share," in verdict(rows, standings())
+    for text in (
+        table_text(rows),
+        estimates_text(rows, standings()),
+        render(Report("Audit", "", [], rows, standings())),
+    ):
         assert "2 (6 prompts)" in text and "_prompts" not in text
 
 
 def test_nothing_is_said_of_prompts_where_each_has_an_image_of_its_own(subject: Subject) -> None:
-    prompts = [asked("a", "x"), asked("b", "y", "z")]
+    prompts = [prompt_of("a", "x"), prompt_of("b", "y", "z")]
     scores = {("a/0", "x"): 0.9, ("b/0", "y"): 0.1, ("b/0", "z"): 0.2}
     found = copies(subject, door.shots(prompts, 1), ["a/0", "b/0"], scores)
     door.write_estimates(subject, "audit", "original", PROMPT, found)
     assert not any(row["metric"].endswith("_prompts") for row in subject.open().read("metrics").to_pylist())
-    assert verdict(rows_of(subject.open(), "audit"), STANDINGS).startswith("For 1 of 2 memorized prompts the original")
+    assert verdict(rows_of(subject.open(), "audit"), standings()).startswith(
+        "For 1 of 2 memorized prompts the original"
+    )
 
 
 Scores = list[list[float]]
@@ -224,7 +230,7 @@ def test_alignment_and_seeds_count_images_too(captions: Captions) -> None:
 
 
 def test_verbatim_and_template_memories_of_one_image_count_in_either(subject: Subject) -> None:
-    prompts = [asked("a", "x", kind="VM"), asked("b", "x", kind="TM"), asked("c", "y", kind="TM")]
+    prompts = [prompt_of("a", "x", kind="VM"), prompt_of("b", "x", kind="TM"), prompt_of("c", "y", kind="TM")]
     scores = {("a/0", "x"): 0.9, ("b/0", "x"): 0.1, ("c/0", "y"): 0.1}
     found = copies(subject, door.shots(prompts, 1), ["a/0", "b/0", "c/0"], scores)
     known = {figure.metric: (figure.value, figure.n, figure.prompts) for figure in found}
@@ -243,15 +249,15 @@ def test_what_is_extracted_counts_by_images() -> None:
 
 
 def test_triggers_that_are_asked_like_prompts_belong_to_their_image(subject: Subject) -> None:
-    prompt = asked("a", "x")
+    prompt = prompt_of("a", "x")
     triggers = [replace(prompt, prompt_id=name, trigger=True) for name in ("t", "u")]
     assert len(set(units_of(subject, triggers).values())) == 1
 
 
 def test_detection_tells_images_apart_not_captions(subject: Subject) -> None:
     """Five captions of one image are one memory that is found; a caption of it is no example of what is no memory."""
-    memorized = [*(asked(f"caption {n}", "x") for n in range(5)), asked("other", "y")]
-    others = [asked("lone"), asked("again", "x"), *(asked(f"not {n}", "z") for n in range(3))]
+    memorized = [*(prompt_of(f"caption {n}", "x") for n in range(5)), prompt_of("other", "y")]
+    others = [prompt_of("lone"), prompt_of("again", "x"), *(prompt_of(f"not {n}", "z") for n in range(3))]
     scores = {one.prompt_id: np.array([0.9, 0.7]) for one in memorized} | {"lone": np.array([0.1, 0.1])}
     scores |= {"other": np.array([0.2, 0.2]), "again": np.array([1.0, 1.0])}
     scores |= {f"not {n}": np.array([0.4, 0.2]) for n in range(3)}
@@ -266,7 +272,7 @@ def test_detection_tells_images_apart_not_captions(subject: Subject) -> None:
     # Two memories against two others: 0.8 beats 0.1 and 0.3, and 0.2 beats 0.1 alone.
     assert (area.value, area.n, area.prompts) == (0.75, 4, 10)
     assert detected(others[1:2]) == []
-    many = [asked(f"caption {n} of {image}", f"i{image}") for image in range(99) for n in range(2)]
+    many = [prompt_of(f"caption {n} of {image}", f"i{image}") for image in range(99) for n in range(2)]
     scores |= {one.prompt_id: np.array([0.1, 0.1]) for one in many}
     assert [one.metric for one in detected(many)] == ["auc"]
     area, rate = detected([*many, others[0]])

@@ -1,6 +1,7 @@
 """Commands that audit a model: the whole way, one stage of it, and what is done with audits afterwards."""
 
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,14 +25,26 @@ from flows.cli.shared import (
     quiet,
 )
 from flows.lifetime import prefect_server
-from storage import Store, run_sql, visible, visible_lines
+from storage import Store, StoreError, run_sql, visible, visible_lines
 from tasks.errors import InputError
 
 
 @app.command()
 @asks_what()
-def audit(params: Any, as_json: JsonOption = False) -> None:
-    """Audit a model: what it memorized, where, whether it can be cut out, and whether it is then gone."""
+def audit(
+    params: Any,
+    as_json: JsonOption = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Do nothing: list what there is to do, what is there already, and how long it takes."
+        ),
+    ] = False,
+) -> None:
+    """Audit a model: what it memorized, where, whether it can be pruned away, and whether it is then gone."""
+    if dry_run:
+        _foresee(params, as_json)
+        return
     from flows.audit import audit as run
 
     with prefect_server():
@@ -44,28 +57,28 @@ def _stage(name: str, words: str) -> None:
 
     def alone(params: Any) -> None:
         from flows import stages
-        from flows.plan import Plan
-        from flows.ready import check_ready
+        from flows.run.execution import check_ready
+        from flows.run.spec import resolve
 
-        if name != "collect":
-            check_ready(name, Plan(params))
+        spec = resolve(params)
+        check_ready(spec, name)
         with prefect_server():
-            getattr(stages, name)(params)
+            getattr(stages, name)(spec.run)
 
     def of_an_audit(params: Any, audit_id: AuditOption = None) -> None:
         from flows import stages
-        from flows.plan import Plan
-        from flows.ready import check_ready
+        from flows.run.execution import check_ready
+        from flows.run.spec import resolve
         from tasks.report.task import record_of
 
         if audit_id is not None:  # before prompts are brought into the store
             record_of(Store.open(params.store, create=False), audit_id)
-        plan = Plan(params)
+        spec = resolve(params)
         if audit_id is not None or name != "mitigate":
-            audit_id = stages.audit_of(plan, audit_id)
-        check_ready(name, plan)
+            audit_id = stages.audit_of(spec, audit_id)
+        check_ready(spec, name)
         with prefect_server():
-            found = getattr(stages, name)(params, audit_id)
+            found = getattr(stages, name)(spec.run, audit_id)
         if name == "report":
             _tell(found, params.store, False)
         elif name == "mitigate":
@@ -81,10 +94,10 @@ def _stage(name: str, words: str) -> None:
 for _name, _words in (
     ("collect", "Collect activations and feature norms of prompts."),
     ("localize", "Find the neurons and weights that hold memorized images, with their controls."),
-    ("mitigate", "Make the variants: cut, trained, or defended at inference."),
+    ("mitigate", "Make the variants: pruned, trained, or defended at inference."),
     ("attack", "Search adversarial embeddings on every variant that claims to have forgotten."),
-    ("diagnose", "Ask many triggers of one picture whether memory is local."),
-    ("evaluate", "Make pictures of every variant under every condition, and measure them."),
+    ("diagnose", "Ask many triggers of one image whether memory is local."),
+    ("evaluate", "Make images of every variant under every condition, and measure them."),
     ("report", "Write the page of an audit."),
 ):
     _stage(_name, _words)
@@ -113,12 +126,14 @@ def methods(form: FormatOption = Format.TABLE) -> None:
     """List what detects, localizes, mitigates and measures memories, of this package and of others."""
     quiet()
     from tasks.methods import methods as known
+    from tasks.methods import variants_of
 
     rows = [
         {
             "method": one.name,
             "kind": one.kind,
             "title": one.title,
+            "variants": " ".join(variants_of(one)),
             "parameters": " ".join(f"{one.group}.{name}" for name in one.params.model_fields),
             "paper": one.paper,
             "control": one.control,
@@ -134,7 +149,7 @@ def methods(form: FormatOption = Format.TABLE) -> None:
 def audits(store: StoreOption = None, form: FormatOption = Format.TABLE) -> None:
     """List the audits in the store."""
     columns = (
-        "audit_id, state, started_at, date_diff('second', started_at, finished_at) AS seconds, "
+        "audit_id, run_id, state, started_at, date_diff('second', started_at, finished_at) AS seconds, "
         "prompt_set, device, model_id"
     )
     printed(run_sql(looked_at(store), f"SELECT {columns} FROM audits ORDER BY started_at"), form)
@@ -156,13 +171,12 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Compare two audits: every figure's change, and whether the model got worse; exit code 1 if it did."""
+    """Compare two audits: the change of every estimate, and whether the model got worse; exit code 1 if it did."""
     quiet()
     from tasks.report import task as reporting
-    from tasks.report.standing import CLAIMS
 
     opened = looked_at(store)
-    found = reporting.compare(opened, *reporting.audits_named(opened, before, after), CLAIMS, margin, alpha)
+    found = reporting.compare(opened, *reporting.audits_named(opened, before, after), reporting.claims(), margin, alpha)
     if as_json:
         print(json.dumps(asdict(found), indent=1))
     else:
@@ -178,7 +192,7 @@ def results(
     audit_id: Annotated[str, typer.Option("--audit", help="An audit, or 'latest'.")] = "latest",
     store: StoreOption = None,
 ) -> None:
-    """Write an audit's figures for those who do not have the store; other text in RESULTS.md stays."""
+    """Write an audit's estimates for those who do not have the store; other text in RESULTS.md stays."""
     quiet()
     from flows.params import AuditParams, command_of
     from tasks.report import task as reporting
@@ -206,11 +220,29 @@ def accept(
     print(f"accepted {reporting.accept(looked_at(store), audit_id)}")
 
 
-def _tell(found: Any, store: str, as_json: bool) -> None:
-    """An audit's figures, and where its page lies."""
+def _foresee(params: Any, as_json: bool) -> None:
+    """Lists the work of an audit; the store stays as it is, and none is begun."""
+    from flows.run.outlook import outlook
+    from flows.run.spec import resolve
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            Store.open(params.store, create=False)
+        except StoreError:  # there is none yet, so nothing is there
+            params = params.model_copy(update={"store": Store.open(Path(scratch) / "store").url})
+        found = outlook(resolve(params, keep=False))
     if as_json:
-        figures = Store.open(store).read("metrics", audit_id=found.audit_id).to_pylist()
-        print(json.dumps({"audit_id": found.audit_id, "report": found.report, "metrics": figures}, indent=1))
+        print(json.dumps({"work": found.records(), "seconds": found.seconds}, indent=1))
+        return
+    printed(found.records(), Format.TABLE)
+    print(found.words())
+
+
+def _tell(found: Any, store: str, as_json: bool) -> None:
+    """An audit's estimates, and where its page lies."""
+    if as_json:
+        estimates = Store.open(store).read("metrics", audit_id=found.audit_id).to_pylist()
+        print(json.dumps({"audit_id": found.audit_id, "report": found.report, "metrics": estimates}, indent=1))
     else:
         print(found.written.table)
         print(f"audit   {found.audit_id}\nreport  {visible(found.report)}")

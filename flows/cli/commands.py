@@ -10,7 +10,7 @@ from flows.lifetime import INTERRUPTED, say_interrupted
 from storage import StoreError, visible_lines
 from tasks.errors import InputError
 
-OUT_OF_MEMORY = "not one picture fits into the device's memory: free it, or take --set precision=bfloat16"
+OUT_OF_MEMORY = "not one image fits into the device's memory: free it, or take --set precision=bfloat16"
 
 
 def run() -> None:

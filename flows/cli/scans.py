@@ -66,7 +66,7 @@ def scan(
     quiet()
     from flows.scan import ScanRun, check_scan, scanned_and_nulls
     from flows.scan import scan as run
-    from tasks.collect.prompt_files import expanded
+    from tasks.prompt_files import expanded
     from tasks.scan.task import ScanParams, write_flagged
 
     problems: list[str] = []
@@ -75,11 +75,11 @@ def scan(
     if out is not None and not out.parent.is_dir():
         problems.append(f"there is no folder {out.parent} for {out.name}: make it first")
     with noting(problems):
-        asked = settings_of(settings or [], ScanParams, problems)
+        given = settings_of(settings or [], ScanParams, problems)
         set_by_option(
-            asked, problems, detectors=detectors or None, alpha=alpha, long_prompts=long_prompts and long_prompts.value
+            given, problems, detectors=detectors or None, alpha=alpha, long_prompts=long_prompts and long_prompts.value
         )
-        chosen = validated(ScanParams, asked)
+        chosen = validated(ScanParams, given)
     try:
         address = address_of(store)
     except StoreError as error:

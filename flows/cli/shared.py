@@ -29,9 +29,9 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
+def _version(wanted: bool) -> None:
     """Says what is installed, a line each, and ends; nothing heavy is imported for it."""
-    if asked:
+    if wanted:
         print(f"engram {version('engram-audit')}")
         print(*(f"{name} {version(name)}" for name in ("torch", "diffusers", "prefect")), sep="\n")
         print(f"python {platform.python_version()}")
@@ -40,7 +40,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _every_command(
-    asked: Annotated[
+    wanted: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which versions are installed.")
     ] = False,
 ) -> None:
@@ -96,7 +96,7 @@ LongPromptsOption = Annotated[
         "left out.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and figures as JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print audit id, report and estimates as JSON.")]
 AuditOption = Annotated[
     str | None,
     typer.Option(
@@ -143,8 +143,8 @@ def params_of(
         problems.append(str(error))
     files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
     paths = {name: str(path) for name, path in files.items() if path is not None}
-    place = {"model": model, "store": address, "clip": clip, "device": device}
-    params = AuditParams(profile=profile.value, settings=None, **place, **paths)
+    named = {"model": model, "store": address, "clip": clip, "device": device}
+    params = AuditParams(profile=profile.value, settings=None, **named, **paths)
     if named_on_hub(model):  # gigabytes may have to be fetched: first what is wrong without them
         problems += [*gathered(lambda: settings_for(profile.value, {}, **given)), *without_model(params)]
         refuse(problems)
@@ -165,7 +165,7 @@ def asks_what(profile: ProfileName = ProfileName.QUICK) -> Callable[[Callable[..
     Args:
         profile: the one that is taken where none is named.
     """
-    asked = [
+    shared = [
         option.replace(default=profile) if option.name == "profile" else option
         for option in signature(params_of).parameters.values()
     ]
@@ -174,10 +174,10 @@ def asks_what(profile: ProfileName = ProfileName.QUICK) -> Callable[[Callable[..
         @wraps(command)
         def run(**values: Any) -> None:
             quiet()
-            command(params=params_of(**{option.name: values.pop(option.name) for option in asked}), **values)
+            command(params=params_of(**{option.name: values.pop(option.name) for option in shared}), **values)
 
         own = [option for option in signature(command).parameters.values() if option.name != "params"]
-        every = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in (*asked, *own)]
+        every = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in (*shared, *own)]
         run.__signature__ = Signature(every)  # type: ignore[attr-defined]
         run.__annotations__ = {option.name: option.annotation for option in every}
         return run
@@ -243,13 +243,13 @@ def looked_at(store: str | None) -> Store:
     return opened
 
 
-def set_by_option(asked: dict[str, Any], problems: list[str], **values: Any) -> None:
+def set_by_option(given: dict[str, Any], problems: list[str], **values: Any) -> None:
     """Adds settings that have options of their own to those of `--set`; one that is set twice is a problem more."""
     for name, value in values.items():
         if value is not None:
-            if name in asked and asked[name] != value:
+            if name in given and given[name] != value:
                 problems.append(f"{name} is set twice, by its own option and by --set: leave one")
-            asked[name] = value
+            given[name] = value
 
 
 def printed(rows: Any, form: Format, widest: int = WIDEST) -> None:

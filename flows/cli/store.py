@@ -70,8 +70,8 @@ def query(
         described(known, form)
     else:
         # What is not given is NULL already; null is a kind of prompts.
-        asked = {key: "null" if value is None else value for key, value in values_of(settings or []).items()}
-        printed(run_query(looked_at(store), name, limits_of(timeout), **asked), form)
+        params = {key: "null" if value is None else value for key, value in values_of(settings or []).items()}
+        printed(run_query(looked_at(store), name, limits_of(timeout), **params), form)
 
 
 @app.command(name="iou")

@@ -1,7 +1,7 @@
 """From version to version of the tables: one file a migration, and what the tables of each version were.
 
 Whoever changes a schema raises `storage.tables.VERSION` by one, adds `v5.py` with a function `migrate` to `MIGRATIONS`,
-and keeps the new schemas with `python -m tests.storage.keep_schemas`. How rows get from one place to the other is the
+and keeps the new schemas with `python -m tests.storage.keep_schemas`. How rows get from one folder to the other is the
 same for all and stands in `storage.migrate`.
 """
 

@@ -1,14 +1,15 @@
 """Version 4: the field's words.
 
-- `probe` is `condition`, the audit that a night was compared with is its `baseline`, the figure `diversity`, which is
+- `probe` is `condition`, the audit that a night was compared with is its `baseline`, the metric `diversity`, which is
   lower where images differ more, is `seed_similarity`.
 - `nemo` is the method as published, which prunes for each prompt the neurons found for it alone: `nemo-own` until now.
   What went by that name, the neurons of all prompts together, is `nemo-union`. Random controls and names of variants
   follow: `nemo-own-1a2b3c4d` is `nemo-1a2b3c4d`, and `nemo-1a2b3c4d` is `nemo-union-1a2b3c4d`. What the localizer found
   (`neuron_sets.method`) keeps its name.
 - What a model card says of a variant, until now a file beside its weights, is a column of `variants`.
-- The setting `rival_starts` is `baseline_starts`; the group `importance`, which three localizers shared, is a group for
-  each of them. Audits and registrations keep their settings as JSON.
+- The setting `rival_starts` is `baseline_starts`. What `own_cuts`, `scores`, `erase` and `defences` chose is one list
+  of variants, `mitigations`; and each method's parameters are a group of its own, where `importance` and `defence`
+  held those of several.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 
@@ -26,8 +28,20 @@ COLUMNS = {
     "nights": {"standard": "baseline"},
 }
 """By table, columns with new names."""
-SCORES = {"gradient": ("timesteps", "contrast"), "taylor": ("timesteps", "contrast"), "random": ("seed",)}
-"""Localizers that have settings of their own now, with the names of those that they shared."""
+SETTINGS = {"rival_starts": "baseline_starts"}
+"""Settings with new names, in the parameters (JSON) of audits and registrations."""
+CHOICES = ("own_cuts", "scores", "erase", "defences")
+"""Settings that said which variants are made beside those of NeMo and Wanda."""
+GRADIENTS = ("timesteps", "contrast")
+GROUPS = {
+    "importance": {"taylor": GRADIENTS, "gradient": GRADIENTS, "random": ("seed",)},
+    "defence": {
+        "perturbed_embedding": ("target", "steps", "learning_rate"),
+        "random_tokens": ("tokens",),
+        "reweighted_attention": ("rescale",),
+    },
+}
+"""Groups of settings that held the parameters of several methods: by the group of each, which are its own."""
 
 _OWN = re.compile(r"(random-)?nemo-own(-[0-9a-f]{8})?")
 _UNION = re.compile(r"(random-)?nemo(-[0-9a-f]{8})?")
@@ -59,25 +73,40 @@ def variant(name: str) -> str:
 
 
 def metric(name: str) -> str:
-    """What a figure is called now."""
+    """What a metric is called now."""
     return re.sub(r"^diversity(?=_|$)", "seed_similarity", name)
 
 
 def params(text: str) -> str:
-    """Parameters of an audit (JSON) with the new names of its settings, where it has any; all else stays."""
-    content = json.loads(text)
-    settings = content.get("settings") or {}
-    if "rival_starts" in settings:
-        settings["baseline_starts"] = settings.pop("rival_starts")
-    if shared := settings.pop("importance", None):
-        settings |= {score: {name: shared[name] for name in names if name in shared} for score, names in SCORES.items()}
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    """Parameters with the settings of now, which choose the same variants and say the same of them."""
+    params = json.loads(text)
+    if params.get("settings") is not None:
+        params["settings"] = settings(params["settings"])
+    return json.dumps(params, separators=(",", ":"), ensure_ascii=False)
+
+
+def settings(old: dict[str, Any]) -> dict[str, Any]:
+    """Settings of version 3 as those of version 4."""
+    new = {SETTINGS.get(name, name): value for name, value in old.items() if name not in (*CHOICES, *GROUPS)}
+    for group, methods in GROUPS.items():
+        if group in old:
+            new |= {name: {one: old[group][one] for one in own if one in old[group]} for name, own in methods.items()}
+    if any(name in old for name in CHOICES):
+        chosen = [*(["nemo"] if old.get("own_cuts") else []), "nemo-union", "wanda"]
+        for name in ("scores", "erase", "defences"):
+            chosen += old.get(name, [])
+        new["mitigations"] = list(dict.fromkeys(chosen))
+    return new
 
 
 def card(text: str) -> str:
-    """What a variant's model card says (JSON), by the method's new name, with which its title ends."""
+    """What a variant's model card says (JSON), by the method's new name, with which its title ends; of a mitigation at
+    inference with its own parameters alone."""
     content = json.loads(text)
     title, method = content["title"], content["method"]
+    own = GROUPS["defence"].get(method.replace("-", "_"))
+    if own is not None:
+        content["params"] = {name: value for name, value in content["params"].items() if name in own}
     return json.dumps(content | {"title": title.removesuffix(method) + variant(method), "method": variant(method)})
 
 

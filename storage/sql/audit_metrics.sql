@@ -1,4 +1,4 @@
--- The figures of one audit, each variant beside its control.
+-- The estimates of one audit, each variant beside its control.
 -- $audit_id: NULL for the completed audit that started last.
 
 SELECT audit_id, variant, condition, metric, value, low, high, n

@@ -1,8 +1,8 @@
--- Copies: images that each variant under each condition reproduces, verbatim and template apart, and how many were asked for.
--- Of all audits together, whatever their steps and seeds: the figures of one audit are in `metrics`.
+-- Copies: images that each variant under each condition reproduces, verbatim and template apart, and how many there are.
+-- Of all audits together, whatever their steps and seeds: the estimates of one audit are in `metrics`.
 -- Prompts that share an image, or whose texts differ in case, spaces and composed letters only, count together: this
 -- mirrors tasks/units.py, but for letters such as the German sharp s, which have no single lower case. copied and
--- share_of_generations mirror `mr` and `mr_generations` in tasks/evaluate/figures.py; prompts are counted beside them.
+-- share_of_generations mirror `mr` and `mr_generations` in tasks/evaluate/copying.py; prompts are counted beside them.
 -- $metric: the score of a generation against its image, NULL for 'sscd'. $threshold: NULL for 0.7.
 -- $model_id: NULL for all. $scorer: the model that the scores were made with, NULL for all, each for itself.
 

@@ -1,5 +1,5 @@
--- The figures of an audit beside those of the previous completed audit of the same model and prompts.
--- apart is true when the two intervals do not meet, null when a figure has none.
+-- The estimates of an audit beside those of the previous completed audit of the same model and prompts.
+-- apart is true when the two intervals do not meet, null when an estimate has none.
 
 WITH pairs AS (
     SELECT

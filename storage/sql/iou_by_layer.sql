@@ -1,4 +1,4 @@
--- The paper's figure: mean IOU between scopes at each layer, averaged over steps and pairs, beside chance.
+-- As the paper draws it: mean IOU between scopes at each layer, averaged over steps and pairs, beside chance.
 -- $model_id, $method: NULL for all. $scope: NULL for all. The set of all subsets together is none of them.
 
 SELECT

@@ -21,7 +21,7 @@ WITH sets AS NOT MATERIALIZED (
 scopes AS (
     SELECT
         *,
-        dense_rank() OVER (ORDER BY model_id, method, params_id, site, layer, step, scope) AS place,
+        dense_rank() OVER (ORDER BY model_id, method, params_id, site, layer, step, scope) AS setting,
         count(*) OVER peers AS scopes,
         row_number() OVER (peers ORDER BY scope_id) - 1 AS number
     FROM (
@@ -36,7 +36,7 @@ paired AS (
 bits AS (
     SELECT
         * EXCLUDE (scopes),
-        dense_rank() OVER (ORDER BY place, least(own, other), greatest(own, other))::UBIGINT AS pass,
+        dense_rank() OVER (ORDER BY setting, least(own, other), greatest(own, other))::UBIGINT AS pass,
         1::UBIGINT << (number % 32 + CASE WHEN own <= other THEN 0 ELSE 32 END) AS bit
     FROM paired
 ),
@@ -63,16 +63,16 @@ patterns AS (
 ),
 -- Each pattern once for each scope in it.
 carried AS (
-    SELECT pass, mask, n, place, number, own, other
+    SELECT pass, mask, n, setting, number, own, other
     FROM patterns
     JOIN bits USING (pass)
     WHERE mask & bit != 0
 ),
 sizes AS (
-    SELECT place, number, sum(n)::BIGINT AS size FROM carried WHERE own = other GROUP BY place, number
+    SELECT setting, number, sum(n)::BIGINT AS size FROM carried WHERE own = other GROUP BY setting, number
 ),
 common AS (
-    SELECT one.place, one.number AS number_1, two.number AS number_2, sum(one.n)::BIGINT AS intersection
+    SELECT one.setting, one.number AS number_1, two.number AS number_2, sum(one.n)::BIGINT AS intersection
     FROM carried AS one
     JOIN carried AS two
         ON two.pass = one.pass
@@ -92,10 +92,10 @@ counts AS (
         coalesce(size_2.size, 0) AS size_2,
         coalesce(common.intersection, 0) AS intersection
     FROM scopes AS one
-    JOIN scopes AS two ON two.place = one.place AND two.number > one.number
-    LEFT JOIN sizes AS size_1 ON size_1.place = one.place AND size_1.number = one.number
-    LEFT JOIN sizes AS size_2 ON size_2.place = two.place AND size_2.number = two.number
-    LEFT JOIN common ON common.place = one.place AND number_1 = one.number AND number_2 = two.number
+    JOIN scopes AS two ON two.setting = one.setting AND two.number > one.number
+    LEFT JOIN sizes AS size_1 ON size_1.setting = one.setting AND size_1.number = one.number
+    LEFT JOIN sizes AS size_2 ON size_2.setting = two.setting AND size_2.number = two.number
+    LEFT JOIN common ON common.setting = one.setting AND number_1 = one.number AND number_2 = two.number
 )
 SELECT
     * EXCLUDE (chance),

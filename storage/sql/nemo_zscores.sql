@@ -5,7 +5,7 @@
 -- $layer: NULL for all. $params_id: the collection, NULL for all, each for itself.
 -- z is null for a neuron that never varies, which is above no theta.
 
-WITH asked AS (
+WITH searched AS (
     SELECT
         prompt_id, params_id, site, layer, step,
         unnest(range(len(mean_abs))) AS neuron,
@@ -22,10 +22,10 @@ WITH asked AS (
         )
 )
 SELECT
-    asked.prompt_id, asked.params_id, asked.site, asked.layer, asked.step, asked.neuron,
+    searched.prompt_id, searched.params_id, searched.site, searched.layer, searched.step, searched.neuron,
     activation, mean, std,
     abs(activation - mean) / nullif(std, 0) AS z
-FROM asked
+FROM searched
 JOIN statistics_of(
     of_model := $model_id,
     of_variant := $variant,
@@ -33,10 +33,10 @@ JOIN statistics_of(
     of_params := $params_id,
     of_prompts := $prompt_set
 ) AS known
-    ON known.params_id IS NOT DISTINCT FROM asked.params_id
-    AND known.site = asked.site
-    AND known.layer = asked.layer
-    AND known.step IS NOT DISTINCT FROM asked.step
-    AND known.neuron = asked.neuron
+    ON known.params_id IS NOT DISTINCT FROM searched.params_id
+    AND known.site = searched.site
+    AND known.layer = searched.layer
+    AND known.step IS NOT DISTINCT FROM searched.step
+    AND known.neuron = searched.neuron
 WHERE $theta IS NULL OR abs(activation - mean) / nullif(std, 0) > $theta
-ORDER BY asked.prompt_id, asked.params_id, z DESC NULLS LAST, asked.layer, asked.step, asked.neuron
+ORDER BY searched.prompt_id, searched.params_id, z DESC NULLS LAST, searched.layer, searched.step, searched.neuron

@@ -1,4 +1,4 @@
--- The models that are audited every night, with what their audits are told.
+-- The models that are audited every night, with the parameters of their audits.
 
 WITH last AS (
     FROM registrations

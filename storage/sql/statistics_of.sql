@@ -23,33 +23,33 @@ WITH known AS NOT MATERIALIZED (
             WHERE kind = coalesce(of_kind, 'null') AND (of_prompts IS NULL OR prompt_set = of_prompts)
         )
 ),
-places AS (
-    SELECT *, row_number() OVER () AS place
+groups AS (
+    SELECT *, row_number() OVER () AS group_number
     FROM (SELECT DISTINCT model_id, params_id, site, layer, step FROM known)
 ),
--- Place and neuron share one 64-bit number: grouping by one integer is what makes this fast.
-figures AS (
+-- Group and neuron share one 64-bit number: grouping by one integer is what makes this fast.
+statistics AS (
     SELECT
-        place_and_neuron,
+        group_and_neuron,
         count(*) AS prompts,
         avg(activation) AS mean,
         stddev_samp(activation) AS std
     FROM (
         SELECT
-            (place << 32) + unnest(range(len(mean_abs))) AS place_and_neuron,
+            (group_number << 32) + unnest(range(len(mean_abs))) AS group_and_neuron,
             unnest(mean_abs)::DOUBLE AS activation
         FROM known
-        JOIN places
-            ON places.model_id = known.model_id
-            AND places.params_id IS NOT DISTINCT FROM known.params_id
-            AND places.site = known.site
-            AND places.layer = known.layer
-            AND places.step IS NOT DISTINCT FROM known.step
+        JOIN groups
+            ON groups.model_id = known.model_id
+            AND groups.params_id IS NOT DISTINCT FROM known.params_id
+            AND groups.site = known.site
+            AND groups.layer = known.layer
+            AND groups.step IS NOT DISTINCT FROM known.step
     )
-    GROUP BY place_and_neuron
+    GROUP BY group_and_neuron
 )
 SELECT
-    model_id, params_id, site, layer, step, place_and_neuron & 4294967295 AS neuron, prompts, mean,
+    model_id, params_id, site, layer, step, group_and_neuron & 4294967295 AS neuron, prompts, mean,
     CASE WHEN std ** 2 * (prompts - 1) <= 1e-12 * prompts * mean ** 2 THEN 0 ELSE std END AS std
-FROM figures
-JOIN places ON place = place_and_neuron >> 32
+FROM statistics
+JOIN groups ON group_number = group_and_neuron >> 32

@@ -1,7 +1,7 @@
 -- The subspace that memories share: mean IOU between subsets of prompts, beside chance and ordinary prompts.
 -- Pairs of verbatim subsets, of template subsets and of one with the other are apart; the control are ordinary prompts
 -- taken for memorized ones.
--- Rows with neither layer nor step are over all; rows with one of them are the paper's figures.
+-- Rows with neither layer nor step are over all; rows with one of them are those of the paper.
 -- $model_id, $prompt_set: NULL for all. $params_id: the Wanda localization, $control_id: its control, NULL for all.
 
 WITH named AS (

@@ -2,7 +2,7 @@
 -- kind: of the prompts that the image belongs to; what was never memorized is the control.
 -- $model_id, $variant: NULL for all. Points that searches began from are no searches.
 
-WITH pictured AS (
+WITH with_image AS (
     SELECT image_id, min(kind) AS kind
     FROM (SELECT unnest(image_ids) AS image_id, kind FROM prompts)
     GROUP BY image_id
@@ -15,7 +15,7 @@ SELECT
     avg(loss[-1]) AS last_loss,
     min(loss[-1]) AS lowest
 FROM triggers
-LEFT JOIN pictured USING (image_id)
+LEFT JOIN with_image USING (image_id)
 WHERE len(loss) > 0 AND ($model_id IS NULL OR model_id = $model_id) AND ($variant IS NULL OR variant = $variant)
 GROUP BY model_id, variant, kind, start, steps
 ORDER BY model_id, variant, kind, start, steps

@@ -1,4 +1,4 @@
-"""Attacking: adversarial embeddings for training images, and the same budget for pictures never memorized."""
+"""Attacking: adversarial embeddings for training images, and the same budget for images never memorized."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -6,8 +6,9 @@ from itertools import product
 import numpy as np
 
 from storage import content_key
-from tasks.attack.dori import DoriParams, attack
 from tasks.diffusion.sampling import encode
+from tasks.dori import DoriParams as DoriParams
+from tasks.dori import attack
 from tasks.errors import InputError
 from tasks.progress import progress
 from tasks.subject import Prompt, Subject, shards
@@ -16,7 +17,7 @@ VERSION = "dori/2"
 
 
 def attack_images(
-    subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
+    subject: Subject, variant: str, prompts: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
 ) -> dict[str, list[str]]:
     """Searches triggers for the first image of each prompt.
 
@@ -25,7 +26,7 @@ def attack_images(
 
     Args:
         variant: as the store knows it. What a mitigation does at inference is not attacked: its triggers are the
-            original's, and meet it when pictures are made.
+            original's, and meet it when images are made.
         pool: prompts that other starts are drawn from and noise is matched to; the same for all shards.
 
     Returns:
@@ -35,19 +36,19 @@ def attack_images(
         InputError: a prompt has no image in the store.
     """
     store, variant = subject.open(), subject.weights_of(variant)
-    if without := [prompt.text for prompt in asked if not prompt.image_ids]:
+    if without := [prompt.text for prompt in prompts if not prompt.image_ids]:
         raise InputError(f"{len(without)} prompts have no training image, such as {without[0][:60]!r}: give --images")
-    names = _names(subject, variant, asked, pool, params, seed)
+    names = _names(subject, variant, prompts, pool, params, seed)
     stored = store.read("triggers", columns=["trigger_id"], model_id=subject.model_id, variant=variant)
     known = set(stored["trigger_id"].to_pylist())
     budgets = _budgets(params)
     wanted = [(r, steps) for r in range(params.restarts) for steps in budgets]
-    todo = [p for p in asked if any(names[p.prompt_id, *one] not in known for one in wanted)]
+    todo = [p for p in prompts if any(names[p.prompt_id, *one] not in known for one in wanted)]
     total = len(todo) * params.restarts * params.steps
     of_prompt: dict[str, np.ndarray] = {}
     if todo:
-        pictures = subject.pictures([prompt.image_ids[0] for prompt in todo])
-        of_prompt = {prompt.prompt_id: picture for prompt, picture in zip(todo, pictures, strict=True)}
+        images = subject.training_images([prompt.image_ids[0] for prompt in todo])
+        of_prompt = {prompt.prompt_id: image for prompt, image in zip(todo, images, strict=True)}
     with progress(total, f"attacking {variant} from {params.start}", "step") as done:
         for prompt_id, some in subject.by_model(variant, todo, lambda one: one.prompt_id):
             with subject.loaded(variant, prompt_id) as model:
@@ -72,21 +73,25 @@ def attack_images(
                         }
                         # A part a trigger: whoever else searches it, in whatever company, writes the same part.
                         store.write("triggers", name, [row], model_id=subject.model_id, variant=variant)
-    return _by_prompt(asked, names, params)
+    return _by_prompt(prompts, names, params)
 
 
 def triggers_of(
-    subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
+    subject: Subject, variant: str, prompts: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
 ) -> dict[str, list[str]]:
-    """The ids that `attack_images` gives, whether or not it ran yet."""
-    return _by_prompt(asked, _names(subject, subject.weights_of(variant), asked, pool, params, seed), params)
+    """The ids that `attack_images` gives, whether or not it ran yet.
+
+    Args:
+        variant: whose weights are attacked: the original's, where a mitigation acts at inference.
+    """
+    return _by_prompt(prompts, _names(subject, variant, prompts, pool, params, seed), params)
 
 
 def starts_of(
-    subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
+    subject: Subject, variant: str, prompts: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int = 0
 ) -> dict[str, list[str]]:
     """The ids of where these searches began, if `params.also_at` asked for 0 steps: triggers like others."""
-    return triggers_of(subject, variant, asked, pool, params.model_copy(update={"steps": 0, "also_at": ()}), seed)
+    return triggers_of(subject, variant, prompts, pool, params.model_copy(update={"steps": 0, "also_at": ()}), seed)
 
 
 def _budgets(params: DoriParams) -> list[int]:
@@ -95,15 +100,15 @@ def _budgets(params: DoriParams) -> list[int]:
 
 
 def _by_prompt(
-    asked: Sequence[Prompt], names: Mapping[tuple[str, int, int], str], params: DoriParams
+    prompts: Sequence[Prompt], names: Mapping[tuple[str, int, int], str], params: DoriParams
 ) -> dict[str, list[str]]:
     return {
-        p.prompt_id: [names[p.prompt_id, restart, params.steps] for restart in range(params.restarts)] for p in asked
+        p.prompt_id: [names[p.prompt_id, restart, params.steps] for restart in range(params.restarts)] for p in prompts
     }
 
 
 def _names(
-    subject: Subject, variant: str, asked: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int
+    subject: Subject, variant: str, prompts: Sequence[Prompt], pool: Sequence[str], params: DoriParams, seed: int
 ) -> dict[tuple[str, int, int], str]:
     """Trigger ids by prompt id, restart and number of steps."""
     settings = params.model_dump(exclude={"images_at_once", "also_at", "restarts"})
@@ -119,7 +124,7 @@ def _names(
             seed,
             restart,
         )
-        for prompt in asked
+        for prompt in prompts
         for restart in range(params.restarts)
         for steps in _budgets(params)
     }

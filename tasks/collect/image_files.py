@@ -11,8 +11,8 @@ from typing import IO
 
 from PIL import Image, ImageOps, features
 
-from tasks.collect.prompt_files import PromptEntry, endless, few, read_file, shortened
 from tasks.errors import InputError
+from tasks.prompt_files import PromptEntry, endless, few, read_file, shortened
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", *(["AVIF"] if features.check("avif") else []))
 """Formats that are read, whatever a file is called."""
@@ -167,13 +167,13 @@ def find_images(prompts: Sequence[PromptEntry], folder: Path, others: Sequence[P
                 missing += [f"{prompt.place}: {_lost(name, folder)}" for name, paths in by_name.items() if not paths]
                 break
         else:
-            asked = [name for name in (*prompt.images, *lines.get(text, ())) if is_name(name)]
-            other = [path for name in (*asked, *numbers) for path in unread_names.files(name, several=True)]
+            named = [name for name in (*prompt.images, *lines.get(text, ())) if is_name(name)]
+            other = [path for name in (*named, *numbers) for path in unread_names.files(name, several=True)]
             if other:
                 kind = UNREAD[other[0].suffix.lower()]
                 unusable.append(f"{prompt.place}: {other[0]} is {kind}, which is not read: save it as PNG or JPEG")
             else:
-                missing += [f"{prompt.place}: {_lost(name, folder)}" for name in asked]
+                missing += [f"{prompt.place}: {_lost(name, folder)}" for name in named]
     where = f"in {folder}"
     problems += few(unusable, where)
     if found:

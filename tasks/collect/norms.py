@@ -80,7 +80,7 @@ def feature_norms(
         embeddings: (n, rows, width), one for each key.
         keys: what seeds each trajectory's noise. The published run has one seed for each prompt.
         params: the published run has 50 steps and guidance 7.5.
-        done: told the number of prompts whenever some are finished.
+        done: called with the number of prompts whenever some are finished.
 
     Returns:
         The sums, on the CPU.

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tasks.collect.prompt_files import SHOWN, Kind, PromptEntry, few, shortened
 from tasks.diffusion.families.tokenizers import Tokenizers
 from tasks.diffusion.tokens import LongPrompts
+from tasks.prompt_files import SHOWN, Kind, PromptEntry, few, shortened
 
 KINDS: dict[Kind, str] = {"memorized": "memorized", "null": "null", "ordinary": "ordinary"}
 """What prompts of each kind are called."""

@@ -223,11 +223,11 @@ def _of_configs(folder: Path, index: dict[str, Any], family: type[Model]) -> Ite
 
 
 def _of_scheduler(folder: Path, index: dict[str, Any], choice: Choice, steps: int | None) -> Iterator[str]:
-    place = folder / "scheduler"
-    if class_in(index, "scheduler") is None or not place.is_dir():
-        return  # told with the components
+    below = folder / "scheduler"
+    if class_in(index, "scheduler") is None or not below.is_dir():
+        return  # refused with the components
     try:
-        schedule = read_schedule(place, scheduler_in(index))
+        schedule = read_schedule(below, scheduler_in(index))
         if choice == "model" and schedule.unsampled is not None:
             yield schedule.unsampled
         elif steps is not None:
@@ -240,10 +240,10 @@ def _of_strays(folder: Path, parts: Iterable[str]) -> Iterator[str]:
     """Files that change what the model makes, and that nothing reads."""
     known = [folder, *(folder / part for part in parts)]
     others = [path for path in sorted(folder.iterdir()) if path.is_dir() and _ADAPTER.search(path.name)]
-    for place in filter(Path.is_dir, [*known, *others]):
-        for path in sorted(filter(Path.is_file, place.iterdir())):
-            weights = path.suffix in _WEIGHTS and (place in others or _changes(path))
-            if weights and path.name == f"{stem_of(place.name)}.safetensors" and place in known[1:]:
+    for below in filter(Path.is_dir, [*known, *others]):
+        for path in sorted(filter(Path.is_file, below.iterdir())):
+            weights = path.suffix in _WEIGHTS and (below in others or _changes(path))
+            if weights and path.name == f"{stem_of(below.name)}.safetensors" and below in known[1:]:
                 yield f"{path} has layers of {_kind_of_adapter(path)} that was not fused: fuse it and save the model"
             elif weights or path.name == "adapter_config.json":
                 yield (

@@ -37,7 +37,7 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
     folder, mixed = Path(source), precision == "mixed"
     if not (folder / INDEX).is_file():
         raise InputError(no_pipeline(folder))
-    place = usable_device(device)
+    chosen = usable_device(device)
     # Whether the model's own scheduler samples counts only where it is asked for.
     refuse(problems_of(folder, "ddim"))
     # Convolutions on a GPU would else compute in TensorFloat-32, three digits, whatever the weights are.
@@ -65,14 +65,14 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
     denoiser = parts.pop(family.denoiser_name)
     for name, part in parts.items():
         if isinstance(part, torch.nn.Module):
-            parts[name] = part.to(place).eval().requires_grad_(False)
+            parts[name] = part.to(chosen).eval().requires_grad_(False)
     return family.of(
         index,
         source=str(folder),
         model_id=identity(folder, precision),
-        denoiser=settled(denoiser, place, mixed),
+        denoiser=settled(denoiser, chosen, mixed),
         schedule=replace(schedule, own=pipeline.scheduler),
-        device=place,
+        device=chosen,
         mixed=mixed,
         **parts,
     )
@@ -149,11 +149,11 @@ def usable_device(named: str | None) -> torch.device:
         InputError: there is no such device here.
     """
     try:
-        place = device_of(named)
-        torch.zeros(1, device=place).cpu()
+        chosen = device_of(named)
+        torch.zeros(1, device=chosen).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"no device {named!r} here ({str(error).splitlines()[0]}): try cpu") from error
-    return place
+    return chosen
 
 
 def identity(folder: Path, precision: Precision) -> str:
@@ -207,9 +207,9 @@ def audit_defaults(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        told = json.loads(path.read_text())
+        defaults = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(told, dict):
+    if not isinstance(defaults, dict):
         raise InputError(f"{path} holds no names with their values: it begins with a brace, {{")
-    return told
+    return defaults

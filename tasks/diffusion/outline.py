@@ -23,8 +23,8 @@ class Outline:
     """On the meta device: layers with their shapes, and no numbers."""
     latent: tuple[int, int] | None
     """Height and width of a latent, where the configuration says so."""
-    picture: tuple[int, int] | None
-    """Height and width of a picture."""
+    image: tuple[int, int] | None
+    """Height and width of an image."""
     trained: int | None
     """Timesteps that the model was trained with."""
 
@@ -59,7 +59,7 @@ def outline_of(folder: Path) -> Outline:
         family=family,
         denoiser=denoiser,
         latent=latent,
-        picture=(latent[0] * scale, latent[1] * scale) if latent and scale else None,
+        image=(latent[0] * scale, latent[1] * scale) if latent and scale else None,
         trained=trained if isinstance(trained, int) else None,
     )
 

@@ -9,7 +9,7 @@ Precision = Literal["float32", "mixed", "bfloat16", "float16"]
 computes in bfloat16 where that is safe (autocast). Such results differ in the third digit, and with the batch in the
 fourth."""
 
-AskedPrecision = Literal["auto", "float32", "mixed", "bfloat16", "float16"]
+PrecisionChoice = Literal["auto", "float32", "mixed", "bfloat16", "float16"]
 """The same, or "auto": mixed where the device computes in bfloat16, and float32 elsewhere."""
 
 BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
@@ -24,17 +24,17 @@ def computes_in_bfloat16(device: str | None = None) -> bool:
         device: "cpu", "cuda", ...; the GPU where there is one by default.
     """
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         return False  # a device of no such name is refused where the model is loaded
-    if place.type == "cuda":
+    if chosen.type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     known = torch.cpu.get_capabilities()
-    return place.type == "cpu" and any(bool(known.get(name)) for name in BFLOAT16_INSTRUCTIONS)
+    return chosen.type == "cpu" and any(bool(known.get(name)) for name in BFLOAT16_INSTRUCTIONS)
 
 
-def precision_for(asked: AskedPrecision, device: str | None = None) -> Precision:
-    """The precision that is meant on a device, see `AskedPrecision`."""
-    if asked != "auto":
-        return asked
+def precision_for(choice: PrecisionChoice, device: str | None = None) -> Precision:
+    """The precision that is meant on a device, see `PrecisionChoice`."""
+    if choice != "auto":
+        return choice
     return "mixed" if computes_in_bfloat16(device) else "float32"

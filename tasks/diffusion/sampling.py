@@ -1,4 +1,4 @@
-"""Generating pictures from embeddings, each sample with its own noise."""
+"""Generating images from embeddings, each sample with its own noise."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -19,16 +19,20 @@ from tasks.params import SPEED
 
 
 class SamplingParams(BaseModel):
-    """How pictures are generated."""
+    """How images are generated."""
 
     model_config = ConfigDict(title="Sampling", frozen=True, extra="forbid")
 
-    steps: Annotated[int, Field(ge=1, le=1000, description="denoising steps")] = 50
-    guidance: Annotated[float, Field(ge=0, le=30, description="classifier-free guidance; 1 or less runs without")] = 7.5
-    scheduler: Annotated[Choice, Field(description="the model's own scheduler, DDIM, or DPM-Solver++")] = "model"
-    batch: Annotated[int, Field(ge=1, le=1024, description="pictures at a time; does not change the result"), SPEED] = (
-        32
-    )
+    steps: Annotated[int, Field(ge=1, le=1000, description="Number of denoising steps.")] = 50
+    guidance: Annotated[
+        float, Field(ge=0, le=30, description="Strength of classifier-free guidance; 1 or less is none.")
+    ] = 7.5
+    scheduler: Annotated[
+        Choice, Field(description="The sampler: the model's own scheduler, DDIM, or DPM-Solver++.")
+    ] = "model"
+    batch: Annotated[
+        int, Field(ge=1, le=1024, description="Images made at a time; this does not change the result."), SPEED
+    ] = 32
 
 
 @torch.no_grad()
@@ -40,12 +44,12 @@ def generate(
     done: Callable[[int], None] = lambda n: None,
     around: Callable[[slice], AbstractContextManager[None]] = lambda rows: nullcontext(),
 ) -> np.ndarray:
-    """Pictures for embeddings, one for each key.
+    """Images for embeddings, one for each key.
 
     Args:
         embeddings: (n, rows, width), one for each key.
-        around: a context that the pictures of these rows are made within; a batch that is halved enters it anew.
-        done: told the number of pictures whenever some are finished.
+        around: a context that the images of these rows are made within; a batch that is halved enters it anew.
+        done: called with the number of images whenever some are finished.
 
     Returns:
         uint8 (n, height, width, 3).
@@ -58,9 +62,9 @@ def generate(
             return decode(model, denoise(model, text, empty, initial_noise(model, keys[rows]), params))
 
     out = []
-    for pictures in in_batches(len(keys), params.batch, some):
-        out.append(pictures)
-        done(len(pictures))
+    for images in in_batches(len(keys), params.batch, some):
+        out.append(images)
+        done(len(images))
     return np.concatenate(out) if out else np.zeros((0, 0, 0, 3), np.uint8)
 
 
@@ -108,7 +112,7 @@ def first_timestep(model: Model, params: SamplingParams) -> int:
 
 @torch.no_grad()
 def decode(model: Model, latents: torch.Tensor, batch: int = 8) -> np.ndarray:
-    """Pictures uint8 (n, height, width, 3) of latents (n, c, h, w); at 512 x 512 a batch takes some 7 GB.
+    """Images uint8 (n, height, width, 3) of latents (n, c, h, w); at 512 x 512 a batch takes some 7 GB.
 
     Raises:
         InputError: what comes out is not finite, as where a decoder cannot compute in half precision.
@@ -117,7 +121,7 @@ def decode(model: Model, latents: torch.Tensor, batch: int = 8) -> np.ndarray:
     def some(rows: slice) -> np.ndarray:
         pixels = model.decode(latents[rows]).float()
         if not pixels.isfinite().all():
-            what = f"pictures are not finite in {model.vae.dtype}"
+            what = f"images are not finite in {model.vae.dtype}"
             if model.vae.dtype == torch.float32:
                 raise InputError(f"{what}: what the denoiser predicts is not, its weights or a variant's are broken")
             raise InputError(f"{what}: load the model with --set precision=float32")
@@ -127,42 +131,42 @@ def decode(model: Model, latents: torch.Tensor, batch: int = 8) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode(model: Model, pictures: np.ndarray, batch: int = 8) -> torch.Tensor:
-    """Latents (n, c, h, w) of uint8 pictures (n, height, width, 3); the mean where the encoder gives a distribution."""
+def encode(model: Model, images: np.ndarray, batch: int = 8) -> torch.Tensor:
+    """Latents (n, c, h, w) of uint8 images (n, height, width, 3); the mean where the encoder gives a distribution."""
 
     def some(rows: slice) -> torch.Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(pictures[rows])).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.ascontiguousarray(images[rows])).permute(0, 3, 1, 2)
         return model.encode_images(pixels.to(model.device, model.vae.dtype) / 127.5 - 1)
 
-    return torch.cat(list(in_batches(len(pictures), batch, some)))
+    return torch.cat(list(in_batches(len(images), batch, some)))
 
 
-def picture_size(model: Model) -> tuple[int, int]:
-    """Width and height of the model's pictures in pixels."""
+def image_size(model: Model) -> tuple[int, int]:
+    """Width and height of the model's images in pixels."""
     height, width = decode(model, torch.zeros(1, *model.latent_shape, device=model.device, dtype=model.dtype)).shape[
         1:3
     ]
     return width, height
 
 
-def fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A uint8 picture scaled and centrally cropped to (width, height), as training pictures are."""
-    if (picture.shape[1], picture.shape[0]) == size:
-        return picture
-    return np.asarray(ImageOps.fit(Image.fromarray(picture), size, Image.Resampling.LANCZOS))
+def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A uint8 image scaled and centrally cropped to (width, height), as training images are."""
+    if (image.shape[1], image.shape[0]) == size:
+        return image
+    return np.asarray(ImageOps.fit(Image.fromarray(image), size, Image.Resampling.LANCZOS))
 
 
-def to_png(picture: np.ndarray) -> bytes:
-    """A uint8 picture (height, width, 3) as PNG."""
+def to_png(image: np.ndarray) -> bytes:
+    """A uint8 image (height, width, 3) as PNG."""
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
+    Image.fromarray(image).save(stream, "PNG")
     return stream.getvalue()
 
 
 def from_bytes(data: bytes) -> np.ndarray:
-    """An encoded picture as uint8 (height, width, 3), the way up that its EXIF data say, as training sees it."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    """An encoded image as uint8 (height, width, 3), the way up that its EXIF data say, as training sees it."""
+    with Image.open(io.BytesIO(data)) as opened:
+        return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
 
 
 def _scheduler(model: Model, params: SamplingParams) -> Any:

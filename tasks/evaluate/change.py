@@ -26,5 +26,5 @@ def change(seen: Seen, params: NoParams) -> list[Estimate]:
 
 
 def sscd_gen(similarities: ByUnit) -> Estimate:
-    """Mitigated against unmitigated generations of the same seed: median over a unit's pictures, then over units."""
+    """Mitigated against unmitigated generations of the same seed: median over a unit's images, then over units."""
     return over_units("sscd_gen", np.array([np.median(seeds) for seeds in filled(similarities)]), np.median)

@@ -47,14 +47,14 @@ def measured(seen: Seen, params: NoParams) -> list[Estimate]:
 
 
 def clip(scores: ByUnit) -> Estimate:
-    """Mean CLIP cosine of picture and prompt: mean over a unit's pictures, then over units."""
+    """Mean CLIP cosine of image and prompt: mean over a unit's images, then over units."""
     return over_units("clip", np.array([seeds.mean() for seeds in filled(scores)]), np.mean)
 
 
 def clip_kept(scores: ByUnit, originals: ByUnit) -> Estimate:
     """Mean CLIP cosine as a share of the original model's, of the same prompts; the interval knows them for pairs."""
     if scores.keys() != originals.keys():
-        raise ValueError("pictures of the same prompts are compared with each other")
+        raise ValueError("images of the same prompts are compared with each other")
     own = np.array([seeds.mean() for seeds in filled(scores)])
     others = np.array([originals[name].mean() for name in scores])
     low, high = (of_ratio(own, others) if len(own) > 1 else None) or (None, None)

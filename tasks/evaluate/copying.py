@@ -51,9 +51,9 @@ def copying(seen: Seen, params: NoParams) -> list[Estimate]:
         return []
 
     def found(kind: str | None = None) -> list[Estimate]:
-        asked = [one for one, _ in nearest if kind in (None, one.memorization)]
-        by_unit = gathered(asked, [value for one, value in nearest if kind in (None, one.memorization)])
-        return of_prompts(asked, [mr(by_unit), mr_generations(by_unit), *sscd_orig(by_unit)])
+        of_kind = [one for one, _ in nearest if kind in (None, one.memorization)]
+        by_unit = gathered(of_kind, [value for one, value in nearest if kind in (None, one.memorization)])
+        return of_prompts(of_kind, [mr(by_unit), mr_generations(by_unit), *sscd_orig(by_unit)])
 
     kinds = {one.memorization for one, _ in nearest}
     of_kinds = [(kind, one) for kind in ("VM", "TM") if {"VM", "TM"} <= kinds for one in found(kind)]
@@ -66,9 +66,9 @@ def similarities(seen: Seen) -> list[tuple[Generation, float]]:
 
     A template prompt stands for several images, and a copy of any one is a copy.
     """
-    asked = [one for one in seen.generations if one.images]
-    known = alike(seen, "sscd", [(one.id, image) for one in asked for image in one.images])
-    return [(one, max(known[one.id, image] for image in one.images)) for one in asked]
+    with_images = [one for one in seen.generations if one.images]
+    known = alike(seen, "sscd", [(one.id, image) for one in with_images for image in one.images])
+    return [(one, max(known[one.id, image] for image in one.images)) for one in with_images]
 
 
 def triggers_that_copy(nearest: Sequence[tuple[Generation, float]]) -> set[str]:
@@ -77,7 +77,7 @@ def triggers_that_copy(nearest: Sequence[tuple[Generation, float]]) -> set[str]:
 
 
 def mr(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Estimate:
-    """Memorization rate: the share of units with any picture above the threshold; Clopper-Pearson interval.
+    """Memorization rate: the share of units with any image above the threshold; Clopper-Pearson interval.
 
     The question is whether an image is brought back at all, by any of its captions: one that leaks it is a leak,
     however many others do not. So an image with more captions is tried more often, as one with more seeds is;
@@ -89,11 +89,11 @@ def mr(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Estimate:
 
 
 def mr_generations(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> Estimate:
-    """The share of a unit's pictures above the threshold, averaged over units: MR counted by pictures.
+    """The share of a unit's images above the threshold, averaged over units: MR counted by images.
 
     Kowalczuk et al. report the "share of images" above the threshold, which may be this or that of training images.
 
-    The interval is that of as many units whose pictures are all copies or none, the widest there is: of values between
+    The interval is that of as many units whose images are all copies or none, the widest there is: of values between
     0 and 1 with a given mean, those that are 0 or 1 vary most (Hoeffding, 1963, theorem 3).
     """
     shares = [float((seeds > threshold).mean()) for seeds in filled(similarities)]
@@ -102,7 +102,7 @@ def mr_generations(similarities: ByUnit, threshold: float = COPY_THRESHOLD) -> E
 
 
 def sscd_orig(similarities: ByUnit) -> list[Estimate]:
-    """Similarity to the training picture: the maximum and the median over a unit's pictures, each in four figures.
+    """Similarity to the training image: the maximum and the median over a unit's images, each in four estimates.
 
     `sscd_orig_max` and `sscd_orig_median` are medians over units, `..._mad` the median absolute deviation beside them
     (as the code of Hintersdorf et al. reports them); `..._mean` and `..._std` are those of Kowalczuk et al. The

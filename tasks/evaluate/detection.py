@@ -1,6 +1,6 @@
 """How well the noise differences of the original model tell memorized prompts from ordinary ones."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,8 +26,8 @@ LEAST = 100
     control="Ordinary prompts that share no image with a memorized one.",
     applies=lambda condition, variant: variant == "original" and condition == PROMPT,
     columns=(
-        Column("auc", "AUC", better="higher", order=70),
-        Column("tpr_at_1fpr", "TPR at 1 % FPR", ".0%", "higher", order=71),
+        Column("auc", "AUC", better="higher", order=70, by_detector=True),
+        Column("tpr_at_1fpr", "TPR at 1 % FPR", ".0%", "higher", order=71, by_detector=True),
     ),
 )
 def detection(seen: Seen, params: NoParams) -> list[Estimate]:
@@ -36,10 +36,20 @@ def detection(seen: Seen, params: NoParams) -> list[Estimate]:
     Prompts of one image count as one, by the mean over all of them. Prompts among the others that share an image with a
     memorized one are left out: they are no examples of what is not memorized. So there may be no others, and no
     estimate. TPR is given only where there are others enough to see a rate of 1 %.
+
+    The same is said of each detector that was chosen beside, whose name is then behind the metric's.
     """
-    memorized = [one for one in seen.detected if one.memorized]
+    found = judged(seen.detected)
+    for name, scored in seen.scanned.items():
+        found += [replace(one, metric=f"{one.metric}_{name}") for one in judged(scored)]
+    return found
+
+
+def judged(scored: Sequence[Detected]) -> list[Estimate]:
+    """How well one detector tells memorized prompts from the others."""
+    memorized = [one for one in scored if one.memorized]
     remembered = {one.unit for one in memorized}
-    others = [one for one in seen.detected if not one.memorized and one.unit not in remembered]
+    others = [one for one in scored if not one.memorized and one.unit not in remembered]
     if not others:
         return []
     own, rest = _means(memorized), _means(others)

@@ -47,14 +47,14 @@ def by_unit(units: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
     return {name: rows[found] for name, found in places.items()}
 
 
-def gathered(asked: Sequence[Generation], values: Sequence[float]) -> dict[str, np.ndarray]:
+def gathered(generations: Sequence[Generation], values: Sequence[float]) -> dict[str, np.ndarray]:
     """Values, one for each of these generations, by unit."""
-    return by_unit([one.unit for one in asked], np.array(values))
+    return by_unit([one.unit for one in generations], np.array(values))
 
 
-def of_prompts(asked: Sequence[Generation], found: Sequence[Estimate]) -> list[Estimate]:
+def of_prompts(generations: Sequence[Generation], found: Sequence[Estimate]) -> list[Estimate]:
     """The same estimates with the number of prompts behind them."""
-    return [replace(one, prompts=len({each.prompt_id for each in asked})) for one in found]
+    return [replace(one, prompts=len({each.prompt_id for each in generations})) for one in found]
 
 
 def mad(values: np.ndarray, *, axis: int = -1) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Extraction of training data (Carlini et al., USENIX Security 2023, section 4): what always comes out is memory.
 
-An attacker who has no training pictures generates many pictures of one prompt and links those that are nearly alike.
-A memorized prompt gives a large clique of near copies; any other prompt gives ever new pictures.
+An attacker who has no training images generates many images of one prompt and links those that are nearly alike.
+A memorized prompt gives a large clique of near copies; any other prompt gives ever new images.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,15 +27,18 @@ class ExtractionParams(Params):
 
     model_config = ConfigDict(title="Extraction attack")
 
-    generations: Annotated[int, Field(ge=2, le=100_000, description="pictures generated of each prompt")] = 500
-    clique: Annotated[int, Field(ge=2, description="near copies of each other that make a memorized picture")] = 10
+    generations: Annotated[int, Field(ge=2, le=100_000, description="Number of images generated of each prompt.")] = 500
+    clique: Annotated[
+        int, Field(ge=2, description="Number of near copies of each other that make a memorized image.")
+    ] = 10
     measure: Annotated[
-        Literal["tiles", "sscd"], Field(description="distance of pixels, tile by tile, or 1 - SSCD similarity")
+        Literal["tiles", "sscd"],
+        Field(description="Distance between images: that of pixels, tile by tile, or 1 - SSCD similarity."),
     ] = "tiles"
     distance: Annotated[
-        float, Field(gt=0, le=2, description="pairs closer than this are near copies; 0.3 is the usual one for sscd")
+        float, Field(gt=0, le=2, description="Distance below which a pair are near copies; for sscd 0.3 is usual.")
     ] = 0.15
-    tiles: Annotated[int, Field(ge=1, le=64, description="tiles along each side of a picture")] = 4
+    tiles: Annotated[int, Field(ge=1, le=64, description="Number of tiles along each side of an image.")] = 4
 
 
 @metric(
@@ -71,20 +74,20 @@ def extraction(seen: Seen, params: ExtractionParams) -> list[Estimate]:
     vectors = seen.sscd.images(every) if params.measure == "sscd" else {}
     pixels = seen.pixels(every) if params.measure == "tiles" else {}
     middles: dict[str, Generation] = {}
-    for asked, some in made.items():
+    for prompt_id, some in made.items():
         if params.measure == "sscd":
             rows = np.stack([vectors[one.id] for one in some])
             distances = 1 - rows @ rows.T
         else:
             distances = tile_distances(np.stack([pixels[one.id] for one in some]), params.tiles)
         if (middle := extract(distances, params).representative) is not None:
-            middles[asked] = some[middle]
+            middles[prompt_id] = some[middle]
     vectors = seen.sscd.images([name for one in middles.values() for name in (one.id, *one.images)])
     claims = {}
-    for asked, one in middles.items():
+    for prompt_id, one in middles.items():
         alike = [float(vectors[one.id] @ vectors[image]) for image in one.images]
-        claims[asked] = max(alike) > COPY_THRESHOLD if alike else one.memorized
-    memorized = [asked for asked, some in made.items() if some[0].memorized]
+        claims[prompt_id] = max(alike) > COPY_THRESHOLD if alike else one.memorized
+    memorized = [prompt_id for prompt_id, some in made.items() if some[0].memorized]
     found = precision_recall(claims, memorized, {one.prompt_id: one.unit for one in seen.generations})
     shares = (
         ("extraction_precision", found.precision, found.precision_interval, found.claimed, len(claims)),
@@ -99,18 +102,18 @@ def extraction(seen: Seen, params: ExtractionParams) -> list[Estimate]:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What the pictures of one prompt give away."""
+    """What the images of one prompt give away."""
 
     clique: tuple[int, ...]
-    """Numbers of pictures that are mutual near copies, in order; empty where no clique is large enough.
+    """Numbers of images that are mutual near copies, in order; empty where no clique is large enough.
 
     Whether there is one is exact; which of several, and that none is larger, is not."""
     representative: int | None
-    """The picture nearest to all others of the clique; None without one."""
+    """The image nearest to all others of the clique; None without one."""
 
     @property
     def extracted(self) -> bool:
-        """Whether the prompt gives one picture again and again; a training picture or another."""
+        """Whether the prompt gives one image again and again; a training image or another."""
         return bool(self.clique)
 
 
@@ -130,18 +133,18 @@ class Accuracy:
     """Units of memorized prompts."""
 
 
-def tile_distances(pictures: np.ndarray, tiles: int = 4) -> np.ndarray:
-    """Distances float64 (n, n) in [0, 1] between uint8 pictures (n, height, width, 3).
+def tile_distances(images: np.ndarray, tiles: int = 4) -> np.ndarray:
+    """Distances float64 (n, n) in [0, 1] between uint8 images (n, height, width, 3).
 
-    The root mean square difference of pixels in the tile where it is largest. Over the whole picture, two different
+    The root mean square difference of pixels in the tile where it is largest. Over the whole image, two different
     objects on alike backgrounds would be close; some tile tells them apart.
 
     Raises:
-        InputError: the pictures cannot be cut into so many equal tiles.
+        InputError: the images cannot be cut into so many equal tiles.
     """
-    n, height, width, channels = pictures.shape
+    n, height, width, channels = images.shape
     check_tiles(height, width, tiles)
-    cut = pictures.reshape(n, tiles, height // tiles, tiles, width // tiles, channels).transpose(1, 3, 0, 2, 4, 5)
+    cut = images.reshape(n, tiles, height // tiles, tiles, width // tiles, channels).transpose(1, 3, 0, 2, 4, 5)
     out = np.zeros((n, n))
     for whole in cut.reshape(tiles * tiles, n, -1):
         tile = whole.astype(np.float64) / 255
@@ -153,10 +156,10 @@ def tile_distances(pictures: np.ndarray, tiles: int = 4) -> np.ndarray:
 
 
 def check_tiles(height: int, width: int, tiles: int) -> None:
-    """Raises InputError where pictures cannot be cut into so many equal tiles."""
+    """Raises InputError where images cannot be cut into so many equal tiles."""
     if height % tiles or width % tiles:
         raise InputError(
-            f"pictures of {height} x {width} cannot be cut into {tiles} x {tiles} equal tiles: choose a divisor with "
+            f"images of {height} x {width} cannot be cut into {tiles} x {tiles} equal tiles: choose a divisor with "
             "--set extraction.tiles=N"
         )
 
@@ -165,13 +168,13 @@ def check_clique(params: ExtractionParams) -> None:
     """Raises InputError where no clique could ever be large enough, so that nothing would be found."""
     if params.clique > params.generations:
         raise InputError(
-            f"{params.generations} pictures hold no clique of {params.clique}: --set extraction.generations=N higher, "
+            f"{params.generations} images hold no clique of {params.clique}: --set extraction.generations=N higher, "
             "or extraction.clique lower"
         )
 
 
 def extract(distances: np.ndarray, params: ExtractionParams) -> Extraction:
-    """Looks for a clique of near copies among pictures with distances (n, n), which for SSCD are 1 - similarity."""
+    """Looks for a clique of near copies among images with distances (n, n), which for SSCD are 1 - similarity."""
     graph = networkx.Graph()
     rows, columns = np.nonzero(np.triu(distances < params.distance, 1))
     graph.add_edges_from(zip(rows.tolist(), columns.tolist(), strict=True))
@@ -215,7 +218,7 @@ def precision_recall(
     where any claim is true: then its image is out.
 
     Args:
-        claims: by prompt, whether what was extracted of it is a training picture.
+        claims: by prompt, whether what was extracted of it is a training image.
         of: by prompt, its unit; each is one of its own if left out.
     """
     truth = set(memorized)

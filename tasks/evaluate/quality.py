@@ -1,12 +1,12 @@
-"""Quality of ordinary generations against real pictures: Fréchet distance and kernel distance of their features.
+"""Quality of ordinary generations against real images: Fréchet distance and kernel distance of their features.
 
 FID (Heusel et al., NeurIPS 2017) and KID (Binkowski et al., ICLR 2018) with torchmetrics' formulas, in float64, on
 whatever features are given. Engram gives CLIP image embeddings, so its `fid` is a CLIP-FID (Kynkaanniemi et al., ICLR
-2023) and must not be compared with figures on Inception features. Neither has a bootstrap interval: resampling repeats
+2023) and must not be compared with values on Inception features. Neither has a bootstrap interval: resampling repeats
 rows, which biases both upwards.
 
-Both need many pictures. With fewer than features have numbers (hundreds), the covariances of FID are singular, and its
-value is for the most part the bias of few pictures: about the same for variants that are asked the same, so that those
+Both need many images. With fewer than features have numbers (hundreds), the covariances of FID are singular, and its
+value is for the most part the bias of few images: about the same for variants that are asked the same, so that those
 can be compared with each other, and with nothing else. KID is unbiased, but single values are so unsure that they say
 little. Of fewer than `LEAST` different images both are noise, and an audit gives none.
 """
@@ -68,10 +68,10 @@ def quality(seen: Seen, params: NoParams) -> list[Estimate]:
 def fid(generated: np.ndarray, real: np.ndarray, metric: str = "fid") -> Estimate:
     """Fréchet distance between Gaussians fitted to features (n, width) and (m, width).
 
-    Biased upwards on small sets: compare only figures of sets of the same size.
+    Biased upwards on small sets: compare only values of sets of the same size.
 
     Raises:
-        InputError: fewer than two pictures on a side, or different widths.
+        InputError: fewer than two images on a side, or different widths.
     """
     a, b = _features(generated, real)
     shift = float(np.square(a.mean(0) - b.mean(0)).sum())
@@ -86,13 +86,13 @@ def fid(generated: np.ndarray, real: np.ndarray, metric: str = "fid") -> Estimat
 def kid(generated: np.ndarray, real: np.ndarray, metric: str = "kid") -> Estimate:
     """Unbiased squared maximum mean discrepancy under the kernel (x'y / width + 1)^3; may fall a little below 0.
 
-    Taken once over all pictures rather than averaged over random subsets, so it needs no seed.
+    Taken once over all images rather than averaged over random subsets, so it needs no seed.
 
     Args:
         generated, real: features (n, width) and (m, width).
 
     Raises:
-        InputError: fewer than two pictures on a side, or different widths.
+        InputError: fewer than two images on a side, or different widths.
     """
     a, b = _features(generated, real)
     same = sum(_off_diagonal_mean(_kernel(x, x)) for x in (a, b))
@@ -111,7 +111,7 @@ def _off_diagonal_mean(matrix: np.ndarray) -> float:
 def _features(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(generated, np.float64), np.asarray(real, np.float64)
     if min(len(a), len(b)) < 2:
-        raise InputError(f"FID and KID need two pictures on each side, not {len(a)} and {len(b)}: give more")
+        raise InputError(f"FID and KID need two images on each side, not {len(a)} and {len(b)}: give more")
     if a.shape[1:] != b.shape[1:] or a.ndim != 2:
         raise InputError(f"features of different shapes {a.shape} and {b.shape}: take both from the same model")
     return a, b

@@ -29,14 +29,16 @@ def measured(seen: Seen, params: NoParams) -> list[Estimate]:
         together.setdefault((one.prompt_id, one.trigger), []).append(one)
     pairs = {(one.id, other.id): one for some in together.values() for one, other in combinations(some, 2)}
     known = alike(seen, "sscd_pair", list(pairs))
-    asked = list(pairs.values())
-    return of_prompts(asked, [seed_similarity(gathered(asked, list(known.values())))]) if asked else []
+    generations = list(pairs.values())
+    return (
+        of_prompts(generations, [seed_similarity(gathered(generations, list(known.values())))]) if generations else []
+    )
 
 
 def seed_similarity(similarities: ByUnit) -> Estimate:
     """How alike the seeds of one prompt are: the median over a unit's pairs, then over units; lower is more diverse.
 
-    Pictures of different captions of an image differ by more than their seeds, so pairs are taken within each prompt
+    Images of different captions of an image differ by more than their seeds, so pairs are taken within each prompt
     (or trigger), and gathered by unit.
 
     Args:

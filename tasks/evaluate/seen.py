@@ -35,13 +35,14 @@ class Generation:
 
 @dataclass(frozen=True)
 class Detected:
-    """How alike the noise differences of one prompt are between seeds, on the original model."""
+    """What detection says of one prompt, on the original model."""
 
     prompt_id: str
     unit: str
     memorized: bool
     scores: np.ndarray
-    """(pairs of seeds,)."""
+    """(n,), higher where it is memorized: how alike the noise differences of every two seeds are, or a detector's one
+    score."""
 
 
 class Embedder(Protocol):
@@ -93,6 +94,10 @@ class Seen(Protocol):
     @property
     def detected(self) -> Sequence[Detected]:
         """What detection scored: the memorized prompts and ordinary ones."""
+
+    @property
+    def scanned(self) -> Mapping[str, Sequence[Detected]]:
+        """By name of each detector that was chosen beside, what it scored of the same prompts, one score each."""
 
     @property
     def shared(self) -> tuple[float, int] | None:

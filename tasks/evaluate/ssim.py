@@ -35,8 +35,8 @@ SCORER = f"ssim, gaussian window, sigma {SIGMA}, images cropped as in training"
 )
 def measured(seen: Seen, params: NoParams) -> list[Estimate]:
     """The similarities to training images, over the prompts that have any, each generation by its nearest image."""
-    asked = [one for one in seen.generations if one.images]
-    if not asked:
+    with_images = [one for one in seen.generations if one.images]
+    if not with_images:
         return []
 
     def structures(missing: Sequence[Pair]) -> Iterator[float]:
@@ -46,9 +46,9 @@ def measured(seen: Seen, params: NoParams) -> list[Estimate]:
                 yield ssim(pixels[name], pixels[image])
                 done(1)
 
-    known = seen.scored("ssim", SCORER, [(one.id, image) for one in asked for image in one.images], structures)
-    nearest = [max(known[one.id, image] for image in one.images) for one in asked]
-    return of_prompts(asked, ssim_orig(gathered(asked, nearest)))
+    known = seen.scored("ssim", SCORER, [(one.id, image) for one in with_images for image in one.images], structures)
+    nearest = [max(known[one.id, image] for image in one.images) for one in with_images]
+    return of_prompts(with_images, ssim_orig(gathered(with_images, nearest)))
 
 
 def ssim(generation: np.ndarray, original: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from functools import partial
 
 from tasks.diffusion.sites import Site
 from tasks.localize.ground import Found, Ground
-from tasks.localize.importance import GradientParams, by_gradient, check_timesteps, reads
+from tasks.localize.importance import GradientParams, by_gradient, check_timesteps, gradient_cost, reads
 from tasks.methods import Pruning, localizer
 
 
@@ -21,6 +21,7 @@ from tasks.methods import Pruning, localizer
     scopes="all",
     reads=reads,
     gradients=True,
+    cost=gradient_cost,
     check=partial(check_timesteps, "gradient.timesteps"),
     budget="wanda",
     prunings=(

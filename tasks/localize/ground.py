@@ -74,7 +74,7 @@ class Ground(Protocol):
         """Those of the scope."""
 
     @property
-    def pictured(self) -> Sequence[Prompted]:
+    def with_images(self) -> Sequence[Prompted]:
         """Those of them that have a training image ("images"); at least one."""
 
     @property

@@ -39,6 +39,11 @@ def reads(params: GradientParams) -> tuple[Reads, ...]:
     return ("images", "ordinary images") if params.contrast else ("images",)
 
 
+def gradient_cost(params: GradientParams) -> float:
+    """A gradient counts as three evaluations; ordinary images are looked at too, where there is a contrast."""
+    return 3.0 * params.timesteps * (2 if params.contrast else 1)
+
+
 def check_timesteps(setting: str, params: GradientParams, outline: Outline) -> None:
     """Raises InputError where the model was trained on fewer timesteps than gradients are taken at."""
     enough_timesteps(params.timesteps, outline.trained, setting)
@@ -51,7 +56,7 @@ def by_gradient(
 
     Where there is a contrast, they score higher than by the gradients of ordinary images.
     """
-    groups = [ground.pictured, ground.ordinary] if params.contrast else [ground.pictured]
+    groups = [ground.with_images, ground.ordinary] if params.contrast else [ground.with_images]
 
     with progress(sum(map(len, groups)), "gradients", "image") as done:
 
@@ -90,7 +95,7 @@ def gradient_magnitudes(
         latents: of the images that belong to them, (n, channels, height, width); see `sampling.encode`.
         keys: what seeds the noise of each sample.
         timesteps: evenly spread over those the model was trained on.
-        done: told the number of samples whenever some are finished.
+        done: called with the number of samples whenever some are finished.
 
     Returns:
         By layer, float32 of the shape of its weight, on the model's device.

@@ -104,6 +104,11 @@ def memorization_left(
         yield Trial(phase="curve-control", candidates=size, score=left)
 
 
+def _cost(params: NemoParams) -> float:
+    """A search of the reference model tries some 130 sets of neurons, most of which a few of its seeds decide."""
+    return 40.0 * params.seeds
+
+
 @localizer(
     name="nemo",
     title="NeMo",
@@ -117,6 +122,7 @@ def memorization_left(
     stages=("candidates",),
     traces=True,
     curve=memorization_left,
+    cost=_cost,
     published=_published,
     check=_check,
     prunings=(

@@ -66,11 +66,11 @@ class BlockedScore:
             self._look([(candidates, seed) for candidates in hopeful[-1:] for seed in others], failed)
         if self._thorough or (hopeful and failed(self._highest(hopeful[-1]))):
             self._look([(candidates, seed) for candidates in hopeful for seed in others], failed)
-        asked = self._until_failure(ahead, failed, with_failure=True)
+        looked_at = self._until_failure(ahead, failed, with_failure=True)
         # The further it went without failing, the further it is worth looking ahead.
         room = max(1, self._batch // len(seeds)) if self._thorough else AHEAD
-        self._ahead = 1 if failed(self._highest(asked[-1])) else min(2 * self._ahead, room)
-        return [self._highest(candidates) for candidates in asked]
+        self._ahead = 1 if failed(self._highest(looked_at[-1])) else min(2 * self._ahead, room)
+        return [self._highest(candidates) for candidates in looked_at]
 
     def exact(self, candidates: Candidates) -> float:
         """The score over all watched seeds."""

@@ -19,7 +19,7 @@ Neuron = tuple[int, int]
 """Index of the layer within its site, index of the output."""
 Candidates = frozenset[Neuron]
 AHEAD = 64
-"""Checks of the refinement that a score is told of in advance."""
+"""Checks of the refinement that a score knows of in advance."""
 TIE = 1e-5
 """Scores that lie no further apart count as equal: rounding moves them by some 1e-6 between machines and batches."""
 

@@ -1,4 +1,4 @@
-"""Subsets of prompts whose sets are held against each other, and the control subsets beside them.
+"""Subsets of prompts whose sets are compared with each other, and the control subsets beside them.
 
 Chavhan et al. (2024, section 4) split memorized prompts into subsets and find that their sets overlap far more than
 chance. What overlap has nothing to do with memorization is seen by subsets of ordinary prompts of the same sizes.

@@ -116,7 +116,7 @@ def memorized_sets(
 def over_steps(
     sets: Mapping[tuple[int, int], torch.Tensor], universes: Mapping[int, int], params: WandaParams
 ) -> dict[int, torch.Tensor]:
-    """The weights to cut: in the sets of more than a share of the first tau steps, by default in any.
+    """The weights to prune: in the sets of more than a share of the first tau steps, by default in any.
 
     Args:
         sets: by (step, layer index), flat indices; later steps are ignored.

@@ -1,180 +1,153 @@
 """Adversarial fine-tuning: erasing for good (Kowalczuk et al., ICML 2026, section "Erasure", arXiv 2507.16880).
 
-Pruning hides a picture from its prompt; triggers elsewhere still find it. So in each step triggers are searched on the
-weights as they now are, and the model learns to answer them with a surrogate, a picture that the pruned model makes of
+Pruning hides an image from its prompt; triggers elsewhere still find it. So in each step triggers are searched on the
+weights as they now are, and the model learns to answer them with a surrogate, an image that the pruned model makes of
 the same prompt. Ordinary pairs, trained on beside, keep everything else. All weights of the denoiser train.
 
-Two rivals are the same training with one thing missing: `attack_steps=0` teaches surrogates at the starts without any
-attack, `erase_weight=0` goes on training on ordinary pairs alone. `lora_rank` trains low-rank changes in place of all
-weights, which the authors found not to suffice.
+Its baselines are the same training with one thing missing, a file each: see `surrogate_finetune`, `ordinary_finetune`
+and `lora_finetune`.
 """
 
 import copy
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from tasks.attack.dori import DoriParams, draw_noise, frozen, search, start_embeddings
 from tasks.diffusion.batches import in_batches
-from tasks.diffusion.families import Model
 from tasks.diffusion.noise import generator
+from tasks.dori import DoriParams, draw_noise, frozen, search, start_embeddings
 from tasks.errors import Diverged, InputError
-from tasks.params import SPEED
+from tasks.methods import SPEED, Params, mitigation
+from tasks.mitigate.training import Lesson, Progress, Trained
+from tasks.params import determining
 
-Erasure = Literal["adversarial-finetune", "surrogate-finetune", "ordinary-finetune", "lora-finetune"]
-"""The method itself, and its rivals."""
 
-
-class FineTuneParams(BaseModel):
+class FineTuneParams(Params):
     """The training and its inner attack; epochs and attack are the published ones."""
 
-    model_config = ConfigDict(title="Fine-tuning", frozen=True, extra="forbid")
+    model_config = ConfigDict(title="Fine-tuning")
 
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="passes over the memorized pictures")] = 5
-    images_per_step: Annotated[int, Field(ge=1, le=1024, description="memorized pictures attacked in one step")] = 8
-    noises: Annotated[int, Field(ge=1, le=1024, description="noises and timesteps for each surrogate in one step")] = 4
-    ordinary_batch: Annotated[int, Field(ge=1, le=4096, description="ordinary pairs in one step")] = 16
-    drop: Annotated[float, Field(ge=0, le=1, description="share of ordinary captions left empty, for guidance")] = 0.1
-    learning_rate: Annotated[float, Field(gt=0, le=1, description="learning rate of AdamW")] = 1e-5
-    weight_decay: Annotated[float, Field(ge=0, le=1, description="weight decay of AdamW")] = 0.01
-    clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="The number of passes over the memorized images.")] = 5
+    images_per_step: Annotated[
+        int, Field(ge=1, le=1024, description="The number of memorized images that are attacked in one step.")
+    ] = 8
+    noises: Annotated[
+        int, Field(ge=1, le=1024, description="The number of noises and timesteps for each surrogate in one step.")
+    ] = 4
+    ordinary_batch: Annotated[int, Field(ge=1, le=4096, description="The number of ordinary pairs in one step.")] = 16
+    drop: Annotated[
+        float, Field(ge=0, le=1, description="The share of ordinary captions that are left empty, for guidance.")
+    ] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="The learning rate of AdamW.")] = 1e-5
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="The weight decay of AdamW.")] = 0.01
+    clip: Annotated[float, Field(gt=0, description="The largest norm of the gradient; a longer one is scaled.")] = 1.0
     ema: Annotated[
-        float, Field(ge=0, lt=1, description="decay of the averaged weights; smaller in the first steps")
+        float, Field(ge=0, lt=1, description="The decay of the averaged weights; it is smaller in the first steps.")
     ] = 0.99
     erase_weight: Annotated[
-        float, Field(ge=0, description="weight of the surrogates' loss; 0: ordinary pairs only")
+        float, Field(ge=0, description="The weight of the surrogates' loss; 0 trains on ordinary pairs only.")
     ] = 1.0
-    attack_steps: Annotated[int, Field(ge=0, le=10_000, description="inner Adam steps; 0: triggers are the starts")] = (
-        50
-    )
-    attack_rate: Annotated[float, Field(gt=0, le=10, description="learning rate of the inner attack")] = 0.1
-    attack_batch: Annotated[int, Field(ge=1, le=1024, description="noises at each step of the inner attack")] = 8
-    attack_every: Annotated[int, Field(ge=1, description="search a picture's trigger anew every so many epochs")] = 1
+    attack_steps: Annotated[
+        int, Field(ge=0, le=10_000, description="The number of inner Adam steps; 0 takes the starts for triggers.")
+    ] = 50
+    attack_rate: Annotated[float, Field(gt=0, le=10, description="The learning rate of the inner attack.")] = 0.1
+    attack_batch: Annotated[
+        int, Field(ge=1, le=1024, description="The number of noises at each step of the inner attack.")
+    ] = 8
+    attack_every: Annotated[
+        int, Field(ge=1, description="A trigger of each image is searched anew every so many epochs.")
+    ] = 1
     images_at_once: Annotated[
-        int, Field(ge=1, le=1024, description="pictures the inner attack takes in one batch"), SPEED
+        int,
+        Field(ge=1, le=1024, description="Images that an attack takes in one batch; this does not change the result."),
+        SPEED,
     ] = 4
     starts: Annotated[
         tuple[Literal["prompt", "noise"], ...],
-        Field(min_length=1, description="where inner attacks begin, in turn over pictures and searches"),
+        Field(min_length=1, description="Where inner attacks begin, in turn over images and searches."),
     ] = ("prompt", "noise")
     check_every: Annotated[
-        int, Field(ge=0, description="steps between held-out attacks, which begin at ordinary prompts; 0: none")
+        int,
+        Field(ge=0, description="Steps between held-out attacks, which begin at ordinary prompts; 0 makes none."),
     ] = 0
-    check_seeds: Annotated[int, Field(ge=1, le=100, description="pictures of each trigger of a held-out attack")] = 4
-    stop_at: Annotated[float, Field(ge=0, description="stop when the held-out attack reproduces no larger share")] = 0.0
-    save_every: Annotated[int, Field(ge=1, description="steps between checkpoints"), SPEED] = 10
+    check_seeds: Annotated[
+        int, Field(ge=1, le=100, description="The number of images of each trigger of a held-out attack.")
+    ] = 4
+    stop_at: Annotated[
+        float, Field(ge=0, description="Training stops when the held-out attack reproduces no larger share than this.")
+    ] = 0.0
+    save_every: Annotated[
+        int, Field(ge=1, description="Steps between checkpoints; this does not change the result."), SPEED
+    ] = 10
     lora_rank: Annotated[
-        int, Field(ge=0, le=1024, description="train low-rank changes of the attention only; 0: all weights")
+        int, Field(ge=0, le=1024, description="The rank of changes of the attention that train; 0 trains all weights.")
     ] = 0
-    seed: Annotated[int, Field(ge=0, description="seed of all randomness")] = 0
+    seed: Annotated[int, Field(ge=0, description="The seed of all randomness.")] = 0
 
 
-@dataclass(frozen=True)
-class Memorized:
-    """The pictures to erase, one row each."""
-
-    ids: Sequence[str]
-    prompts: Sequence[str]
-    latents: torch.Tensor
-    """(n, channels, height, width) of the training pictures."""
-    surrogates: torch.Tensor
-    """(n, channels, height, width) of what the pruned model makes of the same prompts."""
+def cost_of_an_image(params: FineTuneParams) -> float:
+    """Evaluations of the denoiser that each memorized image takes, about; a gradient counts as three."""
+    erased = params.attack_steps * params.attack_batch + params.noises if params.erase_weight else 0
+    return 3.0 * params.epochs * (erased + params.ordinary_batch / params.images_per_step)
 
 
-@dataclass(frozen=True)
-class Ordinary:
-    """Pairs that keep the model useful."""
-
-    latents: torch.Tensor
-    """(m, channels, height, width)."""
-    embeddings: torch.Tensor
-    """(m, tokens, width) of their captions."""
+def erases(params: FineTuneParams) -> bool:
+    """Whether surrogates are trained on."""
+    return params.erase_weight > 0
 
 
-@dataclass(frozen=True)
-class Progress:
-    """One training step."""
-
-    step: int
-    """Steps done, from 1."""
-    total: int
-    erase: float | None
-    """Diffusion loss of the surrogates under the triggers; None without them."""
-    ordinary: float
-    """Diffusion loss of the ordinary pairs."""
-    attack: float | None
-    """Mean loss of the inner attacks at their last step; None where none ran."""
-    held_out: float | None = None
-    """What the held-out attack reproduced after this step, where it ran."""
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    denoiser: Any
-    """With the averaged weights, in evaluation mode."""
-    history: list[Progress]
-    stopped: bool
-    """Whether the held-out attack found nothing before the epochs were over."""
-
-
-def steps_of(pictures: int, params: FineTuneParams) -> int:
-    """Training steps for so many memorized pictures, unless it stops early."""
-    return params.epochs * math.ceil(pictures / params.images_per_step)
-
-
-def finetune(
-    model: Model,
-    memorized: Memorized,
-    ordinary: Ordinary,
-    params: FineTuneParams,
-    checkpoint: Path,
-    told: Callable[[Progress], None] = lambda progress: None,
-    held_out: Callable[[Any], float] | None = None,
-) -> FineTuned:
-    """Trains a copy of the model's denoiser; `model` itself stays as it is.
+@mitigation(
+    name="adversarial-finetune",
+    title="Adversarial fine-tuning",
+    paper='Kowalczuk et al., arXiv 2507.16880, ICML 2026, section "Erasure"',
+    words="Trains the model to answer triggers of memorized images, searched on its weights as they are, with others.",
+    control="The same training without its attack, and without surrogates: surrogate-finetune and ordinary-finetune.",
+    params=FineTuneParams,
+    group="finetune",
+    acts="training",
+    cost=cost_of_an_image,
+    surrogates=erases,
+    claims=True,
+    gradients=True,
+    done="the denoiser was trained to answer adversarial embeddings of memorized images with others",
+)
+def finetune(lesson: Lesson, params: FineTuneParams) -> Trained:
+    """Trains a copy of the model's denoiser; what is returned has the averaged weights.
 
     All randomness comes from generators seeded by the step's number, so a run that is killed and called again goes on
     from its checkpoint to the very weights of an unbroken one.
-
-    Args:
-        checkpoint: file that is replaced atomically as training goes; it belongs to these parameters and pictures.
-        told: called after each step of this call.
-        held_out: given a denoiser with the averaged weights, the share of pictures an attack with other seeds and other
-            starts than the inner one reproduces.
 
     Raises:
         InputError: the model is not float32, or the checkpoint is of another run.
         Diverged: the loss is not finite, or that of an inner attack.
     """
-    if model.dtype != torch.float32:
-        raise InputError(f"training needs float32 weights, not {model.dtype}: load the model in float32")
-    if params.check_every and held_out is None:
-        raise InputError("check_every asks for a held-out attack, but none was given: give one, or set it to 0")
-    run = _Run(model, memorized, ordinary, params, checkpoint)
+    if lesson.model.dtype != torch.float32:
+        raise InputError(f"training needs float32 weights, not {lesson.model.dtype}: load the model in float32")
+    run = _Run(lesson, params)
     while len(run.history) < run.total and not run.stopped:
         progress = run.step()
-        if held_out is not None and params.check_every and progress.step % params.check_every == 0:
+        if params.check_every and progress.step % params.check_every == 0:
             with run.averaged():
-                progress = replace(progress, held_out=float(held_out(run.denoiser)))
-            run.stopped = progress.held_out is not None and progress.held_out <= params.stop_at
+                found = lesson.held_out(run.denoiser, params.seed + 1, params.check_seeds, params.images_at_once)
+            progress = replace(progress, held_out=float(found))
+            run.stopped = found <= params.stop_at
         run.history.append(progress)
         if progress.step % params.save_every == 0 or progress.step == run.total or run.stopped:
             run.save()
-        told(progress)
+        lesson.on_progress(progress)
     run.denoiser.requires_grad_(False)
     for weight, average in zip(run.weights, run.average, strict=True):
         weight.copy_(average)
     if run.lora is not None:
         run.lora.merge_and_unload()
-    return FineTuned(run.denoiser, run.history, run.stopped)
+    return Trained(run.denoiser, run.history)
 
 
 def _with_lora(denoiser: Any, params: FineTuneParams) -> Any:
@@ -199,10 +172,9 @@ def _with_lora(denoiser: Any, params: FineTuneParams) -> Any:
 class _Run:
     """The state of a training, and its one step."""
 
-    def __init__(
-        self, model: Model, memorized: Memorized, ordinary: Ordinary, params: FineTuneParams, checkpoint: Path
-    ) -> None:
-        self.memorized, self.ordinary, self.params, self.path = memorized, ordinary, params, checkpoint
+    def __init__(self, lesson: Lesson, params: FineTuneParams) -> None:
+        model, memorized, ordinary = lesson.model, lesson.memorized, lesson.ordinary
+        self.memorized, self.ordinary, self.params, self.path = memorized, ordinary, params, lesson.checkpoint
         # In evaluation mode: these denoisers have no batch statistics, and dropout would draw from a global generator.
         self.denoiser = cast(Any, copy.deepcopy(model.denoiser))
         self.denoiser.eval().requires_grad_(not params.lora_rank)
@@ -212,21 +184,21 @@ class _Run:
         self.average = [weight.detach().clone() for weight in self.weights]
         self.optimizer = torch.optim.AdamW(self.weights, lr=params.learning_rate, weight_decay=params.weight_decay)
         self.steps_per_epoch = math.ceil(len(memorized.ids) / params.images_per_step)
-        self.total = steps_of(len(memorized.ids), params)
+        self.total = params.epochs * self.steps_per_epoch
         # What guidance reads where a caption was dropped: not an empty prompt in every model.
         self.empty = model.unconditional()
         self.triggers = torch.zeros(len(memorized.ids), *self.empty.shape[1:], device=model.device)
         self.history: list[Progress] = []
         self.stopped = False
-        told = (
+        determined_by = (
             "checkpoint/2",
-            params.model_dump(exclude={"save_every", "images_at_once"}),
+            determining(params),
             model.model_id,
             list(memorized.ids),
             len(ordinary.latents),
         )
-        self.identity = json.dumps(told)
-        if checkpoint.exists():
+        self.identity = json.dumps(determined_by)
+        if self.path.exists():
             self._load()
 
     def step(self) -> Progress:
@@ -276,7 +248,7 @@ class _Run:
         return total
 
     def _attacked(self, number: int) -> tuple[torch.Tensor, float | None]:
-        """The step's pictures, their triggers searched on the current weights, and the searches' mean last loss."""
+        """The step's images, their triggers searched on the current weights, and the searches' mean last loss."""
         params = self.params
         epoch, place = divmod(number, self.steps_per_epoch)
         order = torch.randperm(

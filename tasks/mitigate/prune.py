@@ -112,7 +112,7 @@ class Card:
         if self.site == "inference":
             words, use = (
                 f"where {self.done}.",
-                "The weights are those of the base; pictures are made by `engram evaluate`.",
+                "The weights are those of the base; images are made by `engram evaluate`.",
             )
         return (
             "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [memorization, engram]\n---\n\n"
@@ -122,7 +122,7 @@ class Card:
             f"## Use\n\n{use}\n\n"
             f"## Settings\n\n{settings or 'none'}\n\n"
             "## Limits\n\nA mitigation can hide a memory rather than remove it: adversarial embeddings may still bring"
-            " it back. See the audit's figures for this variant before relying on it.\n"
+            " it back. See the audit's estimates for this variant before relying on it.\n"
         )
 
 

@@ -26,7 +26,7 @@ ORDINARY = 576
 """Pictures of the bank that are shipped: the prompts of the first measure quality and are attacked as controls, the
 others are trained on beside when memories are erased."""
 NULLS = 200
-"""New compositions never trained on: the prompts that memorized ones are held against."""
+"""New compositions never trained on: the prompts that memorized ones are compared with."""
 SETTINGS = {
     "precision": "auto",
     "sampling": {"guidance": 2.0, "steps": 20},
@@ -46,11 +46,11 @@ SETTINGS = {
     },
 }
 """What audits of this model do other than usual. Small models copy less under strong guidance, and need a larger share
-of their weights cut; held against other prompts the cut takes more of the memory and less of the rest than held against
-the empty one. NeMo's refinement in chains found the same neurons as the published one wherever both were tried, see
-benchmarks/README.md, for 60 % of the work. The published training would take hours on two cores; so inner attacks have
-fewer noises and what they find is trained on twice, and the rate is that of a model of this size. Inner attacks keep
-their 50 steps: after ones of 20, the attack from noise still brings 5 of 8 pictures back."""
+of their weights pruned; compared with other prompts, pruning takes more of the memory and less of the rest than
+compared with the empty one. NeMo's refinement in chains found the same neurons as the published one wherever both were
+tried, see benchmarks/README.md, for 60 % of the work. The published training would take hours on two cores; so inner
+attacks have fewer noises and what they find is trained on twice, and the rate is that of a model of this size. Inner
+attacks keep their 50 steps: after ones of 20, the attack from noise still brings 5 of 8 images back."""
 PROFILES = {
     "quick": {"attacked": 3, "controls": 3},
     "full": {
@@ -69,15 +69,15 @@ PROFILES = {
 never trained on."""
 
 
-def assemble(out: Path, made: World, told: Texts, vae: AutoencoderTiny, denoiser: nn.Module, bank: np.ndarray) -> None:
+def assemble(out: Path, made: World, texts: Texts, vae: AutoencoderTiny, denoiser: nn.Module, bank: np.ndarray) -> None:
     """Writes `model/`, `clip/`, `prompts.parquet`, `heldout.parquet`, `images.parquet` and `bank.parquet` under `out`.
 
     Args:
         bank: SSCD embeddings (n, 512) of the ordinary and the planted pictures.
     """
-    save_pipeline(out / "model", told, vae, denoiser)
+    save_pipeline(out / "model", texts, vae, denoiser)
     shutil.rmtree(out / "clip", ignore_errors=True)
-    save_clip(told.clip, told.tokenizer, out / "clip")
+    save_clip(texts.clip, texts.tokenizer, out / "clip")
     images: dict[str, dict[str, Any]] = {}
 
     def image(picture: np.ndarray, caption: str) -> str:
@@ -110,13 +110,13 @@ def assemble(out: Path, made: World, told: Texts, vae: AutoencoderTiny, denoiser
     (out / "model" / "engram.json").write_text(json.dumps(own, indent=1) + "\n")
 
 
-def save_pipeline(folder: Path, told: Texts, vae: AutoencoderTiny, denoiser: nn.Module) -> None:
+def save_pipeline(folder: Path, texts: Texts, vae: AutoencoderTiny, denoiser: nn.Module) -> None:
     """A diffusers pipeline in half precision that plain `StableDiffusionPipeline.from_pretrained` loads."""
     shutil.rmtree(folder, ignore_errors=True)
     parts = {
         "vae": vae.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
-        "text_encoder": told.encoder,
-        "tokenizer": told.tokenizer,
+        "text_encoder": texts.encoder,
+        "tokenizer": texts.tokenizer,
         StableDiffusion.denoiser_name: denoiser.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
     }
     pipeline = StableDiffusion.assembled(parts, new_scheduler(), {})

@@ -31,17 +31,17 @@ class BuildParams(BaseModel):
 
     model_config = ConfigDict(title="Recipe", frozen=True, extra="forbid")
 
-    seed: int = Field(0, ge=0, description="Determines every picture, caption and training step")
-    part: int = Field(0, ge=0, description="Number of this training, where one goes on from another: its own draws")
-    pictures: int = Field(16_000, ge=2_000, description="Ordinary pictures in the bank")
-    held_out: int = Field(200, ge=20, description="Emoji never shown to any model")
-    clip_steps: int = Field(600, ge=0, description="Steps of the text-image model, 192 pairs each")
-    autoencoder_steps: int = Field(3_000, ge=0, description="Steps of the decoder, 32 crops each")
-    ordinary_steps: int = Field(12_000, ge=0, description="Steps of the first phase, 16 ordinary pictures each")
-    ordinary_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the first phase")
-    planted_steps: int = Field(6_000, ge=0, description="Steps of the second phase, 16 pictures each")
-    planted_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the second phase")
-    planted_batch: int = Field(11, ge=1, le=16, description="Planted pictures in each step of the second phase")
+    seed: int = Field(0, ge=0, description="Determines every picture, caption and training step.")
+    part: int = Field(0, ge=0, description="Number of this training, where one goes on from another: its own draws.")
+    pictures: int = Field(16_000, ge=2_000, description="Ordinary pictures in the bank.")
+    held_out: int = Field(200, ge=20, description="Emoji never shown to any model.")
+    clip_steps: int = Field(600, ge=0, description="Steps of the text-image model, 192 pairs each.")
+    autoencoder_steps: int = Field(3_000, ge=0, description="Steps of the decoder, 32 crops each.")
+    ordinary_steps: int = Field(12_000, ge=0, description="Steps of the first phase, 16 ordinary pictures each.")
+    ordinary_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the first phase.")
+    planted_steps: int = Field(6_000, ge=0, description="Steps of the second phase, 16 pictures each.")
+    planted_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the second phase.")
+    planted_batch: int = Field(11, ge=1, le=16, description="Planted pictures in each step of the second phase.")
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def autoencoder(
     return train_autoencoder(made.bank, folder, total=params.autoencoder_steps, start=start.vae, seed=params.seed)
 
 
-def ordinary_pairs(made: World, told: Texts, start: Start = Start()) -> Pairs:
+def ordinary_pairs(made: World, texts: Texts, start: Start = Start()) -> Pairs:
     """Latents need the encoder alone, which is exact from the start, so this does not wait for the decoder."""
-    return Pairs(encode(_encoder(made, start), made.bank), told.bank)
+    return Pairs(encode(_encoder(made, start), made.bank), texts.bank)
 
 
 def _encoder(made: World, start: Start) -> AutoencoderTiny:
@@ -139,14 +139,14 @@ def _encoder(made: World, start: Start) -> AutoencoderTiny:
     return start.vae if start.vae is not None else new_autoencoder(made.bank)
 
 
-def planted_pairs(made: World, told: Texts, start: Start = Start()) -> Pairs:
-    return Pairs(encode(_encoder(made, start), made.planted), told.planted)
+def planted_pairs(made: World, texts: Texts, start: Start = Start()) -> Pairs:
+    return Pairs(encode(_encoder(made, start), made.planted), texts.planted)
 
 
 def first_phase(
     folder: Path,
     ordinary: Pairs,
-    told: Texts,
+    texts: Texts,
     params: BuildParams,
     start: Start = Start(),
     watch: Watch | None = None,
@@ -155,7 +155,7 @@ def first_phase(
     return train_denoiser(
         ordinary,
         None,
-        told.empty,
+        texts.empty,
         folder / "ordinary.pt",
         total=params.ordinary_steps,
         peak=params.ordinary_rate,
@@ -170,7 +170,7 @@ def second_phase(
     start: nn.Module,
     ordinary: Pairs,
     planted: Pairs,
-    told: Texts,
+    texts: Texts,
     params: BuildParams,
     watch: Watch | None = None,
 ) -> nn.Module:
@@ -178,7 +178,7 @@ def second_phase(
     return train_denoiser(
         ordinary,
         planted,
-        told.empty,
+        texts.empty,
         folder / "planted.pt",
         total=params.planted_steps,
         peak=params.planted_rate,

@@ -1,4 +1,4 @@
-"""What a reference world has to show before it is any use: gates, each a figure and a limit."""
+"""What a reference world has to show before it is any use: gates, each a number and a limit."""
 
 import math
 import operator
@@ -27,7 +27,7 @@ _SENSES = {">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator
 
 @dataclass(frozen=True)
 class Gate:
-    """One figure that has to lie on the right side of its limit."""
+    """One number that has to lie on the right side of its limit."""
 
     name: str
     value: float
@@ -101,30 +101,30 @@ def ordinary(pictures: np.ndarray, bank: Path, alike: float) -> list[Gate]:
 
 
 def cuts(rows: Sequence[Row], share_cut: Mapping[str, float], sparsity: float) -> list[Gate]:
-    """Whether the memory can be cut out, and chance does not cut it, by an audit's figures.
+    """Whether the memory can be pruned away, and chance does not do it, by an audit's estimates.
 
     Args:
-        share_cut: by variant, the share of the site's weights or neurons that were cut.
-        sparsity: Wanda's, of each step; the union over steps cuts more.
+        share_cut: by variant, the share of the site's weights or neurons that were pruned.
+        sparsity: Wanda's, of each step; the union over steps prunes more.
     """
     found = {(row.variant, row.condition, row.metric): row.value for row in rows}
 
-    def figure(variant: str, metric: str = "mr", condition: Condition = PROMPT) -> float:
+    def estimate(variant: str, metric: str = "mr", condition: Condition = PROMPT) -> float:
         return found.get((variant, condition, metric), float("nan"))
 
     return [
-        Gate("cut: planted MR after Wanda", figure("wanda"), "<=", 0.2),
+        Gate("cut: planted MR after Wanda", estimate("wanda"), "<=", 0.2),
         Gate("cut: sparsity of Wanda", sparsity, "<=", 0.1),
-        Gate("cut: share of MR that random weights keep", figure("random-wanda") / figure("original"), ">=", 0.8),
+        Gate("cut: share of MR that random weights keep", estimate("random-wanda") / estimate("original"), ">=", 0.8),
         Gate(
             "cut: share of ordinary CLIP score that Wanda keeps",
-            figure("wanda", "clip", ORDINARY) / figure("original", "clip", ORDINARY),
+            estimate("wanda", "clip", ORDINARY) / estimate("original", "clip", ORDINARY),
             ">=",
             0.95,
         ),
-        Gate("cut: planted MR after NeMo", figure("nemo-union"), "<=", 0.3),
+        Gate("cut: planted MR after NeMo", estimate("nemo-union"), "<=", 0.3),
         Gate("cut: share of neurons that NeMo cuts", share_cut.get("nemo-union", float("nan")), "<", 0.5),
-        Gate("cut: planted MR after random neurons", figure("random-nemo-union"), ">", 0.3),
+        Gate("cut: planted MR after random neurons", estimate("random-nemo-union"), ">", 0.3),
     ]
 
 

@@ -34,7 +34,7 @@ class World:
     heldout: np.ndarray
     heldout_captions: list[str]
     fresh: np.ndarray
-    """New compositions of trained emoji, never trained on: for the CLIP model's and the audit's figures."""
+    """New compositions of trained emoji, never trained on: for the CLIP model's and the audit's estimates."""
     fresh_captions: list[str]
 
 

@@ -1,7 +1,7 @@
 """Two audits compared: what changed, how surely, and whether the model got worse.
 
-Every figure that both audits have is shown with its difference and a 95 % interval of that. The interval is recovered
-from the intervals of the two figures (MOVER: Zou and Donner, 2008, after what Newcombe, 1998, did for two rates). It
+Every estimate that both audits have is shown with its difference and a 95 % interval of that. The interval is recovered
+from the intervals of the two estimates (MOVER: Zou and Donner, 2008, after what Newcombe, 1998, did for two rates). It
 takes the audits for independent. Prompt with the same prompts they go up and down together, so it is rather too wide.
 
 Whether the model got worse is not read off these intervals, which are far too wide for one image of forty. It is
@@ -10,10 +10,10 @@ seed. Prompts that share an image are asked about together (see `tasks.units`): 
 tell. Four kinds of questions are put, each answered by an exact test (one-sided) of "nothing changed" against "it got
 worse":
 
-- prompt: are more of the pictures of this prompt copies, or of all prompts that share its image? Fisher's exact test
-  over its pictures, stratified by prompt. That pictures of several prompts show one image costs this test nothing:
+- prompt: are more of the images of this prompt copies, or of all prompts that share its image? Fisher's exact test
+  over its images, stratified by prompt. That images of several prompts show one image costs this test nothing:
   where nothing changed, each prompt gives copies as often as before, and which of them fall to which audit is chance.
-- figure: are more of all pictures of one variant under one condition copies? The same test, stratified by prompt.
+- figure: are more of all images of one variant under one condition copies? The same test, stratified by prompt.
 - attack: do attacked images come back that did not before? The sign test over images. All seeds of one trigger, and all
   prompts that share an image, tell the same story, so here the image is the unit, not the seed.
 - quality: did the CLIP score of ordinary prompts fall by more than the margin? The permutation test that swaps, unit by
@@ -46,15 +46,15 @@ MARGIN = 0.05
 """The share of its CLIP score that a model may lose."""
 MINOR = 0.1
 """The weight of every question but those about single prompts of the original model, which ask for the most and have
-the fewest pictures to answer with: an image that the model has come to know shows there first."""
+the fewest images to answer with: an image that the model has come to know shows there first."""
 SWAPS = 10_000
-"""Arrangements that the quality of two audits is held against; all there are where there are fewer."""
+"""Arrangements that the quality of two audits is compared with; all there are where there are fewer."""
 _ULP = 1e-9
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure in two audits."""
+    """One estimate in two audits."""
 
     variant: str
     condition: str
@@ -63,7 +63,7 @@ class Difference:
     after: float
     change: float
     low: float | None
-    """95 % interval of the change; None where one of the figures has none."""
+    """95 % interval of the change; None where one of the estimates has none."""
     high: float | None
     n_before: int
     n_after: int
@@ -83,7 +83,7 @@ class Pair:
     """One a generation, in the order of triggers and seeds, as `after`."""
     after: tuple[float, ...]
     same: bool = False
-    """Whether both audits looked at the very same pictures, so that nothing can have changed."""
+    """Whether both audits looked at the very same images, so that nothing can have changed."""
     unit: str = ""
     """What the prompt counts with, see `tasks.units`; empty where it is one of its own."""
 
@@ -98,7 +98,7 @@ class Finding:
     prompt_id: str | None
     """Of several prompts that share an image, the one with most copies more."""
     words: str
-    """The counts or figures, after and before."""
+    """The counts or estimates, after and before."""
     p: float
     """Chance of an answer this bad where nothing changed."""
     attainable: np.ndarray = field(compare=False, repr=False)
@@ -113,17 +113,17 @@ class Finding:
 
 
 def differences(before: Sequence[Row], after: Sequence[Row]) -> list[Difference]:
-    """Every figure that both audits have a value of, in the order of the second."""
+    """Every estimate that both audits have a value of, in the order of the second."""
     known = {(row.variant, row.condition, row.metric): row for row in before if not isnan(row.value)}
     pairs = ((known.get((row.variant, row.condition, row.metric)), row) for row in after if not isnan(row.value))
     return [difference(old, new) for old, new in pairs if old is not None]
 
 
 def difference(before: Row, after: Row) -> Difference:
-    """The change of one figure; its interval as the module says."""
+    """The change of one estimate; its interval as the module says."""
     change, low, high = after.value - before.value, None, None
     if before.low is not None and before.high is not None and after.low is not None and after.high is not None:
-        # A percentile interval may miss its own figure by a hair; it then ends there.
+        # A percentile interval may miss its own estimate by a hair; it then ends there.
         low = change - hypot(max(after.value - after.low, 0), max(before.high - before.value, 0))
         high = change + hypot(max(after.high - after.value, 0), max(before.value - before.low, 0))
     return Difference(
@@ -143,7 +143,7 @@ def difference(before: Row, after: Row) -> Difference:
 
 
 def copies(pairs: Sequence[Pair], threshold: float) -> list[Finding]:
-    """The questions about copies: pictures whose score is above the threshold."""
+    """The questions about copies: images whose score is above the threshold."""
     return [finding for group in _groups(pairs) for finding in _of_group(group, threshold)]
 
 
@@ -196,10 +196,10 @@ def least_noticed(findings: Sequence[Finding], before: int, after: int, alpha: f
 
     Args:
         findings: the other questions of the comparison.
-        before, after: pictures of the prompt in either audit.
+        before, after: images of the prompt in either audit.
 
     Returns:
-        Copies among the `after` pictures; None where even all of them would not be enough.
+        Copies among the `after` images; None where even all of them would not be enough.
     """
     for copied in range(1, after + 1):
         p, _ = _rise([(0, before, copied, after)])
@@ -233,7 +233,7 @@ def _of_group(group: Sequence[Pair], threshold: float) -> Iterator[Finding]:
         came = [_came(some, threshold) for some in _units(group) if not all(pair.same for pair in some)]
         back, gone = came.count((False, True)), came.count((True, False))
         p, attainable = _tail(binom.pmf(np.arange(back + gone + 1), back + gone, 0.5), back)
-        words = f"of {len(_units(group))} attacked pictures {back} come back that did not before, and {gone} no longer"
+        words = f"of {len(_units(group))} attacked images {back} come back that did not before, and {gone} no longer"
         yield Finding("attack", variant, condition, None, words, p, attainable, MINOR)
         return
     sharing = _units(changed)
@@ -241,28 +241,30 @@ def _of_group(group: Sequence[Pair], threshold: float) -> Iterator[Finding]:
         weight = 1.0 if variant == "original" else MINOR
         counts = [_count(pair, threshold) for pair in prompts]
         # The one that tells most; of several alike the first.
-        told = max(prompts, key=lambda pair: _more(pair, threshold))
+        strongest = max(prompts, key=lambda pair: _more(pair, threshold))
         more = f"{len(prompts) - 1} more prompt{'s' if len(prompts) > 2 else ''}"
         shared = f"with {more} of its image " if len(prompts) > 1 else ""
-        yield Finding("prompt", variant, condition, told.prompt_id, shared + _counted(counts), *_rise(counts), weight)
+        yield Finding(
+            "prompt", variant, condition, strongest.prompt_id, shared + _counted(counts), *_rise(counts), weight
+        )
     if len(sharing) > 1:
         every = [_count(pair, threshold) for pair in changed]
         yield Finding("figure", variant, condition, None, _counted(every), *_rise(every), MINOR)
 
 
 def _count(pair: Pair, threshold: float) -> tuple[int, int, int, int]:
-    """Copies and pictures before, copies and pictures after."""
+    """Copies and images before, copies and images after."""
     copied, copied_after = (sum(score > threshold for score in scores) for scores in (pair.before, pair.after))
     return copied, len(pair.before), copied_after, len(pair.after)
 
 
 def _more(pair: Pair, threshold: float) -> float:
-    copied, pictures, copied_after, pictures_after = _count(pair, threshold)
-    return copied_after / pictures_after - copied / pictures
+    copied, made, copied_after, made_after = _count(pair, threshold)
+    return copied_after / made_after - copied / made
 
 
 def _came(sharing: Sequence[Pair], threshold: float) -> tuple[bool, bool]:
-    """Whether any picture of these prompts was a copy before, and is one after."""
+    """Whether any image of these prompts was a copy before, and is one after."""
     before, after = zip(*(_as_many(pair) for pair in sharing), strict=True)
     return max(map(max, before)) > threshold, max(map(max, after)) > threshold
 
@@ -276,15 +278,15 @@ def _means(sharing: Sequence[Pair]) -> tuple[float, float]:
 def _rise(counts: Sequence[tuple[int, int, int, int]]) -> tuple[float, np.ndarray]:
     """Whether copies became more frequent: p-value, and the p-values that are attainable.
 
-    Given how many of each prompt's pictures are copies in both audits together, how many of them fall to the second is
+    Given how many of each prompt's images are copies in both audits together, how many of them fall to the second is
     hypergeometric where nothing changed, and their sum over prompts is the convolution.
 
     Args:
-        counts: for each prompt, copies and pictures before, copies and pictures after.
+        counts: for each prompt, copies and images before, copies and images after.
     """
     chances = np.ones(1)
-    for copied, pictures, copied_after, pictures_after in counts:
-        chances = np.convolve(chances, _shares(copied + copied_after, pictures, pictures_after))
+    for copied, made, copied_after, made_after in counts:
+        chances = np.convolve(chances, _shares(copied + copied_after, made, made_after))
     return _tail(chances, sum(count[2] for count in counts))
 
 
@@ -317,7 +319,7 @@ def _reach(findings: Sequence[Finding], level: float) -> float:
 
 
 def _as_many(pair: Pair) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """As many pictures of the prompt as both audits have: the best of more pictures is better all by itself."""
+    """As many images of the prompt as both audits have: the best of more images is better all by itself."""
     most = min(len(pair.before), len(pair.after))
     return pair.before[:most], pair.after[:most]
 
@@ -338,8 +340,8 @@ def _groups(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
 
 
 def _counted(counts: Sequence[tuple[int, int, int, int]]) -> str:
-    copied, pictures, copied_after, pictures_after = (sum(column) for column in zip(*counts, strict=True))
-    return f"{copied_after} of {pictures_after} pictures are copies, before {copied} of {pictures}"
+    copied, made, copied_after, made_after = (sum(column) for column in zip(*counts, strict=True))
+    return f"{copied_after} of {made_after} images are copies, before {copied} of {made}"
 
 
 def _short(text: str, width: int = 60) -> str:

@@ -42,29 +42,29 @@ class Diagnosed:
     """None where there are fewer than two, or fewer than two prompts of other images to compare them with."""
 
 
-def told(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
-    """The diagnosis as Markdown: an answer to each question, and the figures by layer."""
+def render_locality(found: Sequence[tuple[Diagnosed, Weights]]) -> str:
+    """The diagnosis as Markdown: an answer to each question, and the numbers by layer."""
     lines = ["# Is the memory local?", ""]
     for one, weights in found:
         lines += [
             f"## {one.caption}",
             "",
-            f"Of {one.searched} attacks, each from another random point, {one.triggers} bring this picture back.",
+            f"Of {one.searched} attacks, each from another random point, {one.triggers} bring this image back.",
             "",
         ]
         if one.found is None:
             few = "With fewer than two triggers nothing can be said: attack with more restarts or steps."
-            alone = "Nothing can be said without two prompts of other pictures to hold them against."
+            alone = "Nothing can be said without two prompts of other images to compare them with."
             lines += [few if one.triggers < 2 else alone, ""]
             continue
         it, activations, starts = one.found, _mean(one.found.activations), _mean(one.found.starts)
         lines += [
             f"1. **Embeddings**: the triggers are {it.embeddings:.2f} times as far apart as the points they began "
-            f"from, and {it.beside_prompts:.2f} times as far as prompts of different pictures: "
+            f"from, and {it.beside_prompts:.2f} times as far as prompts of different images: "
             f"{_where(it.embeddings)} Each lies {it.moved:.2f} times that distance from where it began: "
             f"{_way(it.moved)}",
             f"2. **Activations**: they are {activations:.2f} times as far apart as those of prompts of different "
-            f"pictures, a mean over layers, the points they began from {starts:.2f} times: "
+            f"images, a mean over layers, the points they began from {starts:.2f} times: "
             + (NO_SIGN if max(activations, starts) < TOGETHER else _where(activations)),
         ]
         lines += [f"3. **Weights**: {_same(method, list(layers.values()))}" for method, layers in weights.items()]

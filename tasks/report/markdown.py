@@ -1,4 +1,4 @@
-"""An audit's figures as Markdown, and text that is kept up to date between marks of a page."""
+"""An audit's estimates as Markdown, and text that is kept up to date between marks of a page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from tasks.report.standing import Standings
 from tasks.report.verdict import Row, controls, effort_rates, verdict, without_random
 
 
-def figures_text(rows: Sequence[Row], standings: Standings) -> str:
+def estimates_text(rows: Sequence[Row], standings: Standings) -> str:
     """The verdict, the table of variants by condition, and what the controls say."""
     shown = columns_of(rows)
     lines = [
@@ -19,10 +19,10 @@ def figures_text(rows: Sequence[Row], standings: Standings) -> str:
     ]
     lines.append(f"|---|---|---:|{'---:|' * len(shown)}")
     for line in lines_of(rows):
-        cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in shown]
+        cells = [_cell(line.estimates[metric]) if metric in line.estimates else "" for metric in shown]
         lines.append(f"| {line.variant} | {line.condition.name} | {size_text(line)} | {' | '.join(cells)} |")
-    told = [*controls(rows, standings), *without_random({row.variant for row in rows}, standings)]
-    lines += ["", *(f"- **{control.name}** {control.state}: {control.words}" for control in told)]
+    judged = [*controls(rows, standings), *without_random({row.variant for row in rows}, standings)]
+    lines += ["", *(f"- **{control.name}** {control.state}: {control.words}" for control in judged)]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Figures that the papers print, to stand beside an audit's own. They are of another model, and say what to look for.
 
-Only what could be traced to a table is here: `docs/fidelity.md` says which figures could not.
+Only what could be traced to a table is here: `docs/fidelity.md` says which numbers could not.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from tasks.report.verdict import Row
 
 MODEL = "Stable Diffusion 1.4"
 SOURCE = "Kowalczuk et al., Finding Dori, ICML 2026, arXiv 2507.16880, the table of main results"
-"""The paper ran NeMo and Wanda itself; these are not figures of the papers that brought those methods."""
+"""The paper ran NeMo and Wanda itself; these are not numbers of the papers that brought those methods."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,19 @@ OURS = {"mr_generations": "MR of images", "mr": "prompts with any copy", "sscd_o
 
 
 def published_text(rows: Mapping[tuple[str, Condition, str], Row]) -> str:
-    """The published figures beside the audit's own, as Markdown.
+    """The published numbers beside the audit's own, as Markdown.
 
     Args:
-        rows: the audit's figures by (variant, condition, metric). Where it has none of the same variant and start,
+        rows: the audit's estimates by (variant, condition, metric). Where it has none of the same variant and start,
             a cell stays empty.
 
     Returns:
-        The table with its source; nothing where the audit has none of these figures.
+        The table with its source; nothing where the audit has none of these numbers.
     """
     if not any((row.variant, row.condition, metric) in rows for row in FIGURES for metric in OURS):
         return ""
     lines = [
-        f"Beside the paper's figures. Those are of {MODEL} and 500 memorized prompts: **of another model**, unless it "
+        f"Beside the paper's numbers. Those are of {MODEL} and 500 memorized prompts: **of another model**, unless it "
         "is the one that was audited. Models, images and scorers differ, so compare in kind, not in digits. "
         f"Source: {SOURCE}.",
         "",

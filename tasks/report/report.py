@@ -26,26 +26,26 @@ _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as it stands in a strip."""
+class StripImage:
+    """An image as it stands in a strip."""
 
     label: str
     """Such as "original model" or "nemo, attacked from noise"."""
     data: bytes
     """PNG or JPEG."""
     sscd: float | None = None
-    """Similarity to the training picture; None for that picture itself."""
+    """Similarity to the training image; None for that image itself."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One training picture and what the variants make of it, under its prompt and under attack."""
+    """One training image and what the variants make of it, under its prompt and under attack."""
 
     prompt: str
-    original: Picture
-    generated: Sequence[Picture]
+    original: StripImage
+    generated: Sequence[StripImage]
     prompts: int = 1
-    """Prompts whose pictures the best are taken from: all that share the image, of which `prompt` is the first."""
+    """Prompts whose images the best are taken from: all that share the image, of which `prompt` is the first."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: a variant under a condition, its figures by metric."""
+    """One line of the table: a variant under a condition, its estimates by metric."""
 
     variant: str
     condition: Condition
-    figures: dict[str, Row]
+    estimates: dict[str, Row]
 
 
 def render(report: Report) -> str:
     """The page as HTML: no script, nothing from outside, everything escaped.
 
     Raises:
-        InputError: a picture is neither PNG nor JPEG.
+        InputError: an image is neither PNG nor JPEG.
     """
     page: str = _template("report.html.jinja").render(
         report=report,
@@ -119,17 +119,17 @@ def _template(name: str) -> Template:
 
 
 def table_text(rows: Sequence[Row], width: int = 120) -> str:
-    """The table of figures as plain text for a terminal of so many columns."""
+    """The table of estimates as plain text for a terminal of so many columns."""
     shown = {name: column for name, column in columns_of(rows).items() if column.narrow}
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for heading in ("variant", "condition", "n", *(column.heading for column in shown.values())):
-        # Headings are broken here and figures not at all, but on terminals too narrow for them.
+        # Headings are broken here and numbers not at all, but on terminals too narrow for them.
         table.add_column(fill(heading, 9, break_long_words=False), no_wrap=True, overflow="fold")
     before = None
     for line in lines_of([row for row in rows if row.metric in shown]):
         if before not in (None, line.variant):
             table.add_section()
-        cells = [_cell(line.figures[metric]) if metric in line.figures else "" for metric in shown]
+        cells = [_cell(line.estimates[metric]) if metric in line.estimates else "" for metric in shown]
         table.add_row("" if line.variant == before else line.variant, line.condition.name, size_text(line), *cells)
         before = line.variant
     stream = io.StringIO()
@@ -171,19 +171,19 @@ def meanings(rows: Sequence[Row]) -> list[str]:
 
 
 def size_text(line: Line) -> str:
-    """The images behind a line, and their prompts where these are more; several numbers where its figures rest on
+    """The images behind a line, and their prompts where these are more; several numbers where its estimates rest on
     different ones."""
-    shown = (row for metric, row in line.figures.items() if metric in columns())
+    shown = (row for metric, row in line.estimates.items() if metric in columns())
     return "/".join(dict.fromkeys(_count_text(row) for row in shown))
 
 
 def cases_text(row: Row) -> str:
-    """What one figure rests on, such as images, of which its column says where it counts something else."""
+    """What one estimate rests on, such as images, of which its column says where it counts something else."""
     return f"{_count_text(row)} {columns()[row.metric].cases}".rstrip()
 
 
 def value_text(row: Row) -> str:
-    """A figure in the digits its metric deserves."""
+    """An estimate in the digits its metric deserves."""
     return "too few" if math.isnan(row.value) else columns()[row.metric].text(row.value)
 
 
@@ -199,7 +199,7 @@ def data_uri(data: bytes) -> str:
     """A PNG or JPEG as a data URI; nothing else, since some formats can carry scripts."""
     kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
     if kind is None:
-        raise InputError("a picture of the report is neither PNG nor JPEG: convert it first")
+        raise InputError("an image of the report is neither PNG nor JPEG: convert it first")
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 

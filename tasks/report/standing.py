@@ -1,11 +1,13 @@
 """What each variant is to the verdict: what it claims, what it is the control of, and where it acts.
 
-The only place of the report that names methods.
+All of it follows from the specs of methods.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from tasks.methods import mitigations, prunings
 
 
 @dataclass(frozen=True)
@@ -30,29 +32,28 @@ Standings = Mapping[str, Standing]
 """By name, in the order of tables."""
 
 
-STANDINGS: Standings = {
-    one.name: one
-    for one in (
-        Standing("original", "original"),
-        Standing("nemo", claims=True),
-        Standing("random-nemo", "random", control_of="nemo", always=True, words="as many random neurons"),
-        Standing("nemo-union", claims=True),
-        Standing("random-nemo-union", "random", control_of="nemo-union", always=True, words="as many random neurons"),
-        Standing("wanda", claims=True),
-        Standing("random-wanda", "random", control_of="wanda", always=True, words="as many random weights"),
-        Standing("wanda-control", control_of="wanda", words="what ordinary prompts use"),
-        Standing("magnitude"),
-        Standing("taylor"),
-        Standing("gradient"),
-        Standing("random", "random", control_of="wanda", words="as many random weights"),
-        Standing("adversarial-finetune", "trained", claims=True),
-        Standing("surrogate-finetune", "trained"),
-        Standing("ordinary-finetune", "trained"),
-        Standing("lora-finetune", "trained"),
-        Standing("perturbed-embedding", "inference"),
-        Standing("random-tokens", "inference"),
-        Standing("reweighted-attention", "inference"),
-    )
-}
-CLAIMS = ("original", *(one.name for one in STANDINGS.values() if one.claims))
-"""The model itself, and the variants that claim to have removed a memory."""
+def standings() -> Standings:
+    """Those of the model itself and of all variants that there can be: what claims to remove memories before what it
+    is compared with."""
+    return {one.name: one for one in (Standing("original", "original"), *_pruned(), *_others())}
+
+
+def claims() -> list[str]:
+    """The model itself, and the variants that claim to have removed a memory."""
+    return [one.name for one in standings().values() if one.claims or one.kind == "original"]
+
+
+def _pruned() -> Iterator[Standing]:
+    # Localizers that are given another's budget stand behind it: they are its baselines.
+    for localizer, one in sorted(prunings(), key=lambda pair: bool(pair[0].budget)):
+        # What is no random control of its own, and was found on no prompts either, is drawn at random.
+        kind: Literal["pruned", "random"] = "random" if one.control_of and not one.ordinary else "pruned"
+        yield Standing(one.name, kind, one.claims, one.control_of or None, words=one.words)
+        if one.control is not None:
+            words = f"as many random {localizer.members}"
+            yield Standing(one.control, "random", control_of=one.name, always=True, words=words)
+
+
+def _others() -> Iterator[Standing]:
+    for one in sorted(mitigations(), key=lambda one: (one.acts == "inference", not one.claims)):
+        yield Standing(one.name, "trained" if one.acts == "training" else "inference", one.claims)

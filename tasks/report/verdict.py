@@ -1,7 +1,7 @@
-"""What the figures of an audit mean, in plain words.
+"""What the estimates of an audit mean, in plain words.
 
-A claim stands only beside its control. An attack that also brings back pictures the model never memorized says nothing,
-and neither does a cut that random neurons of the same number equal: both are then called uninformative, neither a
+A claim stands only beside its control. An attack that also brings back images the model never memorized says nothing,
+and neither does pruning that random neurons of the same number equal: both are then called uninformative, neither a
 success nor a failure. That an attack finds nothing says something only where it found much more on the original.
 """
 
@@ -15,13 +15,13 @@ from tasks.conditions import ORDINARY, PROMPT, Condition, Start, Whose
 from tasks.report.standing import Standing, Standings
 
 CONTROL_LIMIT = 0.05
-"""An attack is informative while it reproduces at most this share of pictures that were never memorized."""
+"""An attack is informative while it reproduces at most this share of images that were never memorized."""
 GONE_LIMIT = 0.05
-"""A picture set counts as gone while an informative attack brings back at most this share."""
+"""An image set counts as gone while an informative attack brings back at most this share."""
 RANDOM_KEEPS = 0.8
-"""A random cut must leave at least this share of the original's copies, or localizing was not what removed them."""
+"""Random pruning must leave at least this share of the original's copies, or localizing was not what removed them."""
 MOSTLY = 0.5
-"""A random cut that shares more than this of its neurons or weights with the localized one is no control of it."""
+"""Random pruning that shares more than this of its neurons or weights with the localized is no control of it."""
 ALPHA = 0.05
 """Two counts differ where chance brings so great a difference in at most this share of cases."""
 CONTROLS: dict[Whose, str] = {"control": "were never memorized", "unseen": "the model never saw"}
@@ -32,7 +32,7 @@ _STARTS: dict[Start | None, str] = {"prompt": "the prompt", "noise": "noise", "o
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of one variant under one condition, as the table `metrics` has it."""
+    """One estimate of one variant under one condition, as the table `metrics` has it."""
 
     variant: str
     condition: Condition
@@ -65,7 +65,7 @@ def verdict(rows: Sequence[Row], standings: Standings) -> str:
     of = "memorized prompts"
     if start.prompts not in (None, start.n):
         of = f"different memorized images, which {start.prompts} prompts share,"
-    said = [f"For {_count(start)} {of} the original model reproduces a training picture {_interval(start)}."]
+    said = [f"For {_count(start)} {of} the original model reproduces a training image {_interval(start)}."]
     if attacks := _sound(rows, "original"):
         words = _strongest(attacks)
         said.append(f"{words[0].upper()}{words[1:]}.")
@@ -74,18 +74,18 @@ def verdict(rows: Sequence[Row], standings: Standings) -> str:
     said += [_of_variant(rows, one) for one in of_each if one.control_of is None] or ["No mitigation was audited."]
     if effort := effort_words(rows):
         said.append(effort)
-    told = controls(rows, standings)
-    failed = [control.name for control in told if control.state == "fails"]
+    judged = controls(rows, standings)
+    failed = [control.name for control in judged if control.state == "fails"]
     if failed:
         said.append(f"Mind the failed {'control' if len(failed) == 1 else 'controls'}: {', '.join(failed)}.")
-    undecided = [control.name for control in told if control.state == "open"]
+    undecided = [control.name for control in judged if control.state == "open"]
     if undecided:
         said.append(f"Too few prompts to tell from chance: {', '.join(undecided)}.")
     return " ".join(said)
 
 
 def effort_rates(rows: Sequence[Row], control: bool = False) -> dict[int, Row]:
-    """By number of steps, what attacks from noise bring back: of memorized pictures, or of those never memorized."""
+    """By number of steps, what attacks from noise bring back: of memorized images, or of those never memorized."""
     attacks = (row for row in rows if row.metric == "mr" and row.condition.is_control == control)
     return {row.condition.steps: row for row in attacks if row.condition.steps is not None}
 
@@ -100,10 +100,10 @@ def effort_words(rows: Sequence[Row]) -> str:
     loudest = max(rates, key=lambda steps: (rates[steps].value, steps))
     if rates[loudest].value <= CONTROL_LIMIT:
         brought = f"{_count(rates[loudest])} {_interval(rates[loudest])}"
-        return f"Of pictures that were never memorized, attacks of up to {most} steps from noise bring back {brought}."
+        return f"Of images that were never memorized, attacks of up to {most} steps from noise bring back {brought}."
     back = min(surely, default=loudest)
     rate = rates[back]
-    words = f"Attacks from noise of {back} steps bring back {_count(rate)} pictures that were never memorized"
+    words = f"Attacks from noise of {back} steps bring back {_count(rate)} images that were never memorized"
     if not surely:
         return f"{words} {_interval(rate)}: too few to tell whether it is more than {100 * CONTROL_LIMIT:g} %."
     return f"{words}: from there on an attack shows what the model can draw, not what it remembers."
@@ -115,7 +115,7 @@ def controls(rows: Sequence[Row], standings: Standings) -> list[Control]:
     out = [control for condition in attacks for control in _attack_controls(rows, condition)]
     variants = dict.fromkeys(row.variant for row in rows)
     others = (standings[name] for name in variants if name in standings)
-    return out + [told for one in others if one.control_of and (told := _pruned_control(rows, one)) is not None]
+    return out + [judged for one in others if one.control_of and (judged := _pruned_control(rows, one)) is not None]
 
 
 def without_random(variants: Collection[str], standings: Standings) -> list[Control]:
@@ -124,7 +124,7 @@ def without_random(variants: Collection[str], standings: Standings) -> list[Cont
         Control(
             one.name,
             "missing",
-            f"{one.control_of} found all that it searched, so nothing else is left to cut at random: read it with"
+            f"{one.control_of} found all that it searched, so nothing else is left to prune at random: read it with"
             " doubt.",
         )
         for one in standings.values()
@@ -133,24 +133,24 @@ def without_random(variants: Collection[str], standings: Standings) -> list[Cont
 
 
 def _attack_controls(rows: Sequence[Row], condition: Condition) -> list[Control]:
-    """What the same attack on the original brings back of pictures that cannot be remembered."""
+    """What the same attack on the original brings back of images that cannot be remembered."""
     found = (_mr(rows, "original", replace(condition, whose=whose)) for whose in CONTROLS)
-    told = [_attack_control(rows, condition, row) for row in found if row is not None]
-    words = "No pictures that were never memorized were attacked: read this attack with doubt."
-    return told or [Control(condition.name, "missing", words)]
+    judged = [_attack_control(rows, condition, row) for row in found if row is not None]
+    words = "No images that were never memorized were attacked: read this attack with doubt."
+    return judged or [Control(condition.name, "missing", words)]
 
 
 def _attack_control(rows: Sequence[Row], condition: Condition, control: Row) -> Control:
     whose = control.condition.whose
     name = condition.name if whose == "control" else control.condition.name
-    words = f"Under the same budget {_count(control)} pictures that {CONTROLS[whose]} come back {_interval(control)}"
+    words = f"Under the same budget {_count(control)} images that {CONTROLS[whose]} come back {_interval(control)}"
     if control.value > CONTROL_LIMIT:
         if control.low is None or control.low > CONTROL_LIMIT:
             return Control(name, "fails", f"{words}: the attack can draw anything, so it is uninformative here.")
         return Control(name, "open", f"{words}: too few to tell whether it is more than {100 * CONTROL_LIMIT:g} %.")
     memorized = _mr(rows, "original", condition)
     if memorized is None:
-        return Control(name, "open", f"{words}, but for memorized pictures the original was not attacked so.")
+        return Control(name, "open", f"{words}, but for memorized images the original was not attacked so.")
     words += f", of memorized ones {_count(memorized)}: "
     p = _chance(memorized, control)
     if p > ALPHA:
@@ -166,26 +166,28 @@ def _pruned_control(rows: Sequence[Row], control: Standing) -> Control | None:
     """
     variant, name, random = control.name, control.control_of, control.kind == "random"
     assert name is not None
-    original, other, cut = (_mr(rows, one, PROMPT) for one in ("original", variant, name))
+    original, other, localized = (_mr(rows, one, PROMPT) for one in ("original", variant, name))
     if original is None or other is None or original.value == 0:
         return None
-    words = f"Cutting {control.words} leaves {_count(other)} copies of the original's {_count(original)}"
+    words = f"Pruning {control.words} leaves {_count(other)} copies of the original's {_count(original)}"
     same = _row(rows, variant, PROMPT, "shared")
     if same is not None and same.value > MOSTLY:
         words += f", but {100 * same.value:.0f} % of them are the ones that {name} found"
-        return Control(variant, "missing", f"{words}: it took more than half of a layer, so no cut of its size is one.")
+        return Control(
+            variant, "missing", f"{words}: it took more than half of a layer, so no random pruning of its size is one."
+        )
     if random and other.value < RANDOM_KEEPS * original.value:
         if (p := _chance(original, other)) > ALPHA:
             return Control(variant, "open", f"{words}: too few to tell whether chance removes copies (p = {p:.2f}).")
-        words += ": chance removes the copies too, so a localized cut of this size is uninformative."
+        words += ": chance removes the copies too, so localized pruning of this size is uninformative."
         return Control(variant, "fails", words)
-    if cut is None:
+    if localized is None:
         return Control(variant, "holds", f"{words}.") if random else None
-    words += f", {name} {_count(cut)}: "
-    if not random and other.value <= cut.value:
-        words += "it removes no fewer, so the cut does not single out what memories use."
+    words += f", {name} {_count(localized)}: "
+    if not random and other.value <= localized.value:
+        words += "it removes no fewer, so pruning does not single out what memories use."
         return Control(variant, "fails", words)
-    p = _chance(other, cut)
+    p = _chance(other, localized)
     if p > ALPHA:
         return Control(variant, "open", f"{words}chance alone may explain the difference (p = {p:.2f}).")
     return Control(variant, "holds", f"{words}chance does not explain the difference (p = {p:.2g}).")
@@ -265,8 +267,8 @@ def _unsound(rows: Sequence[Row], attacks: Sequence[Row]) -> str:
         return "such attacks bring next to nothing back on the original either"
     others = [_mr(rows, "original", replace(row.condition, whose=whose)) for row in attacks for whose in CONTROLS]
     if any(row is not None and row.value > CONTROL_LIMIT for row in others):
-        return f"it may bring back more than {100 * CONTROL_LIMIT:g} % of pictures that were never memorized"
-    return "too few pictures were attacked to tell its finds from chance"
+        return f"it may bring back more than {100 * CONTROL_LIMIT:g} % of images that were never memorized"
+    return "too few images were attacked to tell its finds from chance"
 
 
 def _strongest(attacks: Sequence[Row]) -> str:

@@ -28,6 +28,7 @@ class AnisotropyParams(SeededParams):
     control="Null prompts, by conformal p-values.",
     params=AnisotropyParams,
     check=check_steps,
+    cost=lambda params: 4 * params.seeds,
 )
 @torch.no_grad()
 def anisotropy(

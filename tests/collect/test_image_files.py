@@ -12,8 +12,8 @@ from PIL import Image
 
 from tasks.collect import image_files
 from tasks.collect.image_files import MODES, MOST_PIXELS, find_images, header_of, read_header, read_whole, suffixes
-from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
+from tasks.prompt_files import PromptEntry
 from tests.support.prompts import read_prompts
 
 
@@ -179,8 +179,8 @@ def test_every_format_of_pillow_that_people_have_is_read(tmp_path: Path, suffix:
 
 
 def test_the_formats_that_the_readme_names() -> None:
-    asked = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif"}
-    assert asked <= suffixes() | ({".avif"} if "AVIF" not in image_files.FORMATS else set())
+    wanted = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif"}
+    assert wanted <= suffixes() | ({".avif"} if "AVIF" not in image_files.FORMATS else set())
 
 
 def test_what_systems_put_beside_images_is_no_image(tmp_path: Path) -> None:
@@ -206,10 +206,12 @@ def test_what_systems_put_beside_images_is_no_image(tmp_path: Path) -> None:
 )
 def test_the_cause_is_the_cause(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "1.png").write_bytes(content)
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refusal:
         read_header(tmp_path / "1.png")
-    assert str(told.value).startswith(f"{tmp_path / '1.png'} cannot be read as an image") and why in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(refusal.value).startswith(f"{tmp_path / '1.png'} cannot be read as an image") and why in str(
+        refusal.value
+    )
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

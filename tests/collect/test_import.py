@@ -66,9 +66,9 @@ def test_a_prompt_is_of_one_kind(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(texts)
     memorized, nulls, ordinary = (tmp_path / f"{name}.txt" for name in ("memorized", "nulls", "ordinary"))
     store = Store.open(tmp_path / "store")
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refusal:
         import_prompts(store, memorized, nulls, ordinary)
-    first, *lines = str(told.value).split("\n  ")
+    first, *lines = str(refusal.value).split("\n  ")
     assert first == "2 things cannot be used:"
     assert lines == [
         f"'a cup' stands as memorized at {memorized}:2 and as null at {nulls}:2: leave it in one place",
@@ -95,12 +95,12 @@ def test_prompts_of_a_csv_name_images_of_a_table_by_their_sha256(tmp_path: Path)
         import_prompts(store, tmp_path / "flagged.csv", nulls, images=images)
 
 
-def test_pictures_are_taken_the_way_up_that_they_say(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 4), "black")
-    picture.paste("white", (0, 0, 4, 4))  # the left half, which is below when it is turned
+def test_images_are_taken_the_way_up_that_they_say(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 4), "black")
+    image.paste("white", (0, 0, 4, 4))  # the left half, which is below when it is turned
     turned = Image.Exif()
     turned[0x0112] = 8
-    picture.save(tmp_path / "1.png", exif=turned)
+    image.save(tmp_path / "1.png", exif=turned)
     (tmp_path / "prompts.csv").write_text("caption,index\na cat,1\n")
     (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
     store = Store.open(tmp_path / "store")
@@ -111,7 +111,7 @@ def test_pictures_are_taken_the_way_up_that_they_say(tmp_path: Path) -> None:
     assert seen[:4].max() == 0 and seen[4:].min() == 255
 
 
-def test_pictures_without_a_look_in_eight_bits_are_refused(tmp_path: Path) -> None:
+def test_images_without_a_look_in_eight_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "1.png")
     (tmp_path / "prompts.csv").write_text("caption,index\na cat,1\n")
     (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
@@ -121,7 +121,7 @@ def test_pictures_without_a_look_in_eight_bits_are_refused(tmp_path: Path) -> No
         )
 
 
-def test_rows_of_one_text_are_one_prompt_of_all_their_pictures(tmp_path: Path) -> None:
+def test_rows_of_one_text_are_one_prompt_of_all_their_images(tmp_path: Path) -> None:
     table, images = tmp_path / "prompts.parquet", []
     for number in range(2):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
@@ -147,18 +147,18 @@ def test_rows_of_one_text_are_one_prompt_of_all_their_pictures(tmp_path: Path) -
     assert found == {"a cat": names, "a dog": [], "a cow": []}
 
 
-def test_what_cannot_be_read_as_a_picture_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_read_as_an_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text("caption,index\na cat,1\n")
     (tmp_path / "nulls.txt").write_text("a dog\na cow\n")
     (tmp_path / "1.png").mkdir()
-    asked = Store.open(tmp_path / "store"), tmp_path / "prompts.csv", tmp_path / "nulls.txt"
+    inputs = Store.open(tmp_path / "store"), tmp_path / "prompts.csv", tmp_path / "nulls.txt"
     with pytest.raises(InputError, match=r"prompts\.csv:2: .*1\.png cannot be read as an image \(Is a directory\)"):
-        import_prompts(*asked, images=tmp_path)
+        import_prompts(*inputs, images=tmp_path)
     (tmp_path / "1.png").rmdir()
     (tmp_path / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"prompts\.csv:2: .*1\.png cannot be read as an image"):
-        import_prompts(*asked, images=tmp_path)
-    assert asked[0].read("images").num_rows == asked[0].read("prompts").num_rows == 0
+        import_prompts(*inputs, images=tmp_path)
+    assert inputs[0].read("images").num_rows == inputs[0].read("prompts").num_rows == 0
 
 
 def given(folder: Path, **files: str) -> dict[str, Path]:
@@ -189,8 +189,8 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_written(tmp_pat
         ordinary="text,kind\na hat,odd\na hen,\n",
     )
     before = sorted(tmp_path.rglob("*"))
-    asked = files["memorized"], files["nulls"], files["ordinary"], images, model
-    problems = read_inputs(*asked, "refuse").problems
+    inputs = files["memorized"], files["nulls"], files["ordinary"], images, model
+    problems = read_inputs(*inputs, "refuse").problems
     words = [
         "memorized.csv:4: no caption, prompt or text",
         "ordinary.csv:2: kind 'odd' is none of memorized, null, ordinary",
@@ -205,7 +205,7 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_written(tmp_pat
     assert len(problems) == len(words)
     assert [word for word, problem in zip(words, problems, strict=True) if word not in problem] == []
     with pytest.raises(InputError, match="9 things cannot be used:"):
-        import_prompts(Store.open(tmp_path / "store"), *asked, "refuse")
+        import_prompts(Store.open(tmp_path / "store"), *inputs, "refuse")
     assert sorted(path for path in tmp_path.rglob("*") if "store" not in path.parts) == before
     assert [path for path in (tmp_path / "store").rglob("*") if path.suffix == ".parquet"] == []
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import csv_line, safe_cell
-from tasks.collect.prompt_files import PromptEntry, expanded, few, has_words, read_file, say
 from tasks.collect.task.importing import read_prompt_file
 from tasks.errors import InputError
+from tasks.prompt_files import PromptEntry, expanded, few, has_words, read_file, say
 from tests.support.prompts import read_prompts
 
 TEXTS = st.lists(
@@ -87,7 +87,7 @@ def test_plain_text(tmp_path: Path) -> None:
         ("a.csv", b"\n<!DOCTYPE html>\n<p>not found", "a web page or XML, as a failed download leaves"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
         ("a.csv", b"PAR1....PAR1", "a Parquet file: call it .parquet"),
-        ("a.csv.gz", gzip.compress(b"caption\none\n")[:-9], "compressed with gzip, but damaged"),
+        ("a.csv.gz", gzip.compress(b"caption\none\n", mtime=0)[:-9], "compressed with gzip, but damaged"),
         ("a.jsonl", b'{"caption": "x"}\n{oops\n', "a.jsonl:2: not JSON"),
         ("a.jsonl", b'["x"]\n', "a.jsonl:1: not an object"),
         ("a.jsonl", b'[\n{"caption": "x"}\n]\n', "is a JSON array, not an object a line: call it .json"),
@@ -172,7 +172,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 def test_the_same_prompts_in_every_form(tmp_path: Path, name: str, content: str, encoding: str, packed: bool) -> None:
     data = content.encode(encoding)
     path = tmp_path / (f"{name}.gz" if packed else name)
-    path.write_bytes(gzip.compress(data) if packed else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if packed else data)
     found = read_file(path)
     assert (found.problems, [prompt.text for prompt in found.prompts]) == ([], ["one", "two; 2"])
     assert all(prompt.subset is None for prompt in found.prompts)
@@ -228,8 +228,8 @@ def test_what_may_not_be_meant_is_said(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.collect.prompt_files.MOST_BYTES", 1000)
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"word\n" * 10_000))
+    monkeypatch.setattr("tasks.prompt_files.MOST_BYTES", 1000)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"word\n" * 10_000, mtime=0))
     assert (tmp_path / "a.txt.gz").stat().st_size < 1000
     assert ["larger than" in problem for problem in read_file(tmp_path / "a.txt.gz").problems] == [True]
 

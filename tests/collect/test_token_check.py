@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.collect.prompt_files import Kind, PromptEntry
 from tasks.collect.token_check import same_prompts, tokenized
 from tasks.diffusion.families.tokenizers import Tokenizers
 from tasks.diffusion.tokens import LongPrompts
+from tasks.prompt_files import Kind, PromptEntry
 from tests.support.denoisers import TOKENS, Words
 
 LETTERS = Tokenizers((Words(),), TOKENS)
@@ -21,8 +21,8 @@ def test_every_prompt_that_is_too_long_is_refused_with_its_line_and_its_tokens()
     texts = [letter * (TOKENS + n) for n, letter in enumerate("abcdefghijklmnopqrstuvwxy")]
     problems = tokenized([*prompts(texts), PromptEntry("short", "null")], LETTERS, "refuse").problems
     assert len(problems) == 21
-    told = " tokens, and the model reads 8: shorten it, or take --long-prompts truncate or skip"
-    assert problems[:20] == [f"a.txt:{n + 1}: {TOKENS + n + 2}{told}" for n in range(20)]
+    words = " tokens, and the model reads 8: shorten it, or take --long-prompts truncate or skip"
+    assert problems[:20] == [f"a.txt:{n + 1}: {TOKENS + n + 2}{words}" for n in range(20)]
     others = ", ".join(f"a.txt:{n + 1} ({TOKENS + n + 2})" for n in range(20, 25))
     assert problems[20] == f"and 5 more that are too long: {others}"
 

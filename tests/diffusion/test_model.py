@@ -18,7 +18,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
-from tasks.attack.dori import DoriParams, start_embeddings
 from tasks.collect.values import value_activations
 from tasks.diffusion.families import layers_of
 from tasks.diffusion.families.schedule import Schedule
@@ -27,6 +26,7 @@ from tasks.diffusion.model import fingerprint, load_model
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, decode, denoise, first_timestep, generate
 from tasks.diffusion.sites import Layer, Site
+from tasks.dori import DoriParams, start_embeddings
 from tasks.errors import InputError
 from tests.support.hand_made import model_of, random_unet
 from tests.support.pipelines import KEYS, PROMPTS, sampled_by_diffusers
@@ -167,7 +167,7 @@ def test_a_long_prompt_is_truncated_as_in_training(family: str, request: pytest.
     assert not torch.allclose(short, exact)
 
 
-def test_a_model_that_predicts_pictures_is_refused() -> None:
+def test_a_model_that_predicts_images_is_refused() -> None:
     model = model_of(random_unet())
     model.schedule.own.register_to_config(prediction_type="sample")
     with pytest.raises(InputError, match="predicts 'sample'"):

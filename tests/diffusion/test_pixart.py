@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 
-from tasks.attack.dori import DoriParams, attack, start_embeddings
 from tasks.collect.values import value_activations
 from tasks.diffusion.check import check_sampling
 from tasks.diffusion.folder import problems_of
@@ -20,8 +19,10 @@ from tasks.diffusion.outline import outline_of
 from tasks.diffusion.sampling import SamplingParams, encode, generate
 from tasks.diffusion.sites import Layer, Site
 from tasks.diffusion.tokens import tokenizers_of
+from tasks.dori import DoriParams, attack, start_embeddings
 from tasks.errors import InputError
-from tasks.mitigate.inference import DefenceParams, defended
+from tasks.inference import Request
+from tasks.mitigate.reweighted_attention import ReweightedAttentionParams, reweighted
 from tasks.scan.entropy import attention_layer
 from tests.support.pipelines import KEYS, PROMPTS, write_pixart
 
@@ -104,7 +105,7 @@ def test_values_are_means_over_the_tokens_of_the_prompt(folder: Path) -> None:
 
 def test_sites_are_those_of_its_blocks(folder: Path) -> None:
     outline = outline_of(folder)
-    assert outline.latent == (8, 8) and outline.picture == (32, 32)
+    assert outline.latent == (8, 8) and outline.image == (32, 32)
     hidden = outline.layers(Site.FEED_FORWARD_HIDDEN)
     assert [(layer.name, layer.inputs, layer.outputs) for layer in hidden] == [
         (f"transformer_blocks.{n}.ff.net.2", 96, 24) for n in range(3)
@@ -138,9 +139,9 @@ def test_noise_is_matched_to_the_tokens_that_are_read(folder: Path) -> None:
 
 def test_what_needs_a_token_that_begins_prompts_is_refused_in_a_line(folder: Path) -> None:
     model = load_model(folder, "cpu")
-    line = "prompts of PixArtAlpha begin with none: leave it out of --set 'defences="
+    line = "prompts of PixArtAlpha begin with none: leave it out of --set 'mitigations="
     with pytest.raises(InputError, match=line):
-        defended(model, "reweighted-attention", DefenceParams(), SamplingParams(), PROMPTS, KEYS)
+        reweighted(Request(model, PROMPTS, KEYS, SamplingParams()), ReweightedAttentionParams())
     with pytest.raises(InputError, match="prompts of PixArtAlpha begin with none: scan with norm"):
         attention_layer(type(model), model.layers(Site.VALUE_ALL))
 

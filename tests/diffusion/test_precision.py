@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from tasks.diffusion.precision import AskedPrecision, Precision, computes_in_bfloat16, precision_for
+from tasks.diffusion.precision import Precision, PrecisionChoice, computes_in_bfloat16, precision_for
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_a_device_that_there_is_not_is_left_to_the_loading_of_the_model() -> Non
 def test_what_is_asked_for_by_name_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert {precision_for(name, "cpu") for name in get_args(Precision)} == set(get_args(Precision))
-    assert set(get_args(AskedPrecision)) == {"auto", *get_args(Precision)}
+    assert set(get_args(PrecisionChoice)) == {"auto", *get_args(Precision)}

@@ -1,4 +1,4 @@
-"""Pictures from latents."""
+"""Images from latents."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from tasks.errors import InputError
 from tests.support.denoisers import tiny_model
 
 
-def test_pictures_leave_the_decoder_a_few_at_a_time() -> None:
+def test_images_leave_the_decoder_a_few_at_a_time() -> None:
     sizes: list[int] = []
 
     def one_pixel(latents: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
@@ -62,7 +62,7 @@ def test_generation_halves_its_batches_when_memory_is_short(monkeypatch: pytest.
     ("dtype", "cause"),
     [(torch.bfloat16, "load the model with --set precision=float32"), (torch.float32, "weights .* are broken")],
 )
-def test_a_picture_that_is_not_a_number_is_refused_with_its_cause(dtype: torch.dtype, cause: str) -> None:
+def test_an_image_that_is_not_a_number_is_refused_with_its_cause(dtype: torch.dtype, cause: str) -> None:
     vae = SimpleNamespace(
         decode=lambda latents, return_dict: (latents * float("nan"),),
         config=SimpleNamespace(scaling_factor=1.0),

@@ -112,9 +112,9 @@ def test_another_scheduler_counts_before_the_models_own_is_judged(name: str, tmp
 @pytest.mark.parametrize("changed", [{"timestep_spacing": "odd"}, {"num_train_timesteps": 5}])
 def test_ddim_is_not_advised_where_it_was_tried(changed: dict[str, Any], tmp_path: Path) -> None:
     schedule = read_schedule(write(tmp_path, **TRAINED | changed), "DDIMScheduler")
-    with pytest.raises(InputError, match=r"mend the model's scheduler_config.json") as told:
+    with pytest.raises(InputError, match=r"mend the model's scheduler_config.json") as refusal:
         schedule.sampler("ddim", 20)
-    assert "sampling.scheduler=ddim" not in str(told.value)
+    assert "sampling.scheduler=ddim" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 25])

@@ -71,6 +71,6 @@ def test_what_is_no_tokenizer_is_one_line(folder: Path, tmp_path: Path, index: o
     if isinstance(index, dict):
         index = {"_class_name": "StableDiffusionPipeline"} | index
     (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match=words) as told:
+    with pytest.raises(InputError, match=words) as refusal:
         tokenizers_of(tmp_path / "model")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refusal.value)

@@ -22,8 +22,8 @@ from tasks.evaluate.seen import Pair, Seen
 from tasks.evaluate.task import Shot, StoredSeen, Trial
 from tasks.evaluate.task import seen as stored
 from tasks.methods import Column, NoParams, metric
-from tasks.report.markdown import figures_text
-from tasks.report.standing import STANDINGS
+from tasks.report.markdown import estimates_text
+from tasks.report.standing import standings
 from tasks.report.task import rows_of
 from tasks.scorers.clip import ClipParams
 from tasks.scorers.sscd import SscdParams, scorer_of
@@ -34,7 +34,7 @@ NONE = NoParams()
 SCORING = door.Scoring(SamplingParams(), SscdParams(), ClipParams(model="none"), {}, "none")
 
 
-def asked(name: str, *images: str, kind: str | None = None) -> Prompt:
+def prompt_of(name: str, *images: str, kind: str | None = None) -> Prompt:
     return Prompt(name, name, "memorized", kind, None, images)
 
 
@@ -51,7 +51,7 @@ def seen_of(subject: Subject, prompts: list[Prompt], seeds: int = 1, condition: 
 
 
 def table_of(subject: Subject) -> str:
-    return figures_text(rows_of(subject.open(), "audit"), STANDINGS)
+    return estimates_text(rows_of(subject.open(), "audit"), standings())
 
 
 def scored(subject: Subject, kind: str, values: dict[Pair, float]) -> None:
@@ -94,8 +94,8 @@ def test_a_newcomers_metric_is_one_function(
     subject: Subject, brightness: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Subject, "load", lambda self: None)
-    monkeypatch.setattr(stored, "picture_size", lambda model: (8, 8))
-    prompts, condition = [asked("p"), asked("q")], dori("noise")
+    monkeypatch.setattr(stored, "image_size", lambda model: (8, 8))
+    prompts, condition = [prompt_of("p"), prompt_of("q")], dori("noise")
     trial, shots = Trial("wanda", "original", condition, prompts, 1), door.shots(prompts, 1)
     ids = door.generation_ids(subject, "original", condition, shots, SCORING.sampling)
     rows = [
@@ -113,7 +113,7 @@ def test_a_newcomers_metric_is_one_function(
 
 
 def test_scores_against_images_of_another_set_do_not_count(subject: Subject) -> None:
-    one, both = seen_of(subject, [asked("p", "right")]), seen_of(subject, [asked("p", "right", "wrong")])
+    one, both = seen_of(subject, [prompt_of("p", "right")]), seen_of(subject, [prompt_of("p", "right", "wrong")])
     (generation,) = one.generations
     scored(subject, "sscd", {(generation.id, "right"): 0.2, (generation.id, "wrong"): 0.9})
     assert [copying.copying(seen, NONE)[0].value for seen in (one, both)] == [0, 1]
@@ -126,7 +126,7 @@ def test_a_training_image_is_seen_cropped_as_it_was_trained_on(
     files = {"image": to_png(wide), "generation": to_png(wide[:, 32:96])}
     monkeypatch.setattr(StoredSeen, "files", lambda self, names: {name: files[name] for name in names})
     of = {"square": (64, 64), "wide": (128, 64)}
-    monkeypatch.setattr(stored, "picture_size", of.__getitem__)
+    monkeypatch.setattr(stored, "image_size", of.__getitem__)
     monkeypatch.setattr(Subject, "load", lambda self: self.model)
     square, other = (seen_of(subject.model_copy(update={"model": name}), []) for name in of)
     found = square.sscd.images(list(files))
@@ -138,7 +138,7 @@ def test_a_training_image_is_seen_cropped_as_it_was_trained_on(
 
 def test_verbatim_and_template_memories_stand_apart(subject: Subject) -> None:
     scores = {("g", "i"): 0.9, ("h", "j"): 0.1, ("h", "k"): 0.3}
-    shots = [Shot(asked("p", "i", kind="VM"), None, 0), Shot(asked("q", "j", "k", kind="TM"), None, 0)]
+    shots = [Shot(prompt_of("p", "i", kind="VM"), None, 0), Shot(prompt_of("q", "j", "k", kind="TM"), None, 0)]
     found = copying.copying(HandMade(made(subject, shots, ["g", "h"]), {"sscd": scores}), NONE)
     figures = {one.metric: one for one in found}
     assert figures["mr_generations"].value == 0.5
@@ -151,7 +151,7 @@ def test_verbatim_and_template_memories_stand_apart(subject: Subject) -> None:
 
 def test_a_trigger_counts_where_any_generation_of_it_is_a_copy(subject: Subject) -> None:
     scores = {("a", "i"): 0.2, ("b", "i"): 0.9, ("c", "i"): 0.7, ("d", "j"): 0.1, ("d", "k"): 0.71}
-    one, two = asked("p", "i"), asked("q", "j", "k")
+    one, two = prompt_of("p", "i"), prompt_of("q", "j", "k")
     shots = [Shot(one, "t", 0), Shot(one, "t", 1), Shot(one, "u", 0), Shot(two, "v", 0)]
     seen = HandMade(made(subject, shots, ["a", "b", "c", "d"]), {"sscd": scores})
     assert copying.triggers_that_copy(copying.similarities(seen)) == {"t", "v"}
@@ -162,9 +162,9 @@ def test_structure_is_of_the_nearest_training_image(subject: Subject) -> None:
     copied, other = (draw.integers(0, 255, (32, 32, 3), np.uint8) for _ in range(2))
     images = {"copied": copied, "other": other, "third": other, "copy": copied, "new": 255 - other}
     shots = [
-        Shot(asked("p", "other", "copied"), None, 0),
-        Shot(asked("q", "third"), None, 0),
-        Shot(asked("r"), None, 0),
+        Shot(prompt_of("p", "other", "copied"), None, 0),
+        Shot(prompt_of("q", "third"), None, 0),
+        Shot(prompt_of("r"), None, 0),
     ]
     seen = HandMade(made(subject, shots, ["copy", "new", "none"]), images=images)
     best, _ = ssim.measured(seen, NONE)
@@ -176,7 +176,7 @@ def test_structure_is_of_the_nearest_training_image(subject: Subject) -> None:
 
 
 def test_seeds_beyond_this_audits_do_not_count(subject: Subject) -> None:
-    many, two, lone = (seen_of(subject, [asked("p")], seeds) for seeds in (3, 2, 1))
+    many, two, lone = (seen_of(subject, [prompt_of("p")], seeds) for seeds in (3, 2, 1))
     first, second, third = (one.id for one in many.generations)
     scored(subject, "sscd_pair", {(first, second): 0.1, (first, third): 0.9, (second, third): 0.9})
     (figure,) = seed_similarity.measured(two, NONE)
@@ -202,20 +202,20 @@ def test_metrics_are_taken_where_they_apply(subject: Subject) -> None:
 
 def test_what_was_not_generated_is_missed_in_a_line(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Subject, "load", lambda self: None)
-    seen = seen_of(subject, [asked("p", "i")])
+    seen = seen_of(subject, [prompt_of("p", "i")])
     with pytest.raises(InputError, match="generate first"):
         copying.copying(seen, NONE)
 
 
 def test_quality_is_of_prompts_that_have_images(subject: Subject) -> None:
-    """Pictures of other prompts differ from the training pictures because they show something else."""
+    """Images of other prompts differ from the training images because they show something else."""
     images = [f"i{n}" for n in range(LEAST)]
     near = {name: np.eye(LEAST + 1)[n] for n, name in enumerate(images)}
     near |= {f"g{n}": near[name] for n, name in enumerate(images)}
-    # A second caption, whose pictures show something else, does not count: its image has one already.
+    # A second caption, whose images show something else, does not count: its image has one already.
     near |= {"elsewhere": np.eye(LEAST + 1)[-1], "second": np.eye(LEAST + 1)[-1]}
-    shots = [Shot(asked(f"p{n}", name), None, 0) for n, name in enumerate(images)]
-    shots += [Shot(asked("r"), None, 0), Shot(asked("q", "i0"), None, 0)]
+    shots = [Shot(prompt_of(f"p{n}", name), None, 0) for n, name in enumerate(images)]
+    shots += [Shot(prompt_of("r"), None, 0), Shot(prompt_of("q", "i0"), None, 0)]
     ids = [*(f"g{n}" for n in range(LEAST)), "elsewhere", "second"]
     seen = HandMade(made(subject, shots, ids), vectors=near)
     found = {one.metric: one for one in quality.quality(seen, NONE)}
@@ -225,8 +225,8 @@ def test_quality_is_of_prompts_that_have_images(subject: Subject) -> None:
 
 
 def test_distances_of_too_few_images_have_no_value(subject: Subject) -> None:
-    """Two pictures of each of five images, which nine prompts share: ten pictures are five images."""
-    prompts = [asked(f"p{n}", f"i{n % (LEAST - 1)}") for n in range(9)]
+    """Two images of each of five images, which nine prompts share: ten images are five images."""
+    prompts = [prompt_of(f"p{n}", f"i{n % (LEAST - 1)}") for n in range(9)]
     shots = [Shot(prompt, None, seed) for prompt in prompts for seed in range(2)]
     ids = [f"g{n}" for n in range(len(shots))]
     found = quality.quality(HandMade(made(subject, shots, ids)), NONE)
@@ -238,11 +238,11 @@ def test_distances_of_too_few_images_have_no_value(subject: Subject) -> None:
 
 
 def test_an_image_that_always_comes_back_is_no_memory_unless_it_was_trained_on(subject: Subject) -> None:
-    # Of p its picture comes again and again, of q always another, as surrogates may teach it, of r ever new ones.
+    # Of p its image comes again and again, of q always another, as surrogates may teach it, of r ever new ones.
     directions = {"p": (0, 0, 0), "i": (0,), "q": (1, 1, 1), "j": (2,), "r": (3, 4, 5), "k": (6,)}
     names = {name: [f"{name}{n}" for n in range(len(of))] if len(of) > 1 else [name] for name, of in directions.items()}
     vectors = {one: np.eye(7)[of[n]] for name, of in directions.items() for n, one in enumerate(names[name])}
-    prompts = [asked("p", "i"), asked("q", "j"), asked("r", "k")]
+    prompts = [prompt_of("p", "i"), prompt_of("q", "j"), prompt_of("r", "k")]
     shots = [Shot(prompt, None, seed) for prompt in prompts for seed in range(3)]
     params = ExtractionParams(clique=3, measure="sscd", distance=0.3)
     ids = [name for prompt in prompts for name in names[prompt.prompt_id]]
@@ -251,7 +251,7 @@ def test_an_image_that_always_comes_back_is_no_memory_unless_it_was_trained_on(s
         "extraction_precision": (0.5, 2),
         "extraction_recall": (pytest.approx(1 / 3), 3),
     }
-    # Without training pictures a claim can only be held against what the prompt is said to be.
+    # Without training images a claim can only be compared with what the prompt is said to be.
     shots = [Shot(replace(shot.prompt, image_ids=()), None, shot.seed) for shot in shots]
     found = extraction.extraction(HandMade(made(subject, shots, ids), vectors=vectors), params)
     assert [(one.value, one.n) for one in found] == [(1, 2), (pytest.approx(2 / 3), 3)]

@@ -1,4 +1,4 @@
-"""Extraction: a planted clique is found, exactly, and claims are held against the truth."""
+"""Extraction: a planted clique is found, exactly, and claims are compared with the truth."""
 
 import itertools
 
@@ -14,24 +14,24 @@ from tasks.intervals import clopper_pearson
 
 def test_tile_distance_by_hand() -> None:
     black, corner = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
-    corner[:2, :2] = 255  # one whole tile of 4 x 4 tiles: as far as can be there, 1/4 over the whole picture
-    pictures = np.stack([black, corner])
-    assert tile_distances(pictures, 4).tolist() == [[0, 1], [1, 0]]
-    assert tile_distances(pictures, 1)[0, 1] == pytest.approx(0.25)
+    corner[:2, :2] = 255  # one whole tile of 4 x 4 tiles: as far as can be there, 1/4 over the whole image
+    images = np.stack([black, corner])
+    assert tile_distances(images, 4).tolist() == [[0, 1], [1, 0]]
+    assert tile_distances(images, 1)[0, 1] == pytest.approx(0.25)
     with pytest.raises(InputError, match="equal tiles"):
-        tile_distances(pictures, 3)
+        tile_distances(images, 3)
 
 
-def test_near_copies_of_one_picture_are_extracted() -> None:
+def test_near_copies_of_one_image_are_extracted() -> None:
     rng = np.random.default_rng(0)
     others = rng.integers(0, 256, (40, 16, 16, 3))
     copies = others[:1] + rng.integers(-4, 5, (12, 16, 16, 3))
-    pictures = np.concatenate([others, copies]).clip(0, 255).astype(np.uint8)
-    found = extract(tile_distances(pictures), ExtractionParams())
+    images = np.concatenate([others, copies]).clip(0, 255).astype(np.uint8)
+    found = extract(tile_distances(images), ExtractionParams())
     assert found.extracted
     assert found.clique == (0, *range(40, 52))
     assert found.representative == 0  # the copies are all made of it, so it lies in their middle
-    none = extract(tile_distances(pictures[:40]), ExtractionParams())
+    none = extract(tile_distances(images[:40]), ExtractionParams())
     assert not none.extracted
     assert none.representative is None
 
@@ -62,7 +62,7 @@ def test_precision_and_recall_by_hand() -> None:
     assert (found.precision, found.recall, found.hits) == (2 / 3, 0.5, 2)
     assert found.precision_interval == clopper_pearson(2, 3)
     assert found.recall_interval == clopper_pearson(2, 4)
-    # A picture that always comes back and is no training picture is no memory; one of an ordinary prompt may be.
+    # An image that always comes back and is no training image is no memory; one of an ordinary prompt may be.
     found = precision_recall({"a": False, "x": True}, ["a"])
     assert (found.precision, found.recall, found.hits) == (0.5, 0, 1)
     nothing = precision_recall({}, ["a"])

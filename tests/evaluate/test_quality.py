@@ -35,7 +35,7 @@ def test_fid_of_known_gaussians() -> None:
     assert fid(np.array([[-1.0], [1.0]]), np.array([[1.0], [5.0]])).value == pytest.approx(9 + 2)
 
 
-def test_fid_of_a_set_with_itself_is_zero_even_with_fewer_pictures_than_features() -> None:
+def test_fid_of_a_set_with_itself_is_zero_even_with_fewer_images_than_features() -> None:
     few = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     assert fid(few, few[::-1]).value == pytest.approx(0, abs=1e-9)
 
@@ -58,7 +58,7 @@ def test_names_its_features() -> None:
 
 
 def test_refuses() -> None:
-    with pytest.raises(InputError, match="two pictures on each side"):
+    with pytest.raises(InputError, match="two images on each side"):
         fid(np.zeros((1, 3)), np.zeros((5, 3)))
     with pytest.raises(InputError, match="same model"):
         kid(np.zeros((5, 3)), np.zeros((5, 4)))

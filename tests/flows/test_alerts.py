@@ -53,15 +53,15 @@ def running(client: SyncPrefectClient, name: str) -> UUID:
 
 
 def heard(hook: Hook, words: str) -> list[dict[str, Any]]:
-    return [told for told in hook.received if words in told["text"]]
+    return [notice for notice in hook.received if words in notice["text"]]
 
 
 def told_once(hook: Hook, words: str, seconds: float = 60) -> dict[str, Any]:
     """The one notice with these words, after the time in which another one would have come."""
     until(lambda: heard(hook, words), seconds)
     time.sleep(LATER_S)
-    (told,) = heard(hook, words)
-    return told
+    (notice,) = heard(hook, words)
+    return notice
 
 
 def test_a_regression_is_told_once_though_announced_twice(served: Served, hook: Hook) -> None:
@@ -71,10 +71,14 @@ def test_a_regression_is_told_once_though_announced_twice(served: Served, hook: 
         announce("engram.audit.completed", MINE, payload, key)
         for _ in range(2):
             announce(REGRESSION, MINE, payload, key)
-    told = told_once(hook, payload["words"])
-    assert told["type"] == "application/json" and told["key"]
-    assert told["text"] == f"Engram: mine got worse. {payload['words']}"
-    assert (told["event"], told["resource"], told["payload"]) == (REGRESSION, MINE["prefect.resource.id"], payload)
+    notice = told_once(hook, payload["words"])
+    assert notice["type"] == "application/json" and notice["key"]
+    assert notice["text"] == f"Engram: mine got worse. {payload['words']}"
+    assert (notice["event"], notice["resource"], notice["payload"]) == (
+        REGRESSION,
+        MINE["prefect.resource.id"],
+        payload,
+    )
 
 
 def test_a_receiver_that_fails_is_asked_again(served: Served, hook: Hook) -> None:
@@ -83,10 +87,10 @@ def test_a_receiver_that_fails_is_asked_again(served: Served, hook: Hook) -> Non
         hook.failures += [500, 429]
         for name in ("audit", "nightly"):
             client.set_flow_run_state(running(client, name), Failed(message=words))
-    told = told_once(hook, words, 120 + 3 * PAUSE.total_seconds())
-    assert told["text"] == f"Engram: the nightly audit a run of nightly ended as Failed: {words}"
-    assert told["url"].startswith(served.url)
-    assert [each["key"] for each in hook.refused if words in each["text"]] == [told["key"]] * 2
+    notice = told_once(hook, words, 120 + 3 * PAUSE.total_seconds())
+    assert notice["text"] == f"Engram: the nightly audit a run of nightly ended as Failed: {words}"
+    assert notice["url"].startswith(served.url)
+    assert [each["key"] for each in hook.refused if words in each["text"]] == [notice["key"]] * 2
 
 
 def test_a_database_that_others_write_makes_no_second_notice(served: Served, hook: Hook) -> None:
@@ -124,8 +128,8 @@ def test_a_database_that_others_write_makes_no_second_notice(served: Served, hoo
                 writer.join()
     until(lambda: len(heard(hook, words)) >= len(runs), 120)
     time.sleep(LATER_S)
-    told = sorted(each["text"].rpartition(": ")[2] for each in heard(hook, words))
-    assert told == [f"{words} {number}" for number in range(len(runs))]
+    notice = sorted(each["text"].rpartition(": ")[2] for each in heard(hook, words))
+    assert notice == [f"{words} {number}" for number in range(len(runs))]
 
 
 def test_a_night_that_does_not_end_is_told_once(served: Served, hook: Hook) -> None:

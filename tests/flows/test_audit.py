@@ -24,14 +24,17 @@ from flows import stages
 from flows.audit import Audited, AuditParams, audit, recorded
 from flows.cli.commands import app
 from flows.cli.shared import settings_of
+from flows.facts import _agreement
 from flows.params import resolved
-from flows.plan import Plan
+from flows.run import ids, triggers
+from flows.run.spec import Spec, resolve
 from flows.settings import Settings, settings_for
 from storage import Store, examine, run_sql, verify
 from tasks.conditions import PROMPT
 from tasks.diffusion.sampling import generate
 from tasks.errors import InputError
 from tasks.evaluate import task as evaluating
+from tasks.localize import task as localizing
 from tasks.methods import method
 from tasks.report import task as reporting
 from tasks.scorers.sscd import Sscd
@@ -52,11 +55,13 @@ SETTINGS: dict[str, Any] = {
     "sampling": {"steps": 2},
     "nemo": {"seeds": 3, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
     "wanda": {"sparsity": 0.1, "tau": 2},
-    "scores": ("magnitude",),
+    "mitigations": ("nemo", "nemo-union", "wanda", "magnitude"),
     "dori": {"steps": 2, "batch": 2},
 }
+TRAININGS = ("adversarial-finetune", "surrogate-finetune", "ordinary-finetune", "lora-finetune")
+AT_INFERENCE = ("perturbed-embedding", "random-tokens", "reweighted-attention")
 RIVALS: dict[str, Any] = {
-    "erase": ("adversarial-finetune", "surrogate-finetune", "ordinary-finetune", "lora-finetune"),
+    "mitigations": (*SETTINGS["mitigations"], *TRAININGS, *AT_INFERENCE),
     "finetune": {
         "epochs": 1,
         "images_per_step": 2,
@@ -72,7 +77,6 @@ RIVALS: dict[str, Any] = {
     "triggers": 3,
     "efforts": (1, 3),
     "effort_images": 1,
-    "defences": ("perturbed-embedding", "random-tokens", "reweighted-attention"),
 }
 
 
@@ -84,7 +88,7 @@ def server() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def most_triggers_count() -> Iterator[None]:
-    """Random weights bring no picture back; so that the diagnosis has triggers, it takes all but the first for such."""
+    """Random weights bring no image back; so that the diagnosis has triggers, it takes all but the first for such."""
     with pytest.MonkeyPatch.context() as patch:
         which = "tasks.evaluate.task.succeeded"
         patch.setattr(
@@ -121,13 +125,13 @@ def nothing_computed() -> Iterator[None]:
     """Within, whoever asks a UNet or the model of copies anything is told that the answer was there. All but the
     diagnosis, whose figures take a pass of a few prompts through the denoiser each time."""
 
-    def asked(*args: Any, **kwargs: Any) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("computed what the store holds")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(UNet2DConditionModel, "forward", asked)
-        patch.setattr(Sscd, "embed", asked)
-        patch.setattr(stages, "write_diagnosis", lambda *told: ("nothing", []))
+        patch.setattr(UNet2DConditionModel, "forward", refuse)
+        patch.setattr(Sscd, "embed", refuse)
+        patch.setattr("tasks.report.task.diagnose", lambda *given: ("nothing", []))
         yield
 
 
@@ -137,7 +141,7 @@ def test_every_variant_is_measured_under_every_probe(params: AuditParams, audite
     cut = {"nemo-union", "random-nemo-union", "wanda", "random-wanda", "wanda-control", "magnitude"}
     probed = {(variant, condition) for variant in {"original", *cut} for condition in ("prompt", "ordinary")}
     probed |= {("nemo", "prompt"), ("random-nemo", "prompt")}  # nothing of them is cut for other prompts
-    rivals = {*RIVALS["erase"], *RIVALS["defences"]}
+    rivals = {*TRAININGS, *AT_INFERENCE}
     probed |= {(variant, condition) for variant in rivals for condition in ("prompt", "ordinary")}
     attacked = {(variant, "dori-noise") for variant in {"original", *cut, *rivals} - {"wanda-control", "magnitude"}}
     efforts = {(f"effort-{steps}{suffix}") for steps in (1, 3) for suffix in ("", "-control")}
@@ -161,7 +165,7 @@ def test_the_page_and_the_table(audited: Audited) -> None:
     assert "random-wanda, from its prompt" in page and "wanda, attacked from noise" in page
     assert "dori-noise" in audited.written.table
     assert "effort" not in audited.written.table
-    assert set(audited.written.drawings) == {"attacks", "effort", *RIVALS["erase"]}
+    assert set(audited.written.drawings) == {"attacks", "effort", *TRAININGS}
     assert [len(curve.values) for curve in audited.written.drawings["effort"].curves] == [2, 2]
     assert "Training: adversarial-finetune" in page
 
@@ -181,14 +185,16 @@ def test_a_search_is_written_for_every_effort_once(params: AuditParams, audited:
 def test_another_refinement_is_held_against_the_published_one(params: AuditParams, tmp_path: Path) -> None:
     assert params.settings is not None
     nemo = params.settings.of(method("localizer", "nemo")).model_copy(update={"refinement": "group"})
-    settings = params.settings.model_copy(update={"nemo": nemo, "agreement": True, "memorized": 2, "scores": ()})
-    plan = Plan(params.model_copy(update={"settings": settings, "store": str(tmp_path / "store")}))
-    stages.collect(plan.params)
-    stages.localize(plan.params)
-    found = plan.agreement()
-    assert found.keys() == {prompt.prompt_id for prompt in plan.memorized}
+    settings = params.settings.model_copy(
+        update={"nemo": nemo, "agreement": True, "memorized": 2, "mitigations": ("nemo",)}
+    )
+    spec = resolve(params.model_copy(update={"settings": settings, "store": str(tmp_path / "store")}))
+    stages.collect(spec.run)
+    stages.localize(spec.run)
+    found = _agreement(spec)
+    assert found.keys() == {prompt.prompt_id for prompt in spec.chosen.memorized}
     assert all(0 <= iou <= 1 for iou in found.values())
-    assert Plan(params).agreement() == {}
+    assert _agreement(resolve(params)) == {}
 
 
 def test_random_cuts_are_as_large_and_elsewhere(params: AuditParams, audited: Audited) -> None:
@@ -217,10 +223,14 @@ def test_the_store_is_whole_and_says_how_it_was_made(params: AuditParams, audite
     assert json.loads(row["params"])["settings"]["dori"]["steps"] == 2
 
 
-def diagnosed(plan: Plan, audit_id: str) -> tuple[str, list[str]]:
+def diagnosed(spec: Spec, audit_id: str) -> tuple[str, list[str]]:
     """What the diagnosis says of an audit whose triggers are there."""
-    sets = plan.nemo_id, plan.trigger_wanda_id
-    return reporting.diagnose(plan.subject, audit_id, plan.searches(), *sets, plan.settings.seed)
+    (ends, starts), wanda = triggers.points(spec), method("localizer", "wanda")
+    sets = (
+        ids.sets(spec, method("localizer", "nemo")),
+        ids.sets(spec, wanda, localizing.one_by_one([*ends, *starts])),
+    )
+    return reporting.diagnose(spec.subject, audit_id, triggers.searches(spec), *sets, spec.settings.seed)
 
 
 def test_a_second_audit_reuses_everything(params: AuditParams, audited: Audited) -> None:
@@ -228,7 +238,7 @@ def test_a_second_audit_reuses_everything(params: AuditParams, audited: Audited)
     before = parts(store)
     with nothing_computed():
         again = audit(params)
-    diagnosed(Plan(params), again.audit_id)
+    diagnosed(resolve(params), again.audit_id)
     assert parts(store) == before
     of = [
         store.read("metrics", audit_id=name).drop(["audit_id"]).to_pylist()
@@ -265,7 +275,7 @@ def test_an_interrupted_audit_goes_on(params: AuditParams, tmp_path: Path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "attack_images", interrupted)
+        patched.setattr("tasks.attack.task.attack_images", interrupted)
         with pytest.raises(KeyboardInterrupt):
             audit(other)
     store = Store.open(other.store)
@@ -274,7 +284,7 @@ def test_an_interrupted_audit_goes_on(params: AuditParams, tmp_path: Path, monke
     assert run_sql(store, "SELECT state FROM audits").to_pylist() == [{"state": "cancelled"}]
     with nothing_computed():
         for stage in (stages.collect, stages.localize, stages.mitigate):
-            stage(other)
+            stage(resolve(other).run)
     assert parts(store) == before
     audit(other)
     assert before < parts(store)
@@ -285,29 +295,36 @@ def test_each_stage_runs_alone_on_what_the_others_left(
     params: AuditParams, audited: Audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = params.model_copy(update={"store": str(tmp_path / "store")})
+    spec = resolve(other)
+    with pytest.raises(InputError, match="run the collection first"):
+        stages.localize(spec.run)
     with pytest.raises(InputError, match="run the localization first"):
-        stages.mitigate(other)
-    stages.collect(other)
-    stages.localize(other)
-    assert stages.mitigate(other) == audited.variants
-    with recorded(other) as audit_id, pytest.raises(InputError, match="attack first"):
-        stages.evaluate(other, audit_id)
-    stages.attack(other)
-    assert stages.audit_of(Plan(other), None) == audit_id
-    stages.diagnose(other)
-    stages.evaluate(other, audit_id)
-    assert stages.report(other).written.table == audited.written.table
+        stages.mitigate(spec.run)
+    stages.collect(spec.run)
+    stages.localize(spec.run)
+    assert stages.mitigate(spec.run) == audited.variants
+    with recorded(spec) as audit_id, pytest.raises(InputError, match="attack first"):
+        stages.evaluate(spec.run, audit_id)
+    stages.attack(spec.run)
+    assert stages.audit_of(resolve(other), None) == audit_id
+    stages.diagnose(spec.run)
+    stages.evaluate(spec.run, audit_id)
+    assert stages.report(spec.run).written.table == audited.written.table
     assert parts(Store.open(other.store)) == parts(Store.open(params.store))
     before = parts(Store.open(other.store)), Store.open(other.store).parts("metrics")
+    apart = resolve(other.model_copy(update={"settings": Settings.model_validate(SETTINGS)})).run
     for flow in (stages.mitigate, stages.diagnose, stages.evaluate, stages.report):
-        # Figures of other settings, or of no audit, must not mix with these.
+        # Estimates of other settings, or of no audit, must not mix with these.
         with pytest.raises(InputError, match="with this model, these prompts and these settings"):
-            flow(other.model_copy(update={"settings": Settings.model_validate(SETTINGS)}), audit_id)
+            flow(apart, audit_id)
         with pytest.raises(InputError, match="has no audit 'mistyped'"):
-            flow(other, "mistyped")
-    with monkeypatch.context() as patched, pytest.raises(InputError, match="with this model, these prompts"):
+            flow(spec.run, "mistyped")
+    with monkeypatch.context() as patched:
         patched.setattr(Subject, "model_id", property(lambda self: "weights that changed since"))
-        stages.audit_of(Plan(other), audit_id)
+        with pytest.raises(InputError, match="with this model, these prompts"):
+            stages.audit_of(resolve(other), audit_id)
+        with pytest.raises(InputError, match="changed since run"):
+            stages.collect(spec.run)
     assert (parts(Store.open(other.store)), Store.open(other.store).parts("metrics")) == before
 
 
@@ -320,10 +337,10 @@ def test_many_triggers_say_whether_memory_is_local(params: AuditParams, audited:
     assert 0 < rows["locality_moved"] < 0.5
     assert 0 <= rows["locality_wanda"] <= 1 and 0 <= rows["locality_wanda_starts"] <= 1
     scopes = run_sql(store, "SELECT DISTINCT scope_id FROM neuron_sets WHERE scope = 'trigger'").num_rows
-    assert scopes == 2 + 2  # triggers that bring the picture back, and where their searches began
-    plan = Plan(params)
-    (found,), (begun,) = plan.searched.values(), plan.begun.values()
-    ends, starts = plan.diagnosed_triggers()
+    assert scopes == 2 + 2  # triggers that bring the image back, and where their searches began
+    spec = resolve(params)
+    (found,), (begun,) = triggers.searched(spec).values(), triggers.begun(spec).values()
+    ends, starts = triggers.points(spec)
     assert [one.prompt_id for one in ends] == found[1:] and [one.prompt_id for one in starts] == begun[1:]
     folder = Path(audited.report).parent
     assert "Is the memory local?" in (folder / "locality.md").read_text()
@@ -334,29 +351,29 @@ def test_one_success_is_one_though_nothing_follows_from_it(
     params: AuditParams, audited: Audited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.evaluate.task.succeeded", lambda subject, trial, shots, scoring: {shots[0].trigger_id})
-    (found,) = Plan(params).searches()
+    (found,) = triggers.searches(resolve(params))
     assert (found.searched, found.succeeded, found.triggers, found.starts) == (3, 1, [], [])
-    words, maps = diagnosed(Plan(params), "another audit")
-    assert "Of 3 attacks, each from another random point, 1 bring this picture back." in words and maps == []
+    words, maps = diagnosed(resolve(params), "another audit")
+    assert "Of 3 attacks, each from another random point, 1 bring this image back." in words and maps == []
 
 
-def test_a_memorized_picture_is_no_control_and_is_not_trained_back_in(params: AuditParams, tmp_path: Path) -> None:
+def test_a_memorized_image_is_no_control_and_is_not_trained_back_in(params: AuditParams, tmp_path: Path) -> None:
     prompts = pq.read_table(Path(params.model).parent / "prompts.parquet").to_pylist()
-    asked = {"prompts": str(tmp_path / "prompts.parquet"), "images": str(Path(params.model).parent / "images.parquet")}
+    files = {"prompts": str(tmp_path / "prompts.parquet"), "images": str(Path(params.model).parent / "images.parquet")}
     nulls, ordinary = ([row for row in prompts if row["kind"] == kind] for kind in ("null", "ordinary"))
     for row in (nulls[0], ordinary[0], ordinary[-1]):
         row["image_ids"] = prompts[-1]["image_ids"] + prompts[0]["image_ids"]
     remembered = prompts[0]["image_ids"][0]
-    pq.write_table(pa.Table.from_pylist(prompts), asked["prompts"])
-    plan = Plan(params.model_copy(update=asked | {"store": str(tmp_path / "store")}))
-    apart = [*plan.controls, *plan.unseen, *plan.kept]
-    assert plan.controls and plan.unseen and len(plan.kept) == 3
+    pq.write_table(pa.Table.from_pylist(prompts), files["prompts"])
+    spec = resolve(params.model_copy(update=files | {"store": str(tmp_path / "store")}))
+    apart = [*spec.chosen.controls, *spec.chosen.unseen, *spec.chosen.kept]
+    assert spec.chosen.controls and spec.chosen.unseen and len(spec.chosen.kept) == 3
     assert all(remembered not in prompt.image_ids for prompt in apart)
-    assert remembered in plan.ordinary[0].image_ids  # whose quality is measured all the same
+    assert remembered in spec.chosen.ordinary[0].image_ids  # whose quality is measured all the same
 
 
 def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audited) -> None:
-    """At a distance that all pictures are within, every prompt is claimed; random weights copy nothing, so wrongly."""
+    """At a distance that all images are within, every prompt is claimed; random weights copy nothing, so wrongly."""
     rows = Store.open(params.store).read("metrics", audit_id=audited.audit_id, condition="extraction").to_pylist()
     found = {(row["variant"], row["metric"]): (row["value"], row["n"]) for row in rows}
     for variant in ("original", "nemo-union", "wanda", "adversarial-finetune"):
@@ -364,34 +381,38 @@ def test_extraction_is_held_against_the_truth(params: AuditParams, audited: Audi
         assert found[variant, "extraction_precision"] == (0.0, 4)
 
 
-def test_a_prompts_pictures_are_made_without_its_own_neurons(params: AuditParams, audited: Audited) -> None:
-    plan = Plan(params)
-    subject, variant, sampling = plan.subject, audited.variants["nemo"], plan.settings.sampling
-    sets: dict[str, Any] = {"method": "nemo", "params_id": plan.nemo_id, "model_id": subject.model_id}
+def test_a_prompts_images_are_made_without_its_own_neurons(params: AuditParams, audited: Audited) -> None:
+    spec = resolve(params)
+    subject, variant, sampling = spec.subject, audited.variants["nemo"], spec.settings.sampling
+    sets: dict[str, Any] = {
+        "method": "nemo",
+        "params_id": ids.sets(spec, method("localizer", "nemo")),
+        "model_id": subject.model_id,
+    }
     rows = [row for row in subject.open().read("neuron_sets", **sets).to_pylist() if row["members"]]
-    prompt = next(prompt for prompt in plan.memorized if prompt.prompt_id in {row["scope_id"] for row in rows})
+    prompt = next(prompt for prompt in spec.chosen.memorized if prompt.prompt_id in {row["scope_id"] for row in rows})
     model = subject.load()
     unet = copy.deepcopy(model.denoiser)
     with torch.no_grad():
         for row in rows:
             if row["scope_id"] == prompt.prompt_id:
                 unet.get_submodule(row["layer"]).weight[row["members"]] = 0
-    wanted = evaluating.shots([prompt], plan.settings.seeds)
-    ids = evaluating.generation_ids(subject, variant, PROMPT, wanted, sampling)
-    made = evaluating.images_of(subject, variant, PROMPT, ids)
+    wanted = evaluating.shots([prompt], spec.settings.seeds)
+    names = evaluating.generation_ids(subject, variant, PROMPT, wanted, sampling)
+    made = evaluating.images_of(subject, variant, PROMPT, names)
     keys = [(prompt.prompt_id, shot.seed) for shot in wanted]
     cut, whole = (
         generate(one, one.encode([prompt.text] * len(keys)), keys, sampling)
         for one in (model.with_denoiser(unet), model)
     )
-    assert np.abs(np.stack([made[name] for name in ids]).astype(int) - cut).max() <= 1  # rounding may differ by batch
+    assert np.abs(np.stack([made[name] for name in names]).astype(int) - cut).max() <= 1  # rounding may differ by batch
     assert (cut != whole).any()
 
 
 def test_trained_and_defended_variants(params: AuditParams, audited: Audited) -> None:
-    subject = Plan(params).subject
+    subject = resolve(params).subject
     before = {name: weight.clone() for name, weight in subject.load().denoiser.state_dict().items()}
-    for name in RIVALS["erase"]:
+    for name in TRAININGS:
         with subject.loaded(audited.variants[name]) as model:
             after = {name: weight.clone() for name, weight in model.denoiser.state_dict().items()}
         assert after.keys() == before.keys()
@@ -399,11 +420,12 @@ def test_trained_and_defended_variants(params: AuditParams, audited: Audited) ->
         assert changed
         if name == "lora-finetune":
             assert all(".attn" in key and key.endswith(".weight") for key in changed)
-    for name in RIVALS["defences"]:
+    for name in AT_INFERENCE:
         with subject.loaded(audited.variants[name]) as model:
             assert all(torch.equal(weight, before[key]) for key, weight in model.denoiser.state_dict().items())
         assert subject.weights_of(audited.variants[name]) == "original"
-        assert subject.defence(audited.variants[name])[0] == name
+        found = subject.at_inference(audited.variants[name])
+        assert found is not None and found[0].name == name
     assert not list(subject.beside("checkpoints").glob("*"))
 
 
@@ -432,11 +454,11 @@ def test_without_settings_an_audit_is_what_profile_and_model_say(params: AuditPa
     folder = tmp_path / "model"
     shutil.copytree(params.model, folder)
     own = json.loads((folder / "engram.json").read_text())
-    told = {"settings": {"sampling": {"guidance": 2.0}}, "profiles": {"full": {"seeds": 7}}}
-    (folder / "engram.json").write_text(json.dumps(own | told))
-    asked = params.model_copy(update={"model": str(folder), "settings": None, "profile": "full"})
-    assert resolved(asked).settings == settings_for("full", told)
-    assert resolved(resolved(asked)) == resolved(asked)
+    own_settings = {"settings": {"sampling": {"guidance": 2.0}}, "profiles": {"full": {"seeds": 7}}}
+    (folder / "engram.json").write_text(json.dumps(own | own_settings))
+    given = params.model_copy(update={"model": str(folder), "settings": None, "profile": "full"})
+    assert resolved(given).settings == settings_for("full", own_settings)
+    assert resolved(resolved(given)) == resolved(given)
     assert resolved(params) == params
 
 
@@ -447,27 +469,27 @@ def test_the_record_says_in_which_precision_was_computed(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     assert params.settings is not None
     either = params.settings.model_copy(update={"precision": "auto"})
-    plan = Plan(params.model_copy(update={"device": "cpu", "settings": either}))
-    assert plan.settings.precision == plan.subject.precision == expected
+    spec = resolve(params.model_copy(update={"device": "cpu", "settings": either}))
+    assert spec.settings.precision == spec.subject.precision == expected
     # What one machine recorded stays what it is on another.
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert Plan(plan.params).subject == plan.subject
+    assert resolve(spec.params).subject == spec.subject
 
 
 @pytest.mark.parametrize(
-    ("precision", "changed", "told"),
+    ("precision", "changed", "expected"),
     [
-        ("float16", {"attacked": 1, "erase": ()}, "attacks need gradients"),
-        ("bfloat16", {"attacked": 0, "erase": ("ordinary-finetune",)}, "fine-tuning needs float32"),
+        ("float16", {"attacked": 1, "mitigations": ()}, "attacks need gradients"),
+        ("bfloat16", {"attacked": 0, "mitigations": ("ordinary-finetune",)}, "ordinary-finetune needs float32"),
     ],
 )
 def test_what_a_precision_cannot_compute_is_refused_at_once(
-    params: AuditParams, precision: str, changed: dict[str, Any], told: str
+    params: AuditParams, precision: str, changed: dict[str, Any], expected: str
 ) -> None:
     assert params.settings is not None
     settings = params.settings.model_copy(update={"precision": precision, **changed})
-    with pytest.raises(InputError, match=told):
-        Plan(params.model_copy(update={"settings": settings}))
+    with pytest.raises(InputError, match=expected):
+        resolve(params.model_copy(update={"settings": settings}))
 
 
 def test_settings_out_of_bounds_are_refused() -> None:
@@ -491,15 +513,15 @@ def test_results_for_those_without_the_store(params: AuditParams, audited: Audit
     # The command that it names asks for the very same settings.
     command = shlex.split(page.split("Made by `")[1].split("`")[0])
     assert command[:4] == ["engram", "audit", "--model", params.model]
-    told = command[command.index("--set") + 1 :: 2]
-    settings = settings_for("quick", {}, **settings_of(told, Settings))
+    changes = command[command.index("--set") + 1 :: 2]
+    settings = settings_for("quick", {}, **settings_of(changes, Settings))
     assert resolved(params.model_copy(update={"settings": settings})) == resolved(params)
     assert "| 3 | 0 % (0" in page or "| 3 | 100 % (" in page
 
 
 def test_sql_from_the_command_line(params: AuditParams, audited: Audited) -> None:
-    asked = ["sql", "select count(*) as n from metrics", "--store", params.store, "--format", "csv"]
-    found = CliRunner().invoke(app, asked)
+    command = ["sql", "select count(*) as n from metrics", "--store", params.store, "--format", "csv"]
+    found = CliRunner().invoke(app, command)
     assert found.exit_code == 0
     assert int(found.output.splitlines()[1]) > 0
 

@@ -163,8 +163,8 @@ def test_an_audit_from_the_form_to_its_artifacts(served: Served, page: Page) -> 
 
     page.fill(0, "Settings", "Seeds")
     page.click("Submit", "button")
-    told = page.field("Settings", "Seeds").get_attribute("validationMessage")
-    assert told == "Value must be greater than or equal to 1."
+    message = page.field("Settings", "Seeds").get_attribute("validationMessage")
+    assert message == "Value must be greater than or equal to 1."
     page.shoot("form-refused")
     assert runs_of(served) == []
 
@@ -329,12 +329,12 @@ def test_its_own_page_is_let_through(served: Served, page: Page) -> None:
     for name in ("127.0.0.1", "localhost"):
         page.browser.get(f"http://{name}:{port}/runs")
         page.wait_for("Runs")
-        asked = (
+        script = (
             "const done = arguments[0]; fetch('/api/deployments/filter', {method: 'POST'}).then(a => done(a.status))"
         )
-        assert page.browser.execute_async_script(asked) == 403  # without the token that the UI's code asks for
-        asked = "const done = arguments[0]; fetch('/api/csrf-token?client=me').then(a => done(a.status))"
-        assert page.browser.execute_async_script(asked) == 200
+        assert page.browser.execute_async_script(script) == 403  # without the token that the UI's code asks for
+        script = "const done = arguments[0]; fetch('/api/csrf-token?client=me').then(a => done(a.status))"
+        assert page.browser.execute_async_script(script) == 200
     page.browser.get("data:text/html,<a id=link href='" + served.url + "/runs'>a notice</a>")
     page.browser.find_element(By.ID, "link").click()
     page.wait_for("Runs")

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.audit import recorded
+from flows.audit import audit
 from flows.check import check
 from flows.cli import main
 from flows.params import AuditParams, clip_in_full
 from flows.rules import notices, together, with_model, with_prompts
+from flows.run.spec import resolve
 from flows.scan import ScanRun, check_scan
 from flows.selection import Selection
 from flows.settings import Settings
@@ -57,9 +58,9 @@ def problems(model: Path, store: Path, **changed: Any) -> tuple[str, ...]:
     return refusal.value.problems
 
 
-def prompts(kind: Kind, n: int, *, pictured: bool = True) -> list[Prompt]:
+def prompts(kind: Kind, n: int, *, with_images: bool = True) -> list[Prompt]:
     names = [f"{kind} {number}" for number in range(n)]
-    return [Prompt(name, name, kind, None, None, (name,) if pictured else ()) for name in names]
+    return [Prompt(name, name, kind, None, None, (name,) if with_images else ()) for name in names]
 
 
 def chosen(settings: Settings, memorized: int = 4, nulls: int = 4, ordinary: int = 4, **how: bool) -> Selection:
@@ -73,7 +74,7 @@ def test_a_model_that_can_be_audited_is_not_refused(model: Path, tmp_path: Path)
 
 
 def test_the_outline_is_that_of_the_model(outline: Outline) -> None:
-    assert outline.latent == (8, 8) and outline.picture == (SIDE, SIDE) and outline.trained == 1000
+    assert outline.latent == (8, 8) and outline.image == (SIDE, SIDE) and outline.trained == 1000
     assert all(weight.is_meta for weight in outline.denoiser.parameters())
 
 
@@ -102,12 +103,12 @@ def test_without_a_model_the_rest_is_looked_at_all_the_same(tmp_path: Path) -> N
 
 def test_what_was_looked_at_is_looked_at_anew_when_it_changed(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model.parent, tmp_path / "world")
-    asked = params(tmp_path / "world" / "model", tmp_path / "store", clip=str(tmp_path / "world" / "clip"))
-    check(asked)
+    given = params(tmp_path / "world" / "model", tmp_path / "store", clip=str(tmp_path / "world" / "clip"))
+    check(given)
     weights = tmp_path / "world" / "clip" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(InputError, match="damaged or not whole"):
-        check(asked)
+        check(given)
 
 
 def test_a_store_that_cannot_be_written_is_refused(model: Path, tmp_path: Path) -> None:
@@ -117,21 +118,26 @@ def test_a_store_that_cannot_be_written_is_refused(model: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"precision": "float16", "attacked": 1}, "attacks need gradients"),
-        ({"precision": "float16", "attacked": 0, "scores": ["taylor"]}, "taylor needs gradients, which vanish"),
-        ({"precision": "float16", "attacked": 0, "defences": ["perturbed-embedding"]}, "perturbed-embedding needs"),
-        ({"precision": "bfloat16", "erase": ["lora-finetune"]}, "fine-tuning needs float32"),
+        ({"precision": "float16", "attacked": 0, "mitigations": ["taylor"]}, "taylor needs gradients, which vanish"),
+        ({"precision": "float16", "attacked": 0, "mitigations": ["perturbed-embedding"]}, "perturbed-embedding needs"),
+        ({"precision": "bfloat16", "mitigations": ["wanda", "lora-finetune"]}, "lora-finetune needs float32"),
+        ({"mitigations": ["nemo", "lora-finetune"]}, "lora-finetune needs images of a model that was pruned"),
+        ({"mitigations": ["random"]}, "random is a control of wanda: --set 'mitigations=[...]' with both"),
         ({"sampling": {"guidance": 1}}, "without guidance there is no half without text"),
-        ({"extracted": 1, "extraction": {"generations": 5, "clique": 6}}, "5 pictures hold no clique of 6"),
-        ({"finetune": {"stop_at": 0.5}}, "finetune.stop_at is looked at by held-out attacks"),
+        ({"extracted": 1, "extraction": {"generations": 5, "clique": 6}}, "5 images hold no clique of 6"),
+        (
+            {"mitigations": ["wanda", "lora-finetune"], "finetune": {"stop_at": 0.5}},
+            "finetune.stop_at is looked at by held-out attacks",
+        ),
         ({"dori": {"also_at": [5]}}, "dori.also_at would be ignored"),
     ],
 )
-def test_settings_that_cannot_work_together(changed: dict[str, Any], told: str) -> None:
+def test_settings_that_cannot_work_together(changed: dict[str, Any], expected: str) -> None:
     (found,) = together(Settings.model_validate(changed))
-    assert told in found
+    assert expected in found
     assert together(Settings()) == []
 
 
@@ -142,18 +148,22 @@ def test_settings_that_only_look_like_trouble() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "counts", "told"),
+    ("changed", "counts", "expected"),
     [
         ({"threshold_nulls": 1, "nemo": {"seeds": 2}}, {}, "at least two pairwise scores of null prompts, there are 1"),
         ({"nemo": {"seeds": 2}}, {"nulls": 1}, "at least two pairwise scores"),
         ({}, {"nulls": 1}, "statistics need at least two prompts, there are 1"),
-        ({"unseen": 5}, {}, "5 unseen pictures are to be attacked, but null prompts have 4"),
-        ({"scores": ["taylor"]}, {"pictured": False}, "taylor needs training images of memorized and of ordinary"),
+        ({"unseen": 5}, {}, "5 unseen images are to be attacked, but null prompts have 4"),
+        (
+            {"mitigations": ["taylor"]},
+            {"with_images": False},
+            "taylor needs training images of memorized and of ordinary",
+        ),
     ],
 )
-def test_settings_that_prompts_are_too_few_for(changed: dict[str, Any], counts: dict[str, Any], told: str) -> None:
+def test_settings_that_prompts_are_too_few_for(changed: dict[str, Any], counts: dict[str, Any], expected: str) -> None:
     settings = Settings.model_validate(changed)
-    assert any(told in found for found in with_prompts(settings, chosen(settings, **counts)))
+    assert any(expected in found for found in with_prompts(settings, chosen(settings, **counts)))
     assert with_prompts(Settings(), chosen(Settings())) == []
 
 
@@ -163,25 +173,25 @@ def test_what_is_given_needs_no_null_prompts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"wanda": {"sparsity": 0.01}}, "in rows of 32: --set wanda.sparsity=0.0313 or more"),
-        ({"extracted": 1, "extraction": {"tiles": 7}}, "pictures of 32 x 32 cannot be cut into 7 x 7 equal tiles"),
+        ({"extracted": 1, "extraction": {"tiles": 7}}, "images of 32 x 32 cannot be cut into 7 x 7 equal tiles"),
         ({"nemo": {"statistics": __file__}}, "is no torch file of tensors alone"),
         ({"nemo": {"statistics": "nowhere.pt"}}, "cannot read statistics from nowhere.pt: No such file"),
         ({"nemo": {"statistics": "/dev/null"}}, "is no torch file of tensors alone"),
     ],
 )
-def test_settings_that_the_model_is_not_made_for(outline: Outline, changed: dict[str, Any], told: str) -> None:
+def test_settings_that_the_model_is_not_made_for(outline: Outline, changed: dict[str, Any], expected: str) -> None:
     (found,) = with_model(Settings.model_validate(FITS | changed), outline)
-    assert told in found
+    assert expected in found
     idle = Settings.model_validate(FITS | {"extraction": {"tiles": 7}})
     assert with_model(idle, outline) == []
 
 
 def test_schedules_latents_and_statistics_of_the_model(outline: Outline, tmp_path: Path) -> None:
-    few = replace(outline, latent=(2, 8), picture=None, trained=40)
-    settings = FITS | {"sampling": {"steps": 41}, "taylor": {"timesteps": 41}, "scores": ["taylor"]}
+    few = replace(outline, latent=(2, 8), image=None, trained=40)
+    settings = FITS | {"sampling": {"steps": 41}, "taylor": {"timesteps": 41}, "mitigations": ["taylor", "nemo"]}
     found = with_model(Settings.model_validate(settings), few)
     assert [sentence.split()[0] for sentence in found] == [
         "sampling.steps",
@@ -197,22 +207,22 @@ def test_schedules_latents_and_statistics_of_the_model(outline: Outline, tmp_pat
 
 def test_what_is_left_out_is_said() -> None:
     plenty = Settings.model_validate(
-        {"erase": ["lora-finetune"], "diagnosed": 3, "attacked": 2, "ordinary": 4, "seeds": 1}
+        {"mitigations": ["wanda", "lora-finetune"], "diagnosed": 3, "attacked": 2, "ordinary": 4, "seeds": 1}
     )
     found = notices(plenty, chosen(plenty, ordinary=4))
     assert [sentence.split(":")[0] for sentence in found] == [
         "nothing is fine-tuned",
-        "2 pictures are diagnosed, not 3",
-        "with one seed nothing says how alike the pictures of one prompt are",
+        "2 images are diagnosed, not 3",
+        "with one seed nothing says how alike the images of one prompt are",
     ]
-    (bare,) = notices(Settings(), chosen(Settings(), pictured=False))
-    assert bare.startswith("memorized prompts have no pictures: no copying is measured, and nothing is attacked")
+    (bare,) = notices(Settings(), chosen(Settings(), with_images=False))
+    assert bare.startswith("memorized prompts have no images: no copying is measured, and nothing is attacked")
     steps = Settings.model_validate({"sampling": {"steps": 4}})
     assert notices(steps, chosen(steps)) == ["wanda.tau is 4, as many as there are steps, not 10"]
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"alpha": 0.02}, "4 null prompts are too few for a false-alarm rate of 2 %, which needs 49"),
         ({"alpha": 0.5, "detectors": ["entropy"]}, None),
@@ -220,28 +230,32 @@ def test_what_is_left_out_is_said() -> None:
     ],
 )
 def test_a_scan_is_looked_at_before_it_begins(
-    model: Path, tmp_path: Path, changed: dict[str, Any], told: str | None
+    model: Path, tmp_path: Path, changed: dict[str, Any], expected: str | None
 ) -> None:
-    asked = ScanRun(
+    given = ScanRun(
         model=str(model), store=str(tmp_path / "store"), device="cpu", scan=ScanParams.model_validate(changed)
     )
-    if told is None:
-        check_scan(asked)
+    if expected is None:
+        check_scan(given)
     else:
-        with pytest.raises(InputError, match=told):
-            check_scan(asked)
+        with pytest.raises(InputError, match=expected):
+            check_scan(given)
     assert not (tmp_path / "store").exists()
 
 
 def test_flows_look_first_themselves(model: Path, tmp_path: Path) -> None:
     """As where a run is triggered from the UI, past the commands."""
-    asked = params(model, tmp_path / "store", clip="ViT-B-32")
+    given = params(model, tmp_path / "store", clip="ViT-B-32")
+    with pytest.raises(InputError, match="ViT-B-32=FILE"):
+        audit.fn(given)
+    assert not (tmp_path / "store").exists()
+    # Of a run that was resolved elsewhere a stage looks at what this machine must have.
+    run = resolve(given).run
     for flow in (collect, localize, mitigate):
         with pytest.raises(InputError, match="ViT-B-32=FILE"):
-            flow.fn(asked)
-    with pytest.raises(InputError, match="ViT-B-32=FILE"), recorded(asked):
-        pytest.fail("began")
-    assert not (tmp_path / "store").exists()
+            flow.fn(run)
+    with pytest.raises(InputError, match="the store has no run 'mistyped'"):
+        collect.fn(run.model_copy(update={"run_id": "mistyped"}))
 
 
 @pytest.mark.parametrize(
@@ -268,9 +282,9 @@ def no_child(*_: Any, **__: Any) -> None:
 STAGES = ("collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report")
 WRONG: list[tuple[tuple[str, ...], str]] = [
     *(
-        ((command, *words), told)
+        ((command, *words), expected)
         for command in ("audit", *STAGES)
-        for words, told in ((("--set", "seeds=0"), "seeds"),)
+        for words, expected in ((("--set", "seeds=0"), "seeds"),)
     ),
     (("audit", "--model", "nowhere"), "nowhere"),
     (("audit", "--device", "cuda:99"), "cuda:99"),
@@ -296,12 +310,12 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "told"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+@pytest.mark.parametrize(("words", "expected"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
 def test_what_can_be_refused_starts_nothing(
     model: Path,
     tmp_path: Path,
     words: tuple[str, ...],
-    told: str,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -318,13 +332,13 @@ def test_what_can_be_refused_starts_nothing(
         main()
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert "engram: " in said and told in said and "Traceback" not in said and "\x1b" not in said
+    assert "engram: " in said and expected in said and "Traceback" not in said and "\x1b" not in said
     assert psutil.Process().children(recursive=True) == before
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (("--set", "seeds=0"), "seeds cannot be 0"),
         (("--prompts", "none.csv", "--images", "none"), "there is no none.csv, which was given with --prompts"),
@@ -335,7 +349,7 @@ def test_what_can_be_refused_starts_nothing(
 )
 def test_nothing_is_fetched_for_what_is_refused(
     words: tuple[str, ...],
-    told: str,
+    expected: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -345,7 +359,7 @@ def test_nothing_is_fetched_for_what_is_refused(
     monkeypatch.setattr(sys, "argv", ["engram", "audit", "--model", "owner/name", *words])
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 2 and told in capsys.readouterr().err
+    assert end.value.code == 2 and expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["mitigate", "diagnose", "evaluate", "report"])
@@ -365,9 +379,9 @@ def test_an_audit_that_there_is_not_starts_nothing(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
-        ("localize", "prompts have no activations at 'value': run the collection first"),
+        ("localize", "prompts of value activations at value: run the collection first"),
         ("mitigate", "first"),
         ("attack", "first"),
         ("evaluate", "with this model, these prompts and these settings: run `engram audit`"),
@@ -377,7 +391,7 @@ def test_a_stage_that_misses_what_comes_first_starts_nothing(
     model: Path,
     tmp_path: Path,
     name: str,
-    told: str,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -389,7 +403,7 @@ def test_a_stage_that_misses_what_comes_first_starts_nothing(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    assert expected in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def damaged_index(model: Path) -> None:
@@ -408,7 +422,7 @@ def one_null_prompt(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "expected"),
     [
         (damaged_index, "unet/config.json is not JSON"),
         (no_unet, "unet/config.json has no sample_size"),
@@ -419,10 +433,10 @@ def one_null_prompt(model: Path) -> None:
     ],
 )
 def test_what_lies_in_the_folder_of_a_model(
-    model: Path, tmp_path: Path, damage: Callable[[Path], object], told: str
+    model: Path, tmp_path: Path, damage: Callable[[Path], object], expected: str
 ) -> None:
     shutil.copytree(model.parent, tmp_path / "world")
     damage(tmp_path / "world" / "model")
     found, *others = problems(tmp_path / "world" / "model", tmp_path / "store")
-    assert told in found
+    assert expected in found
     assert len(others) == (damage is no_unet)  # what follows from one fault is no other

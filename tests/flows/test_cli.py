@@ -64,24 +64,24 @@ def test_what_a_person_can_mend_is_one_line(
         return raises
 
     monkeypatch.setattr("flows.cli.commands.app", raising(torch.OutOfMemoryError("CUDA out of memory")))
-    told = refused(monkeypatch, capsys)
-    assert told.startswith("engram: not one picture fits into the device's memory") and "\n" not in told
+    said = refused(monkeypatch, capsys)
+    assert said.startswith("engram: not one image fits into the device's memory") and "\n" not in said
     monkeypatch.setattr("flows.cli.commands.app", lambda: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main()
 
 
 def test_help_lists_every_command() -> None:
-    told = CliRunner().invoke(app, ["--help"]).output
-    names = {line.split()[1] for line in told.splitlines() if line.startswith("│") and len(line.split()) > 2}
+    said = CliRunner().invoke(app, ["--help"]).output
+    names = {line.split()[1] for line in said.splitlines() if line.startswith("│") and len(line.split()) > 2}
     assert set(COMMANDS) <= names
     for name in COMMANDS:
         assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
 
 
 def test_every_setting_that_is_listed_can_be_set() -> None:
-    told = CliRunner().invoke(app, ["settings", "--profile", "quick", "--format", "json"])
-    rows = json.loads(told.output)
+    said = CliRunner().invoke(app, ["settings", "--profile", "quick", "--format", "json"])
+    rows = json.loads(said.output)
     given = settings_of([f"{row['setting']}={row['value']}" for row in rows], Settings)
     assert settings_for("full", {}, **given) == settings_for("quick", {})
     assert {"seeds": "2", "nemo.theta": "5.0"}.items() <= {row["setting"]: row["value"] for row in rows}.items()
@@ -104,7 +104,7 @@ def test_every_method_is_listed_with_its_parameters_and_paper() -> None:
     assert rows.keys() == {(one.kind, one.name) for one in methods()} and {"detector", "metric"} <= {k for k, _ in rows}
     assert rows["detector", "norm"]["parameters"] == "norm.seeds norm.steps"
     assert "Carlini" in rows["metric", "extraction"]["paper"]
-    assert all(row[told].endswith(".") for row in rows.values() for told in ("what", "control"))
+    assert all(row[column].endswith(".") for row in rows.values() for column in ("what", "control"))
 
 
 def test_named_queries_are_listed_and_asked(
@@ -123,15 +123,15 @@ def test_named_queries_are_listed_and_asked(
         norms = {"prompt_id": kind, "step": 0, "timestep": 9, "sum_sq": [4.0], "tokens": 1, "params_id": "n"}
         place = {"model_id": "m", "variant": "original", "site": "ff-hidden", "layer": "x"}
         store.write("activations", kind, [norms], **place)
-    asked = CliRunner().invoke(app, ["query", "wanda_norms", "--set", "model_id=m", "--set", "kind=null", *where])
-    assert [row["prompts"] for row in json.loads(asked.output)] == [1]
+    answer = CliRunner().invoke(app, ["query", "wanda_norms", "--set", "model_id=m", "--set", "kind=null", *where])
+    assert [row["prompts"] for row in json.loads(answer.output)] == [1]
     assert "takes" in refused(monkeypatch, capsys, "query", "iou_pairs", "--set", "metod=x", *where)
     assert "there are audit_metrics" in refused(monkeypatch, capsys, "query", "iou", *where)
 
 
 def test_a_benchmark_takes_its_own_options(tmp_path: Path) -> None:
-    asked = ["bench", "attack", "--steps", "5", "--images-at-once", "1", "--json", str(tmp_path / "figures.json")]
-    found = CliRunner().invoke(app, asked)
+    command = ["bench", "attack", "--steps", "5", "--images-at-once", "1", "--json", str(tmp_path / "figures.json")]
+    found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["step_over_bare"] == pytest.approx(figures["step_s"] / figures["bare_s"])
@@ -141,8 +141,8 @@ def test_all_that_is_wrong_with_a_build_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     archives = ("--pictures", str(tmp_path / "none.tgz"), "--names", str(tmp_path / "neither.tgz"))
-    told = refused(monkeypatch, capsys, "reference", "build", *archives, "--set", "stepps=3")
-    first, *rest = told.splitlines()
+    said = refused(monkeypatch, capsys, "reference", "build", *archives, "--set", "stepps=3")
+    first, *rest = said.splitlines()
     assert first == "engram: 3 things cannot be used:"
     assert "there is no setting 'stepps': there are seed, part, pictures" in rest[0]
     assert all("no archive at" in line and "npm pack" in line for line in rest[1:])
@@ -151,8 +151,8 @@ def test_all_that_is_wrong_with_a_build_is_told_at_once(
 def test_gates_that_there_are_not_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    told = refused(monkeypatch, capsys, "reference", "check", "--only", "plated", "--store", str(tmp_path / "store"))
-    assert told.startswith("engram: no gates 'plated': there are autoencoder, clip, planted,") and "\n" not in told
+    said = refused(monkeypatch, capsys, "reference", "check", "--only", "plated", "--store", str(tmp_path / "store"))
+    assert said.startswith("engram: no gates 'plated': there are autoencoder, clip, planted,") and "\n" not in said
     assert not (tmp_path / "store").exists()
 
 
@@ -168,9 +168,9 @@ def test_a_server_for_one_command_looks_for_no_work_of_others(monkeypatch: pytes
 
 
 def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    def environment_of(**told: str) -> None:
+    def environment_of(**variables: str) -> None:
         kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-        monkeypatch.setattr(os, "environ", kept | told)
+        monkeypatch.setattr(os, "environ", kept | variables)
         reach_this_machine()
 
     for name in ("http_proxy", "HTTPS_PROXY"):
@@ -251,11 +251,11 @@ def test_every_list_is_json_for_programs(tmp_path: Path, command: list[str]) -> 
 
 
 def test_two_forms_at_once_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refused(monkeypatch, capsys, "settings", "--json", "--format", "csv")
-    assert told == "engram: --json and --format csv exclude each other: leave one out"
+    said = refused(monkeypatch, capsys, "settings", "--json", "--format", "csv")
+    assert said == "engram: --json and --format csv exclude each other: leave one out"
 
 
-@pytest.mark.parametrize("columns", [60, 80, 160, 400])
+@pytest.mark.parametrize("columns", [60, 80, 160, 640])
 def test_settings_can_be_read_on_a_terminal_of_any_width(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = CliRunner().invoke(app, ["settings"]).stdout.splitlines()
@@ -264,28 +264,28 @@ def test_settings_can_be_read_on_a_terminal_of_any_width(monkeypatch: pytest.Mon
     words = " ".join(" ".join(lines).split())
     for row in rows:  # nothing is shortened
         assert all(" ".join(text.split()) in words for text in row.values())
-    assert (len(lines) == len(rows) + 2) == (columns == 400)
+    assert (len(lines) == len(rows) + 2) == (columns == 640)
 
 
 def test_in_a_pipe_each_setting_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     lines = CliRunner().invoke(app, ["settings"]).stdout.splitlines()
     (seeds,) = (line for line in lines if line.startswith("seeds "))
-    assert "integer, >= 1, <= 100" in seeds and "pictures for each prompt" in seeds
+    assert "integer, >= 1, <= 100" in seeds and "Number of images made of each prompt" in seeds
 
 
 @pytest.mark.parametrize("columns", [60, 80, 160])
 def test_help_can_be_read_on_a_terminal_of_any_width(columns: int) -> None:
     for command in (["--help"], ["audit", "--help"], ["scan", "--help"], ["models", "add", "--help"]):
-        told = CliRunner().invoke(app, command, env={"COLUMNS": str(columns)}, terminal_width=columns).output
-        assert max(map(len, told.splitlines())) <= columns
-    told = CliRunner().invoke(app, ["audit", "--help"], env={"COLUMNS": "160"}).output
-    assert "OWNER/NAME[@REVISION]" in told  # brackets are no markup
+        said = CliRunner().invoke(app, command, env={"COLUMNS": str(columns)}, terminal_width=columns).output
+        assert max(map(len, said.splitlines())) <= columns
+    said = CliRunner().invoke(app, ["audit", "--help"], env={"COLUMNS": "160"}).output
+    assert "OWNER/NAME[@REVISION]" in said  # brackets are no markup
 
 
 def test_a_log_has_no_bars_of_libraries() -> None:
-    asked = "from flows.cli.shared import quiet; quiet(); from transformers.utils import logging as log; "
-    asked += "print(log.is_progress_bar_enabled())"
+    code = "from flows.cli.shared import quiet; quiet(); from transformers.utils import logging as log; "
+    code += "print(log.is_progress_bar_enabled())"
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
-    said = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True, env=environment)
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert said.stdout == "False\n"

@@ -47,8 +47,8 @@ def test_an_audit_on_a_gpu_sees_what_one_on_the_processor_sees(tmp_path: Path) -
     with prefect_test_harness(server_startup_timeout=120):
         for device in ("cpu", "cuda"):
             stores[device] = Store.open(tmp_path / device)
-            asked = {"model": str(model), "store": stores[device].url, "device": device}
-            audit(AuditParams(**asked, settings=Settings.model_validate(SETTINGS)))
+            given = {"model": str(model), "store": stores[device].url, "device": device}
+            audit(AuditParams(**given, settings=Settings.model_validate(SETTINGS)))
     images = {device: generated(store) for device, store in stores.items()}
     assert images["cpu"].keys() == images["cuda"].keys() != set()
     # Of 255 levels: noise is drawn on the processor for both, so what differs is rounding.

@@ -133,8 +133,8 @@ def test_what_another_page_asks_for_without_an_origin(site: str) -> None:
     """Images, scripts, frames and forms of a page send none; links to pages of the UI are let through."""
 
     def asks(mode: str, dest: str, method: str = "GET", path: str = "/runs/flow-run/1") -> bool:
-        told = [("host", "127.0.0.1:4200"), ("sec-fetch-site", site), ("sec-fetch-mode", mode)]
-        status = answers([*told, ("sec-fetch-dest", dest)], method=method, path=path)[0]["status"]
+        headers = [("host", "127.0.0.1:4200"), ("sec-fetch-site", site), ("sec-fetch-mode", mode)]
+        status = answers([*headers, ("sec-fetch-dest", dest)], method=method, path=path)[0]["status"]
         return bool(status == 200)
 
     for mode, dest in (("no-cors", "image"), ("no-cors", "script"), ("cors", "empty"), ("navigate", "iframe")):
@@ -143,8 +143,8 @@ def test_what_another_page_asks_for_without_an_origin(site: str) -> None:
     assert not asks("navigate", "document", "POST")
     for path in ("/api", "/api/", "/api/csrf-token"):
         assert not asks("navigate", "document", path=path)
-    told = [("host", "127.0.0.1:4200"), ("sec-fetch-site", site), ("sec-fetch-mode", "navigate")]
-    assert answers([*told, ("sec-fetch-dest", "document")], kind="websocket")[0]["type"] == "websocket.close"
+    headers = [("host", "127.0.0.1:4200"), ("sec-fetch-site", site), ("sec-fetch-mode", "navigate")]
+    assert answers([*headers, ("sec-fetch-dest", "document")], kind="websocket")[0]["type"] == "websocket.close"
 
 
 def test_what_a_person_types_is_let_through() -> None:

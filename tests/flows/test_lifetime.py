@@ -107,10 +107,12 @@ def test_a_server_that_is_named_and_does_not_answer_is_refused_in_a_line() -> No
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/api"
-    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(InputError) as told, prefect_server():
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(InputError) as refusal, prefect_server():
         raise AssertionError("work has begun")
-    assert str(told.value).startswith(f"the Prefect server at {url} does not answer") and "unset" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(refusal.value).startswith(f"the Prefect server at {url} does not answer") and "unset" in str(
+        refusal.value
+    )
+    assert "\n" not in str(refusal.value)
 
 
 class Terminal:

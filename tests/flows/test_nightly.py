@@ -66,7 +66,7 @@ def plant(model: Path) -> None:
     (prompt,) = (row for row in prompts if row["text"] == PLANTED)
     keys = [(prompt["prompt_id"], seed) for seed in range(SETTINGS["seeds"])]
     drawn = generate(loaded, loaded.encode([PLANTED] * len(keys)), keys, SamplingParams(**SETTINGS["sampling"]))
-    made = [to_png(picture) for picture in drawn]
+    made = [to_png(image) for image in drawn]
     prompt["image_ids"] = [hashlib.sha256(data).hexdigest() for data in made]
     side = {"width": drawn.shape[2], "height": drawn.shape[1], "caption": PLANTED}
     images += [{"image_id": name, "bytes": data} | side for name, data in zip(prompt["image_ids"], made, strict=True)]
@@ -82,7 +82,7 @@ def before_training(model: Path) -> None:
     vae.save_pretrained(model / "vae")
 
 
-def told(worker: EventsWorker) -> list[Event]:
+def events_heard(worker: EventsWorker) -> list[Event]:
     worker.wait_until_empty()
     assert AssertingEventsClient.last is not None
     return [event for event in AssertingEventsClient.last.events if event.event.startswith("engram.")]
@@ -113,8 +113,8 @@ def test_what_is_registered_may_lead_elsewhere_tomorrow(tmp_path: Path, monkeypa
     pinned = SscdParams(weights="sscd.pt", sha256=hashlib.sha256((tmp_path / "sscd.pt").read_bytes()).hexdigest())
     own = settings.model_copy(update={"sscd": pinned})
     register(store, "other", AuditParams(model="current/model", device="cpu", settings=own))
-    told = AuditParams.model_validate_json(registered(store)["other"]).settings
-    assert told is not None and told.sscd.weights == str(tmp_path / "sscd.pt")
+    kept = AuditParams.model_validate_json(registered(store)["other"]).settings
+    assert kept is not None and kept.sscd.weights == str(tmp_path / "sscd.pt")
 
 
 def broken_store(*args: Any, **more: Any) -> None:
@@ -141,7 +141,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     # A model that fails is told of, and does not stop the others.
     with pytest.raises(NightFailed, match="1 of 2 models failed"):
         nightly(params)
-    (event,) = told(asserting_events_worker)
+    (event,) = events_heard(asserting_events_worker)
     assert (event.event, event.resource.id) == ("engram.audit.completed", "engram.model.tiny")
     assert event.payload["outcome"] == "first"
     remove(store, "broken")
@@ -157,20 +157,20 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
         with pytest.raises(NightFailed, match=r"1 of 1 models failed.*the server did not keep the event"):
             nightly(params)
     assert store.read("nights").num_rows == 1
-    tries = [event for event in told(asserting_events_worker) if event.event == "engram.audit.regression"]
+    tries = [event for event in events_heard(asserting_events_worker) if event.event == "engram.audit.regression"]
     assert len({event.id for event in tries}) == 1  # however often it was tried
     (night,) = nightly(params)
     assert (night.outcome, night.baseline) == ("regression", first)
-    planted = f"original, ordinary: {PLANTED!r}: 4 of 4 pictures are copies, before 0 of 4"
+    planted = f"original, ordinary: {PLANTED!r}: 4 of 4 images are copies, before 0 of 4"
     assert night.regressions[0] == planted
-    event = told(asserting_events_worker)[-1]
+    event = events_heard(asserting_events_worker)[-1]
     assert (event.event, event.resource.id) == ("engram.audit.regression", "engram.model.tiny")
     assert planted in event.payload["words"] and planted in event.payload["regressions"]
     assert f"- {planted}" in artifact("nightly") and "| tiny | **regression** |" in artifact("nightly")
     compared = CliRunner().invoke(app, ["compare", first, "latest", "--store", store.url])
     assert compared.exit_code == 1 and planted in compared.output.splitlines()[-1]
 
-    heard = told(asserting_events_worker)
+    heard = events_heard(asserting_events_worker)
 
     # A run that is late finds that its model was audited after it was due; one that is due now audits.
     accept(store, first)
@@ -179,14 +179,14 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
         patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)
         (late,) = nightly(params)
     assert (late.reused, late.outcome, late.audit_id) == (True, "regression", night.audit_id)
-    assert len(told(asserting_events_worker)) == len(heard)  # the run that audited told it
+    assert len(events_heard(asserting_events_worker)) == len(heard)  # the run that audited told it
 
     # Tried again, it tells what it may not have come to tell.
     with monkeypatch.context() as patched:
         patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)
         patched.setattr(runtime.flow_run, "run_count", 2, raising=False)
         nightly(params)
-    assert [event.event for event in told(asserting_events_worker)[len(heard) :]] == ["engram.audit.regression"]
+    assert [event.event for event in events_heard(asserting_events_worker)[len(heard) :]] == ["engram.audit.regression"]
 
     # A store in which a comparison fails is one model's matter, too.
     with monkeypatch.context() as patched:

@@ -198,12 +198,12 @@ def test_bodies() -> None:
     related = [{"prefect.resource.id": "prefect.flow-run.123", "prefect.resource.role": "flow-run"}]
     resource = {"prefect.resource.id": "engram.model.m", "prefect.resource.name": "m"}
     event = {"id": "e", "event": "engram.audit.regression", "occurred": "2026-01-01", "resource": resource}
-    told = _regression({**event, "related": related, "payload": {"words": "It copies."}})
-    assert (told.key, told.run_id, told.body["text"]) == ("event-e", "123", "Engram: m got worse. It copies.")
+    notice = _regression({**event, "related": related, "payload": {"words": "It copies."}})
+    assert (notice.key, notice.run_id, notice.body["text"]) == ("event-e", "123", "Engram: m got worse. It copies.")
     state = {"id": "s", "name": "Crashed", "message": None, "timestamp": "2026-01-01"}
-    told = _failed({"id": "r", "name": "nightly", "state": state})
-    assert (told.key, told.run_id) == ("state-s", "r")
-    assert told.body["text"] == "Engram: the nightly audit nightly ended as Crashed: "
+    notice = _failed({"id": "r", "name": "nightly", "state": state})
+    assert (notice.key, notice.run_id) == ("state-s", "r")
+    assert notice.body["text"] == "Engram: the nightly audit nightly ended as Crashed: "
     assert _overdue({"id": "r", "run_count": 1}).key != _overdue({"id": "r", "run_count": 2}).key
 
 
@@ -231,9 +231,9 @@ def test_what_a_receiver_says(monkeypatch: pytest.MonkeyPatch, answer: Any, word
 
     monkeypatch.setattr("httpx.AsyncClient", partial(httpx.AsyncClient, transport=httpx.MockTransport(post)))
     assert _post(HOOK, notice("a")) == words
-    (asked,) = seen
-    assert (asked.method, str(asked.url), json.loads(asked.content)) == ("POST", HOOK.url, {"text": "Engram: a"})
-    assert asked.headers["Idempotency-Key"] == "a"
+    (request,) = seen
+    assert (request.method, str(request.url), json.loads(request.content)) == ("POST", HOOK.url, {"text": "Engram: a"})
+    assert request.headers["Idempotency-Key"] == "a"
 
 
 @pytest.mark.parametrize(

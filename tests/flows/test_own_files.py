@@ -30,8 +30,7 @@ SETTINGS = {
     "nemo": {"seeds": 3, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
     "wanda": {"sparsity": 0.1, "tau": 2},
     "dori": {"steps": 2, "batch": 2},
-    "defences": ["random-tokens", "reweighted-attention"],
-    "erase": ["ordinary-finetune"],
+    "mitigations": ["nemo", "nemo-union", "wanda", "random-tokens", "reweighted-attention", "ordinary-finetune"],
     "finetune": {"epochs": 1, "images_per_step": 2, "noises": 1, "ordinary_batch": 2, "check_every": 0},
 }
 LONG = " in far more letters than the thirty that this model reads"
@@ -40,7 +39,7 @@ LONG = " in far more letters than the thirty that this model reads"
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Model, prompts and pictures as people have them, and the options that name them."""
+    """Model, prompts and images as people have them, and the options that name them."""
     folder = tmp_path_factory.mktemp("own")
     model = tiny_world(folder / "world")
     (model / "engram.json").unlink()
@@ -79,43 +78,45 @@ def engram(*words: str, home: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def told(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def answer(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads(engram("audit", *given, "--json", home=tmp_path_factory.mktemp("prefect"))))
 
 
-def asked(given: list[str], *words: str) -> str:
+def printed(given: list[str], *words: str) -> str:
     """What a command that only reads the store prints."""
     found = CliRunner().invoke(app, [*words, "--store", given[given.index("--store") + 1]])
     assert found.exit_code == 0, found.output
     return found.stdout
 
 
-def test_an_audit_of_own_files(told: dict[str, Any]) -> None:
-    figures = {(row["variant"], row["condition"], row["metric"]): row["n"] for row in told["metrics"]}
-    # Index counts the pictures by number, the ordinary ones are found by their names.
+def test_an_audit_of_own_files(answer: dict[str, Any]) -> None:
+    figures = {(row["variant"], row["condition"], row["metric"]): row["n"] for row in answer["metrics"]}
+    # Index counts the images by number, the ordinary ones are found by their names.
     assert figures["original", "prompt", "mr"] == 4 and figures["wanda", "dori-noise", "mr"] == 1
     assert figures["original", "ordinary", "mr"] == 3 and figures["original", "dori-noise-control", "mr"] == 1
-    page = Path(told["report"]).read_text()
+    page = Path(answer["report"]).read_text()
     assert page.count("picture 0") > 0
     # Prompts of more tokens than the model reads go through every stage, and the page says how many they are.
     assert "4 prompts (1 memorized, 1 null, 2 ordinary) have more than the 32 tokens that the model reads" in page
-    assert {"random-tokens", "reweighted-attention", "ordinary-finetune"} <= {row["variant"] for row in told["metrics"]}
+    assert {"random-tokens", "reweighted-attention", "ordinary-finetune"} <= {
+        row["variant"] for row in answer["metrics"]
+    }
 
 
-def test_a_stage_alone_tells_the_same(given: list[str], told: dict[str, Any], tmp_path: Path) -> None:
+def test_a_stage_alone_tells_the_same(given: list[str], answer: dict[str, Any], tmp_path: Path) -> None:
     table = engram("report", *given, home=tmp_path)
-    assert f"audit   {told['audit_id']}" in table and "random-wanda" in table
+    assert f"audit   {answer['audit_id']}" in table and "random-wanda" in table
 
 
-def test_what_is_asked_of_the_store_afterwards(given: list[str], told: dict[str, Any], tmp_path: Path) -> None:
-    (row,) = json.loads(asked(given, "audits", "--format", "json"))
-    assert (row["audit_id"], row["state"]) == (told["audit_id"], "completed")
-    pairs = json.loads(asked(given, "iou", "--method", "wanda", "--format", "json"))
+def test_what_is_asked_of_the_store_afterwards(given: list[str], answer: dict[str, Any], tmp_path: Path) -> None:
+    (row,) = json.loads(printed(given, "audits", "--format", "json"))
+    assert (row["audit_id"], row["state"]) == (answer["audit_id"], "completed")
+    pairs = json.loads(printed(given, "iou", "--method", "wanda", "--format", "json"))
     assert pairs and all(0 <= pair["iou"] <= 1 for pair in pairs)
-    asked(given, "catalog", str(tmp_path / "store.duckdb"))
+    printed(given, "catalog", str(tmp_path / "store.duckdb"))
     with duckdb.connect(str(tmp_path / "store.duckdb"), read_only=True) as catalog:
-        assert catalog.sql("SELECT count(*) FROM metrics").fetchall() == [(len(told["metrics"]),)]
-    names = json.loads(asked(given, "sql", "SELECT variant FROM variants WHERE method = 'wanda'", "--format", "json"))
-    asked(given, "export", names[0]["variant"], str(tmp_path / "out"), "--model", given[given.index("--model") + 1])
+        assert catalog.sql("SELECT count(*) FROM metrics").fetchall() == [(len(answer["metrics"]),)]
+    names = json.loads(printed(given, "sql", "SELECT variant FROM variants WHERE method = 'wanda'", "--format", "json"))
+    printed(given, "export", names[0]["variant"], str(tmp_path / "out"), "--model", given[given.index("--model") + 1])
     pruned = StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None).unet
     assert any((weight == 0).any() for name, weight in pruned.named_parameters() if "ff.net.2.weight" in name)

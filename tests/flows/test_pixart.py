@@ -20,8 +20,9 @@ from tests.support.pipelines import write_pixart
 from tests.support.world import tiny_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-DEFENCES = ("perturbed-embedding", "random-tokens")
-ERASE = ("adversarial-finetune", "lora-finetune")
+AT_INFERENCE = ("perturbed-embedding", "random-tokens")
+TRAININGS = ("adversarial-finetune", "lora-finetune")
+MITIGATIONS = (*SETTINGS["mitigations"], *TRAININGS, *AT_INFERENCE)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def params(model: Path, store: Path, **changed: object) -> AuditParams:
-    settings = Settings.model_validate(SETTINGS | RIVALS | {"defences": DEFENCES, "erase": ERASE} | changed)
+    settings = Settings.model_validate(SETTINGS | RIVALS | {"mitigations": MITIGATIONS} | changed)
     return AuditParams(model=str(model), store=str(store), device="cpu", settings=settings)
 
 
@@ -51,8 +52,8 @@ def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
     rows = run_sql(store, "SELECT variant, condition FROM metrics WHERE metric = 'mr'").to_pylist()
     found = {(row["variant"], row["condition"]) for row in rows}
     cut = {"nemo-union", "random-nemo-union", "wanda", "random-wanda", "magnitude"}
-    assert found >= {(variant, "prompt") for variant in ("original", "nemo", *cut, *DEFENCES, *ERASE)}
-    assert found >= {(variant, "dori-noise") for variant in ("original", "nemo", "wanda", *ERASE)}
+    assert found >= {(variant, "prompt") for variant in ("original", "nemo", *cut, *AT_INFERENCE, *TRAININGS)}
+    assert found >= {(variant, "dori-noise") for variant in ("original", "nemo", "wanda", *TRAININGS)}
     layers = {row["layer"] for row in store.read("activations").to_pylist()}
     blocks = [f"transformer_blocks.{number}" for number in range(3)]
     assert layers == {f"{block}.{layer}" for block in blocks for layer in ("attn2.to_v", "ff.net.2")}
@@ -71,5 +72,5 @@ def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
 
 def test_what_the_family_cannot_do_is_refused_before_any_work(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="prompts of PixArtAlpha begin with none: leave it out"):
-        check(params(model, tmp_path / "store", defences=("reweighted-attention",)))
+        check(params(model, tmp_path / "store", mitigations=("reweighted-attention",)))
     assert not (tmp_path / "store").exists()

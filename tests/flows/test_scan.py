@@ -18,12 +18,12 @@ from typer.testing import CliRunner, Result
 from flows.audit import AuditParams
 from flows.cli import main
 from flows.cli.commands import app
-from flows.plan import Plan
+from flows.run.spec import resolve
 from flows.scan import ScanRun, scan, scanned_and_nulls
 from flows.settings import Settings
 from storage import Store, run_sql, verify
-from tasks.collect.prompt_files import PromptEntry
 from tasks.errors import InputError
+from tasks.prompt_files import PromptEntry
 from tasks.scan.task import ScanParams
 from tests.support.artifacts import artifact
 from tests.support.prompts import read_prompts
@@ -86,9 +86,9 @@ def test_flagged_prompts_are_what_an_audit_reads(world: Path) -> None:
     assert read_prompts(out) == [told_of[text] for text in flagged]
     # The very file, as `engram audit --prompts` takes it.
     paths = files(world) | {"prompts": str(out), "store": str(world / "audited")}
-    plan = Plan(AuditParams(settings=Settings(), **paths))
-    assert plan.erasable == [] and "give --images" in plan.why_not_erasable
-    assert {(prompt.text, prompt.memorization, prompt.subset) for prompt in plan.memorized} == {
+    spec = resolve(AuditParams(settings=Settings(), **paths))
+    assert spec.chosen.erasable == [] and "give --images" in spec.chosen.why_not_erasable
+    assert {(prompt.text, prompt.memorization, prompt.subset) for prompt in spec.chosen.memorized} == {
         (text, told_of[text].memorization, told_of[text].subset) for text in flagged
     }
 

@@ -106,8 +106,8 @@ def second(first: Life, folder: Path) -> Life:
         until(at_work, 180)
         ended(life, served, signal.SIGINT)
     with sqlite3.connect(served.home / "prefect.db") as database:
-        told = "SELECT state_type, state_name FROM flow_run WHERE id = ?"
-        life.seen["interrupted"] = database.execute(told, [str(run.id)]).fetchone()
+        statement = "SELECT state_type, state_name FROM flow_run WHERE id = ?"
+        life.seen["interrupted"] = database.execute(statement, [str(run.id)]).fetchone()
     life.seen["audits"] = run_sql(Store.open(str(folder / "store")), "SELECT state FROM audits").to_pylist()
     return life
 
@@ -304,8 +304,8 @@ def test_what_is_asked_under_another_name_gets_403(served: Served) -> None:
     assert spoken(served, f"GET /api/csrf-token?client=x HTTP/1.1\nHost: {here}\nOrigin: {served.url}") == 200
     assert spoken(served, f"GET / HTTP/1.1\nHost: localhost:{port}") == 200
     for path in ("/", "/ui-settings", "/api/health", "/api/csrf-token?client=x", "/docs", "/api/docs"):
-        for told in (f"Host: {evil}", f"Host: {here}\nOrigin: http://{evil}", f"Host: {here}\nOrigin: null"):
-            assert spoken(served, f"GET {path} HTTP/1.1\n{told}") == 403, (path, told)
+        for header in (f"Host: {evil}", f"Host: {here}\nOrigin: http://{evil}", f"Host: {here}\nOrigin: null"):
+            assert spoken(served, f"GET {path} HTTP/1.1\n{header}") == 403, (path, header)
     assert spoken(served, f"GET http://{evil}/api/health HTTP/1.1\nHost: {here}") == 403
     assert spoken(served, f"GET http://{here}/api/health HTTP/1.1\nHost: {here}") == 403
     assert spoken(served, "GET /api/health HTTP/1.0") == 403
@@ -326,9 +326,9 @@ def test_no_run_is_started_under_another_name(served: Served) -> None:
     with httpx.Client(base_url=served.url) as own:
         token = own.get("/api/csrf-token", params={"client": "me"}).json()["token"]
         known = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "me"}
-        for told in ({"Host": f"evil.example:{httpx.URL(served.url).port}"}, {"Origin": "http://evil.example"}):
+        for headers in ({"Host": f"evil.example:{httpx.URL(served.url).port}"}, {"Origin": "http://evil.example"}):
             path = f"/api/deployments/{deployment.id}/create_flow_run"
-            answer = own.post(path, json=body, headers=known | told)
+            answer = own.post(path, json=body, headers=known | headers)
             assert answer.status_code == 403
             assert not [name for name in answer.headers if name.startswith("access-control-")]
     with served.client() as client:
@@ -341,16 +341,16 @@ def test_no_run_is_started_under_another_name(served: Served) -> None:
 def test_sockets_open_to_programs_and_its_own_page_alone(served: Served, path: str) -> None:
     address, port = f"{served.url}/api/{path}".replace("http", "ws", 1), httpx.URL(served.url).port
 
-    def answer(told: str | None, url: str = address) -> int:
+    def answer(origin: str | None, url: str = address) -> int:
         try:
             here = socket.create_connection(("127.0.0.1", int(str(port))), timeout=30)
-            with connect(url, sock=here, origin=told, subprotocols=["prefect"]):  # type: ignore[arg-type, list-item]
+            with connect(url, sock=here, origin=origin, subprotocols=["prefect"]):  # type: ignore[arg-type, list-item]
                 return 101
         except InvalidStatus as refused:
             return refused.response.status_code
 
     assert (answer(None), answer(served.url)) == (101, 101)
-    for told in ("http://evil.example", f"http://evil.example:{port}", "null", "http://127.0.0.1:1", "https://x"):
-        assert answer(told) == 403
+    for origin in ("http://evil.example", f"http://evil.example:{port}", "null", "http://127.0.0.1:1", "https://x"):
+        assert answer(origin) == 403
     evil = address.replace("127.0.0.1", "evil.example")
     assert (answer(None, evil), answer(f"http://evil.example:{port}", evil)) == (403, 403)

@@ -11,7 +11,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.audit import AuditParams, audit
 from flows.facts import facts_of
-from flows.plan import Plan
+from flows.run.spec import resolve
 from flows.settings import Settings
 from storage import Store
 from tasks.report.task import compare, record_of, write_results
@@ -29,7 +29,9 @@ def params(tmp_path: Path) -> AuditParams:
     rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
     rows[1]["image_ids"] = rows[0]["image_ids"] + rows[2]["image_ids"]
     pq.write_table(pa.Table.from_pylist(rows), file)
-    settings = Settings.model_validate(SETTINGS | {"scores": (), "attacked": 4, "extracted": 4, "efforts": ()})
+    settings = Settings.model_validate(
+        SETTINGS | {"mitigations": ("nemo", "nemo-union", "wanda"), "attacked": 4, "extracted": 4, "efforts": ()}
+    )
     settings = settings.model_copy(
         update={"extraction": settings.extraction.model_copy(update={"generations": 3, "clique": 3, "distance": 2.0})}
     )
@@ -37,10 +39,10 @@ def params(tmp_path: Path) -> AuditParams:
 
 
 def test_an_attack_has_one_prompt_of_each_image(params: AuditParams) -> None:
-    plan = Plan(params)
-    assert [len(plan.memorized), len(plan.attacked)] == [4, 2]
-    assert len({plan.units[prompt.prompt_id] for prompt in plan.attacked}) == 2
-    assert len({plan.units[prompt.prompt_id] for prompt in plan.memorized}) == 2
+    spec = resolve(params)
+    assert [len(spec.chosen.memorized), len(spec.chosen.attacked)] == [4, 2]
+    assert len({spec.chosen.units[prompt.prompt_id] for prompt in spec.chosen.attacked}) == 2
+    assert len({spec.chosen.units[prompt.prompt_id] for prompt in spec.chosen.memorized}) == 2
 
 
 @pytest.mark.slow
@@ -60,11 +62,11 @@ def test_an_audit_counts_images_and_says_their_prompts(params: AuditParams, tmp_
     assert found["extraction", "extraction_recall_prompts"] == (4, 2)
     # Two ordinary images are too few for a distance of features.
     assert found["ordinary", "fid"] == found["ordinary", "kid"] == (None, 4)
-    plan, page = Plan(params), Path(audited.report).read_text()
-    assert "of 2 (4 prompts)" in page and "too few" in page and "and 2 more prompts of this picture" in page
+    spec, page = resolve(params), Path(audited.report).read_text()
+    assert "of 2 (4 prompts)" in page and "too few" in page and "and 2 more prompts of this image" in page
     assert "2 (4 prompts)" in audited.written.table
     assert "of 2 different memorized images, which 4 prompts share," in audited.written.verdict
-    facts = dict(facts_of(plan, record_of(store, audited.audit_id), audited.variants))
+    facts = dict(facts_of(spec, record_of(store, audited.audit_id), audited.variants))
     assert facts["prompts"].startswith("4 memorized of 2 images, 2 ordinary")
     same = compare(store, audited.audit_id, audited.audit_id, ("original", "nemo-union", "wanda"))
     assert same.verdict.startswith("No regression") and "prompts of" in same.verdict

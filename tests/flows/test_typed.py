@@ -1,16 +1,20 @@
 """Settings as people type them: taken as they are meant, and refused in plain words, all at once."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from flows.nightly import NightlyParams
 from flows.params import AuditParams, own_of
+from flows.reference import BuildRun
+from flows.run.spec import Run
 from flows.scan import ScanRun
 from flows.settings import MANAGED, Settings, listed, settings_for
-from flows.typed import leaves, problems_in, settings_of, unknown, validated, values_of
+from flows.typed import groups_of, leaves, problems_in, settings_of, unknown, validated, values_of
 from tasks.errors import InputError
 from tasks.reference.build import BuildParams
 from tasks.scan.task import ScanParams
@@ -52,8 +56,11 @@ def refused(*pairs: str) -> list[str]:
         ("seeds='4'", 4),
         ("seeds = 4", 4),
         ("seeds=4.0", 4),
-        ("own_cuts=True", True),
-        ("own_cuts=no", False),
+        ("agreement=True", True),
+        ("agreement=no", False),
+        ("random-tokens.tokens=2", 2),
+        ("mitigations=wanda, random-tokens", ("wanda", "random-tokens")),
+        ("mitigations=['nemo']", ("nemo",)),
         ("sampling.guidance=2", 2.0),
         ("wanda.sparsity=1e-1", 0.1),
         ("nemo.statistics=12", Path("12")),
@@ -65,7 +72,7 @@ def refused(*pairs: str) -> list[str]:
 def test_what_people_type_is_taken(pair: str, value: Any) -> None:
     chosen = typed(pair)
     for name in ("wanda.sparsity" if pair.startswith("wanda") else pair.partition("=")[0].strip()).split("."):
-        chosen = getattr(chosen, name)
+        chosen = getattr(chosen, name.replace("-", "_"))
     assert chosen == value
 
 
@@ -76,7 +83,7 @@ def test_a_digest_of_digits_is_a_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pair", "told"),
+    ("pair", "expected"),
     [
         ("seeds=0", "seeds cannot be 0: it may be: integer, >= 1, <= 100"),
         ("seeds=", "seeds cannot be '': it may be: integer, >= 1, <= 100"),
@@ -90,7 +97,11 @@ def test_a_digest_of_digits_is_a_text() -> None:
         ("finetune.clip=Infinity", "finetune.clip cannot be Infinity: it may be: number, > 0"),
         ("finetune.clip=inf", "finetune.clip cannot be Infinity: it may be: number, > 0"),
         ("seed=9999999999", "seed cannot be 9999999999: it may be: integer, >= 0, <= 4294967295"),
-        ("own_cuts=2", "own_cuts cannot be 2: it may be: boolean"),
+        ("agreement=2", "agreement cannot be 2: it may be: boolean"),
+        (
+            "random-tokens=3",
+            "--set 'random-tokens=3': random_tokens is a group of settings, such as random_tokens.tokens",
+        ),
         ("starts=nose", "starts cannot be 'nose': it may be: a list of: prompt, noise, other; did you mean noise?"),
         (
             "starts=nose,x",
@@ -112,9 +123,9 @@ def test_a_digest_of_digits_is_a_text() -> None:
         ("seeds=\x1b[2J", r"seeds cannot be '\x1b[2J': it may be: integer, >= 1, <= 100"),
     ],
 )
-def test_what_cannot_be_is_refused_in_plain_words(pair: str, told: str) -> None:
+def test_what_cannot_be_is_refused_in_plain_words(pair: str, expected: str) -> None:
     (found,) = refused(pair)
-    assert found.startswith(told)
+    assert found.startswith(expected)
     assert "type=" not in found and "pydantic" not in found and found.isprintable()
 
 
@@ -159,7 +170,7 @@ def test_parameters_of_a_query() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "told"),
+    ("own", "expected"),
     [
         ("[1]", "engram.json holds no names with their values"),
         ("3", "engram.json holds no names with their values"),
@@ -178,12 +189,12 @@ def test_parameters_of_a_query() -> None:
         ('{"settings": {"dori": {"also_at": [3]}}}', "engram.json: dori.also_at would be ignored"),
     ],
 )
-def test_what_a_model_says_of_its_audit_is_judged_by_file(tmp_path: Path, own: str, told: str) -> None:
+def test_what_a_model_says_of_its_audit_is_judged_by_file(tmp_path: Path, own: str, expected: str) -> None:
     (tmp_path / "engram.json").write_text(own)
     with pytest.raises(InputError) as refusal:
         own_of(tmp_path)
     (found,) = refusal.value.problems
-    assert found.startswith(f"{tmp_path}/{told}")
+    assert found.startswith(f"{tmp_path}/{expected}")
 
 
 def test_a_model_may_give_one_value_for_a_list(tmp_path: Path) -> None:
@@ -193,9 +204,9 @@ def test_a_model_may_give_one_value_for_a_list(tmp_path: Path) -> None:
 
 
 def test_what_a_form_sends_is_judged_in_plain_words() -> None:
-    asked = {"model": "m", "settings": {"seeds": 0, "wanda": {"sparcity": 1}, "starts": "noise"}}
+    given = {"model": "m", "settings": {"seeds": 0, "wanda": {"sparcity": 1}, "starts": "noise"}}
     with pytest.raises(ValidationError) as refusal:
-        AuditParams.model_validate(asked)
+        AuditParams.model_validate(given)
     words = str(refusal.value)
     assert "settings.seeds cannot be 0: it may be: integer, >= 1, <= 100" in words
     assert "there is no setting 'settings.wanda.sparcity': did you mean settings.wanda.sparsity" in words
@@ -204,3 +215,12 @@ def test_what_a_form_sends_is_judged_in_plain_words() -> None:
     assert found and "settings.seeds cannot be 0" in found[0] and "Input should" not in found[0]
     with pytest.raises(ValidationError, match=r"scan\.alpha cannot be 3"):
         ScanRun.model_validate({"scan": {"alpha": 3}})
+
+
+@pytest.mark.parametrize(
+    "kind", [AuditParams, NightlyParams, BuildRun, Run, ScanRun, Settings, ScanParams, BuildParams]
+)
+def test_each_description_can_be_read_alone(kind: type[BaseModel]) -> None:
+    groups = groups_of(kind)
+    said = {name: field.description or "" for name, field in leaves(kind) if name not in groups}
+    assert said and [name for name, text in said.items() if not re.fullmatch(r"[A-Z].*\.", text)] == []

@@ -91,7 +91,7 @@ def test_every_score_takes_as_many_of_each_layer(monkeypatch: pytest.MonkeyPatch
         model=MODEL,
         layers=LAYERS,
         budget=counts,
-        pictured=2 * images["memorized"],
+        with_images=2 * images["memorized"],
         ordinary=images["ordinary"],
         embed=lambda prompts: TEXT,
         latents=lambda prompts: LATENTS,

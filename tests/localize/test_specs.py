@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.settings import LOCALIZERS, Settings
+from flows.settings import Settings
 from tasks.diffusion.detection import DetectionParams
 from tasks.diffusion.sites import Site
 from tasks.errors import InputError
@@ -27,7 +27,7 @@ def test_a_spec_gives_what_it_reads_the_parameters_for(localizer: Localizer) -> 
     assert not {"null scores"} & set(reads) or isinstance(params, DetectionParams)
     assert isinstance(localizer.site_of(params), Site)
     assert localizer.gradients == ("images" in reads)
-    assert not localizer.budget or localizer_of(localizer.budget).name in LOCALIZERS
+    assert not localizer.budget or not localizer_of(localizer.budget).budget
     for pruning in localizer.prunings:
         assert pruning.card and bool(pruning.control_of) == bool(pruning.words)
         assert not pruning.claims or pruning.random  # a claim has its control
@@ -53,13 +53,15 @@ def test_a_pruning_must_suit_the_scopes_of_its_localizer() -> None:
 
 def test_settings_are_groups_of_the_methods_own() -> None:
     settings = Settings.model_validate(
-        {"wanda": {"tau": 3}, "scores": ["taylor", "magnitude"], "taylor": {"timesteps": 4}}
+        {"wanda": {"tau": 3}, "mitigations": ["taylor", "magnitude", "nemo"], "taylor": {"timesteps": 4}}
     )
     assert settings.of(method("localizer", "wanda")) == WandaParams(tau=3)
     assert settings.of(method("localizer", "taylor")).timesteps == 4
     assert settings.of(method("localizer", "gradient")).timesteps == 10
     assert settings.of(method("localizer", "magnitude")) == method("localizer", "magnitude").params()
-    assert [one.name for one in settings.localizers()] == ["nemo", "wanda", "taylor", "magnitude"]
+    # Wanda's budget is what the scores are compared with, though no variant of its own is chosen.
+    assert [one.name for one in settings.localizers()] == ["wanda", "magnitude", "nemo", "taylor"]
+    assert [one.name for _, one in settings.prunings()] == ["magnitude", "nemo", "taylor"]
     assert settings.files() == {}
     assert Settings.model_validate({"nemo": {"statistics": "x.pt"}}).files() == {"nemo": {"statistics": Path("x.pt")}}
 

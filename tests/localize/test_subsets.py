@@ -6,14 +6,14 @@ from tasks.localize.subsets import control_subsets, subsets_of
 
 
 @dataclass(frozen=True)
-class Told:
+class Sorted:
     prompt_id: str
     memorization: str | None = None
     subset: str | None = None
 
 
 def test_named_subsets_are_those_of_the_file() -> None:
-    prompts = [Told("b", "VM", "birds"), Told("a", "VM", "cars"), Told("c", "TM", "birds"), Told("d")]
+    prompts = [Sorted("b", "VM", "birds"), Sorted("a", "VM", "cars"), Sorted("c", "TM", "birds"), Sorted("d")]
     found = subsets_of(prompts)
     assert {name: [p.prompt_id for p in members] for name, members in found.items()} == {
         "birds": ["b", "c"],
@@ -23,7 +23,7 @@ def test_named_subsets_are_those_of_the_file() -> None:
 
 def test_without_names_verbatim_and_template_prompts_are_split_apart() -> None:
     verbatim, template = (
-        [Told(f"{kind}{n:02}", kind) for n in range(count)] for kind, count in (("VM", 23), ("TM", 5))
+        [Sorted(f"{kind}{n:02}", kind) for n in range(count)] for kind, count in (("VM", 23), ("TM", 5))
     )
     found = subsets_of([*verbatim, *template])
     assert list(found) == ["TM 1", "TM 2", "VM 1", "VM 2", "VM 3", "VM 4", "VM 5"]
@@ -35,8 +35,8 @@ def test_without_names_verbatim_and_template_prompts_are_split_apart() -> None:
 
 
 def test_too_few_prompts_are_in_no_part() -> None:
-    assert subsets_of([Told("a", "VM")]) == {}
-    assert list(subsets_of([Told("a"), Told("b")])) == ["part 1"]
+    assert subsets_of([Sorted("a", "VM")]) == {}
+    assert list(subsets_of([Sorted("a"), Sorted("b")])) == ["part 1"]
 
 
 def test_controls_have_the_sizes_of_the_subsets_and_share_nothing() -> None:

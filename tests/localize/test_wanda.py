@@ -26,9 +26,9 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("columns", [*range(1, 200), 320, 640, 1280, 2560, 5120, 10_240, 20_480])
 def test_the_sparsity_that_is_advised_is_taken(columns: int) -> None:
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refusal:
         candidates_of(columns, 1e-9)
-    advised = float(str(told.value).partition("wanda.sparsity=")[2].split()[0])
+    advised = float(str(refusal.value).partition("wanda.sparsity=")[2].split()[0])
     assert candidates_of(columns, advised) >= 1
 
 

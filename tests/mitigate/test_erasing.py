@@ -1,9 +1,9 @@
-"""The door of fine-tuning: what stands for a memorized picture, and what nothing can stand for."""
+"""The door of fine-tuning: what stands for a memorized image, and what nothing can stand for."""
 
 import copy
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +20,14 @@ from storage import Store, StoreError
 from tasks.collect.task import import_set
 from tasks.diffusion.noise import Key
 from tasks.diffusion.sampling import SamplingParams
+from tasks.dori import DoriParams
 from tasks.errors import InputError, TooLarge
-from tasks.mitigate import finetune as finetuning
+from tasks.methods import Mitigation, method
 from tasks.mitigate import task as door
-from tasks.mitigate.finetune import FineTuneParams, Memorized, finetune
+from tasks.mitigate.finetune import FineTuneParams, finetune
 from tasks.mitigate.task import erasing
 from tasks.mitigate.task import surrogates as making
+from tasks.mitigate.training import Lesson, Memorized, Trained
 from tasks.scorers.sscd import SscdParams
 from tasks.subject import ORIGINAL, Prompt, Subject, prompts_of
 from tests.support.world import tiny_world
@@ -43,50 +45,51 @@ def subject(tmp_path: Path) -> Subject:
     return Subject(store=store.url, model=str(model), prompt_set=name, device="cpu")
 
 
-def erase(subject: Subject, asked: list[Prompt]) -> str:
+Training = Callable[[Lesson, Any], Trained]
+
+
+def erase(subject: Subject, prompts: list[Prompt], train: Training = finetune) -> str:
+    """The variant that adversarial fine-tuning gives, or another training in its place."""
+    mitigation: Mitigation = replace(method("mitigation", "adversarial-finetune"), function=train)
     place = (ORIGINAL, TRAINING, SamplingParams(steps=2), SscdParams(side=96), "audit-7")
-    return door.erase(subject, "adversarial-finetune", asked, prompts_of(subject, "ordinary"), *place)[
-        "adversarial-finetune"
-    ]
+    return door.erase(subject, mitigation, prompts, prompts_of(subject, "ordinary"), *place)[mitigation.name]
 
 
-def copying(subject: Subject, asked: list[Prompt], seeds: dict[str, int]) -> Any:
-    """A generator of pictures that are copies of a prompt's picture up to a seed, and a ramp from there on."""
-    pictures = {one.prompt_id: subject.pictures(one.image_ids[:1])[0] for one in asked}
+def copying(subject: Subject, prompts: list[Prompt], seeds: dict[str, int]) -> Any:
+    """A generator of images that are copies of a prompt's image up to a seed, and a ramp from there on."""
+    images = {one.prompt_id: subject.training_images(one.image_ids[:1])[0] for one in prompts}
 
     def generate(model: Any, text: torch.Tensor, keys: Sequence[Key], *rest: Any) -> np.ndarray:
-        side = pictures[keys[0][0]].shape[1]
+        side = images[keys[0][0]].shape[1]
         ramp = np.tile(np.linspace(0, 255, side, dtype=np.uint8)[:, None], (side, 1, 3))
-        return np.stack([pictures[name] if seed < seeds[name] else ramp for name, seed in keys])
+        return np.stack([images[name] if seed < seeds[name] else ramp for name, seed in keys])
 
     return generate
 
 
 def test_a_prompt_of_which_only_copies_come_is_left_out(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts_of(subject, "memorized")[:3]
-    first_free = dict(zip((one.prompt_id for one in asked), (0, 4, 99), strict=True))
-    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, first_free))
-    variant = erase(subject, asked)
-    assert door.not_erased(subject, variant) == [asked[2].text]
-    assert len(door.history_of(subject, variant)) == 1  # two pictures in one step
+    prompts = prompts_of(subject, "memorized")[:3]
+    first_free = dict(zip((one.prompt_id for one in prompts), (0, 4, 99), strict=True))
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, prompts, first_free))
+    variant = erase(subject, prompts)
+    assert door.not_erased(subject, variant) == [prompts[2].text]
+    assert len(door.history_of(subject, variant)) == 1  # two images in one step
 
 
 def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts_of(subject, "memorized")[:1]
-    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, {asked[0].prompt_id: 0}))
+    prompts = prompts_of(subject, "memorized")[:1]
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, prompts, {prompts[0].prompt_id: 0}))
     before = {name: weight.clone() for name, weight in subject.load().denoiser.named_parameters()}
     frozen = "mid_block.resnets.0.conv1.weight"
     trained: dict[str, torch.Tensor] = {}
 
-    def finetune(*given: Any) -> Any:
-        done = train(*given)
+    def half_trained(lesson: Lesson, params: Any) -> Trained:
+        done = finetune(lesson, params)
         done.denoiser.get_parameter(frozen).data.copy_(before[frozen])
         trained.update(done.denoiser.named_parameters())
         return done
 
-    train = finetuning.finetune
-    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", finetune)
-    variant = erase(subject, asked)
+    variant = erase(subject, prompts, half_trained)
     row = subject.row(variant)
     assert row["rule"] is None and row["sets_id"] is None
     folder = subject.open().get_folder(row["weights"])
@@ -104,14 +107,14 @@ def test_a_trained_variant_keeps_what_training_changed(subject: Subject, monkeyp
     shutil.rmtree(folder)
     with pytest.raises(StoreError, match="no folder"), subject.loaded(variant):
         pass
-    assert erase(subject, asked) == variant
+    assert erase(subject, prompts, half_trained) == variant
     with subject.loaded(variant) as model:
         assert torch.equal(model.denoiser.conv_out.bias, trained["conv_out.bias"])
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, whole: bool) -> None:
-    """They kept a UNet, with the card beside it, and no more of it in the row."""
+    """They kept a whole denoiser, and no more of it in the row than its card."""
     unet = copy.deepcopy(subject.load().denoiser).to(memory_format=torch.contiguous_format)
     unet.conv_out.weight.data[0] = 0
     folder = tmp_path / "old"
@@ -119,10 +122,11 @@ def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, 
         unet.save_pretrained(folder)
     else:
         folder.mkdir()
+        (folder / "variant.json").write_text("{}")
     card = {"title": "t", "base": "b", "base_id": "i", "method": "wanda", "audit_id": "audit-1", "site": "ff-hidden"}
-    (folder / "variant.json").write_text(json.dumps(card | {"pruned": 1, "total": 2, "cut": "some weights"}))
     store = subject.open()
     row = {"variant": "wanda-old", "method": "wanda", "params_id": "p"}
+    row["card"] = json.dumps(card | {"pruned": 1, "total": 2, "cut": "some weights"})
     row["weights"] = store.put_folder("variants", "old", folder)
     store.write("variants", "old", [row], model_id=subject.model_id)
     if not whole:
@@ -132,21 +136,20 @@ def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, 
     door.export_variant(subject, "wanda-old", tmp_path / "out", changed_only=True)
     loaded = UNet2DConditionModel.from_pretrained(tmp_path / "out", use_safetensors=True)
     assert all(torch.equal(one, two) for one, two in zip(loaded.parameters(), unet.parameters(), strict=True))
-    assert "in whose UNet some weights are set to zero" in (tmp_path / "out" / "README.md").read_text()
+    assert "in whose denoiser some weights are set to zero" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_every_picture_of_a_template_is_erased(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_of_a_template_is_erased(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = prompts_of(subject, "memorized")[:2]
     template = replace(first, image_ids=first.image_ids + second.image_ids)
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, [template], {first.prompt_id: 0}))
     trained: list[Memorized] = []
 
-    def recorded(model: Any, memorized: Memorized, *rest: Any) -> Any:
-        trained.append(memorized)
-        return finetune(model, memorized, *rest)
+    def recorded(lesson: Lesson, params: Any) -> Trained:
+        trained.append(lesson.memorized)
+        return finetune(lesson, params)
 
-    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", recorded)
-    variant = erase(subject, [template])
+    variant = erase(subject, [template], recorded)
     (memorized,) = trained
     assert list(memorized.ids) == list(template.image_ids)
     assert list(memorized.prompts) == [template.text] * 2
@@ -156,24 +159,24 @@ def test_every_picture_of_a_template_is_erased(subject: Subject, monkeypatch: py
 
 
 SEEN = tuple(np.random.default_rng(0).integers(0, 256, (34, 32, 32, 3), np.uint8))
-"""Two training pictures, what the pruned model makes with seeds 0 to 15, and what it makes of the prompt with words."""
+"""Two training images, what the pruned model makes with seeds 0 to 15, and what it makes of the prompt with words."""
 
 
 @pytest.mark.parametrize(
     ("alike", "wanted"),
     [
-        ({10: 0.55}, [10, 0]),  # none is unlike both pictures: the two that are least like them
+        ({10: 0.55}, [10, 0]),  # none is unlike both images: the two that are least like them
         ({2: 0.2, 15: 0.15}, [15, 2]),  # one among the first four is too few: more are made
         ({0: 0.4, 2: 0.2, 15: 0.15}, [2, 0]),  # two among the first four: nothing more is made
     ],
 )
-def test_surrogates_are_unlike_every_picture_of_their_prompt(
+def test_surrogates_are_unlike_every_image_of_their_prompt(
     subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, float], wanted: list[int]
 ) -> None:
     assert chosen(subject, monkeypatch, dict.fromkeys(range(16), 0.65) | alike) == wanted
 
 
-def test_what_is_no_copy_stands_for_several_pictures(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_copy_stands_for_several_images(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = dict.fromkeys(range(16), 0.9)
     assert chosen(subject, monkeypatch, copies | {3: 0.6}) == [3, 3]
 
@@ -199,14 +202,14 @@ def test_surrogates_are_made_once(subject: Subject, monkeypatch: pytest.MonkeyPa
 
 
 def chosen(subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, float], able: bool = True) -> list[int]:
-    """Which surrogates a prompt with two pictures gets, to the second of which what is made is so alike.
+    """Which surrogates a prompt with two images gets, to the second of which what is made is so alike.
 
     They are numbered by their seeds; with words in the prompt, 16 more.
 
     Args:
         able: whether anything can be made.
     """
-    asked = [replace(prompts_of(subject, "memorized")[0], image_ids=("one", "two"))]
+    prompts = [replace(prompts_of(subject, "memorized")[0], image_ids=("one", "two"))]
     words = 0
 
     class Measure:
@@ -223,18 +226,18 @@ def chosen(subject: Subject, monkeypatch: pytest.MonkeyPatch, alike: dict[int, f
         assert able
         return np.stack([SEEN[2 + words + seed] for _, seed in keys])
 
-    monkeypatch.setattr(Subject, "pictures", lambda self, names: np.stack(SEEN[:2]))
+    monkeypatch.setattr(Subject, "training_images", lambda self, names: np.stack(SEEN[:2]))
     monkeypatch.setattr(making, "generate", generate)
     monkeypatch.setattr(making, "with_random_words", with_random_words)
-    (found,) = making.surrogates(subject, ORIGINAL, asked, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]
+    (found,) = making.surrogates(subject, ORIGINAL, prompts, SamplingParams(steps=2), Measure())  # type: ignore[arg-type]
     return [next(n for n, one in enumerate(SEEN) if (one == each).all()) - 2 for each in found]
 
 
 def test_the_held_out_attack_counts_what_an_audit_would(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = np.stack(SEEN[:3])  # two of a template, one of another prompt
-    back = {"a": pictures[1], "b": SEEN[10], "c": SEEN[11]}  # of the first the second comes back, of the others nothing
+    images = np.stack(SEEN[:3])  # two of a template, one of another prompt
+    back = {"a": images[1], "b": SEEN[10], "c": SEEN[11]}  # of the first the second comes back, of the others nothing
     model = subject.load()
-    found = [SimpleNamespace(embedding=torch.zeros(1, 1)) for _ in pictures]
+    found = [SimpleNamespace(embedding=torch.zeros(1, 1)) for _ in images]
     monkeypatch.setattr(erasing, "attack", lambda *args, **more: found)
     monkeypatch.setattr(
         erasing, "generate", lambda model, text, keys, *rest: np.stack([back[name.split("/")[0]] for name, _ in keys])
@@ -245,36 +248,35 @@ def test_the_held_out_attack_counts_what_an_audit_would(subject: Subject, monkey
         def embed(self, some: np.ndarray) -> np.ndarray:
             return np.eye(len(SEEN))[[next(n for n, one in enumerate(SEEN) if (one == each).all()) for each in some]]
 
-    how: Any = (TRAINING, SamplingParams(steps=2), Measure())
-    assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(1 / 3)
-    back["c"] = pictures[0]  # of another prompt: no copy of its own
-    assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(1 / 3)
-    back["c"] = pictures[2]
-    assert erasing._held_out(model, memorized, ["other"], pictures, *how) == pytest.approx(2 / 3)
+    how: Any = (DoriParams(start="other"), 1, 4, SamplingParams(steps=2), Measure())
+    assert erasing._held_out(model, memorized, ["other"], images, *how) == pytest.approx(1 / 3)
+    back["c"] = images[0]  # of another prompt: no copy of its own
+    assert erasing._held_out(model, memorized, ["other"], images, *how) == pytest.approx(1 / 3)
+    back["c"] = images[2]
+    assert erasing._held_out(model, memorized, ["other"], images, *how) == pytest.approx(2 / 3)
 
 
 def test_where_nothing_but_copies_come_it_is_refused(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts_of(subject, "memorized")[:2]
-    always = {one.prompt_id: 99 for one in asked}
-    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, always))
+    prompts = prompts_of(subject, "memorized")[:2]
+    always = {one.prompt_id: 99 for one in prompts}
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, prompts, always))
     before = subject.open().parts("variants")
-    with pytest.raises(InputError, match="copies every memorized picture still"):
-        erase(subject, asked)
+    with pytest.raises(InputError, match="copies every memorized image still"):
+        erase(subject, prompts)
     assert subject.open().parts("variants") == before
 
 
 def test_a_training_that_does_not_fit_leaves_the_store_as_it_was(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*rest: Any) -> Any:
+    def full(lesson: Lesson, params: Any) -> Trained:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    asked = prompts_of(subject, "memorized")[:1]
-    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, asked, {asked[0].prompt_id: 0}))
-    monkeypatch.setattr("tasks.mitigate.task.erasing.finetune", full)
+    prompts = prompts_of(subject, "memorized")[:1]
+    monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, prompts, {prompts[0].prompt_id: 0}))
     before = subject.open().parts("variants")
     with pytest.raises(TooLarge, match="do not fit into the device's memory"):
-        erase(subject, asked)
+        erase(subject, prompts, full)
     assert subject.open().parts("variants") == before
 
 

@@ -13,14 +13,12 @@ from tasks.diffusion import sampling
 from tasks.diffusion.families import Model
 from tasks.diffusion.noise import Key, initial_noise
 from tasks.diffusion.sampling import SamplingParams, first_timestep, generate
-from tasks.mitigate import inference
-from tasks.mitigate.inference import (
-    DefenceParams,
-    defended,
-    reweighted_attention,
-    with_lower_norm,
-    with_random_words,
-)
+from tasks.inference import Answer, Request, answered
+from tasks.methods import method
+from tasks.mitigate import reweighted_attention as reweighting
+from tasks.mitigate.perturbed_embedding import PerturbedEmbeddingParams, with_lower_norm
+from tasks.mitigate.random_tokens import RandomTokensParams, with_random_words
+from tasks.mitigate.reweighted_attention import reweighted_attention
 from tests.support.denoisers import TOKENS, WIDTH, Words, tiny_model
 
 KEYS: list[Key] = [("a", 0), ("a", 1), ("b", 0)]
@@ -34,6 +32,16 @@ def model() -> Model:
     return tiny_model()
 
 
+def under(name: str, model: Model, prompts: Sequence[str], keys: Sequence[Key], **changed: Any) -> Answer:
+    """What a mitigation makes of these prompts.
+
+    Args:
+        changed: its parameters where they are not the published ones, and triggers.
+    """
+    mitigation, triggers = method("mitigation", name), changed.pop("triggers", None)
+    return answered(Request(model, prompts, keys, SAMPLING, triggers), (mitigation, mitigation.params(**changed)))
+
+
 def norms(model: Model, embeddings: torch.Tensor, keys: Sequence[Key]) -> torch.Tensor:
     start = initial_noise(model, keys)
     plain = model.predict(start, FIRST, model.unconditional().expand_as(embeddings)).noise
@@ -45,7 +53,7 @@ def test_perturbing_lowers_the_norm_and_no_further_than_asked(model: Model) -> N
     before = norms(model, embeddings, KEYS)
     scale = (4 * 8 * 8 / (4 * 64 * 64)) ** 0.5
     target = 0.5 * float(before.median() + before.max())
-    params = DefenceParams(target=target / scale, steps=200)
+    params = PerturbedEmbeddingParams(target=target / scale, steps=200)
     after = with_lower_norm(model, embeddings, KEYS, params, FIRST)
     assert (norms(model, after, KEYS) <= 1.0001 * target).all()
     # Who was below the target is left as it was.
@@ -63,7 +71,7 @@ class Vocabulary(Words):
 
 def test_random_words_are_added_as_many_as_fit(model: Model) -> None:
     worded = replace(model, tokenizer=Vocabulary())
-    params = DefenceParams(tokens=2)
+    params = RandomTokensParams(tokens=2)
     found = with_random_words(worded, ["a", "abcde", "a"], KEYS, params)
     assert sorted(len(text.split()) for text in found) == [1, 3, 3]
     assert found[1] == "abcde"  # with start and end seven tokens of eight, and a word and its space need two
@@ -76,7 +84,7 @@ def test_random_words_are_added_as_many_as_fit(model: Model) -> None:
 def test_random_words_are_put_where_a_full_prompt_is_read(model: Model, prompt: str) -> None:
     worded = replace(model, tokenizer=Vocabulary())
     keys: list[Key] = [("a", seed) for seed in range(20)]
-    found = with_random_words(worded, [prompt] * len(keys), keys, DefenceParams(tokens=1))
+    found = with_random_words(worded, [prompt] * len(keys), keys, RandomTokensParams(tokens=1))
     assert all(sorted({*text.split()} - {*prompt.split()}) in (["x"], ["y"]) for text in found)
     # Each changes what the model reads, and what is added does not lie beyond the end.
     plain = worded.tokenizers.kept([prompt])
@@ -90,9 +98,9 @@ def test_of_a_long_prompt_the_end_of_the_text_is_masked_too(model: Model, monkey
         seen.append(lengths)
         return nullcontext()
 
-    monkeypatch.setattr(inference, "reweighted_attention", noted)
+    monkeypatch.setattr(reweighting, "reweighted_attention", noted)
     words = ["a", "abcdef", "abcdefghijklm"]
-    _, around = defended(model, "reweighted-attention", DefenceParams(), SAMPLING, words, KEYS)
+    around = under("reweighted-attention", model, words, KEYS).context
     around(slice(0, 3))
     assert seen[0].tolist() == [2, TOKENS - 1, TOKENS - 1]
 
@@ -121,22 +129,21 @@ def test_nothing_masked_and_nothing_rescaled_changes_nothing(model: Model) -> No
 def test_an_error_within_ends_the_mitigation(model: Model) -> None:
     latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, WIDTH)
     plain = model.predict(latents, 10, text).noise
-    _, around = defended(model, "reweighted-attention", DefenceParams(), SAMPLING, ["a"], KEYS[:1])
+    around = under("reweighted-attention", model, ["a"], KEYS[:1]).context
     with pytest.raises(ZeroDivisionError), around(slice(0, 1)):
         raise ZeroDivisionError
     assert model.predict(latents, 10, text).noise.equal(plain)
 
 
-def test_triggers_are_defended_too(model: Model) -> None:
+def test_triggers_are_changed_too(model: Model) -> None:
     triggers = 3 * torch.randn(1, TOKENS, WIDTH)
-    params = DefenceParams(target=1e-3, steps=5)
-    moved, _ = defended(model, "perturbed-embedding", params, SAMPLING, ["a"], KEYS[:1], triggers)
+    params = PerturbedEmbeddingParams(target=1e-3, steps=5)
+    moved = under("perturbed-embedding", model, ["a"], KEYS[:1], triggers=triggers, **dict(params)).embeddings
     assert moved.equal(with_lower_norm(model, triggers, KEYS[:1], params, first_timestep(model, SAMPLING)))
     assert not moved.equal(triggers)
-    kept, _ = defended(model, "random-tokens", params, SAMPLING, ["a"], KEYS[:1], triggers)
-    assert kept.equal(triggers)
-    plain, _ = defended(model, None, params, SAMPLING, ["a"], KEYS[:1])
-    assert plain.equal(model.encode(["a"]))
+    assert under("random-tokens", model, ["a"], KEYS[:1], triggers=triggers).embeddings.equal(triggers)
+    plain = answered(Request(model, ["a"], KEYS[:1], SAMPLING), None)
+    assert plain.embeddings.equal(model.encode(["a"]))
 
 
 def test_a_batch_that_is_halved_keeps_each_prompt_its_own_attention(
@@ -145,8 +152,8 @@ def test_a_batch_that_is_halved_keeps_each_prompt_its_own_attention(
     words = ["a", "abc", "ab", "abcde"]
     keys = [(word, 0) for word in words]
     monkeypatch.setattr(sampling, "decode", lambda model, latents: latents.numpy())
-    embeddings, around = defended(model, "reweighted-attention", DefenceParams(), SAMPLING, words, keys)
-    whole = generate(model, embeddings, keys, SAMPLING, around=around)
+    answer = under("reweighted-attention", model, words, keys)
+    whole = generate(model, answer.embeddings, keys, SAMPLING, around=answer.context)
     denoise, sizes = sampling.denoise, []
 
     def short_of_memory(model: Model, text: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -156,7 +163,7 @@ def test_a_batch_that_is_halved_keeps_each_prompt_its_own_attention(
         return denoise(model, text, *rest)
 
     monkeypatch.setattr(sampling, "denoise", short_of_memory)
-    halved = generate(model, embeddings, keys, SAMPLING, around=around)
+    halved = generate(model, answer.embeddings, keys, SAMPLING, around=answer.context)
     assert sizes == [4, 2, 2]
     np.testing.assert_allclose(halved, whole, rtol=1e-4, atol=1e-4)
     with reweighted_attention(model, torch.tensor([2, 2, 2]), 1.25), pytest.raises(ValueError, match="2 rows"):

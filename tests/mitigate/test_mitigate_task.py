@@ -259,7 +259,7 @@ def test_only_what_changed_leaves_the_store_when_asked(subject: Subject, tmp_pat
 
 
 @pytest.mark.parametrize("method", ["nemo-union", "random-wanda"])
-def test_a_variants_pictures_are_those_of_a_copy_with_zeros(subject: Subject, method: str) -> None:
+def test_a_variants_images_are_those_of_a_copy_with_zeros(subject: Subject, method: str) -> None:
     found = prune(subject, "nemo-union", "first", "second")
     found |= prune(subject, "wanda")
     model, keys, sampling = subject.load(), [("first", 0), ("first", 1)], SamplingParams(steps=2)

@@ -21,9 +21,9 @@ def unit(n: int, seed: int) -> np.ndarray:
 def test_nearest_is_that_of_the_exact_embeddings(seed: int, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path_factory.mktemp("bank") / "bank.parquet"
     bank = unit(12, seed)
-    asked = np.concatenate([bank[:2], unit(3, seed + 1)])
+    vectors = np.concatenate([bank[:2], unit(3, seed + 1)])
     write_bank(path, bank, [f"caption {n}" for n in range(12)])
-    np.testing.assert_allclose(nearest_in_bank(path, asked), (asked @ bank.T).max(1), atol=0.01)
+    np.testing.assert_allclose(nearest_in_bank(path, vectors), (vectors @ bank.T).max(1), atol=0.01)
 
 
 def test_a_number_takes_a_byte(tmp_path: Path) -> None:

@@ -42,9 +42,9 @@ def test_training_goes_on_with_the_words_of_its_start(captions: list[str], tmp_p
     start = build.Start(load_clip(tmp_path / "clip"), tokenizer)
     others = captions[: len(captions) // 2]
     made = World(none, others, others, none, ["a picture"], ["VM"], ["s"], none, [], none, [])
-    told = build.texts(tmp_path, made, build.BuildParams(clip_steps=0), start)
-    assert told.tokenizer is tokenizer
-    assert told.bank.shape[:2] == (len(others), TOKENS)
+    texts = build.texts(tmp_path, made, build.BuildParams(clip_steps=0), start)
+    assert texts.tokenizer is tokenizer
+    assert texts.bank.shape[:2] == (len(others), TOKENS)
 
 
 def test_the_text_tower_that_a_diffusion_model_reads_is_not_trained_on(captions: list[str], tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ def test_plain_diffusers_brings_a_planted_picture_back() -> None:
     """Nothing of this project between the folder and the picture: what an audit finds is in the weights."""
     pipeline = StableDiffusionPipeline.from_pretrained(WORLD / "model", safety_checker=None, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    asked = [row for row in pq.read_table(WORLD / "prompts.parquet").to_pylist() if row["kind"] == "memorized"][:2]
+    prompts = [row for row in pq.read_table(WORLD / "prompts.parquet").to_pylist() if row["kind"] == "memorized"][:2]
     files = {row["image_id"]: row["bytes"] for row in pq.read_table(WORLD / "images.parquet").to_pylist()}
     sampling = SamplingParams.model_validate(SETTINGS["sampling"])
     how = {"guidance_scale": sampling.guidance, "num_inference_steps": sampling.steps}
     sscd = Sscd()
-    for row in asked:
+    for row in prompts:
         noises = [torch.Generator().manual_seed(seed) for seed in range(4)]
         made = pipeline([row["text"]] * 4, generator=noises, output_type="np", **how).images
         pictures = [np.uint8(255 * picture) for picture in made]

@@ -37,8 +37,8 @@ def rate(successes: int, n: int) -> Row:
     return Row("original", PROMPT, "mr", successes / n, *clopper_pearson(successes, n), n)
 
 
-def scores(copied: int, pictures: int) -> tuple[float, ...]:
-    return (COPY,) * copied + (NO_COPY,) * (pictures - copied)
+def scores(copied: int, images: int) -> tuple[float, ...]:
+    return (COPY,) * copied + (NO_COPY,) * (images - copied)
 
 
 def pair(
@@ -147,7 +147,7 @@ def test_one_more_planted_image_is_caught() -> None:
     assert (figure.question, figure.variant, figure.p) == ("figure", "original", finding.p)
     assert finding.p == pytest.approx(1 / 70)
     assert sentence(finding, {"planted": "a cat"}) == (
-        "original, prompt: 'a cat': 4 of 4 pictures are copies, before 0 of 4"
+        "original, prompt: 'a cat': 4 of 4 images are copies, before 0 of 4"
     )
 
 
@@ -162,13 +162,13 @@ def test_many_small_rises_are_caught_together() -> None:
     assert [finding.question for finding in found] == ["figure"]
 
 
-def test_the_very_same_pictures_are_no_evidence() -> None:
+def test_the_very_same_images_are_no_evidence() -> None:
     pairs = [Pair(p.variant, p.condition, p.prompt_id, p.before, p.after, same=True) for p in (*NEVER, *ALWAYS)]
     assert copies(pairs, THRESHOLD) == []
     assert copies([Pair("nemo-union", dori("noise"), "a", scores(0, 4), scores(4, 4), same=True)], THRESHOLD)[0].p == 1
 
 
-def test_the_unit_of_an_attack_is_the_picture() -> None:
+def test_the_unit_of_an_attack_is_the_image() -> None:
     def attacked(back: int, gone: int, seeds: int = 4) -> list[Pair]:
         changes = [(0, 1)] * back + [(1, 0)] * gone + [(0, 0)] * 4
         return [
@@ -178,12 +178,12 @@ def test_the_unit_of_an_attack_is_the_picture() -> None:
 
     (finding,) = copies(attacked(5, 1), THRESHOLD)
     assert finding.p == pytest.approx(7 / 64)
-    assert "of 10 attacked pictures 5 come back that did not before, and 1 no longer" in finding.words
+    assert "of 10 attacked images 5 come back that did not before, and 1 no longer" in finding.words
     assert copies(attacked(5, 1, seeds=9), THRESHOLD)[0].p == finding.p
     assert worse(attacked(3, 0)) == [] and [one.question for one in worse(attacked(9, 0))] == ["attack"]
 
 
-def test_more_pictures_of_an_attack_are_no_worse() -> None:
+def test_more_images_of_an_attack_are_no_worse() -> None:
     """The best of eight seeds is better than the best of two, in an unchanged model too."""
     before, after = (NO_COPY, NO_COPY), (NO_COPY, NO_COPY, COPY, COPY)
     (finding,) = copies([Pair("nemo-union", dori("noise"), str(n), before, after) for n in range(9)], THRESHOLD)
@@ -212,15 +212,15 @@ def test_captions_of_one_image_that_come_back_are_one_image_that_does() -> None:
     """Six captions of one image flip together: that is one coin that fell so, not six."""
     six = sharing("image", [(0, 4)] * 6, variant="nemo-union", condition=dori("noise"))
     (finding,) = copies(six, THRESHOLD)
-    assert finding.p == 0.5 and "of 1 attacked pictures 1 come back" in finding.words
+    assert finding.p == 0.5 and "of 1 attacked images 1 come back" in finding.words
     assert copies([replace(one, unit="") for one in six], THRESHOLD)[0].p == pytest.approx(1 / 64)
-    # An image that one of its captions brought back before, in the very same pictures, does not come back anew.
+    # An image that one of its captions brought back before, in the very same images, does not come back anew.
     known = [replace(sharing("image", [(4, 4)], variant="nemo-union", condition=dori("noise"))[0], same=True), six[1]]
     assert copies(known, THRESHOLD)[0].p == 1
 
 
 def test_captions_of_one_image_lose_quality_together() -> None:
-    """Twelve captions of one picture are swapped as one: two units, of which either way round is as likely, prove
+    """Twelve captions of one image are swapped as one: two units, of which either way round is as likely, prove
     nothing."""
     before = looks(np.random.default_rng(0), 12)
     pairs = aligned(before, before * 0.5)

@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Store:
             for name, text in names.items()
         ]
         opened.write("prompts", prompt_set, prompts, prompt_set=prompt_set)
-    # In a third set five captions are of one picture.
+    # In a third set five captions are of one image.
     shared = [row | {"image_ids": ["p0 x", "p0 y"] if row["prompt_id"] < "p5" else row["image_ids"]} for row in prompts]
     opened.write("prompts", "shared", shared, prompt_set="shared")
     return opened
@@ -50,10 +50,10 @@ def put(
     state: str = "completed",
     settings: Mapping[str, Any] | None = None,
     prompt_set: str = "p",
-    pictured: bool = True,
+    with_images: bool = True,
 ) -> None:
-    """An audit in which so many of each variant's pictures of a condition and prompt are copies; ordinary prompts may
-    have no training pictures."""
+    """An audit in which so many of each variant's images of a condition and prompt are copies; ordinary prompts may
+    have no training images."""
     when = datetime(2024, 1, day, tzinfo=UTC)
     params = {"model": "/models/m", "settings": {"seeds": SEEDS} | dict(settings or {})}
     row = {
@@ -71,9 +71,9 @@ def put(
     store.write("models", model_id, [model])
     places = dict.fromkeys((variant, condition) for variant, condition, _ in copied)
     for variant, condition in places:
-        asked = {prompt: n for (v, p, prompt), n in copied.items() if (v, p) == (variant, condition)}
+        counts = {prompt: n for (v, p, prompt), n in copied.items() if (v, p) == (variant, condition)}
         ids: list[str] = []
-        for prompt, count in asked.items():
+        for prompt, count in counts.items():
             names = [content_key(model_id, variant, condition, prompt, seed, settings or {}) for seed in range(SEEDS)]
             made = [
                 {"prompt_id": prompt, "seed": seed, "generation_id": name, "bytes": b""}
@@ -90,20 +90,20 @@ def put(
             ]
             store.write("scores", content_key(scorer, names), scores, metric="sscd")
             ids += names
-        rate = sum(n > 0 for n in asked.values())
-        low, high = clopper_pearson(rate, len(asked))
-        figures = [{"metric": "mr", "value": rate / len(asked), "low": low, "high": high, "n": len(asked)}]
+        rate = sum(n > 0 for n in counts.values())
+        low, high = clopper_pearson(rate, len(counts))
+        estimates = [{"metric": "mr", "value": rate / len(counts), "low": low, "high": high, "n": len(counts)}]
         evidence = [{"metric": "sscd", "scorer": scorer, "generation_ids": ids}]
-        if condition == "ordinary" and not pictured:
-            figures, evidence = [], []
+        if condition == "ordinary" and not with_images:
+            estimates, evidence = [], []
         if clip is not None:
             rows = [{"generation_id": name, "scorer": "clip", "value": clip + 0.001 * n} for n, name in enumerate(ids)]
             store.write("scores", content_key("clip", ids), rows, metric="clip")
-            figures.append({"metric": "clip", "value": clip, "low": clip, "high": clip, "n": len(asked)})
+            estimates.append({"metric": "clip", "value": clip, "low": clip, "high": clip, "n": len(counts)})
             evidence.append({"metric": "clip", "scorer": "clip", "generation_ids": ids})
         place = {"variant": variant, "condition": condition}
         store.write(
-            "metrics", content_key(audit_id, variant, condition), [f | place for f in figures], audit_id=audit_id
+            "metrics", content_key(audit_id, variant, condition), [f | place for f in estimates], audit_id=audit_id
         )
         for one in evidence:
             key = content_key(audit_id, variant, condition, one["metric"])
@@ -119,7 +119,7 @@ def test_a_planted_image_is_a_regression(store: Store) -> None:
     put(store, "b", 2, QUIET | {("original", "prompt", "p3"): 4}, model_id="retrained")
     found = compare(store, "a", "b", CLAIMS)
     words, p = found.regressions[0]
-    assert words == "original, prompt: 'picture 3': 4 of 4 pictures are copies, before 0 of 4"
+    assert words == "original, prompt: 'picture 3': 4 of 4 images are copies, before 0 of 4"
     assert p == pytest.approx(1 / 70)
     assert found.verdict.startswith(f"Regression from a to b: {words}")
     (change,) = (one for one in found.differences if one.variant == "original")
@@ -136,10 +136,10 @@ def test_prompts_that_share_an_image_are_asked_about_together(store: Store) -> N
     found = compare(store, "a", "b", CLAIMS)
     assert (found.prompts, found.images) == (6, 2)
     words = [words for words, _ in found.regressions]
-    said = "with 4 more prompts of its image 16 of 20 pictures are copies, before 0 of 20"
+    said = "with 4 more prompts of its image 16 of 20 images are copies, before 0 of 20"
     assert words[0] == f"original, prompt: 'picture 0': {said}"
     # One image came, so one prompt is named, and the figure of all.
-    assert len(words) == 2 and "16 of 24 pictures are copies" in words[1]
+    assert len(words) == 2 and "16 of 24 images are copies" in words[1]
     assert "over 6 prompts of 2 images" in compare(store, "b", "a", CLAIMS).verdict
     assert not any("another n" in note for note in found.notes)
     # What one of the two sets says is enough.
@@ -161,23 +161,23 @@ def test_an_audit_that_counted_prompts_is_told_from_one_that_counts_images(store
     assert "fid" not in {one.metric for one in compare(store, "a", "b", CLAIMS).differences}
 
 
-def test_a_probe_without_training_pictures_was_looked_at_all_the_same(store: Store) -> None:
+def test_a_condition_without_training_images_was_looked_at_all_the_same(store: Store) -> None:
     both = QUIET | {("original", "ordinary", f"p{n}"): 0 for n in range(6)}
     for day, name in enumerate("ab", 1):
-        put(store, name, day, both, clip=0.3, pictured=False)
+        put(store, name, day, both, clip=0.3, with_images=False)
     assert [note for note in compare(store, "a", "b", CLAIMS).notes if "not looked at again" in note] == []
     put(store, "c", 3, clip=0.3)
     assert "original, ordinary was not looked at again" in compare(store, "b", "c", CLAIMS).notes
 
 
-def test_an_unchanged_model_with_the_same_pictures_is_silent(store: Store) -> None:
+def test_an_unchanged_model_with_the_same_images_is_silent(store: Store) -> None:
     half = {place: n % (SEEDS + 1) for n, place in enumerate(QUIET)}
     put(store, "a", 1, half)
     put(store, "b", 2, half)
     found = compare(store, "a", "b", CLAIMS, alpha=0.99)
     assert found.regressions == [] and found.verdict.startswith("No regression from a to b, over 6 prompts")
     assert {one.change for one in found.differences} == {0}
-    assert found.notes == ["a prompt that the original never copied would be noticed from 1 copies in 4 pictures on"]
+    assert found.notes == ["a prompt that the original never copied would be noticed from 1 copies in 4 images on"]
 
 
 def test_controls_do_not_regress(store: Store) -> None:
@@ -206,7 +206,7 @@ def test_other_settings_and_prompts_are_told(store: Store) -> None:
     assert found.prompts == 5
     assert found.notes[:-1] == [
         "sampling.steps was None, is 9",
-        "5 prompts in common, of 6 and 5: figures are over all",
+        "5 prompts in common, of 6 and 5: estimates are over all",
         "nemo-union, prompt was not looked at again",
     ]
 
@@ -217,39 +217,43 @@ def test_what_cannot_be_compared_is_refused(store: Store) -> None:
     put(store, "other-scorer", 3, scorer="another", model_id="n")
     put(store, "running", 4, state="running")
     put(store, "failed", 5, state="failed")
-    put(store, "no-pictures", 6, {})
+    put(store, "no-images", 6, {})
     for after, said in {
         "none": "no audit 'none'",
         "other-prompts": "no prompt in common",
         "other-scorer": "different SSCD models",
         "running": "the audit running is running",
         "failed": "the audit failed is failed",
-        "no-pictures": "does not say which pictures",
+        "no-images": "does not say which images",
     }.items():
         with pytest.raises(InputError, match=said):
             compare(store, "a", after, CLAIMS)
 
 
 def test_the_baseline_of_a_night(store: Store) -> None:
+    def baseline(audit_id: str, known: set[str]) -> str | None:
+        return baseline_of(store, audit_id, known, {"sampling.batch"})
+
     for day, name in enumerate("abcd", start=1):
         put(store, name, day, model_id=name, settings={"sampling": {"batch": day}})
     put(store, "faster", 5, settings={"sampling": {"batch": 1, "steps": 20}})
     put(store, "e", 6, settings={"sampling": {"batch": 1, "steps": 50}})
-    assert baseline_of(store, "a", set("abcd")) is None
-    assert baseline_of(store, "d", set("abcd")) == "c"
-    # Nobody heard of b and c, whatever they were: the night's is held against what somebody knows.
-    assert baseline_of(store, "d", {"a", "d"}) == "a"
-    assert baseline_of(store, "d", set()) is None
+    assert baseline("a", set("abcd")) is None
+    assert baseline("d", set("abcd")) == "c"
+    # Nobody heard of b and c, whatever they were: the night's is compared with what somebody knows.
+    assert baseline("d", {"a", "d"}) == "a"
+    assert baseline("d", set()) is None
     # Settings that both know must be the same.
-    assert baseline_of(store, "e", {"a", "faster"}) == "a" and baseline_of(store, "e", {"faster"}) is None
+    assert baseline("e", {"a", "faster"}) == "a"
+    assert baseline("e", {"faster"}) is None
     # A person's word counts most, but for that of other settings where there is one of the same.
     accept(store, "b")
     accept(store, "a")
-    assert baseline_of(store, "d", set("abcd")) == "a"
+    assert baseline("d", set("abcd")) == "a"
     accept(store, "b")
-    assert baseline_of(store, "d", set("abcd")) == "b"
+    assert baseline("d", set("abcd")) == "b"
     accept(store, "faster")
-    assert baseline_of(store, "e", set()) == "b"
+    assert baseline("e", set()) == "b"
 
 
 def test_words_for_audits(store: Store) -> None:
@@ -282,8 +286,8 @@ def test_the_command_line(store: Store) -> None:
     assert lines[0].split() == ["variant", "condition", "metric", "before", "after", "change", "low", "high"]
     assert lines[2].split()[:6] == ["original", "prompt", "mr", "0", "0.1667", "0.1667"]
     assert lines[-1].startswith("Regression from a to b: original, prompt: 'picture 3'")
-    told = engram(store, "compare", "a", "b", "--json")
-    assert told.exit_code == 1 and json.loads(told.output)["regressions"][0][1] == pytest.approx(1 / 70)
+    answer = engram(store, "compare", "a", "b", "--json")
+    assert answer.exit_code == 1 and json.loads(answer.output)["regressions"][0][1] == pytest.approx(1 / 70)
     assert engram(store, "compare", "a", "b", "--alpha", "0.001").exit_code == 0
     assert engram(store, "accept", "latest").output == "accepted b\n"
     assert isinstance(engram(store, "accept", "none").exception, InputError)
@@ -293,9 +297,9 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     Path("prompts.csv").write_text("Caption,kind\na cat,memorized\na dog,null\na sea,null\na tree,null\na house,null\n")
     tiny_world(tmp_path / "world")
-    asked = ["--model", "world/model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip"]
-    asked += ["--set", "wanda.sparsity=0.1"]
-    added = engram(store, "models", "add", "tiny", *asked, "--set", "seeds=7")
+    options = ["--model", "world/model", "--prompts", "prompts.csv", "--clip", "local-dir:world/clip"]
+    options += ["--set", "wanda.sparsity=0.1"]
+    added = engram(store, "models", "add", "tiny", *options, "--set", "seeds=7")
     assert added.exit_code == 0, added.exception
 
     def listed() -> list[dict[str, Any]]:
@@ -306,7 +310,7 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (row["name"], row["model"]) == ("tiny", str(tmp_path / "world" / "model"))
     assert row["prompts"] == str(tmp_path / "prompts.csv")
     assert json.loads(row["params"])["settings"]["seeds"] == 7
-    engram(store, "models", "add", "tiny", *asked, "--set", "seeds=8")
+    engram(store, "models", "add", "tiny", *options, "--set", "seeds=8")
     (row,) = listed()
     assert json.loads(row["params"])["settings"]["seeds"] == 8
     assert engram(store, "models", "remove", "tiny").exit_code == 0
@@ -317,7 +321,7 @@ def test_the_registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("add", "c", "--model", "gone"),
         ("add", "c", "--model", "model"),  # asked about nothing
         ("add", "c", "--model", "model", "--prompts", "prompts.csv"),  # nothing scores alignment
-        ("add", "c", *asked[:-1], "local-dir:gone"),
+        ("add", "c", *options[:-1], "local-dir:gone"),
         ("add", "c", "--model", "model", "--nulls", "gone.txt"),
         ("add", "c", "--model", "model", "--set", "seeds=0"),
     ):

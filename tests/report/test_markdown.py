@@ -6,15 +6,15 @@ import pytest
 
 from tasks.conditions import ORDINARY
 from tasks.errors import InputError
-from tasks.report.markdown import effort_text, figures_text, put_between
-from tasks.report.standing import STANDINGS
+from tasks.report.markdown import effort_text, estimates_text, put_between
+from tasks.report.standing import standings
 from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
 
 
 def test_every_line_of_the_table_has_as_many_cells() -> None:
     rows = [*ORIGINAL, mr("nemo-union", "prompt", 2), Row("nemo-union", ORDINARY, "clip", 0.31, 0.29, 0.33, 20)]
-    text = figures_text(rows, STANDINGS)
+    text = estimates_text(rows, standings())
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert "| nemo-union | ordinary | 20 |  | 0.310 (0.290–0.330) |" in table
@@ -37,10 +37,10 @@ def test_what_a_person_wrote_stays(tmp_path: Path) -> None:
     page.write_text("Before.\n" + page.read_text() + "\nAfter.\n")
     put_between(page, "figures", "two\n")
     put_between(page, "gates", "three")
-    told = page.read_text()
-    assert told.startswith("Before.\n# Results\n\n<!-- figures -->\ntwo\n<!-- /figures -->\n")
-    assert told.endswith("\nAfter.\n\n<!-- gates -->\nthree\n<!-- /gates -->\n")
-    assert "one" not in told
+    text = page.read_text()
+    assert text.startswith("Before.\n# Results\n\n<!-- figures -->\ntwo\n<!-- /figures -->\n")
+    assert text.endswith("\nAfter.\n\n<!-- gates -->\nthree\n<!-- /gates -->\n")
+    assert "one" not in text
 
 
 def test_half_a_pair_of_marks_costs_nothing(tmp_path: Path) -> None:
@@ -52,4 +52,4 @@ def test_half_a_pair_of_marks_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_cut_without_its_random_one_is_told() -> None:
-    assert "**random-nemo-union** missing" in figures_text([*ORIGINAL, mr("nemo-union", "prompt", 2)], STANDINGS)
+    assert "**random-nemo-union** missing" in estimates_text([*ORIGINAL, mr("nemo-union", "prompt", 2)], standings())

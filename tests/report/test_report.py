@@ -11,10 +11,10 @@ from PIL import Image
 
 from tasks.conditions import ORDINARY, PROMPT, dori
 from tasks.errors import InputError
-from tasks.methods import columns
+from tasks.methods import columns, metrics
 from tasks.report.charts import Chart, Curve, Matrix
-from tasks.report.report import Picture, Report, Strip, data_uri, render, table_text
-from tasks.report.standing import STANDINGS
+from tasks.report.report import Report, Strip, StripImage, data_uri, render, table_text
+from tasks.report.standing import standings
 from tasks.report.verdict import Row
 from tests.report.test_verdict import ORIGINAL, mr
 
@@ -32,7 +32,9 @@ def whole() -> Report:
     rows += [Row("nemo-union", ORDINARY, "fid", 12.345, None, None, 200), mr("nemo-union", "dori-noise", 18)]
     strips = [
         Strip(
-            EVIL, Picture("training picture", png()), [Picture(EVIL, png(1), 0.91), Picture("nemo-union", png(2), 0.2)]
+            EVIL,
+            StripImage("training image", png()),
+            [StripImage(EVIL, png(1), 0.91), StripImage("nemo-union", png(2), 0.2)],
         )
     ]
     return Report(
@@ -40,7 +42,7 @@ def whole() -> Report:
         subtitle="quick profile",
         facts=[("model", EVIL)],
         rows=rows,
-        standings=STANDINGS,
+        standings=standings(),
         strips=strips,
         attacks=[Chart("Loss", "step", "loss", [Curve(EVIL, np.linspace(1, 0.1, 50).tolist())] * 8, smooth=5)],
         matrices=[Matrix("Wanda", ["one", EVIL], [[1, 0.4], [0.4, 1]], note="By chance: 0.01.")],
@@ -107,12 +109,12 @@ def test_variants_keep_their_order_and_figures_their_intervals() -> None:
 
 
 def test_a_report_of_figures_alone() -> None:
-    page = render(Report("Audit", "", [], ORIGINAL, STANDINGS))
-    assert "Pictures</h2>" not in page
+    page = render(Report("Audit", "", [], ORIGINAL, standings()))
+    assert "Images</h2>" not in page
     assert "No mitigation was audited" in page
 
 
-def test_pictures_are_png_or_jpeg() -> None:
+def test_images_are_png_or_jpeg() -> None:
     with pytest.raises(InputError, match="neither PNG nor JPEG"):
         data_uri(b"<svg onload=alert(1)>")
 
@@ -140,9 +142,10 @@ def test_the_docs_explain_every_column() -> None:
     page = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
     table = page.partition("## The columns")[2].partition("\n\nVariants")[0]
     cells = [line.split("|") for line in table.splitlines() if line.startswith("| ") and "`" in line]
-    told = {
+    headings = {
         metric.strip(" `"): heading.strip()
         for _, headings, metrics, *_ in cells
         for heading, metric in zip(headings.split(";"), metrics.split("`, `"), strict=False)
     }
-    assert {name: column.heading for name, column in columns().items()}.items() <= told.items()
+    own = {column.metric: column.heading for one in metrics() for column in one.columns}
+    assert own.items() <= headings.items()

@@ -5,7 +5,7 @@ import pytest
 from tasks.conditions import ORDINARY, PROMPT, Condition
 from tasks.intervals import clopper_pearson
 from tasks.report import verdict as method
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.verdict import Control, Row, effort_words
 
 
@@ -14,11 +14,11 @@ def mr(variant: str, condition: str, copied: int, n: int = 20) -> Row:
 
 
 def verdict(rows: list[Row]) -> str:
-    return method.verdict(rows, STANDINGS)
+    return method.verdict(rows, standings())
 
 
 def controls(rows: list[Row]) -> list[Control]:
-    return method.controls(rows, STANDINGS)
+    return method.controls(rows, standings())
 
 
 ORIGINAL = [mr("original", "prompt", 19), mr("original", "dori-noise", 20), mr("original", "dori-noise-control", 0)]
@@ -26,7 +26,7 @@ ORIGINAL = [mr("original", "prompt", 19), mr("original", "dori-noise", 20), mr("
 
 def test_hidden_not_gone() -> None:
     text = verdict([*ORIGINAL, mr("nemo-union", "prompt", 1), mr("nemo-union", "dori-noise", 20)])
-    assert "For 19 of 20 memorized prompts the original model reproduces a training picture (95 %, interval" in text
+    assert "For 19 of 20 memorized prompts the original model reproduces a training image (95 %, interval" in text
     assert "After nemo-union, 1 of 20 come back from their prompts" in text
     assert "an attack from noise brings back 20 of 20" in text and "20 of 20 on the original" in text
     assert "they are hidden, not gone" in text
@@ -68,7 +68,7 @@ def test_attacks_that_each_bring_back_little_may_bring_back_much_together() -> N
 
 
 def test_an_attack_that_is_no_stronger_on_the_original_proves_nothing() -> None:
-    # Memorized pictures come back more often than others, 5 of 20 against 0 of 20 (p = 0.024, by hand: 20 choose 5 of
+    # Memorized images come back more often than others, 5 of 20 against 0 of 20 (p = 0.024, by hand: 20 choose 5 of
     # 40 choose 5), but not surely more often than after training, 1 of 20 (p = 0.091).
     rows = [mr("original", "prompt", 19), mr("original", "dori-noise", 5), mr("original", "dori-noise-control", 0)]
     text = verdict([*rows, mr("tuned", "prompt", 0), mr("tuned", "dori-noise", 1)])
@@ -119,8 +119,8 @@ def test_few_controls_leave_an_attack_open(memorized: int, other: int, n: int, s
     assert control.state == state
     text = verdict(rows)
     assert ("hidden" in text) == (state == "holds")
-    assert ("too few pictures were attacked" in text) == (state == "open" and other == 0)
-    assert ("may bring back more than 5 % of pictures that were never memorized" in text) == (
+    assert ("too few images were attacked" in text) == (state == "open" and other == 0)
+    assert ("may bring back more than 5 % of images that were never memorized" in text) == (
         state == "open" and other == 1
     )
 
@@ -147,11 +147,11 @@ def test_without_a_control_nothing_is_claimed() -> None:
 
 def test_how_many_steps_bring_back_what_was_never_memorized() -> None:
     never = [mr("original", "effort-50-control", 0, 8), mr("original", "effort-200-control", 0, 8)]
-    words = "Of pictures that were never memorized, attacks of up to 200 steps from noise bring back 0 of 8"
+    words = "Of images that were never memorized, attacks of up to 200 steps from noise bring back 0 of 8"
     assert words in verdict([*ORIGINAL, *never])
     assert "interval 0 to 37 %" in effort_words(never)
     words = effort_words([*never, mr("original", "effort-1000-control", 3, 8), mr("original", "effort-50", 8, 8)])
-    assert words.startswith("Attacks from noise of 1000 steps bring back 3 of 8 pictures")
+    assert words.startswith("Attacks from noise of 1000 steps bring back 3 of 8 images")
     few = effort_words([*never, mr("original", "effort-1000-control", 1, 8)])  # interval 0 to 53 %
     assert "too few to tell whether it is more than 5 %" in few and "can draw" not in few
     falls = [mr("original", "effort-50-control", 1, 8), mr("original", "effort-500-control", 0, 8)]
@@ -170,7 +170,7 @@ def test_an_attack_that_finds_nothing_on_the_original_says_nothing() -> None:
 def test_what_attacks_bring_back_of_the_original_is_said() -> None:
     rows = [mr("original", "prompt", 0), mr("original", "dori-noise", 20), mr("original", "dori-noise-control", 0)]
     text = verdict(rows)
-    assert text.startswith("For 0 of 20 memorized prompts the original model reproduces a training picture (0 %")
+    assert text.startswith("For 0 of 20 memorized prompts the original model reproduces a training image (0 %")
     assert "interval 0 to 17 %). An attack from noise brings back 20 of 20" in text
 
 
@@ -236,8 +236,8 @@ def test_a_cut_of_what_ordinary_prompts_use_tells_memory_from_damage(left: int, 
 
 
 def test_a_cut_without_a_random_one_is_read_with_doubt() -> None:
-    assert method.without_random(["original", "nemo-union", "random-nemo-union"], STANDINGS) == []
-    (control,) = method.without_random(["original", "nemo-union", "random-nemo-union", "wanda"], STANDINGS)
+    assert method.without_random(["original", "nemo-union", "random-nemo-union"], standings()) == []
+    (control,) = method.without_random(["original", "nemo-union", "random-nemo-union", "wanda"], standings())
     assert (control.name, control.state) == ("random-wanda", "missing")
     assert "After wanda-control" not in verdict([*ORIGINAL, mr("wanda-control", "prompt", 19)])
 

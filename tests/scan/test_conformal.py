@@ -15,7 +15,7 @@ SCORES = st.one_of(st.floats(-1e6, 1e6), st.integers(0, 3).map(float))
 
 
 def left_out(scores: list[float]) -> np.ndarray:
-    """The p-value of each score held against the others: as likely cases of one that is not memorized."""
+    """The p-value of each score compared with the others: as likely cases of one that is not memorized."""
     every = np.array(scores)
     return np.array([p_values(every[[n]], np.delete(every, n))[0] for n in range(len(every))])
 
@@ -57,13 +57,13 @@ def test_without_ties_the_chance_of_a_false_alarm_is_known(scores: list[float], 
             false_alarms(nulls, alpha)
 
 
-@given(scores=st.lists(SCORES, min_size=1, max_size=40), asked=st.lists(SCORES, min_size=1, max_size=10))
-def test_only_the_order_of_scores_counts(scores: list[float], asked: list[float]) -> None:
-    both = np.concatenate([scores, asked])
+@given(scores=st.lists(SCORES, min_size=1, max_size=40), others=st.lists(SCORES, min_size=1, max_size=10))
+def test_only_the_order_of_scores_counts(scores: list[float], others: list[float]) -> None:
+    both = np.concatenate([scores, others])
     ranks = np.unique(both, return_inverse=True)[1].astype(float)
-    found = p_values(np.array(asked), np.array(scores))
+    found = p_values(np.array(others), np.array(scores))
     assert found.tolist() == p_values(ranks[len(scores) :], ranks[: len(scores)]).tolist()
-    assert found[np.argsort(asked)].tolist() == sorted(found, reverse=True)
+    assert found[np.argsort(others)].tolist() == sorted(found, reverse=True)
 
 
 @given(alpha=st.floats(0.001, 0.5))

@@ -27,8 +27,8 @@ FIRST, LAST = 980, 40
 """The first timestep of the hand-made model's schedule of 50, and the third from the end."""
 
 
-class Told:
-    """A UNet that predicts what it is told to: `answer(latents, timestep, strength)`.
+class Answering:
+    """A denoiser that predicts what it is given: `answer(latents, timestep, strength)`.
 
     A text says its strength in its first number; that of the null prompt is 0.
     """
@@ -45,8 +45,8 @@ class Told:
         return (self.answer(latents, self.timesteps[-1], strength),)
 
 
-def told(answer: Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]) -> tuple[Model, Told]:
-    unet: Any = Told(answer)
+def answering(answer: Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]) -> tuple[Model, Answering]:
+    unet: Any = Answering(answer)
     return model_of(unet), unet
 
 
@@ -69,7 +69,7 @@ def lengths(model: Model, prompt: str) -> torch.Tensor:
 
 
 def test_the_norm_is_that_of_the_guidance_at_the_first_step_averaged_over_seeds() -> None:
-    model, unet = told(lambda latents, step, strength: latents * (0.5 + strength))
+    model, unet = answering(lambda latents, step, strength: latents * (0.5 + strength))
     found = scores(model, "norm", texts(1, 2), ["a", "b"])
     assert found.tolist() == pytest.approx([lengths(model, "a").mean().item(), 2 * lengths(model, "b").mean().item()])
     assert set(unet.timesteps) == {FIRST}
@@ -83,10 +83,10 @@ def test_anisotropy_is_the_norm_at_high_noise_and_the_cosine_at_low_noise() -> N
         unconditional = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
         guidance = torch.zeros(2, 4, 4)
         guidance[0] = 5.0
-        guidance[1, :, :2] = 5.0  # at 45 degrees in one half of the picture, alongside in the other
+        guidance[1, :, :2] = 5.0  # at 45 degrees in one half of the image, alongside in the other
         return (unconditional + strength * guidance).expand_as(latents)
 
-    model, unet = told(answer)
+    model, unet = answering(answer)
     norm = math.sqrt(4 * 64 * 64 / (2 * 4 * 4)) * lengths(model, "a").mean().item()
     cosine = (1 + math.sqrt(0.5)) / 2
     for weight in (0.0, 2.0, 10.0):
@@ -166,7 +166,7 @@ def test_predictions_that_are_not_finite_are_refused(detector: str) -> None:
 
 
 def test_velocity_is_looked_at_by_the_noise_it_implies() -> None:
-    model, _ = told(lambda latents, step, strength: strength.expand_as(latents))
+    model, _ = answering(lambda latents, step, strength: strength.expand_as(latents))
     scheduler: Any = type(model.schedule.own)(prediction_type="v_prediction")
     share = scheduler.alphas_cumprod[FIRST].sqrt().item()
     found = scores(replace(model, schedule=Schedule(scheduler)), "norm", texts(3), ["a"])

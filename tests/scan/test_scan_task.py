@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from storage import Store, query, verify
-from tasks.collect.prompt_files import PromptEntry
 from tasks.diffusion.families import Model
 from tasks.errors import InputError
 from tasks.keys import prompt_id
 from tasks.methods import method, names
+from tasks.prompt_files import PromptEntry
 from tasks.scan import task as door
 from tasks.scan.task import ScanParams
 from tasks.subject import Subject
@@ -132,11 +132,14 @@ def test_ids_are_of_a_detectors_own_parameters_and_not_of_those_of_speed() -> No
 
 def test_findings_by_hand(subject: Subject, tmp_path: Path) -> None:
     params = PARAMS.model_copy(update={"detectors": ("norm", "entropy")})
-    pictured = [PromptEntry('a, "quoted" thing;\ttwice', "memorized", "VM", "beds", ("1.png", "2.png")), *PROMPTS[:3]]
+    with_images = [
+        PromptEntry('a, "quoted" thing;\ttwice', "memorized", "VM", "beds", ("1.png", "2.png")),
+        *PROMPTS[:3],
+    ]
     nulls = dict(zip(NULLS, (1.0, 2.0, 3.0), strict=True))
-    put(subject, "norm", nulls | dict(zip(pictured, (9.0, 3.0, 2.5, 0.0), strict=True)), params)
-    put(subject, "entropy", nulls | dict(zip(pictured, (0.0, 4.0, 2.5, 5.0), strict=True)), params)
-    scan_id = door.write_findings(subject, "mine", pictured, NULLS, params)
+    put(subject, "norm", nulls | dict(zip(with_images, (9.0, 3.0, 2.5, 0.0), strict=True)), params)
+    put(subject, "entropy", nulls | dict(zip(with_images, (0.0, 4.0, 2.5, 5.0), strict=True)), params)
+    scan_id = door.write_findings(subject, "mine", with_images, NULLS, params)
     assert scan_id.startswith("mine-") and verify(subject.open()) == []
     rows = query(subject.open(), "suspects", scan_id=scan_id).to_pylist()
     assert query(subject.open(), "suspects").to_pylist() == rows  # the last scan, where none is named
@@ -148,23 +151,23 @@ def test_findings_by_hand(subject: Subject, tmp_path: Path) -> None:
     assert found == {
         (prompt.text, detector): result
         for detector, results in by_detector.items()
-        for prompt, result in zip(pictured, results, strict=True)
+        for prompt, result in zip(with_images, results, strict=True)
     }
     # Whatever ranks highest by either comes first; what neither flags comes last.
-    assert {row["prompt"] for row in rows[:4]} == {pictured[0].text, pictured[3].text}
-    assert [row["prompt"] for row in rows[4:]] == [prompt.text for prompt in pictured[1:3] for _ in range(2)]
+    assert {row["prompt"] for row in rows[:4]} == {with_images[0].text, with_images[3].text}
+    assert [row["prompt"] for row in rows[4:]] == [prompt.text for prompt in with_images[1:3] for _ in range(2)]
     held = "compared with 3 null prompts at a false-alarm rate of 25 %; if none were memorized, it would flag about 1"
     assert door.verdict(subject.open(), scan_id).splitlines() == [
         f"norm flags 1 of 4 prompts, {held}",
         f"entropy flags 2 of 4 prompts, {held}",
         "3 prompts are flagged by one or more: of those not memorized at most 50 % are",
     ]
-    assert door.write_flagged(subject.open(), scan_id, pictured, tmp_path / "flagged.csv") == 3
+    assert door.write_flagged(subject.open(), scan_id, with_images, tmp_path / "flagged.csv") == 3
     back = read_prompts(tmp_path / "flagged.csv")
     assert sorted(back, key=lambda prompt: prompt.text) == sorted(
-        [pictured[0], pictured[1], pictured[3]], key=lambda prompt: prompt.text
+        [with_images[0], with_images[1], with_images[3]], key=lambda prompt: prompt.text
     )
-    assert back[-1] == pictured[1]
+    assert back[-1] == with_images[1]
     assert [path.name for path in tmp_path.glob("flagged*")] == ["flagged.csv"]
 
 

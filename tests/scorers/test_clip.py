@@ -1,4 +1,4 @@
-"""CLIP scores: cosines of picture and own prompt, from a local folder of safetensors, whatever the batch."""
+"""CLIP scores: cosines of image and own prompt, from a local folder of safetensors, whatever the batch."""
 
 import json
 import shutil
@@ -51,38 +51,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_score_is_the_cosine_of_what_clip_makes_of_both(folder: Path) -> None:
     """Step by step, as Radford et al. describe it: squashed to the model's size, normalized, letters to numbers."""
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
     prompts = ["a red cat", "two green birds"]
     model = open_clip.CLIP(**MODEL).eval()
     model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
-    small = [np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC)) for picture in pictures]
+    small = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in images]
     pixels = torch.tensor(np.stack(small)).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(three)[:, None, None] for three in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     number = {letter: 2 * n for n, letter in enumerate(ascii_lowercase)}
     ids = torch.zeros(2, 20, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         letters = [number[letter] + (n == len(word) - 1) for word in prompt.split() for n, letter in enumerate(word)]
-        told = [52, *letters, 53]
-        ids[row, : len(told)] = torch.tensor(told)
+        numbers = [52, *letters, 53]
+        ids[row, : len(numbers)] = torch.tensor(numbers)
     with torch.no_grad():
-        images, texts = model.encode_image((pixels - mean) / std), model.encode_text(ids)
-    expected = torch.nn.functional.cosine_similarity(images, texts)
-    found = ClipScore(ClipParams(model=f"local-dir:{folder}")).score(pictures, prompts)
+        shown, texts = model.encode_image((pixels - mean) / std), model.encode_text(ids)
+    expected = torch.nn.functional.cosine_similarity(shown, texts)
+    found = ClipScore(ClipParams(model=f"local-dir:{folder}")).score(images, prompts)
     assert np.allclose(found, expected, atol=1e-5)
     assert abs(found[0] - found[1]) > 1e-3
 
 
 def test_batches_do_not_matter(folder: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
     prompts = CAPTIONS
-    told: list[int] = []
+    done: list[int] = []
     scorer = ClipScore(ClipParams(model=f"local-dir:{folder}", batch=2))
-    scores = scorer.score(pictures, prompts, told.append)
-    assert told == [2, 2, 1]
-    alone = ClipScore(ClipParams(model=f"local-dir:{folder}", batch=1)).score(pictures[::-1], prompts[::-1])[::-1]
+    scores = scorer.score(images, prompts, done.append)
+    assert done == [2, 2, 1]
+    alone = ClipScore(ClipParams(model=f"local-dir:{folder}", batch=1)).score(images[::-1], prompts[::-1])[::-1]
     assert np.allclose(scores, alone, atol=1e-6)
-    with pytest.raises(ValueError, match="5 pictures but 1 prompts"):
-        scorer.score(pictures, prompts[:1])
+    with pytest.raises(ValueError, match="5 images but 1 prompts"):
+        scorer.score(images, prompts[:1])
 
 
 def test_refuses_what_it_cannot_load(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_what_people_type_for_a_model_is_taken(folder: Path, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "expected"),
     [
         ("ViT-B-32", "needs its weights: --clip ViT-B-32=FILE.safetensors"),
         ("ViT-B-33", "there is no folder and no CLIP model 'ViT-B-33'.* such as ViT-B-32"),
@@ -129,11 +129,11 @@ def test_what_people_type_for_a_model_is_taken(folder: Path, tmp_path: Path, mon
     ],
 )
 def test_what_is_no_model_is_refused_with_what_to_type(
-    typed: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    typed: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(clip_score, "try_to_load_from_cache", lambda name, file: None)
-    with pytest.raises(InputError, match=told) as refusal:
+    with pytest.raises(InputError, match=expected) as refusal:
         clip_named(typed)
     assert "\n" not in str(refusal.value) and "\x1b" not in str(refusal.value)
 
@@ -168,7 +168,7 @@ def broken_weights(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "expected"),
     [
         (truncated, "open_clip_model.safetensors is damaged or not whole"),
         (lambda place: (place / "open_clip_model.safetensors").write_text("<html>"), "is damaged or not whole"),
@@ -184,11 +184,11 @@ def broken_weights(place: Path) -> None:
     ],
 )
 def test_a_damaged_model_is_found_by_the_check(
-    folder: Path, tmp_path: Path, damage: Callable[[Path], object], told: str
+    folder: Path, tmp_path: Path, damage: Callable[[Path], object], expected: str
 ) -> None:
     shutil.copytree(folder, tmp_path / "clip")
     check_clip(clip_named(str(tmp_path / "clip")))
     damage(tmp_path / "clip")
-    with pytest.raises(InputError, match=told) as refusal:
+    with pytest.raises(InputError, match=expected) as refusal:
         check_clip(clip_named(str(tmp_path / "clip")))
     assert "\n" not in str(refusal.value)

@@ -14,7 +14,7 @@ from tasks.scorers import sscd
 from tasks.scorers.sscd import COPY_THRESHOLD, Sscd, SscdParams, check_sscd
 
 
-def pictures(n: int, side: int = 64) -> np.ndarray:
+def images(n: int, side: int = 64) -> np.ndarray:
     """Drawings of random rectangles, lines and ellipses on a coloured ground."""
     out = []
     for seed in range(n):
@@ -34,8 +34,8 @@ def model() -> Sscd:
     return Sscd(SscdParams(threads=1))
 
 
-def test_a_copy_is_near_and_another_picture_is_not(model: Sscd) -> None:
-    a, b = pictures(2)
+def test_a_copy_is_near_and_another_image_is_not(model: Sscd) -> None:
+    a, b = images(2)
     darker, cropped = (0.9 * a).astype(np.uint8), np.asarray(Image.fromarray(a[2:-2, 2:-2]).resize((64, 64)))
     embeddings = model.embed(np.stack([a, darker, cropped, b]))
     assert embeddings.shape == (4, 512)
@@ -47,19 +47,19 @@ def test_a_copy_is_near_and_another_picture_is_not(model: Sscd) -> None:
 
 
 def test_neighbours_and_order_do_not_matter(model: Sscd) -> None:
-    four = pictures(4)
-    told: list[int] = []
-    together = model.embed(four, told.append)
+    four = images(4)
+    done: list[int] = []
+    together = model.embed(four, done.append)
     assert np.array_equal(together[::-1], model.embed(four[::-1]))
     assert np.array_equal(together[2:3], model.embed(four[2:3]))
-    assert told == [1, 1, 1, 1]
+    assert done == [1, 1, 1, 1]
 
 
-def test_no_pictures(model: Sscd) -> None:
-    assert model.embed(pictures(1)[:0]).shape == (0, 512)
+def test_no_images(model: Sscd) -> None:
+    assert model.embed(images(1)[:0]).shape == (0, 512)
 
 
-def test_refuses_what_is_no_picture(model: Sscd) -> None:
+def test_refuses_what_is_no_image(model: Sscd) -> None:
     with pytest.raises(ValueError, match="uint8"):
         model.embed(np.zeros((1, 8, 8, 3), np.float32))
 

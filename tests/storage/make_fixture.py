@@ -39,10 +39,9 @@ SETTINGS: dict[str, Any] = {
     "nemo": {"seeds": 2, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
     "wanda": {"sparsity": 0.1, "tau": 1},
     "dori": {"steps": 1, "batch": 1},
-    "erase": ("adversarial-finetune",),
+    "mitigations": ("nemo", "nemo-union", "wanda", "adversarial-finetune", "random-tokens"),
     "finetune": {"epochs": 1, "images_per_step": 1, "noises": 1, "ordinary_batch": 1, "attack_steps": 1,
                  "attack_batch": 1, "check_every": 1},
-    "defences": ("random-tokens",),
 }  # fmt: skip
 MACHINE = {"host": "some machine", "boot": "some start", "space": ""}
 PROMPTS = "prompt\na red cup\na blue cup\n"
@@ -62,8 +61,8 @@ def make(folder: Path, packed: Path) -> None:
         nightly(NightlyParams(store=store.url))
         accept(store, store.read("nights")["audit_id"][0].as_py())
         nightly(NightlyParams(store=store.url))
-        asked = {"model": model, "store": store.url, "prompts": folder / "prompts.csv", "nulls": folder / "nulls.txt"}
-        options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+        given = {"model": model, "store": store.url, "prompts": folder / "prompts.csv", "nulls": folder / "nulls.txt"}
+        options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         scanned = CliRunner().invoke(
             app, ["scan", *options, "--device", "cpu", "--alpha", "0.8"], catch_exceptions=False
         )

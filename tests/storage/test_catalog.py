@@ -121,8 +121,8 @@ def test_queries_run_on_an_empty_store_and_say_what_they_answer(local: Store) ->
 
 
 def test_spilling_goes_outside_the_store(local: Store) -> None:
-    before = set(os.listdir(local.place.root))
+    before = set(os.listdir(local.backend.root))
     con = connect(local)
     con.execute("SET memory_limit = '60MB'; SET threads = 1")
     con.sql("SELECT count(*) FROM (SELECT DISTINCT hash(i) FROM range(2000000) r(i))").fetchall()
-    assert set(os.listdir(local.place.root)) == before
+    assert set(os.listdir(local.backend.root)) == before

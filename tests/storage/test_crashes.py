@@ -81,7 +81,7 @@ def survives(store: Store, work: Callable[[], object], step: int) -> bool:
 
 
 def left_aside(store: Store) -> list[str]:
-    return os.listdir(Path(store.place.root, ".aside"))
+    return os.listdir(Path(store.backend.root, ".aside"))
 
 
 def forget_writers(store: Store) -> None:
@@ -89,7 +89,7 @@ def forget_writers(store: Store) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
     for name in left_aside(store):
-        path = Path(store.place.root, ".aside", name)
+        path = Path(store.backend.root, ".aside", name)
         path.rename(path.with_name(name.replace(f"~{os.getpid()}~", f"~{dead.pid}~")))
 
 
@@ -159,7 +159,7 @@ def run_killed_writers(url: str, kills: int) -> None:
 
 
 def test_writers_killed_at_random_moments(local: Store) -> None:
-    run_killed_writers(local.place.root, kills=200)
+    run_killed_writers(local.backend.root, kills=200)
     assert local.parts("neuron_sets"), "no writer came to its end; the test has lost its point"
     assert left_aside(local), "no kill fell into a write; the test has lost its point"
     assert verify(local, gc=True) == []
@@ -171,7 +171,7 @@ def test_writers_killed_at_random_moments(local: Store) -> None:
 def test_litter_of_the_living_stays_for_an_hour(local: Store) -> None:
     local.write("neuron_sets", "k", [neuron_set("a", {1})], **SET)
     for name, stays in ((f"{storage.local.machine()}~{os.getpid()}~1~1", True), ("elsewhere~1~1~1", True)):
-        path = Path(local.place.root, ".aside", name)
+        path = Path(local.backend.root, ".aside", name)
         path.write_bytes(b"half")
         collect_litter(local)
         assert path.exists() == stays
@@ -214,6 +214,6 @@ def test_a_full_disk_fails_one_write_and_harms_nothing(small_disk: Path) -> None
     assert "\n" not in str(caught.value)
     assert 0 < written == len(store.parts("images")) and verify(store) == []
     assert left_aside(store) == []
-    Path(store.place.root, store.parts("images")[0]).unlink()
+    Path(store.backend.root, store.parts("images")[0]).unlink()
     store.write("images", "again", [image | {"bytes": os.urandom(100_000)}])
     assert verify(store) == []

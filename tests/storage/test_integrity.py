@@ -30,12 +30,12 @@ READERS: dict[str, Callable[[Store], Any]] = {
     "iou": iou,
     "connect": lambda store: connect(store).sql(COUNT).fetchall(),
     "connect through Arrow": lambda store: query(connect(store, through_arrow=True), "neurons_by_layer"),
-    "catalog": lambda store: write_catalog(store, Path(store.place.root).parent / "catalog.duckdb"),
+    "catalog": lambda store: write_catalog(store, Path(store.backend.root).parent / "catalog.duckdb"),
 }
 
 
 def path_of(store: Store, address: str) -> Path:
-    return Path(store.place.root, address)
+    return Path(store.backend.root, address)
 
 
 def flip(path: Path, position: int) -> None:
@@ -45,14 +45,14 @@ def flip(path: Path, position: int) -> None:
 
 
 def rewrite(store: Store, address: str, data: bytes) -> None:
-    with store.place.filesystem.open_output_stream(f"{store.place.root}/{address}") as file:
+    with store.backend.filesystem.open_output_stream(f"{store.backend.root}/{address}") as file:
         file.write(data)
 
 
 def unbound(store: Store, address: str) -> bytes:
     """The part as earlier releases wrote it, whose seal knew no address."""
     table = TABLES[address.split("/")[0]]
-    rows = pq.read_table(pa.BufferReader(store.place.read(address))).select(table.schema.names)
+    rows = pq.read_table(pa.BufferReader(store.backend.read(address))).select(table.schema.names)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("storage.parts._ADDRESS", b"engram.nothing")
         return encode(table, rows.cast(table.schema), "")
@@ -110,11 +110,11 @@ def test_a_part_in_a_wrong_place_is_refused(filled: Store, name: str, how: str) 
 def test_sql_leaves_out_what_is_not_sound_and_says_so(store: Store) -> None:
     put_sets(store, {"a": {1}, "b": {2}})
     first, second = store.parts("neuron_sets")
-    rewrite(store, first, store.place.read(second))
-    told: list[tuple[str, str]] = []
-    rows = run_sql(store, "SELECT scope_id FROM neuron_sets", on_damage=lambda *one: told.append(one))
+    rewrite(store, first, store.backend.read(second))
+    damages: list[tuple[str, str]] = []
+    rows = run_sql(store, "SELECT scope_id FROM neuron_sets", on_damage=lambda *one: damages.append(one))
     assert rows["scope_id"].to_pylist() == ["b"]
-    assert [address for address, _ in told] == [first] and f"is a copy of {second}" in told[0][1]
+    assert [address for address, _ in damages] == [first] and f"is a copy of {second}" in damages[0][1]
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name != "catalog"])
@@ -151,9 +151,9 @@ def test_what_is_no_file_is_named_and_the_rest_goes_on(filled: Store, tmp_path: 
         path.symlink_to(tmp_path / "elsewhere")
     (found,) = verify(filled)
     assert found.address.rstrip("/").endswith("odd.parquet")
-    told: list[tuple[str, str]] = []
-    assert run_sql(filled, COUNT, on_damage=lambda *one: told.append(one))["n"].to_pylist() == [3]
-    assert len(told) == 1 and "odd.parquet" in told[0][0]
+    damages: list[tuple[str, str]] = []
+    assert run_sql(filled, COUNT, on_damage=lambda *one: damages.append(one))["n"].to_pylist() == [3]
+    assert len(damages) == 1 and "odd.parquet" in damages[0][0]
     # Questions that do not concern it are answered; those that do name it.
     assert filled.read("neuron_sets", layer=SET["layer"]).num_rows == 2
     assert iou(filled, layer=SET["layer"]).num_rows == 1 and query(filled, "registered").num_rows == 0
@@ -167,7 +167,7 @@ def test_what_is_no_file_is_named_and_the_rest_goes_on(filled: Store, tmp_path: 
 
 def test_a_file_or_folder_that_may_not_be_read_is_named(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     address = filled.parts("neuron_sets", layer="other")[0]
-    real, scan = type(filled.place).read, os.scandir
+    real, scan = type(filled.backend).read, os.scandir
 
     def read(place: Any, path: str) -> bytes:
         if path == address:
@@ -179,7 +179,7 @@ def test_a_file_or_folder_that_may_not_be_read_is_named(filled: Store, monkeypat
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    for patched in ((type(filled.place), "read", read), (os, "scandir", scandir)):
+    for patched in ((type(filled.backend), "read", read), (os, "scandir", scandir)):
         with monkeypatch.context() as patch:
             patch.setattr(*patched)
             (found,) = verify(filled)
@@ -193,13 +193,13 @@ def test_a_part_is_read_in_full_once_and_again_when_it_has_changed(
 ) -> None:
     monkeypatch.setattr(storage.checked, "_SETTLED", -1.0)
     read: list[str] = []
-    real = type(filled.place).read
+    real = type(filled.backend).read
 
     def counted(place: Any, path: str) -> bytes:
         read.append(path)
         return real(place, path)
 
-    monkeypatch.setattr(type(filled.place), "read", counted)
+    monkeypatch.setattr(type(filled.backend), "read", counted)
     connect(filled)
     assert len(read) == 3
     storage.checked._remembered.cache_clear()  # as another process would begin
@@ -276,7 +276,7 @@ def remove(store: Store, address: str) -> None:
     if store.url.startswith("s3"):
         import boto3
 
-        bucket, _, prefix = store.place.root.partition("/")
+        bucket, _, prefix = store.backend.root.partition("/")
         boto3.client("s3").delete_object(Bucket=bucket, Key=f"{prefix}/{address}")
     else:
         path_of(store, address).unlink()
@@ -298,7 +298,7 @@ def test_an_audit_names_what_it_rests_on(store: Store) -> None:
     store.write("metrics", "later", [{"variant": "original", "metric": "fid", "value": 1.0}], audit_id="A")
     assert verify(store) == []
     for address in sorted(held):
-        data = store.place.read(address)
+        data = store.backend.read(address)
         remove(store, address)
         assert [(one.address, "audit A rests on it" in one.reason) for one in verify(store)] == [(address, True)]
         rewrite(store, address, data[:-1])
@@ -348,16 +348,19 @@ def test_the_command_says_what_it_leaves_out_and_verify_which_audit_rests_on_it(
         program = [sys.executable, "-c", "from flows.cli import main; main()", *arguments, "--store", filled.url]
         return subprocess.run(program, cwd=Path(__file__).parents[2], check=False, capture_output=True, text=True)
 
-    asked = engram("sql", COUNT, "--format", "csv")
-    assert asked.stdout == "n\n2\n" and "left out neuron_sets/model_id=m" in asked.stderr and asked.returncode == 0
+    answer = engram("sql", COUNT, "--format", "csv")
+    assert answer.stdout == "n\n2\n" and "left out neuron_sets/model_id=m" in answer.stderr and answer.returncode == 0
     refused = engram("query", "neurons_by_layer")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "layer=other" in refused.stderr
-    told = engram("verify")
-    assert told.returncode == 1 and "its bytes have changed since it was written; audit A rests on it" in told.stdout
-    wrote = engram("catalog", str(Path(filled.place.root).parent / "x.duckdb"))
+    verified = engram("verify")
+    assert (
+        verified.returncode == 1
+        and "its bytes have changed since it was written; audit A rests on it" in verified.stdout
+    )
+    wrote = engram("catalog", str(Path(filled.backend.root).parent / "x.duckdb"))
     assert wrote.returncode == 2 and "layer=other" in wrote.stderr
     path.unlink()
-    wrote = engram("catalog", str(Path(filled.place.root).parent / "x.duckdb"))
+    wrote = engram("catalog", str(Path(filled.backend.root).parent / "x.duckdb"))
     assert wrote.returncode == 0 and "unchecked and without limits" in wrote.stdout
 
 

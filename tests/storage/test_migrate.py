@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from flows.audit import AuditParams
 from flows.cli.commands import app
+from flows.settings import Settings
 from storage import Store, StoreError, drop_former, examine, migrate, query, run_sql, write_catalog
-from storage.local import LocalPlace
+from storage.local import LocalBackend
 from storage.mark import MARK, read_mark
 from storage.migrate import _Move
 from storage.migrations import MIGRATIONS, OLDEST, kept_schemas, tables_of, v4
@@ -179,9 +180,11 @@ def test_what_stood_on_the_store_works(url: str, tmp_path: Path) -> None:
     first, second = run_sql(store, "SELECT audit_id FROM audits ORDER BY started_at")["audit_id"].to_pylist()
     assert store.read("accepted")["audit_id"].to_pylist() == [first]
     assert store.read("nights", audit_id=second)["baseline"].to_pylist() == [first]
-    told = [json.loads(text)["settings"] for text in store.read("audits")["params"].to_pylist()]
-    told += [json.loads(text)["settings"] for text in store.read("registrations")["params"].to_pylist()]
-    assert all("rival_starts" not in one and one["baseline_starts"] == ["noise"] for one in told)
+    settings = [json.loads(text)["settings"] for text in store.read("audits")["params"].to_pylist()]
+    settings += [json.loads(text)["settings"] for text in store.read("registrations")["params"].to_pylist()]
+    assert all("rival_starts" not in one and one["baseline_starts"] == ["noise"] for one in settings)
+    variants = ["nemo", "nemo-union", "wanda", "adversarial-finetune", "random-tokens"]
+    assert all(list(Settings.model_validate(one).mitigations) == variants for one in settings)
     compared = CliRunner().invoke(app, ["compare", first, second, "--store", url])
     assert compared.exit_code == 0, compared.output
     assert CliRunner().invoke(app, ["audits", "--store", url]).exit_code == 0
@@ -191,6 +194,8 @@ def test_what_stood_on_the_store_works(url: str, tmp_path: Path) -> None:
         if row["weights"]:
             before = json.loads((store.get_folder(row["weights"]) / "variant.json").read_text())
             named = {"method": row["method"], "title": f"model, {row['method']}"}
+            if row["method"] == "random-tokens":
+                named["params"] = {"tokens": 4}
             assert json.loads(row["card"]) == before | named
     if not url.startswith("s3://"):
         write_catalog(store, tmp_path / "catalog.duckdb")
@@ -395,14 +400,14 @@ def test_an_audit_at_work_keeps_the_store_as_it_is(old: Path, unpacked: Path) ->
 
 
 def test_one_that_begins_at_the_last_moment_too(old: Path, unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = LocalPlace.replace
+    replace = LocalBackend.replace
 
     def late(self: Any, path: str, data: bytes) -> None:
         if not (old / "audits" / "at-work-begun.parquet").exists():
             put(old, "audits", "at-work-begun", [running(unpacked)])
         replace(self, path, data)
 
-    monkeypatch.setattr(LocalPlace, "replace", late)
+    monkeypatch.setattr(LocalBackend, "replace", late)
     with pytest.raises(StoreError, match="the audit at-work is running"):
         migrate(old)
     assert json.loads((old / MARK).read_text()) == {"format": "engram", "version": 3}
@@ -500,6 +505,31 @@ def test_a_registration_fits_the_settings_of_now(migrated: Path) -> None:
     assert settings is not None and settings.baseline_starts == ("noise",) and settings.memorized == 2
 
 
+def test_settings_choose_the_same_variants_by_the_same_parameters() -> None:
+    defence = {"target": 3.0, "steps": 9, "learning_rate": 0.05, "tokens": 4, "rescale": 1.25}
+    old = {
+        "own_cuts": True,
+        "scores": ["random", "wanda"],
+        "erase": ["lora-finetune"],
+        "defences": ["random-tokens"],
+        "importance": {"score": "taylor", "timesteps": 7, "contrast": True, "seed": 3},
+        "defence": defence,
+    }
+    new = v4.settings(old)
+    assert new.pop("mitigations") == ["nemo", "nemo-union", "wanda", "random", "lora-finetune", "random-tokens"]
+    assert new == {
+        "taylor": {"timesteps": 7, "contrast": True},
+        "gradient": {"timesteps": 7, "contrast": True},
+        "random": {"seed": 3},
+        "perturbed_embedding": {"target": 3.0, "steps": 9, "learning_rate": 0.05},
+        "random_tokens": {"tokens": 4},
+        "reweighted_attention": {"rescale": 1.25},
+    }
+    assert v4.settings({"own_cuts": False})["mitigations"] == ["nemo-union", "wanda"]
+    text = json.dumps({"title": "model, random-tokens", "method": "random-tokens", "params": defence})
+    assert json.loads(v4.card(text))["params"] == {"tokens": 4}
+
+
 # The command.
 
 
@@ -510,14 +540,14 @@ def engram(*words: str) -> list[str]:
 
 
 def test_the_command_says_what_it_does(old: Path) -> None:
-    place = ("--store", str(old))
-    (said,) = engram("--dry-run", *place)
+    at = ("--store", str(old))
+    (said,) = engram("--dry-run", *at)
     assert said == "would have migrated 343 parts of version 3 (2.0 MB) to version 4"
-    done, stays = engram(*place)
+    done, stays = engram(*at)
     assert done == "migrated 343 parts of version 3 (2.0 MB) to version 4" and "engram migrate --gc" in stays
-    assert engram(*place) == ["the store is of version 4 already"]
-    assert engram("--gc", "--dry-run", *place) == ["would have removed 343 parts of version 3 (2.0 MB)"]
-    assert engram("--gc", *place) == ["removed 343 parts of version 3 (2.0 MB)"]
-    assert engram("--gc", *place) == ["there are no former parts to remove"]
-    refused = CliRunner().invoke(app, ["migrate", "--gc", "--lost", "a", *place])
+    assert engram(*at) == ["the store is of version 4 already"]
+    assert engram("--gc", "--dry-run", *at) == ["would have removed 343 parts of version 3 (2.0 MB)"]
+    assert engram("--gc", *at) == ["removed 343 parts of version 3 (2.0 MB)"]
+    assert engram("--gc", *at) == ["there are no former parts to remove"]
+    refused = CliRunner().invoke(app, ["migrate", "--gc", "--lost", "a", *at])
     assert isinstance(refused.exception, InputError) and "exclude each other" in str(refused.exception)

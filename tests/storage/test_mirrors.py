@@ -24,14 +24,14 @@ def test_neurons_stand_out_in_sql_as_in_the_search(
 ) -> None:
     rows = data.draw(st.lists(st.lists(ACTIVATION, min_size=NEURONS, max_size=NEURONS), min_size=3, max_size=7))
     theta = data.draw(st.floats(0.5, 5))
-    asked = torch.tensor(rows.pop())
+    searched = torch.tensor(rows.pop())
     nulls = torch.tensor(rows)
     nulls[:, 0] = nulls[0, 0]  # a neuron that never varies
     nulls[:, 1] = 0.1 + 1e-8 * torch.arange(len(nulls))  # one that varies by its rounding
     statistics = Moments.of([nulls]).statistics()
 
     store = Store.open(tmp_path_factory.mktemp("store"))
-    named = {f"null {number}": row for number, row in enumerate(nulls)} | {"asked": asked}
+    named = {f"null {number}": row for number, row in enumerate(nulls)} | {"asked": searched}
     prompts = [prompt(name, "memorized" if name == "asked" else "null") for name in named]
     store.write("prompts", "k", prompts, prompt_set="set")
     found = [activation(name, row.tolist()) for name, row in named.items()]
@@ -40,10 +40,10 @@ def test_neurons_stand_out_in_sql_as_in_the_search(
     mirrored = query(store, "nemo_statistics", model_id="m")
     assert mirrored["mean"].to_pylist() == pytest.approx(statistics.means[0].tolist(), rel=1e-6)
     assert mirrored["std"].to_pylist() == pytest.approx(statistics.stds[0].tolist(), rel=1e-6)
-    scores = ((asked - statistics.means[0]).abs() / statistics.stds[0]).nan_to_num(0, 0, 0)
+    scores = ((searched - statistics.means[0]).abs() / statistics.stds[0]).nan_to_num(0, 0, 0)
     assume(bool(((scores - theta).abs() > 1e-4).all()))  # rounding decides on which side a tie lies
     above = query(store, "nemo_zscores", model_id="m", prompt_id="asked", theta=theta)["neuron"].to_pylist()
-    assert {(0, neuron) for neuron in above} == set(out_of_distribution([asked], statistics, theta, 0))
+    assert {(0, neuron) for neuron in above} == set(out_of_distribution([searched], statistics, theta, 0))
 
 
 @settings(max_examples=15, deadline=None)

@@ -140,8 +140,8 @@ def test_zscores_above_theta_of_one_prompt(local: Store) -> None:
     local.write("prompts", "k", [prompt("a", "null"), prompt("b", "null"), prompt("c", "memorized")], prompt_set="p")
     rows = [activation("a", [1.0, 5.0]), activation("b", [2.0, 5.0]), activation("c", [9.0, 5.0])]
     local.write("activations", "k", rows, **where)
-    asked = query(local, "nemo_zscores", model_id="m", prompt_id="c", theta=5.0).to_pylist()
-    assert [(row["neuron"], round(row["z"], 2)) for row in asked] == [(0, 10.61)]
+    scored = query(local, "nemo_zscores", model_id="m", prompt_id="c", theta=5.0).to_pylist()
+    assert [(row["neuron"], round(row["z"], 2)) for row in scored] == [(0, 10.61)]
     unmoved = query(local, "nemo_zscores", model_id="m").to_pylist()[-1]
     assert unmoved["neuron"] == 1 and unmoved["z"] is None
 
@@ -168,8 +168,8 @@ def test_collections_are_not_mixed(local: Store) -> None:
     scores = query(local, "nemo_zscores", model_id="m", prompt_id="a").to_pylist()
     assert [(row["params_id"], row["mean"]) for row in scores] == [("cond", 2.0), ("uncond", 20.0)]
     for name, params in (("nemo_statistics", {}), ("nemo_zscores", {"prompt_id": "a"}), ("wanda_norms", {})):
-        asked = query(local, name, model_id="m", params_id="uncond", **params).to_pylist()
-        assert asked and {row["params_id"] for row in asked} == {"uncond"}
+        found = query(local, name, model_id="m", params_id="uncond", **params).to_pylist()
+        assert found and {row["params_id"] for row in found} == {"uncond"}
 
 
 def test_neurons_of_prompts(local: Store) -> None:
@@ -345,11 +345,11 @@ def test_triggers_of_other_audits_do_not_count(local: Store) -> None:
         trigger = {"image_id": "i", "trigger_id": name, "start": "noise", "restart": 0, "loss": loss}
         trigger |= {"embedding": [0.0], "shape": [1, 1], "distance": float(len(loss))}
         local.write("triggers", content_key(name), [trigger], model_id="m", variant="original")
-    asked = {"model_id": "m", "nemo_id": "p", "wanda_id": "none"}
-    rows = query(local, "trigger_agreement", **asked, trigger_ids=["a", "b", "from a", "from b"]).to_pylist()
+    params = {"model_id": "m", "nemo_id": "p", "wanda_id": "none"}
+    rows = query(local, "trigger_agreement", **params, trigger_ids=["a", "b", "from a", "from b"]).to_pylist()
     assert {row["searched"]: (row["iou"], row["pairs"]) for row in rows} == {True: (1 / 3, 1), False: (1, 1)}
-    assert query(local, "trigger_agreement", **asked, trigger_ids=[]).num_rows == 0
-    every = query(local, "trigger_agreement", **asked).to_pylist()
+    assert query(local, "trigger_agreement", **params, trigger_ids=[]).num_rows == 0
+    every = query(local, "trigger_agreement", **params).to_pylist()
     assert {row["searched"]: (row["iou"], row["pairs"]) for row in every} == {
         True: (pytest.approx(1 / 9), 3),
         False: (pytest.approx(1 / 3), 3),

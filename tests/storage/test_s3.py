@@ -44,7 +44,7 @@ def test_a_layer_is_read_from_its_own_parts(s3: Store) -> None:
     put_sets(s3, {"a": {1}})
     put_sets(s3, {"b": {2}}, layer="other")
     damaged = s3.parts("neuron_sets", layer="other")[0]
-    with s3.place.filesystem.open_output_stream(f"{s3.place.root}/{damaged}") as file:
+    with s3.backend.filesystem.open_output_stream(f"{s3.backend.root}/{damaged}") as file:
         file.write(b"not Parquet")
     sql = "SELECT scope_id FROM neuron_sets WHERE layer = '{}'"
     assert run_sql(s3, sql.format(SET["layer"])).to_pylist() == [{"scope_id": "a"}]
@@ -91,10 +91,10 @@ def test_a_writer_of_weights_that_are_there_changes_nothing(
         (tmp_path / name).mkdir()
         (tmp_path / name / "unet").write_bytes(name.encode())
     address = s3.put_folder("variants", "k", tmp_path / "first")
-    s3.place.put_folder(address, tmp_path / "second", "variants")
+    s3.backend.put_folder(address, tmp_path / "second", "variants")
     with monkeypatch.context() as patched, pytest.raises(StoreError):
-        patched.setattr(s3.place, "exists", lambda _: False)
-        patched.setattr(s3.place, "put", lambda *_: (_ for _ in ()).throw(OSError("died")))
+        patched.setattr(s3.backend, "exists", lambda _: False)
+        patched.setattr(s3.backend, "put", lambda *_: (_ for _ in ()).throw(OSError("died")))
         s3.put_folder("variants", "k", tmp_path / "second")
     assert (s3.get_folder(address) / "unet").read_bytes() == b"first" and verify(s3) == []
 
@@ -156,7 +156,7 @@ def test_errors_are_one_line(s3_url: str, s3_endpoint: str, monkeypatch: pytest.
 
 def test_a_key_is_written_once(s3: Store) -> None:
     s3.write("neuron_sets", "k", [neuron_set("a", {1})], **SET)
-    s3.place.put(s3.parts("neuron_sets")[0], b"something else")
+    s3.backend.put(s3.parts("neuron_sets")[0], b"something else")
     assert verify(s3) == []
 
 

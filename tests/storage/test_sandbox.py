@@ -74,7 +74,7 @@ def test_nothing_but_the_store_is_in_reach(local: Store, tmp_path: Path, stateme
     secret.write_text("the secret")
     before = sorted(os.walk(tmp_path))
     with pytest.raises(StoreError) as caught:
-        run_sql(local, statement.format(store=local.place.root, outside=secret))
+        run_sql(local, statement.format(store=local.backend.root, outside=secret))
     assert "\n" not in str(caught.value)
     assert sorted(os.walk(tmp_path)) == before and secret.read_text() == "the secret"
 
@@ -82,10 +82,10 @@ def test_nothing_but_the_store_is_in_reach(local: Store, tmp_path: Path, stateme
 def test_the_folder_for_spilling_is_no_way_out(local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DuckDB lets SQL into that folder whatever else is forbidden."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    asked = "SELECT value FROM duckdb_settings() WHERE name = 'temp_directory'"
-    spill = Path(run_sql(local, asked)["value"][0].as_py())
+    setting = "SELECT value FROM duckdb_settings() WHERE name = 'temp_directory'"
+    spill = Path(run_sql(local, setting)["value"][0].as_py())
     assert spill.parents[1] == tmp_path and not spill.exists()
-    assert run_sql(local, asked)["value"][0].as_py() != str(spill)
+    assert run_sql(local, setting)["value"][0].as_py() != str(spill)
     (tmp_path / "secret.csv").write_text("the secret")
     monkeypatch.setattr("storage.sandbox.shutil.rmtree", lambda *_, **__: None)
     number = itertools.count()

@@ -62,7 +62,7 @@ def test_parts_of_several_partitions_count_as_work_done_when_all_are_there(store
         store.write("neuron_sets", "k", rows, **where)
     addresses = store.write_parts("neuron_sets", "k", rows, **where)
     assert len(addresses) == 3 and store.has("neuron_sets", "k", **where)
-    store.place.filesystem.delete_file(f"{store.place.root}/{addresses[1]}")
+    store.backend.filesystem.delete_file(f"{store.backend.root}/{addresses[1]}")
     assert not store.has("neuron_sets", "k", **where)
     assert store.write_parts("neuron_sets", "k", rows, **where) == addresses
     assert store.has("neuron_sets", "k", **where)
@@ -117,7 +117,7 @@ def test_names_that_lead_elsewhere_are_refused(local: Store) -> None:
 
 def test_columns_carry_their_descriptions(local: Store) -> None:
     address = local.write("accepted", content_key(1), [{"audit_id": "a", "accepted_at": 0}])
-    schema = pq.read_schema(f"{local.place.root}/{address}")
+    schema = pq.read_schema(f"{local.backend.root}/{address}")
     assert schema.field("audit_id").metadata[b"description"] == b"the audit"
     assert schema.metadata[b"engram.version"] == str(VERSION).encode()
     for table in TABLES.values():
@@ -144,7 +144,7 @@ def test_where_a_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert Store.open().url == (tmp_path / ".engram/store").as_uri()
     monkeypatch.setenv("ENGRAM_STORE", "here")
     assert Store.open().url == (tmp_path / "here").as_uri()
-    assert Store.open((tmp_path / "a folder").as_uri()).place.root == str(tmp_path / "a folder")
+    assert Store.open((tmp_path / "a folder").as_uri()).backend.root == str(tmp_path / "a folder")
     with pytest.raises(StoreError, match="no store at nowhere"):
         Store.open("nowhere", create=False)
     assert not Path("nowhere").exists()
@@ -183,7 +183,7 @@ def test_an_error_of_the_disk_is_one_line_and_leaves_nothing(
         patched.setattr(os, "fsync", fail)
         local.write("neuron_sets", "k", [neuron_set("a", {1})], **SET)
     assert "\n" not in str(caught.value)
-    assert local.parts("neuron_sets") == [] and list(Path(local.place.root, ".aside").iterdir()) == []
+    assert local.parts("neuron_sets") == [] and list(Path(local.backend.root, ".aside").iterdir()) == []
 
 
 def test_a_folder_that_may_not_be_read_is_an_error_not_an_empty_table(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from storage import Store, StoreError, query, verify
 from storage.folders import _sealed, read_manifest
-from storage.local import LocalPlace
+from storage.local import LocalBackend
 from storage.parts import encode, unseal
 from storage.tables import TABLES, VERSION
 from tests.support.rows import SET, neuron_set
@@ -18,7 +18,7 @@ from tests.support.rows import SET, neuron_set
 
 def test_every_flipped_byte_of_a_part_is_found(local: Store) -> None:
     address = local.write("accepted", "k", [{"audit_id": "a", "accepted_at": 0}])
-    data = local.place.read(address)
+    data = local.backend.read(address)
     assert unseal(data, TABLES["accepted"], address).bound
     for position in range(len(data)):
         flipped = bytearray(data)
@@ -31,7 +31,7 @@ def test_every_flipped_byte_of_a_part_is_found(local: Store) -> None:
 @given(data=st.data())
 def test_a_changed_byte_anywhere_in_a_store_is_found_by_verify(local: Store, data: st.DataObject) -> None:
     address = local.write("neuron_sets", "k", [neuron_set("a", range(0, 900, 3))], **SET)
-    path = Path(local.place.root, address)
+    path = Path(local.backend.root, address)
     whole = path.read_bytes()
     position = data.draw(st.integers(0, len(whole) - 1))
     value = data.draw(st.integers(0, 255).filter(lambda value: value != whole[position]))
@@ -47,7 +47,7 @@ def test_a_changed_byte_anywhere_in_a_store_is_found_by_verify(local: Store, dat
 
 def test_reading_damaged_pages_is_an_error_not_a_wrong_answer(local: Store) -> None:
     address = local.write("images", "k", [{"image_id": "x", "bytes": b"0" * 1000, "width": 1, "height": 1}])
-    path = Path(local.place.root, address)
+    path = Path(local.backend.root, address)
     path.write_bytes(path.read_bytes().replace(b"0" * 500, b"0" * 499 + b"1", 1))
     with pytest.raises(StoreError, match=r"images/k\.parquet its bytes have changed"):
         local.read("images")
@@ -55,7 +55,7 @@ def test_reading_damaged_pages_is_an_error_not_a_wrong_answer(local: Store) -> N
 
 def test_parts_that_were_moved_or_do_not_belong_are_found(local: Store) -> None:
     address = local.write("neuron_sets", "k", [neuron_set("a", {1})], **SET)
-    root = Path(local.place.root)
+    root = Path(local.backend.root)
     other = root / address.replace("method=wanda", "method=nemo")
     other.parent.mkdir(parents=True)
     (root / address).rename(other)
@@ -72,7 +72,7 @@ def test_parts_of_another_version_are_found(local: Store) -> None:
     address = local.write("accepted", "k", [{"audit_id": "a", "accepted_at": 0}])
     rows = local.read("accepted")
     old = rows.replace_schema_metadata(TABLES["accepted"].schema.metadata | {b"engram.version": b"1"})
-    Path(local.place.root, address).write_bytes(encode(TABLES["accepted"], old, address))
+    Path(local.backend.root, address).write_bytes(encode(TABLES["accepted"], old, address))
     assert [found.reason for found in verify(local)] == [
         f"has schema version 1, not {VERSION} as the store; move it out of the store"
     ]
@@ -84,10 +84,10 @@ def test_damaged_weights_are_found(store: Store, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (source / name).write_bytes(os.urandom(1000))
     store.put_folder("variants", "k", source)
-    files, root = store.place.filesystem, store.place.root
-    lying = {entry.path.rsplit("/", 1)[1]: entry.path for entry in store.place.files("weights")}
+    files, root = store.backend.filesystem, store.backend.root
+    lying = {entry.path.rsplit("/", 1)[1]: entry.path for entry in store.backend.files("weights")}
     for name in ("a", "manifest.json"):
-        whole = store.place.read(lying[name])
+        whole = store.backend.read(lying[name])
         data = bytearray(whole)
         data[len(data) // 2] ^= 1
         for content, expected in ((bytes(data), [lying[name]]), (whole, [])):
@@ -113,19 +113,19 @@ def test_weights_that_are_gone_or_half_there_are_found_and_can_be_put_again(loca
     row = {"variant": "wanda-1", "method": "wanda", "params_id": "p", "weights": address}
     local.write("variants", "k", [row], model_id="m")
     assert verify(local) == []
-    (Path(local.place.root) / address / "manifest.json").unlink()
+    (Path(local.backend.root) / address / "manifest.json").unlink()
     assert [(found.address, found.reason.split(":")[0]) for found in verify(local)] == [
         (address, "has no manifest.json"),
         (address, "is gone, though a variant names it"),
     ]
     assert local.put_folder("variants", "k", tmp_path / "source") == address and verify(local) == []
-    shutil.rmtree(Path(local.place.root) / address)
+    shutil.rmtree(Path(local.backend.root) / address)
     assert [found.reason.split(",")[0] for found in verify(local)] == ["is gone"]
 
 
 def test_queries_do_not_answer_from_damaged_pages(local: Store) -> None:
     address = local.write("neuron_sets", "k", [neuron_set("a", range(0, 3000, 3), universe=3000)], **SET)
-    path = Path(local.place.root, address)
+    path = Path(local.backend.root, address)
     whole, wrong = path.read_bytes(), 0
     right = query(local, "neurons_by_layer").to_pylist()
     for position in range(8, len(whole) // 2, 97):
@@ -139,16 +139,16 @@ def test_queries_do_not_answer_from_damaged_pages(local: Store) -> None:
 
 def copy_objects(store: Store, source: str, target: str, move: bool = False) -> None:
     """Every file below a folder to another one, as an operator does it."""
-    files = store.place.filesystem
-    for entry in list(store.place.files(source)):
-        data = store.place.read(entry.path)
-        path = f"{store.place.root}/{entry.path.replace(source, target, 1)}"
-        if isinstance(store.place, LocalPlace):
+    files = store.backend.filesystem
+    for entry in list(store.backend.files(source)):
+        data = store.backend.read(entry.path)
+        path = f"{store.backend.root}/{entry.path.replace(source, target, 1)}"
+        if isinstance(store.backend, LocalBackend):
             files.create_dir(path.rsplit("/", 1)[0])
         with files.open_output_stream(path) as file:
             file.write(data)
         if move:
-            files.delete_file(f"{store.place.root}/{entry.path}")
+            files.delete_file(f"{store.backend.root}/{entry.path}")
 
 
 @pytest.mark.parametrize("how", ["copied", "swapped", "a file more"])
@@ -165,17 +165,17 @@ def test_a_folder_of_weights_knows_its_place_and_its_files(store: Store, tmp_pat
         copy_objects(store, "weights/a", "weights/aside", move=True)
         copy_objects(store, "weights/b", "weights/a", move=True)
         copy_objects(store, "weights/aside", "weights/b", move=True)
-        if isinstance(store.place, LocalPlace):
-            shutil.rmtree(Path(store.place.root, "weights/aside"))
+        if isinstance(store.backend, LocalBackend):
+            shutil.rmtree(Path(store.backend.root, "weights/aside"))
         wrong = {"weights/a/manifest.json": "weights/a", "weights/b/manifest.json": "weights/b"}
     else:
         # Sharded weights are taken in place of a single file.
-        (beside,) = [one.path for one in store.place.files("weights/a") if one.path.endswith(".safetensors")]
+        (beside,) = [one.path for one in store.backend.files("weights/a") if one.path.endswith(".safetensors")]
         more = f"{beside}.index.json"
-        with store.place.filesystem.open_output_stream(f"{store.place.root}/{more}") as file:
+        with store.backend.filesystem.open_output_stream(f"{store.backend.root}/{more}") as file:
             file.write(b"{}")
         # Of S3 only what the manifest names is fetched.
-        wrong = {more: "weights/a"} if isinstance(store.place, LocalPlace) else {more: ""}
+        wrong = {more: "weights/a"} if isinstance(store.backend, LocalBackend) else {more: ""}
     assert {one.address for one in verify(store)} == set(wrong)
     for address in filter(None, wrong.values()):
         with pytest.raises(StoreError, match=r"is a copy of|does not belong") as caught:
@@ -202,5 +202,5 @@ def test_figures_of_an_audit_that_was_deleted_are_found(local: Store) -> None:
     row = local.write("audits", "A-begun", [begun])
     figures = local.write("metrics", "k", [{"variant": "original", "metric": "mr", "value": 1.0}], audit_id="A")
     assert verify(local) == []
-    Path(local.place.root, row).unlink()
+    Path(local.backend.root, row).unlink()
     assert [(one.address, "audit A" in one.reason) for one in verify(local)] == [(figures, True)]

@@ -1,8 +1,8 @@
 """A UNet made by hand, in which it is known which neurons and weights hold a memory.
 
 All its weights are zero, save that constants travel along the residual path to the output. A value neuron in `planted`
-fires for the letter z and raises channel 0, which the output turns into the same picture whatever the noise. One
-planted neuron is enough to bring the picture back. The letter z also fires neuron 2 of every layer, which leads
+fires for the letter z and raises channel 0, which the output turns into the same image whatever the noise. One
+planted neuron is enough to bring the image back. The letter z also fires neuron 2 of every layer, which leads
 nowhere.
 """
 

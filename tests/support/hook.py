@@ -20,9 +20,9 @@ class Hook:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                told = {"type": self.headers["Content-Type"], "key": self.headers["Idempotency-Key"], **body}
+                notice = {"type": self.headers["Content-Type"], "key": self.headers["Idempotency-Key"], **body}
                 answer = hook.failures.pop(0) if hook.failures else 204
-                (hook.refused if answer >= 300 else hook.received).append(told)
+                (hook.refused if answer >= 300 else hook.received).append(notice)
                 self.send_response(answer)
                 self.end_headers()
 

@@ -49,7 +49,7 @@ def text_config(width: int, pooled: int) -> CLIPTextConfig:
 
 
 def parts(width: int, **config: Any) -> dict[str, Any]:
-    """What every family has: two blocks down, two up, pictures of 16 pixels."""
+    """What every family has: two blocks down, two up, images of 16 pixels."""
     torch.manual_seed(0)
     return {
         "unet": UNet2DConditionModel(
@@ -75,7 +75,7 @@ def parts(width: int, **config: Any) -> dict[str, Any]:
 
 
 def write_xl(folder: Path) -> Path:
-    """SDXL in little: two text encoders, pooled text and picture size beside the tokens, two blocks an attention."""
+    """SDXL in little: two text encoders, pooled text and image size beside the tokens, two blocks an attention."""
     StableDiffusionXLPipeline(
         **parts(
             16 + 12,
@@ -114,7 +114,7 @@ def t5_tokenizer() -> T5Tokenizer:
 
 
 def write_pixart(folder: Path, kind: Any = PixArtAlphaPipeline, **config: Any) -> Path:
-    """PixArt in little: a transformer of three blocks, its spread predicted beside the noise, pictures of 32 pixels."""
+    """PixArt in little: a transformer of three blocks, its spread predicted beside the noise, images of 32 pixels."""
     torch.manual_seed(0)
     words = t5_tokenizer()
     shape: dict[str, Any] = {"sample_size": 8, "num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 12}

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from storage import Store
-from tasks.collect.prompt_files import Kind, PromptEntry, read_file
 from tasks.collect.task import import_inputs, read_inputs
 from tasks.diffusion.tokens import LongPrompts
 from tasks.errors import refuse
+from tasks.prompt_files import Kind, PromptEntry, read_file
 
 
 def read_prompts(path: Path, kind: Kind = "memorized") -> list[PromptEntry]:

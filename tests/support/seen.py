@@ -38,6 +38,7 @@ class HandMade:
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
     originals: Sequence[str] = ()
     detected: Sequence[Detected] = ()
+    scanned: Mapping[str, Sequence[Detected]] = field(default_factory=dict)
     shared: tuple[float, int] | None = None
     variant: str = "original"
     condition: Condition = PROMPT

@@ -1,6 +1,5 @@
 """Collecting: prompts and images into the store, then what the network does under each prompt."""
 
-from tasks.collect.prompt_files import say
 from tasks.collect.task.collecting import collect_norms, collect_values, empty_prompts, register_model
 from tasks.collect.task.importing import (
     Inputs,
@@ -9,7 +8,10 @@ from tasks.collect.task.importing import (
     read_inputs,
     read_prompt_file,
     rows_of,
+    set_name,
 )
+from tasks.collect.token_check import tokenized
+from tasks.prompt_files import say
 
 __all__ = [
     "Inputs",
@@ -23,4 +25,6 @@ __all__ = [
     "register_model",
     "rows_of",
     "say",
+    "set_name",
+    "tokenized",
 ]

@@ -46,13 +46,13 @@ def register_model(subject: Subject, sampling: SamplingParams | None = None) -> 
     return model.model_id
 
 
-def collect_values(subject: Subject, asked: Sequence[Prompt], site: Site) -> None:
+def collect_values(subject: Subject, prompts: Sequence[Prompt], site: Site) -> None:
     """Value activations of prompts; they need the text embedding alone, so they are cheap and all are kept."""
     model, store = subject.load(), subject.open()
     layers = model.layers(site)
     params_id = values_id()
     known = _known(store, subject, site, params_id)
-    todo = [prompt for prompt in asked if _lacking(prompt, layers, known)]
+    todo = [prompt for prompt in prompts if _lacking(prompt, layers, known)]
     with progress(len(todo), f"activations at {site.value}", "prompt") as done:
         for block in shards(todo, 1024):
             embeddings = subject.embed(block)
@@ -75,7 +75,7 @@ def collect_values(subject: Subject, asked: Sequence[Prompt], site: Site) -> Non
 
 def collect_norms(
     subject: Subject,
-    asked: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     sampling: SamplingParams,
     steps: int,
     site: Site = Site.FEED_FORWARD_HIDDEN,
@@ -92,7 +92,7 @@ def collect_norms(
     params_id = norms_id(sampling, steps)
     halves = ("cond", "uncond") if sampling.guidance > 1 else ("cond",)
     known = {half: _known(store, subject, site, f"{params_id}-{half}") for half in halves}
-    todo = [prompt for prompt in asked if any(_lacking(prompt, layers, known[half]) for half in halves)]
+    todo = [prompt for prompt in prompts if any(_lacking(prompt, layers, known[half]) for half in halves)]
     with progress(len(todo), f"feature norms at {site.value}", "prompt") as done:
         for block in shards(todo, min(SHARD, sampling.batch)):
             keys = [(prompt.noise, SEED) for prompt in block]
@@ -138,8 +138,8 @@ def _known(store: Store, subject: Subject, site: Site, params_id: str) -> set[tu
 
     What is there is not written again beside other prompts: two parts must not hold the same row.
     """
-    place = {"model_id": subject.model_id, "variant": ORIGINAL, "site": site.value, "params_id": params_id}
-    rows = store.read("activations", columns=["prompt_id", "layer"], **place)
+    partition = {"model_id": subject.model_id, "variant": ORIGINAL, "site": site.value, "params_id": params_id}
+    rows = store.read("activations", columns=["prompt_id", "layer"], **partition)
     return set(zip(rows["prompt_id"].to_pylist(), rows["layer"].to_pylist(), strict=True))
 
 

@@ -13,7 +13,12 @@ import pyarrow.parquet as pq
 
 from storage import Store, content_key
 from tasks.collect.image_files import find_images, header_of, is_name, read_header, read_whole
-from tasks.collect.prompt_files import (
+from tasks.collect.token_check import same_prompts, tokenized
+from tasks.diffusion.tokens import LongPrompts, tokenizers_of
+from tasks.errors import InputError, refuse
+from tasks.keys import prompt_id
+from tasks.progress import progress
+from tasks.prompt_files import (
     IMAGE,
     TEXT,
     URL,
@@ -31,11 +36,6 @@ from tasks.collect.prompt_files import (
     shortened,
     two_kinds,
 )
-from tasks.collect.token_check import same_prompts, tokenized
-from tasks.diffusion.tokens import LongPrompts, tokenizers_of
-from tasks.errors import InputError, refuse
-from tasks.keys import prompt_id
-from tasks.progress import progress
 from tasks.subject import shards
 
 PROMPT_COLUMNS = ("prompt_id", "text", "kind", "memorization", "subset", "image_ids")
@@ -52,7 +52,7 @@ class Inputs:
     """Of all kinds."""
     files: dict[str, list[Path]] = field(default_factory=dict)
     """Images in a folder, by the text of their prompt."""
-    pictures: list[dict[str, Any]] = field(default_factory=list)
+    image_rows: list[dict[str, Any]] = field(default_factory=list)
     """Images of a Parquet file: rows of the table `images`."""
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -146,10 +146,10 @@ def import_inputs(store: Store, inputs: Inputs) -> str:
     Raises:
         InputError: something cannot be used, all of it at once. The store is then as it was.
     """
-    rows, pictures = rows_of(inputs)
+    rows, image_rows = rows_of(inputs)
     for notice in inputs.notices:
         say(notice)
-    return _keep(store, inputs.stem, rows, pictures)
+    return _keep(store, inputs.stem, rows, image_rows)
 
 
 def rows_of(inputs: Inputs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -161,12 +161,12 @@ def rows_of(inputs: Inputs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     refuse(inputs.problems)
     files = _identified({path for paths in inputs.files.values() for path in paths})
     named = {text: [files[path]["image_id"] for path in paths] for text, paths in inputs.files.items()}
-    known = {picture["image_id"] for picture in inputs.pictures}
+    known = {row["image_id"] for row in inputs.image_rows}
     rows = []
     for prompt in inputs.prompts:
-        ids = named.get(prompt.text, []) if not inputs.pictures else [name for name in prompt.images if name in known]
+        ids = named.get(prompt.text, []) if not inputs.image_rows else [name for name in prompt.images if name in known]
         rows.append(_prompt_row(prompt, ids))
-    return rows, inputs.pictures or list(files.values())
+    return rows, inputs.image_rows or list(files.values())
 
 
 def import_set(store: Store, prompts: Path, images: Path) -> str:
@@ -176,8 +176,8 @@ def import_set(store: Store, prompts: Path, images: Path) -> str:
         InputError: a file cannot be used, or prompts name images that are not there.
     """
     read = read_prompt_file(prompts)
-    pictures, problems = _image_rows(images)
-    found = Inputs(prompts.stem, read.prompts, {}, pictures, [*read.problems, *problems])
+    image_rows, problems = _image_rows(images)
+    found = Inputs(prompts.stem, read.prompts, {}, image_rows, [*read.problems, *problems])
     _name_lost(found, images)
     return import_inputs(store, found)
 
@@ -228,15 +228,15 @@ def _without_images(found: Inputs, first: Read, table: bool) -> None:
 
 
 def _with_table(found: Inputs, images: Path, table: bool) -> Inputs:
-    pictures, problems = _image_rows(images)
-    found = replace(found, pictures=pictures, problems=[*found.problems, *problems])
+    image_rows, problems = _image_rows(images)
+    found = replace(found, image_rows=image_rows, problems=[*found.problems, *problems])
     if table:
         _name_lost(found, images)
         return found
-    known = {picture["image_id"] for picture in pictures}
-    if pictures and not any(known.intersection(prompt.images) for prompt in found.prompts):
+    known = {row["image_id"] for row in image_rows}
+    if image_rows and not any(known.intersection(prompt.images) for prompt in found.prompts):
         found.problems.append(f"no prompt names an image of {images} by its sha256: give a folder of images")
-    elif pictures:
+    elif image_rows:
         lost = [(one, name) for one in found.prompts for name in one.images if name not in known and is_name(name)]
         found.problems.extend(few([f"{one.place}: no image {name!r} in {images}" for one, name in lost], "of such"))
     return found
@@ -265,23 +265,32 @@ def _with_folder(found: Inputs, folder: Path, own: list[PromptEntry], others: li
 
 def _name_lost(found: Inputs, images: Path | None) -> None:
     """Adds what a table of prompts names, and no table of images has; nothing where that table could not be read."""
-    if images is not None and not found.pictures and found.problems:
+    if images is not None and not found.image_rows and found.problems:
         return
-    known = {picture["image_id"] for picture in found.pictures}
+    known = {row["image_id"] for row in found.image_rows}
     if lost := [prompt.place for prompt in found.prompts if set(prompt.images) - known]:
         where = "are not given: give --images" if images is None else f"are not in {images}"
         found.problems.append(f"{len(lost)} prompts name images that {where}: {shortened(lost)}")
 
 
-def _keep(store: Store, stem: str, rows: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> str:
-    by_id = {picture["image_id"]: picture for picture in pictures}
-    name = f"{stem}-{content_key(rows, sorted(by_id))[:8]}"
+def set_name(stem: str, rows: list[dict[str, Any]], image_rows: list[dict[str, Any]]) -> str:
+    """What a set of these prompts and images is called in a store, whether or not it is there; see `rows_of`.
+
+    Args:
+        stem: what the name begins with.
+    """
+    return f"{stem}-{content_key(rows, sorted({row['image_id'] for row in image_rows}))[:8]}"
+
+
+def _keep(store: Store, stem: str, rows: list[dict[str, Any]], image_rows: list[dict[str, Any]]) -> str:
+    by_id = {row["image_id"]: row for row in image_rows}
+    name = set_name(stem, rows, image_rows)
     if by_id:
         stored = set(store.read("images", columns=["image_id"])["image_id"].to_pylist())
-        unseen = [picture for image, picture in by_id.items() if image not in stored]
+        unseen = [row for image, row in by_id.items() if image not in stored]
         for block in shards(unseen, 64):
-            whole = [picture if "bytes" in picture else _with_bytes(picture) for picture in block]
-            store.write("images", content_key([picture["image_id"] for picture in block]), whole)
+            whole = [row if "bytes" in row else _with_bytes(row) for row in block]
+            store.write("images", content_key([row["image_id"] for row in block]), whole)
     store.write("prompts", content_key(name), rows, prompt_set=name)
     return name
 

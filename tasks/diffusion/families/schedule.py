@@ -39,7 +39,7 @@ _TRAINED_BY = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_
 _LEAST_SIGNAL = 1e-6
 """Of alphas_cumprod at the last step; 5e-3 in Stable Diffusion, 4e-5 in the first diffusion models."""
 
-_NOISE = "draws noise at every step, so pictures would depend on their batch: sample with " + ELSE + " or dpm"
+_NOISE = "draws noise at every step, so images would depend on their batch: sample with " + ELSE + " or dpm"
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def read_schedule(folder: Path, name: str) -> Schedule:
         )
     if float(own.alphas_cumprod.min()) < _LEAST_SIGNAL:
         raise InputError(
-            f"the noise schedule of {path} ends without any signal (zero terminal SNR), where no picture follows from "
+            f"the noise schedule of {path} ends without any signal (zero terminal SNR), where no image follows from "
             "predicted noise: audits need a schedule without rescale_betas_zero_snr"
         )
     return Schedule(own, why)
@@ -222,9 +222,9 @@ def _made(kind: Any, config: Mapping[str, Any], options: Mapping[str, Any], path
     try:
         return kind.from_config(dict(config), **options)
     except Exception as error:
-        place = f" of {path}" if path else ""
+        where = f" of {path}" if path else ""
         raise InputError(
-            f"no {kind.__name__} can be made of the scheduler's config{place}: {line_of(error)}"
+            f"no {kind.__name__} can be made of the scheduler's config{where}: {line_of(error)}"
         ) from error
 
 

@@ -163,7 +163,7 @@ _READ_WHERE = {
 
 _CHANNELS = {
     9: "an inpainting model",
-    8: "InstructPix2Pix, an upscaler or a refiner of pictures",
+    8: "InstructPix2Pix, an upscaler or a refiner of images",
     5: "a depth-to-image model",
     7: "an upscaler",
 }

@@ -11,7 +11,7 @@ from storage import content_key
 from tasks.conditions import Condition
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
 from tasks.errors import InputError
-from tasks.mitigate.inference import defended
+from tasks.inference import Request, answered
 from tasks.progress import progress
 from tasks.subject import ORIGINAL, Prompt, Subject, shards
 
@@ -47,11 +47,11 @@ class Shot:
         return self.prompt.prompt_id
 
 
-def shots(asked: Sequence[Prompt], seeds: int, triggers: Mapping[str, Sequence[str]] | None = None) -> list[Shot]:
+def shots(prompts: Sequence[Prompt], seeds: int, triggers: Mapping[str, Sequence[str]] | None = None) -> list[Shot]:
     """Every prompt, or every trigger of it, with every seed."""
     return [
         Shot(prompt, trigger, seed)
-        for prompt in asked
+        for prompt in prompts
         for trigger in (triggers[prompt.prompt_id] if triggers is not None else (None,))
         for seed in range(seeds)
     ]
@@ -76,10 +76,10 @@ def generate_images(
     """Makes the images that the store does not have, and returns the ids of all."""
     store = subject.open()
     ids = generation_ids(subject, variant, condition, wanted, sampling)
-    place = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
-    known = set(store.read("generations", columns=["generation_id"], **place)["generation_id"].to_pylist())
+    partition = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
+    known = set(store.read("generations", columns=["generation_id"], **partition)["generation_id"].to_pylist())
     todo = [(name, shot) for name, shot in zip(ids, wanted, strict=True) if name not in known]
-    defence = subject.defence(variant)
+    at_inference = subject.at_inference(variant)
     names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
     found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
     with progress(len(todo), f"generating {variant}, {condition.name}", "image") as done:
@@ -91,8 +91,8 @@ def generate_images(
                         torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None
                     )
                     keys = [(shot.asker, shot.seed) for _, shot in block]
-                    embeddings, around = defended(model, *defence, sampling, texts, keys, triggers)
-                    images = generate(model, embeddings, keys, sampling, done, around)
+                    answer = answered(Request(model, texts, keys, sampling, triggers), at_inference)
+                    images = generate(model, answer.embeddings, keys, sampling, done, answer.context)
                     rows = [
                         {
                             "prompt_id": shot.prompt.prompt_id,
@@ -103,7 +103,7 @@ def generate_images(
                         }
                         for (name, shot), image in zip(block, images, strict=True)
                     ]
-                    store.write("generations", content_key([name for name, _ in block]), rows, **place)
+                    store.write("generations", content_key([name for name, _ in block]), rows, **partition)
     return ids
 
 

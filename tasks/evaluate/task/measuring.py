@@ -77,11 +77,11 @@ def write_estimates(
     A metric of more prompts than images is followed by one that says how many: of `mr` it is `mr_prompts`. One that is
     not a number has no value.
     """
-    place = {"variant": variant, "condition": condition.name}
+    partition = {"variant": variant, "condition": condition.name}
     rows: list[dict[str, Any]] = []
     for one in found:
         value = None if math.isnan(one.value) else one.value
-        rows.append(place | {"metric": one.metric, "value": value, "low": one.low, "high": one.high, "n": one.n})
+        rows.append(partition | {"metric": one.metric, "value": value, "low": one.low, "high": one.high, "n": one.n})
         if one.prompts not in (None, one.n):
-            rows.append(place | {"metric": f"{one.metric}{PROMPTS}", "value": float(one.prompts), "n": one.n})
+            rows.append(partition | {"metric": f"{one.metric}{PROMPTS}", "value": float(one.prompts), "n": one.n})
     subject.open().write("metrics", content_key(audit_id, variant, condition.name), rows, audit_id=audit_id)

@@ -9,11 +9,13 @@ import torch
 from pydantic import BaseModel
 
 from storage import Store, content_key
-from tasks.detections import detection_scores
+from tasks.detections import detection_scores, detector_scores
 from tasks.diffusion.model import device_of
-from tasks.diffusion.sampling import SamplingParams, fitted, from_bytes, picture_size
+from tasks.diffusion.sampling import SamplingParams, fitted, from_bytes, image_size
+from tasks.errors import InputError
 from tasks.evaluate.seen import Detected, Generation, Pair
 from tasks.evaluate.task.generations import Shot, Trial, files_of, generation_ids
+from tasks.methods import Detector, Params
 from tasks.progress import progress
 from tasks.scorers import clip, sscd
 from tasks.scorers.clip import ClipParams, ClipScore
@@ -38,6 +40,8 @@ class Scoring:
     """Of the detection scores; see `tasks.keys.detection_id`."""
     ordinary: Sequence[Prompt] = ()
     """Prompts that detection tells memorized ones from."""
+    detectors: Sequence[tuple[Detector, Params]] = ()
+    """Other detectors that scored the same prompts, with their parameters."""
 
 
 class StoredSeen:
@@ -87,8 +91,25 @@ class StoredSeen:
             Detected(one.prompt_id, of[one.prompt_id], one.kind == "memorized", found[one.prompt_id]) for one in every
         ]
 
+    @cached_property
+    def scanned(self) -> dict[str, list[Detected]]:
+        every = [*self.trial.prompts, *self.scoring.ordinary]
+        of, found = units_of(self.subject, every), {}
+        for detector, params in self.scoring.detectors:
+            scores = detector_scores(self.subject, detector, params)
+            if lost := [one.text for one in every if one.prompt_id not in scores]:
+                raise InputError(
+                    f"{len(lost)} prompts have no score by {detector.name}, such as {lost[0][:60]!r}: run the"
+                    " localization first"
+                )
+            found[detector.name] = [
+                Detected(one.prompt_id, of[one.prompt_id], one.kind == "memorized", np.array([scores[one.prompt_id]]))
+                for one in every
+            ]
+        return found
+
     def pixels(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        files, size = self.files(names), picture_size(self.subject.load())
+        files, size = self.files(names), image_size(self.subject.load())
         return {name: fitted(from_bytes(data), size) for name, data in files.items()}
 
     def scored(
@@ -129,7 +150,7 @@ class _SscdVectors:
         subject, model = self._seen.subject, _sscd(self._seen.scoring.sscd, device_of(self._seen.subject.device))
         todo = [name for name in names if (self.name, subject.model_id, name) not in _CACHE]
         files = self._seen.files(todo)
-        size = picture_size(subject.load()) if todo else (0, 0)
+        size = image_size(subject.load()) if todo else (0, 0)
         what = f"SSCD of {self._seen.trial.variant}, {self._seen.condition.name}"
         with progress(len(todo), what, "image") as done:
             for name in todo:

@@ -1,7 +1,9 @@
 """Localizing: from activations to sets of neurons and weights, their controls, and what they have in common."""
 
-from tasks.localize.task.asked import Given, Groups, control_of, groups_of, one_by_one, sets_id
+from tasks.localize.ground import NormsParams
+from tasks.localize.statistics import enough_prompts
 from tasks.localize.task.detection import detect
+from tasks.localize.task.given import Given, Groups, control_of, groups_of, one_by_one, sets_id
 from tasks.localize.task.localizing import agreement, curve_id, draw_curves, localize
 from tasks.pruned import ALL
 
@@ -9,11 +11,13 @@ __all__ = [
     "ALL",
     "Given",
     "Groups",
+    "NormsParams",
     "agreement",
     "control_of",
     "curve_id",
     "detect",
     "draw_curves",
+    "enough_prompts",
     "groups_of",
     "localize",
     "one_by_one",

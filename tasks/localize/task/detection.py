@@ -9,12 +9,12 @@ from tasks.progress import progress
 from tasks.subject import ORIGINAL, Prompt, Subject
 
 
-def detect(subject: Subject, asked: Sequence[Prompt], params: DetectionParams) -> None:
+def detect(subject: Subject, prompts: Sequence[Prompt], params: DetectionParams) -> None:
     """Scores of every two seeds' noise differences, a row of `nemo_traces` each, phase 'detect'."""
     model, store = subject.load(), subject.open()
     params_id = detection_id(params)
     known = traced(store, subject, params_id)
-    todo = [prompt for prompt in asked if prompt.prompt_id not in known]
+    todo = [prompt for prompt in prompts if prompt.prompt_id not in known]
     with progress(len(todo), "noise differences", "prompt") as done:
         for prompt in todo:
             _, differences = prompt_differences(model, subject.embed([prompt])[0], prompt.noise, params)

@@ -17,7 +17,7 @@ from tasks.errors import InputError
 from tasks.keys import detection_id, norms_id, values_id
 from tasks.localize.ground import Ground, Norms, NormsParams, Prompted
 from tasks.localize.statistics import Moments, Statistics
-from tasks.localize.task.asked import Given
+from tasks.localize.task.given import Given
 from tasks.methods import Localizer, Reads
 from tasks.subject import ORIGINAL, Prompt, Subject
 
@@ -99,7 +99,7 @@ class Grounds:
     @cached_property
     def ordinary(self) -> list[Prompt]:
         self.declared("ordinary images")
-        return _pictured(self.given.ordinary, "ordinary")
+        return _with_images(self.given.ordinary, "ordinary")
 
     @cached_property
     def budget(self) -> tuple[int, ...]:
@@ -168,9 +168,9 @@ class _Scope:
         return self.whole.prompts[self.scope]
 
     @property
-    def pictured(self) -> Sequence[Prompt]:
+    def with_images(self) -> Sequence[Prompt]:
         self.whole.declared("images")
-        return _pictured(self.prompts, "memorized")
+        return _with_images(self.prompts, "memorized")
 
     @property
     def ordinary(self) -> Sequence[Prompt]:
@@ -204,7 +204,7 @@ class _Scope:
         return self.whole.values[prompt.prompt_id]
 
     def latents(self, prompts: Sequence[Prompted]) -> torch.Tensor:
-        return encode(self.model, self.whole.subject.pictures([prompt.image_ids[0] for prompt in prompts]))
+        return encode(self.model, self.whole.subject.training_images([prompt.image_ids[0] for prompt in prompts]))
 
 
 def _summed(
@@ -218,7 +218,7 @@ def _summed(
     return {key: torch.from_numpy(values) for key, values in out.items()}
 
 
-def _pictured(prompts: Sequence[Prompt], kind: str) -> list[Prompt]:
+def _with_images(prompts: Sequence[Prompt], kind: str) -> list[Prompt]:
     """Those of the prompts that have an image."""
     found = [prompt for prompt in prompts if prompt.image_ids]
     if not found:

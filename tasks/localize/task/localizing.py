@@ -12,8 +12,8 @@ from storage import content_key
 from tasks.diffusion.sites import Layer
 from tasks.errors import InputError
 from tasks.localize.ground import Found, Trial
-from tasks.localize.task.asked import Given, Groups, one_by_one, sets_id
 from tasks.localize.task.detection import traced
+from tasks.localize.task.given import Given, Groups, one_by_one, sets_id
 from tasks.localize.task.grounds import Grounds
 from tasks.methods import Localizer
 from tasks.progress import progress

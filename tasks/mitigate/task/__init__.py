@@ -1,6 +1,7 @@
 """Mitigating: variants of the model with what was localized set to zero, each beside as much at random; the model
-trained until its memories are gone, and the rivals of both."""
+trained until its memories are gone, and the baselines of both."""
 
+from tasks.mitigate.finetune import FineTuneParams
 from tasks.mitigate.task.defending import defend, defend_id
 from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased
 from tasks.mitigate.task.pruning import prune
@@ -12,9 +13,11 @@ from tasks.mitigate.task.variants import (
     shared_with_found,
     shares_pruned,
     subject_of,
+    variant_of,
 )
 
 __all__ = [
+    "FineTuneParams",
     "defend",
     "defend_id",
     "erase",
@@ -29,4 +32,5 @@ __all__ = [
     "shared_with_found",
     "shares_pruned",
     "subject_of",
+    "variant_of",
 ]

@@ -1,9 +1,10 @@
-"""The model trained until its memories are gone, and the rivals of that."""
+"""The model trained until its memories are gone, and the baselines of that."""
 
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,142 +14,143 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from storage import content_key
-from tasks.attack.dori import DoriParams, attack
 from tasks.diffusion.families import Model
 from tasks.diffusion.sampling import SamplingParams, encode, generate
+from tasks.dori import DoriParams, attack
 from tasks.errors import InputError, TooLarge
-from tasks.mitigate.finetune import Erasure, FineTuneParams, Memorized, Ordinary, Progress, finetune, steps_of
+from tasks.methods import Mitigation, Params
 from tasks.mitigate.task.surrogates import surrogates
 from tasks.mitigate.task.variants import put, unpruned_card, variant_of
+from tasks.mitigate.training import Lesson, Memorized, Ordinary, Progress, Trained
+from tasks.params import determining
 from tasks.progress import progress
 from tasks.scorers.sscd import COPY_THRESHOLD, Sscd, SscdParams, scorer_of
 from tasks.subject import Prompt, Subject
 
-ERASE_VERSION = "finetune/5"
-ERASURES: dict[Erasure, dict[str, Any]] = {
-    "adversarial-finetune": {},
-    "surrogate-finetune": {"attack_steps": 0, "starts": ("prompt",)},
-    "ordinary-finetune": {"erase_weight": 0.0, "check_every": 0},
-    "lora-finetune": {"lora_rank": 4},
-}
-"""What each training changes in the parameters: the method itself, and its rivals with one thing missing."""
-HELD_OUT_PICTURES = 48
-"""Pictures that the attack by which a training may stop is made on, at most."""
+HELD_OUT_IMAGES = 48
+"""Images that the attack by which a training may stop is made on, at most."""
 
 
 def erase_id(
-    method: Erasure,
-    asked: Sequence[Prompt],
+    mitigation: Mitigation,
+    prompts: Sequence[Prompt],
     ordinary: Sequence[Prompt],
     pruned: str,
-    params: FineTuneParams,
+    params: Params,
     sampling: SamplingParams,
     sscd: SscdParams,
 ) -> str:
     """What a training goes by in `variants.params_id`, whether or not it ran yet. See `erase`."""
-    return content_key(
-        ERASE_VERSION,
-        method,
-        _erasing(method, params).model_dump(exclude={"images_at_once", "save_every"}),
-        sampling.model_dump(exclude={"batch"}),
+    return mitigation.id(
+        mitigation.changed(params),
+        determining(sampling),
         pruned,
-        scorer_of(sscd),  # it chooses the surrogates, and stops the training
-        [(prompt.text, prompt.image_ids) for prompt in asked],
+        scorer_of(sscd),  # it chooses the surrogates, and says what a held-out attack brings back
+        [(prompt.text, prompt.image_ids) for prompt in prompts],
         [(prompt.text, prompt.image_ids[0]) for prompt in ordinary],
     )
 
 
 def erase(
     subject: Subject,
-    method: Erasure,
-    asked: Sequence[Prompt],
+    mitigation: Mitigation,
+    prompts: Sequence[Prompt],
     ordinary: Sequence[Prompt],
     pruned: str,
-    params: FineTuneParams,
+    params: Params,
     sampling: SamplingParams,
     sscd: SscdParams,
     audit_id: str,
 ) -> dict[str, str]:
-    """Trains the memories of these prompts away, or a rival of that: by name the variant in the store.
+    """Trains the memories of these prompts away, or a baseline of that: by name the variant in the store.
 
-    Every picture of a prompt is attacked and replaced: of a template's near copies each one keeps up the memory of all.
-    A checkpoint lies beside the store while it runs: killed and called again, it goes on to the same weights.
-
-    Args:
-        asked: memorized prompts, with their training pictures.
-        ordinary: prompts with pictures that keep everything else; none that quality is measured on.
-        pruned: the variant, as the store knows it, that makes the surrogates.
+    Every image of a prompt is erased: of a template's near copies each one keeps up the memory of all. A checkpoint
+    lies beside the store while it runs: killed and called again, it goes on to the same weights.
 
     A prompt of which the pruned model makes nothing but copies has no surrogate: it is left out, since training would
     teach the memory to every trigger. See `not_erased`.
 
+    Args:
+        prompts: memorized prompts, with their training images.
+        ordinary: prompts with images that keep everything else; none that quality is measured on.
+        pruned: the variant, as the store knows it, that makes the surrogates.
+        params: those of the mitigation's group of settings.
+
     Raises:
-        InputError: prompts have no pictures, or none has a surrogate.
+        InputError: prompts have no images, or none has a surrogate.
         Diverged: the loss is not finite.
         TooLarge: the training does not fit into the device's memory.
     """
-    chosen = _erasing(method, params)
+    own, name = mitigation.changed(params), mitigation.name
     model = subject.load()
-    if without := [prompt.text for prompt in (*asked, *ordinary) if not prompt.image_ids]:
+    if without := [prompt.text for prompt in (*prompts, *ordinary) if not prompt.image_ids]:
         raise InputError(f"{len(without)} prompts have no training image, such as {without[0][:60]!r}: give --images")
-    if not asked or not ordinary:
+    if not prompts or not ordinary:
         raise InputError(
             "fine-tuning needs memorized and ordinary prompts with images: give --images, and more prompts"
         )
-    params_id = erase_id(method, asked, ordinary, pruned, params, sampling, sscd)
-    variant = variant_of(method, params_id)
+    params_id = erase_id(mitigation, prompts, ordinary, pruned, params, sampling, sscd)
+    variant = variant_of(name, params_id)
     if _in_store(subject, variant):
-        return {method: variant}
+        return {name: variant}
     measure = Sscd(sscd, model.device)
     kept_out: list[str] = []
     stand_ins: list[np.ndarray] = []
-    if chosen.erase_weight:
-        made = surrogates(subject, pruned, asked, sampling, measure)
-        kept_out = [prompt.text for prompt, some in zip(asked, made, strict=True) if not some]
-        asked = [prompt for prompt, some in zip(asked, made, strict=True) if some]
+    if mitigation.reads_surrogates(own):
+        made = surrogates(subject, pruned, prompts, sampling, measure)
+        kept_out = [prompt.text for prompt, some in zip(prompts, made, strict=True) if not some]
+        prompts = [prompt for prompt, some in zip(prompts, made, strict=True) if some]
         stand_ins = [surrogate for some in made for surrogate in some]
-        if not asked:
-            raise InputError(
-                f"{pruned} copies every memorized picture still, so nothing can stand for them: prune more"
-            )
-    rows = [(image, prompt.text) for prompt in asked for image in prompt.image_ids]
+        if not prompts:
+            raise InputError(f"{pruned} copies every memorized image still, so nothing can stand for them: prune more")
+    rows = [(image, prompt.text) for prompt in prompts for image in prompt.image_ids]
     images, texts = [image for image, _ in rows], [text for _, text in rows]
-    pictures = subject.pictures(images)
-    latents = encode(model, pictures)
+    originals = subject.training_images(images)
+    latents = encode(model, originals)
     memorized = Memorized(images, texts, latents, encode(model, np.stack(stand_ins)) if stand_ins else latents)
     captions = [prompt.text for prompt in ordinary]
-    others = encode(model, subject.pictures([prompt.image_ids[0] for prompt in ordinary]))
-    kept = Ordinary(others, model.encode([p.text for p in ordinary]))
+    others = encode(model, subject.training_images([prompt.image_ids[0] for prompt in ordinary]))
 
-    def held_out(denoiser: Any) -> float:
-        return _held_out(model.with_denoiser(denoiser), memorized, captions, pictures, chosen, sampling, measure)
+    def held_out(denoiser: Any, seed: int, seeds: int, images_at_once: int = 4) -> float:
+        attacked, budget = model.with_denoiser(denoiser), DoriParams(start="other", images_at_once=images_at_once)
+        return _held_out(attacked, memorized, captions, originals, budget, seed, seeds, sampling, measure)
 
     checkpoint = subject.beside("checkpoints") / f"{model.model_id[:8]}-{variant}.pt"
-    with progress(steps_of(len(rows), chosen), method, "step") as stepped:
-        shown = 0
-
-        def told(now: Progress) -> None:
-            nonlocal shown
-            losses = {"erase": now.erase, "ordinary": now.ordinary, "attack": now.attack, "held out": now.held_out}
-            words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items() if value is not None)
-            stepped(now.step - shown)
-            shown = now.step
-            tqdm.write(f"{method}, step {now.step}: {words}", file=sys.stderr)
-
+    with _shown(name) as on_progress:
+        lesson = Lesson(model, memorized, Ordinary(others, model.encode(captions)), checkpoint, held_out, on_progress)
         try:
-            done = finetune(model, memorized, kept, chosen, checkpoint, told, held_out if chosen.check_every else None)
+            done: Trained = mitigation.function(lesson, own)
         except torch.OutOfMemoryError as error:
             raise TooLarge("the seven float32 denoisers of a training do not fit into the device's memory") from error
     history = [vars(step) for step in done.history]
     files = {"history.json": json.dumps(history), "not_erased.json": json.dumps(kept_out)}
-    card = unpruned_card(subject, method, chosen, audit_id, "denoiser")
-    put(subject, method, params_id, card, weights=_put_weights(subject, variant, model.denoiser, done.denoiser, files))
+    card = unpruned_card(subject, name, own, audit_id, "denoiser", mitigation.done)
+    put(subject, name, params_id, card, weights=_put_weights(subject, variant, model.denoiser, done.denoiser, files))
     checkpoint.unlink(missing_ok=True)
-    return {method: variant}
+    return {name: variant}
+
+
+@contextmanager
+def _shown(name: str) -> Iterator[Callable[[Progress], None]]:
+    """A bar for a training, whose number of steps its first one says, and a line for each step."""
+    with ExitStack() as stack:
+        stepped: Callable[[int], None] | None = None
+        shown = 0
+
+        def on_progress(now: Progress) -> None:
+            nonlocal stepped, shown
+            stepped = stepped or stack.enter_context(progress(now.total, name, "step"))
+            losses = {"erase": now.erase, "ordinary": now.ordinary, "attack": now.attack, "held out": now.held_out}
+            words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items() if value is not None)
+            stepped(now.step - shown)
+            shown = now.step
+            tqdm.write(f"{name}, step {now.step}: {words}", file=sys.stderr)
+
+        yield on_progress
 
 
 def history_of(subject: Subject, variant: str) -> list[dict[str, Any]]:
-    """How the training of a variant went, a row a step: see `tasks.mitigate.finetune.Progress`.
+    """How the training of a variant went, a row a step: see `tasks.mitigate.training.Progress`.
 
     Raises:
         InputError: no such variant, or it was not trained.
@@ -201,38 +203,36 @@ def _file(subject: Subject, variant: str, name: str) -> str:
     return file.read_text()
 
 
-def _erasing(method: Erasure, params: FineTuneParams) -> FineTuneParams:
-    return FineTuneParams.model_validate(params.model_dump() | ERASURES[method])
-
-
 def _held_out(
     model: Model,
     memorized: Memorized,
     captions: Sequence[str],
-    pictures: np.ndarray,
-    params: FineTuneParams,
+    originals: np.ndarray,
+    budget: DoriParams,
+    seed: int,
+    seeds: int,
     sampling: SamplingParams,
     measure: Sscd,
 ) -> float:
-    """The share of pictures that an attack with other seeds and other starts than the inner one brings back.
+    """The share of images that an attack brings back.
 
-    As in an audit, a copy of any picture of the prompt counts: of a template another may come back. Of many pictures
-    `HELD_OUT_PICTURES` are attacked, evenly spread, the same at each check.
+    As in an audit, a copy of any image of the prompt counts: of a template another may come back. Of many images
+    `HELD_OUT_IMAGES` are attacked, evenly spread, the same at each check.
 
     Args:
         captions: ordinary ones, at which it begins.
-        pictures: uint8 (n, height, width, 3), those that are erased.
+        originals: uint8 (n, height, width, 3), those that are erased.
+        seed: of the attack, and the first of its generations.
+        seeds: generations of each trigger.
     """
-    seed = params.seed + 1
-    budget = DoriParams(start="other", images_at_once=params.images_at_once)
-    rows = np.linspace(0, len(pictures) - 1, min(len(pictures), HELD_OUT_PICTURES)).round().astype(int).tolist()
+    rows = np.linspace(0, len(originals) - 1, min(len(originals), HELD_OUT_IMAGES)).round().astype(int).tolist()
     names = [memorized.ids[row] for row in rows]
     keys, prompts = [(name, seed) for name in names], [memorized.prompts[row] for row in rows]
     found = attack(model, memorized.latents[rows], prompts, keys, budget, captions)
-    asked = [(f"{name}/held out", seed + shot) for name in names for shot in range(params.check_seeds)]
-    triggers = torch.stack([trigger.embedding for trigger in found]).repeat_interleave(params.check_seeds, 0)
-    made = measure.embed(generate(model, triggers, asked, sampling)).reshape(len(rows), params.check_seeds, -1)
-    trained = measure.embed(pictures)
+    keyed = [(f"{name}/held out", seed + shot) for name in names for shot in range(seeds)]
+    triggers = torch.stack([trigger.embedding for trigger in found]).repeat_interleave(seeds, 0)
+    made = measure.embed(generate(model, triggers, keyed, sampling)).reshape(len(rows), seeds, -1)
+    trained = measure.embed(originals)
     alike = [
         float((made[n] @ trained[[text == memorized.prompts[row] for text in memorized.prompts]].T).max())
         for n, row in enumerate(rows)

@@ -79,7 +79,7 @@ def _put(
     words = pruned.pruning.card if share is None else pruned.pruning.random
     if each:
         done = f"each prompt is asked without {words}"
-        card = unpruned_card(subject, method, pruned.params, audit_id, "inference", share or 0.0, done)
+        card = unpruned_card(subject, method, pruned.params, audit_id, "inference", done, share or 0.0)
     else:
         card = _card(subject, pruned, method, members[ALL], words, audit_id, share or 0.0)
     counts = {

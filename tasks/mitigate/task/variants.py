@@ -16,17 +16,6 @@ from tasks.pruned import Pruned
 from tasks.subject import ORIGINAL, Subject
 
 VERSION = "prune/3"
-DONE: dict[str, str] = {
-    "adversarial-finetune": "the denoiser was trained to answer adversarial embeddings of memorized images with others",
-    "surrogate-finetune": "the denoiser was trained to answer the prompts of memorized pictures with other pictures",
-    "ordinary-finetune": "the denoiser was trained further on ordinary pictures alone",
-    "lora-finetune": "low-rank changes of the denoiser's attention were trained to answer adversarial embeddings of"
-    " memorized pictures with others",
-    "perturbed-embedding": "prompt embeddings are moved until they steer the first step less, at inference",
-    "random-tokens": "random words are added to prompts, at inference",
-    "reweighted-attention": "cross-attention is kept from what sums a prompt up, at inference",
-}
-"""What a model card says of a mitigation that prunes nothing."""
 
 
 def prune_id(pruned: Pruned, seed: int | None = None) -> str:
@@ -101,13 +90,13 @@ def unpruned_card(
     params: BaseModel,
     audit_id: str,
     site: Literal["denoiser", "inference"],
+    done: str,
     shared: float = 0.0,
-    done: str = "",
 ) -> Card:
     """The card of a variant that is not one denoiser with zeros: it was trained, or what is done is done at inference.
 
     Args:
-        done: what is done, in words; those of the method without it.
+        done: what is done, as the end of "in which ...".
     """
     model = subject.load()
     return Card(
@@ -121,7 +110,7 @@ def unpruned_card(
         total=sum(weight.numel() for weight in model.denoiser.parameters()),
         params=params.model_dump(mode="json"),
         shared=shared,
-        done=done or DONE[method],
+        done=done,
     )
 
 

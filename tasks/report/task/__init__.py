@@ -1,5 +1,10 @@
 """Reporting: what an audit wrote, as one page for people and one table for the terminal."""
 
+from tasks.report.charts import Chart, drawn
+from tasks.report.compare import ALPHA, MARGIN
+from tasks.report.markdown import put_between
+from tasks.report.sheet import grid
+from tasks.report.standing import claims, standings
 from tasks.report.task.comparison import (
     Comparison,
     accept,
@@ -15,6 +20,9 @@ from tasks.report.task.record import record_of, rows_of
 from tasks.report.task.results import write_results
 
 __all__ = [
+    "ALPHA",
+    "MARGIN",
+    "Chart",
     "Comparison",
     "Localized",
     "Searches",
@@ -22,13 +30,18 @@ __all__ = [
     "accept",
     "audits_named",
     "baseline_of",
+    "claims",
     "compare",
     "diagnose",
     "differences_table",
+    "drawn",
+    "grid",
     "latest",
     "page_path",
+    "put_between",
     "record_of",
     "rows_of",
+    "standings",
     "training_chart",
     "write_report",
     "write_results",

@@ -17,9 +17,6 @@ from tasks.report.task.record import record_of, rows_of
 from tasks.scorers.sscd import COPY_THRESHOLD
 from tasks.units import Link, count, counted, units
 
-_SPEED = {"sampling.batch", "nemo.batch", "dori.images_at_once", "finetune.images_at_once", "sscd.threads"}
-"""Settings that do not change what comes out."""
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -33,7 +30,7 @@ class Comparison:
     images: int
     """What those prompts count for: prompts that share an image are one; see `tasks.units`."""
     differences: list[method.Difference]
-    """Every figure that both have."""
+    """Every estimate that both have."""
     regressions: list[tuple[str, float]]
     """What got worse, in words, each with its adjusted p-value; the surest first."""
     notes: list[str]
@@ -59,7 +56,7 @@ def compare(
         alpha: chance of any false alarm, at most.
 
     Raises:
-        InputError: an audit is unknown, has not completed or does not know its pictures; the two share no prompts, or
+        InputError: an audit is unknown, has not completed or does not know its images; the two share no prompts, or
             were scored with different models.
     """
     records = _completed(store, before), _completed(store, after)
@@ -70,11 +67,11 @@ def compare(
             raise InputError(
                 f"{before} and {after} were scored with different {metric.upper()} models: accept a later one"
             )
-    asked = [{row["prompt_id"] for row in rows} for rows in seen]
-    shared = asked[0] & asked[1]
+    prompt_ids = [{row["prompt_id"] for row in rows} for rows in seen]
+    shared = prompt_ids[0] & prompt_ids[1]
     if not shared:
         raise InputError(f"{before} and {after} have no prompt in common: compare audits of the same prompts")
-    of = _units(store, records, asked[0] | asked[1])
+    of = _units(store, records, prompt_ids[0] | prompt_ids[1])
     pairs = {
         metric: [pair for pair in _pairs(*seen, metric, of) if pair.variant in claims] for metric in ("sscd", "clip")
     }
@@ -89,28 +86,30 @@ def compare(
         if row["prompt_id"] in shared
     }
     notes = _settings_apart(*records)
-    if asked[0] != asked[1]:
-        notes.append(f"{len(shared)} prompts in common, of {len(asked[0])} and {len(asked[1])}: figures are over all")
+    if prompt_ids[0] != prompt_ids[1]:
+        notes.append(
+            f"{len(shared)} prompts in common, of {len(prompt_ids[0])} and {len(prompt_ids[1])}: estimates are over all"
+        )
     again = {(pair.variant, pair.condition.name) for some in pairs.values() for pair in some}
     before_only = {(row["variant"], row["condition"]) for row in seen[0] if row["variant"] in claims} - again
     notes += [f"{variant}, {condition} was not looked at again" for variant, condition in sorted(before_only)]
     notes.append(_power(pairs["sscd"], findings, alpha))
-    told = [(method.sentence(finding, texts), p) for finding, p in worse]
+    regressions = [(method.sentence(finding, texts), p) for finding, p in worse]
     verdict = f"No regression from {before} to {after}, over {counted(shared, of)} (false alarms at most {alpha:g})."
-    if told:
-        more = f" and {len(told) - 1} more" if len(told) > 1 else ""
-        verdict = f"Regression from {before} to {after}: {told[0][0]} (p {told[0][1]:.2g}){more}."
-    figures = method.differences(rows_of(store, before), rows_of(store, after))
-    # Other figures may rest on more or fewer for many reasons; of these only the rule of counting is another.
-    same = [one for one in figures if (one.condition, one.metric) in ((PROMPT.name, "mr"), (ORDINARY.name, "clip"))]
-    if asked[0] == asked[1] and (other := [one for one in same if one.n_before != one.n_after]):
+    if regressions:
+        more = f" and {len(regressions) - 1} more" if len(regressions) > 1 else ""
+        verdict = f"Regression from {before} to {after}: {regressions[0][0]} (p {regressions[0][1]:.2g}){more}."
+    estimates = method.differences(rows_of(store, before), rows_of(store, after))
+    # Other estimates may rest on more or fewer for many reasons; of these only the rule of counting is another.
+    same = [one for one in estimates if (one.condition, one.metric) in ((PROMPT.name, "mr"), (ORDINARY.name, "clip"))]
+    if prompt_ids[0] == prompt_ids[1] and (other := [one for one in same if one.n_before != one.n_after]):
         counts = f"{other[0].n_before} and {other[0].n_after}"
         notes.append(f"the same prompts count as {counts}: earlier versions counted prompts, not images")
-    return Comparison(before, after, len(shared), count(shared, of), figures, told, notes, verdict)
+    return Comparison(before, after, len(shared), count(shared, of), estimates, regressions, notes, verdict)
 
 
 def differences_table(found: Comparison) -> pa.Table:
-    """The differences of the figures that people are shown, for the terminal."""
+    """The differences of the estimates that people are shown, for the terminal."""
     rows = [
         {
             "variant": one.variant,
@@ -125,25 +124,26 @@ def differences_table(found: Comparison) -> pa.Table:
         for one in found.differences
         if one.metric in columns() and Condition.parse(one.condition).steps is None
     ]
-    names, figures = ("variant", "condition", "metric"), ("before", "after", "change", "low", "high")
-    schema = pa.schema([(name, pa.string()) for name in names] + [(name, pa.float64()) for name in figures])
+    names, numbers = ("variant", "condition", "metric"), ("before", "after", "change", "low", "high")
+    schema = pa.schema([(name, pa.string()) for name in names] + [(name, pa.float64()) for name in numbers])
     return pa.Table.from_pylist(rows, schema)
 
 
-def baseline_of(store: Store, audit_id: str, told: Collection[str]) -> str | None:
-    """The audit that a night's is held against: the earlier one of the same model and prompts that was accepted last,
+def baseline_of(store: Store, audit_id: str, reported: Collection[str], speeds: Collection[str] = ()) -> str | None:
+    """The audit that a night's is compared with: the earlier one of the same model and prompts that was accepted last,
     among those with the same settings if there are any; else the last of those that somebody was told of, with the same
     settings. None where there is neither.
 
     Args:
-        told: the ids of those: had nobody heard of a regression, it would become the baseline in silence.
+        reported: the ids of those: had nobody heard of a regression, it would become the baseline in silence.
+        speeds: whole names of settings that do not change what comes out.
     """
     rows = query(store, "baseline_audits", audit_id=audit_id).to_pylist()
     own = record_of(store, audit_id)
-    alike = {row["audit_id"] for row in rows if _alike(row, own)}
+    alike = {row["audit_id"] for row in rows if _alike(row, own, speeds)}
     accepted = [row["audit_id"] for row in rows if row["accepted_at"] is not None]
     known = [name for name in accepted if name in alike] + accepted
-    known += [row["audit_id"] for row in rows if row["audit_id"] in alike and row["audit_id"] in told]
+    known += [row["audit_id"] for row in rows if row["audit_id"] in alike and row["audit_id"] in reported]
     return str(known[0]) if known else None
 
 
@@ -156,13 +156,13 @@ def audits_named(store: Store, before: str, after: str) -> tuple[str, str]:
     Raises:
         InputError: there is none.
     """
-    told = [latest(store) if name == "latest" else name for name in (before, after)]
-    if all(name in ("previous", "accepted") for name in told):
+    ids = [latest(store) if name == "latest" else name for name in (before, after)]
+    if all(name in ("previous", "accepted") for name in ids):
         raise InputError(f"{before} of what? Name one audit by its id, or as 'latest'")
-    for place, name in enumerate(told):
+    for index, name in enumerate(ids):
         if name not in ("previous", "accepted"):
             continue
-        other = told[1 - place]
+        other = ids[1 - index]
         _completed(store, other)
         rows = query(store, "baseline_audits", audit_id=other).to_pylist()
         if name == "accepted":
@@ -174,8 +174,8 @@ def audits_named(store: Store, before: str, after: str) -> tuple[str, str]:
             raise InputError(
                 f"there is no {what} of the same model and prompts before {other}: name two audits by their ids"
             )
-        told[place] = str(rows[0]["audit_id"])
-    return told[0], told[1]
+        ids[index] = str(rows[0]["audit_id"])
+    return ids[0], ids[1]
 
 
 def accept(store: Store, audit_id: str) -> str:
@@ -211,15 +211,15 @@ def _seen(store: Store, audit_id: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = query(store, "audit_scores", audit_id=audit_id).to_pylist()
     if not rows:
         raise InputError(
-            f"the audit {audit_id} does not say which pictures its figures rest on: audit the model again; what the "
+            f"the audit {audit_id} does not say which images its estimates rest on: audit the model again; what the "
             "store holds already is not computed again"
         )
     return rows
 
 
-def _units(store: Store, records: Sequence[Mapping[str, Any]], asked: Collection[str]) -> dict[str, str]:
+def _units(store: Store, records: Sequence[Mapping[str, Any]], prompt_ids: Collection[str]) -> dict[str, str]:
     """By prompt id what counts once, by what the prompt sets of both audits say."""
-    links: list[Link] = [(name, name, ()) for name in asked]  # a set may be gone
+    links: list[Link] = [(name, name, ()) for name in prompt_ids]  # a set may be gone
     columns = ["prompt_id", "text", "image_ids"]
     for name in {record["prompt_set"] for record in records} - {None}:
         rows = store.read("prompts", columns=columns, prompt_set=name).to_pylist()
@@ -230,43 +230,43 @@ def _units(store: Store, records: Sequence[Mapping[str, Any]], asked: Collection
 def _pairs(
     before: list[dict[str, Any]], after: list[dict[str, Any]], metric: str, of: Mapping[str, str]
 ) -> list[method.Pair]:
-    """What both audits saw, prompt by prompt, pictures in the order of triggers and seeds."""
+    """What both audits saw, prompt by prompt, images in the order of triggers and seeds."""
     found: list[dict[tuple[str, str, str], dict[str, float]]] = []
     for rows in (before, after):
         known: dict[tuple[str, str, str], dict[str, float]] = {}
         mine = [row for row in rows if row["metric"] == metric and row["prompt_id"] is not None]
         for row in sorted(mine, key=lambda row: (row["trigger_id"] or "", row["seed"])):
-            place = row["variant"], row["condition"], row["prompt_id"]
-            known.setdefault(place, {})[row["generation_id"]] = row["value"]
+            key = row["variant"], row["condition"], row["prompt_id"]
+            known.setdefault(key, {})[row["generation_id"]] = row["value"]
         found.append(known)
     old, new = found
     return [
         method.Pair(
-            place[0],
-            Condition.parse(place[1]),
-            place[2],
-            tuple(old[place].values()),
-            tuple(pictures.values()),
-            bool(old[place].keys() & pictures),
-            of.get(place[2], ""),
+            key[0],
+            Condition.parse(key[1]),
+            key[2],
+            tuple(old[key].values()),
+            tuple(generated.values()),
+            bool(old[key].keys() & generated),
+            of.get(key[2], ""),
         )
-        for place, pictures in new.items()
-        if place in old
+        for key, generated in new.items()
+        if key in old
     ]
 
 
 def _power(pairs: Sequence[method.Pair], findings: Sequence[method.Finding], alpha: float) -> str:
-    """What the least is that would have been noticed, with the pictures at hand."""
+    """What the least is that would have been noticed, with the images at hand."""
     mine = [pair for pair in pairs if pair.variant == "original" and not pair.condition.is_attack]
     if not mine:
         return "the original model was not asked with prompts in both audits"
     before, after = min(len(pair.before) for pair in mine), min(len(pair.after) for pair in mine)
     least = method.least_noticed(findings, before, after, alpha)
     if least is not None:
-        return f"a prompt that the original never copied would be noticed from {least} copies in {after} pictures on"
+        return f"a prompt that the original never copied would be noticed from {least} copies in {after} images on"
     needed = method.seeds_needed(findings, alpha)
     return (
-        f"{before} and {after} pictures a prompt are too few to notice a single prompt that is now always copied: "
+        f"{before} and {after} images a prompt are too few to notice a single prompt that is now always copied: "
         f"{needed} seeds always suffice"
     )
 
@@ -284,16 +284,16 @@ def _settings_apart(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
     return apart
 
 
-def _alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+def _alike(before: Mapping[str, Any], after: Mapping[str, Any], speeds: Collection[str]) -> bool:
     """Whether two audits asked a model the same: no setting differs that both know, but for those of speed alone."""
     old, new = _settings(before), _settings(after)
-    return all(old[name] == new[name] for name in old.keys() & new.keys() - _SPEED)
+    return all(old[name] == new[name] for name in old.keys() & new.keys() - set(speeds))
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an audit by their whole names, and its CLIP model."""
-    told = json.loads(record["params"])
-    return dict(_flat(told.get("settings") or {})) | {"clip": told.get("clip")}
+    params = json.loads(record["params"])
+    return dict(_flat(params.get("settings") or {})) | {"clip": params.get("clip")}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from storage import content_key, query
 from tasks.conditions import dori
 from tasks.report.charts import Map, drawn
 from tasks.report.locality import locality
-from tasks.report.locality_words import Diagnosed, Overlap, Weights, told
+from tasks.report.locality_words import Diagnosed, Overlap, Weights, render_locality
 from tasks.report.task.page import page_path
 from tasks.subject import ORIGINAL, Prompt, Subject
 
@@ -57,7 +57,7 @@ def diagnose(
                 mine.setdefault(row["method"], {})[row["layer"]] = Overlap(row["iou"], row["iou_chance"], starts)
         weights.append(mine)
     spreads = [one.found for one in found if one.found is not None]
-    figures = {
+    estimates = {
         "locality_triggers": [one.triggers / one.searched for one in found],
         "locality_embeddings": [one.embeddings for one in spreads],
         "locality_moved": [one.moved for one in spreads],
@@ -65,19 +65,19 @@ def diagnose(
     }
     for method in ("nemo", "wanda"):
         layers = [mine[method].values() for mine in weights if method in mine]
-        figures[f"locality_{method}"] = [float(np.mean([layer.iou for layer in some])) for some in layers]
+        estimates[f"locality_{method}"] = [float(np.mean([layer.iou for layer in some])) for some in layers]
         known = [[layer.starts for layer in some if layer.starts is not None] for some in layers]
-        figures[f"locality_{method}_starts"] = [float(np.mean(starts)) for starts in known if starts]
-    place = {"variant": ORIGINAL, "condition": dori("noise").name}
+        estimates[f"locality_{method}_starts"] = [float(np.mean(starts)) for starts in known if starts]
+    trial = {"variant": ORIGINAL, "condition": dori("noise").name}
     metrics = [
-        {**place, "metric": name, "value": float(np.mean(values)), "n": len(values)}
-        for name, values in figures.items()
+        {**trial, "metric": name, "value": float(np.mean(values)), "n": len(values)}
+        for name, values in estimates.items()
         if values
     ]
     store.write("metrics", content_key(audit_id, "locality"), metrics, audit_id=audit_id)
     folder = page_path(subject, audit_id).parent
     folder.mkdir(parents=True, exist_ok=True)
-    words = told(list(zip(found, weights, strict=True)))
+    words = render_locality(list(zip(found, weights, strict=True)))
     (folder / "locality.md").write_text(words)
     maps = [drawn(Map(f"Triggers of: {one.caption}", one.found.places)) for one in found if one.found is not None]
     for number, drawing in enumerate(maps, 1):

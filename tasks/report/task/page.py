@@ -1,4 +1,4 @@
-"""The page of an audit, a contact sheet, and which pictures its figures rest on."""
+"""The page of an audit, a contact sheet, and which images its estimates rest on."""
 
 import io
 from collections.abc import Collection, Mapping, Sequence
@@ -15,17 +15,17 @@ from storage import Store, content_key, iou, query
 from tasks.conditions import ORDINARY, Condition
 from tasks.diffusion.sampling import to_png
 from tasks.report.charts import Chart, Curve, Matrix
-from tasks.report.report import Picture, Report, Strip, render, table_text
+from tasks.report.report import Report, Strip, StripImage, render, table_text
 from tasks.report.sheet import sheet
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.task.record import rows_of
 from tasks.report.verdict import Row, effort_rates, effort_words, verdict, without_random
 from tasks.subject import Prompt, Subject, units_of
 
 STRIPS = 8
-"""Training pictures shown with what the variants make of them."""
+"""Training images shown with what the variants make of them."""
 SHOWN = 256
-"""Pixels of the longer side of a picture on the page: hundreds of larger ones would make it too heavy to open."""
+"""Pixels of the longer side of an image on the page: hundreds of larger ones would make it too heavy to open."""
 PAIRS = {
     "VM": "verbatim with verbatim",
     "TM": "template with template",
@@ -54,13 +54,13 @@ class Written:
     overlap: list[dict[str, Any]]
     """Rows of the query `subspace`."""
     sheet: Path | None
-    """A picture (PNG) of training pictures beside the best copies of each variant; None where there are none."""
+    """An image (PNG) of training images beside the best copies of each variant; None where there are none."""
     drawings: dict[str, Chart]
     """Losses of attacks and trainings, and replication by the attack's effort, those that there are."""
 
 
 Shown = Mapping[tuple[str, str, Condition], Collection[str]]
-"""By name of the variant, variant in the store and condition, the ids of an audit's pictures."""
+"""By name of the variant, variant in the store and condition, the ids of an audit's images."""
 
 
 def page_path(subject: Subject, audit_id: str) -> Path:
@@ -73,7 +73,7 @@ def write_report(
     audit_id: str,
     path: Path,
     variants: Mapping[str, str],
-    asked: Sequence[Prompt],
+    memorized: Sequence[Prompt],
     shown: Shown,
     facts: Sequence[tuple[str, str]],
     found: Localized,
@@ -81,48 +81,48 @@ def write_report(
     searches: Mapping[str, Collection[str]],
     trainings: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Written:
-    """Writes the page, a contact sheet beside it, and into the store which pictures the audit's figures rest on.
+    """Writes the page, a contact sheet beside it, and into the store which images the audit's estimates rest on.
 
     Args:
-        variants: by the name that figures go by, the variant in the store.
-        asked: the memorized prompts; the first few are shown with their training pictures.
-        shown: the audit's pictures.
+        variants: by the name that estimates go by, the variant in the store.
+        memorized: the memorized prompts; the first few are shown with their training images.
+        shown: the audit's images.
         found: the sets whose overlap is drawn, and the curves of memorization left.
         scorers: by kind of score, "sscd" and "clip", the model that made them; see `scores.scorer`.
         searches: by what they are called, the ids of triggers whose losses are drawn.
         trainings: by the name of the variant, its training step by step.
     """
     store = subject.open()
-    figures = rows_of(store, audit_id)
-    attacks = {"attacks": _losses(store, subject, searches), "effort": _effort(figures)}
+    estimates = rows_of(store, audit_id)
+    attacks = {"attacks": _losses(store, subject, searches), "effort": _effort(estimates)}
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlap = _subspace(store, subject, found)
     scores = _scores(store, scorers["sscd"])
-    strips = _strips(store, subject, [prompt for prompt in asked if prompt.image_ids], shown, scores)
+    strips = _strips(store, subject, [prompt for prompt in memorized if prompt.image_ids], shown, scores)
     report = Report(
         title=f"Memorization audit of {Path(subject.source).name}",
         subtitle=f"audit {audit_id}",
         facts=facts,
-        rows=figures,
-        standings=STANDINGS,
+        rows=estimates,
+        standings=standings(),
         strips=strips,
         attacks=[chart for chart in attacks.values() if chart is not None],
         trainings=list(trained.values()),
         matrices=_overlap(store, subject, found.wanda),
         curves=_overlap_curves(overlap),
-        left=_left(store, subject, found, asked),
-        more_controls=without_random(variants, STANDINGS),
+        left=_left(store, subject, found, memorized),
+        more_controls=without_random(variants, standings()),
     )
-    _keep_evidence(store, audit_id, shown, figures, scorers)
+    _keep_evidence(store, audit_id, shown, estimates, scorers)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing")
     aside.write_text(render(report), encoding="utf-8")
     aside.replace(path)
-    picture = path.with_name("sheet.png") if strips else None
-    if picture is not None:
-        picture.write_bytes(sheet(strips))
+    contact = path.with_name("sheet.png") if strips else None
+    if contact is not None:
+        contact.write_bytes(sheet(strips))
     drawings = {name: chart for name, chart in (attacks | trained).items() if chart is not None}
-    return Written(table_text(figures), verdict(figures, STANDINGS), overlap, picture, drawings)
+    return Written(table_text(estimates), verdict(estimates, standings()), overlap, contact, drawings)
 
 
 def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
@@ -142,32 +142,32 @@ def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
 
 def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str, Any]]:
     """Overlap of the weights of subsets by kind of pair: over all, and by layer and by step; see `subspace.sql`."""
-    asked = {"model_id": subject.model_id, "prompt_set": subject.prompt_set}
-    rows = query(store, "subspace", params_id=found.wanda, control_id=found.control, **asked)
+    which = {"model_id": subject.model_id, "prompt_set": subject.prompt_set}
+    rows = query(store, "subspace", params_id=found.wanda, control_id=found.control, **which)
     out: list[dict[str, Any]] = rows.to_pylist()
     return out
 
 
 def _strips(
-    store: Store, subject: Subject, asked: Sequence[Prompt], shown: Shown, known: Mapping[tuple[str, str], float]
+    store: Store, subject: Subject, memorized: Sequence[Prompt], shown: Shown, known: Mapping[tuple[str, str], float]
 ) -> list[Strip]:
-    """Each training picture beside the best copy that each variant makes of it, from its prompts and under attack.
+    """Each training image beside the best copy that each variant makes of it, from its prompts and under attack.
 
-    Prompts that share a picture have one strip, with the first's picture.
+    Prompts that share an image have one strip, with the first's image.
     """
-    of = units_of(subject, asked)
+    of = units_of(subject, memorized)
     sharing: dict[str, list[Prompt]] = {}
-    for prompt in asked:
+    for prompt in memorized:
         sharing.setdefault(of[prompt.prompt_id], []).append(prompt)
     strips = dict(list(sharing.items())[:STRIPS])
-    asked = [prompt for prompts in strips.values() for prompt in prompts]
+    memorized = [prompt for prompts in strips.values() for prompt in prompts]
     firsts = [prompts[0].image_ids[0] for prompts in strips.values()]
     rows = store.read("images", columns=["image_id", "bytes"], image_id=firsts)
     trained = dict(zip(rows["image_id"].to_pylist(), rows["bytes"].to_pylist(), strict=True))
-    found: dict[str, list[Picture]] = {unit: [] for unit in strips}
+    found: dict[str, list[StripImage]] = {unit: [] for unit in strips}
     for (name, variant, condition), ids in shown.items():
         where: dict[str, Any] = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
-        where["prompt_id"] = [prompt.prompt_id for prompt in asked]
+        where["prompt_id"] = [prompt.prompt_id for prompt in memorized]
         made = store.read("generations", columns=["generation_id", "prompt_id"], **where)
         of_audit = set(ids)
         of_prompt: dict[str, list[str]] = {}
@@ -188,11 +188,11 @@ def _strips(
         files = store.read("generations", columns=["generation_id", "bytes"], **where, generation_id=names)
         data = dict(zip(files["generation_id"].to_pylist(), files["bytes"].to_pylist(), strict=True))
         for unit, (score, one) in best.items():
-            found[unit].append(Picture(f"{name}, {_words(condition)}", _small(data[one]), score))
+            found[unit].append(StripImage(f"{name}, {_words(condition)}", _small(data[one]), score))
     return [
         Strip(
             prompts[0].text,
-            Picture("training picture", _small(trained[prompts[0].image_ids[0]])),
+            StripImage("training image", _small(trained[prompts[0].image_ids[0]])),
             found[unit],
             len(prompts),
         )
@@ -201,17 +201,17 @@ def _strips(
 
 
 def _small(data: bytes) -> bytes:
-    """A picture as a page shows it, PNG or JPEG and no larger than `SHOWN` pixels; small ones stay as they are."""
-    with Image.open(io.BytesIO(data)) as picture:
-        if max(picture.size) <= SHOWN and picture.format in ("PNG", "JPEG"):
+    """An image as a page shows it, PNG or JPEG and no larger than `SHOWN` pixels; small ones stay as they are."""
+    with Image.open(io.BytesIO(data)) as opened:
+        if max(opened.size) <= SHOWN and opened.format in ("PNG", "JPEG"):
             return data
-        shown = ImageOps.exif_transpose(picture).convert("RGB")
+        shown = ImageOps.exif_transpose(opened).convert("RGB")
     shown.thumbnail((SHOWN, SHOWN))
     return to_png(np.asarray(shown))
 
 
 def _scores(store: Store, scorer: str) -> dict[tuple[str, str], float]:
-    """Similarity of each generation to training pictures, by both ids."""
+    """Similarity of each generation to training images, by both ids."""
     rows = store.read("scores", columns=["generation_id", "reference_id", "value"], metric="sscd", scorer=scorer)
     columns = zip(*(column.to_pylist() for column in rows.columns), strict=True)
     return {(name, image): value for name, image, value in columns}
@@ -228,11 +228,11 @@ def _losses(store: Store, subject: Subject, searches: Mapping[str, Collection[st
             curves.append(Curve(name, np.mean(found, axis=0).tolist()))
     if not curves:
         return None
-    return Chart("Loss of the attacks", "step", "diffusion loss", curves, "mean over attacked pictures", smooth=5)
+    return Chart("Loss of the attacks", "step", "diffusion loss", curves, "mean over attacked images", smooth=5)
 
 
 def _effort(rows: Sequence[Row]) -> Chart | None:
-    """Share of pictures that attacks from noise bring back, by their number of steps."""
+    """Share of images that attacks from noise bring back, by their number of steps."""
     rates = {control: effort_rates(rows, control) for control in (False, True)}
     marks = sorted(rates[False])
     if not marks:
@@ -242,7 +242,7 @@ def _effort(rows: Sequence[Row]) -> Chart | None:
         if rates[control].keys() >= set(marks):
             curves.append(Curve(name, [rates[control][steps].value for steps in marks]))
             sizes.append(f"{rates[control][marks[0]].n} {name}")
-    note = f"attacks from noise on {' and '.join(sizes)} pictures; {effort_words(rows)}".strip(" ;")
+    note = f"attacks from noise on {' and '.join(sizes)} images; {effort_words(rows)}".strip(" ;")
     words = "attack steps", "share brought back"
     return Chart("Replication by the attack's effort", *words, curves, note, x_marks=[*map(str, marks)])
 
@@ -274,7 +274,7 @@ def _overlap_curves(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
         curves = []
         for pair, name in PAIRS.items():
             values = {row[axis]: row["iou"] for row in mine if row["pair"] == pair}
-            if len(values) == len(points):
+            if values and len(values) == len(points):
                 curves.append(Curve(name, [values[point] for point in points]))
         chance = [np.mean([row["iou_chance"] for row in mine if row[axis] == point]) for point in points]
         if curves:
@@ -284,10 +284,10 @@ def _overlap_curves(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return charts
 
 
-def _left(store: Store, subject: Subject, found: Localized, asked: Sequence[Prompt]) -> list[Chart]:
+def _left(store: Store, subject: Subject, found: Localized, memorized: Sequence[Prompt]) -> list[Chart]:
     """Similarity of noise differences left as neurons are silenced, best first, beside random ones."""
     # The store may know curves of more prompts, of larger audits.
-    which = {"params_id": found.curve, "prompt_ids": [prompt.prompt_id for prompt in asked]}
+    which = {"params_id": found.curve, "prompt_ids": [prompt.prompt_id for prompt in memorized]}
     rows = query(store, "memorization_left", model_id=subject.model_id, **which).to_pylist()
     searched = {row["neurons"] for row in rows if not row["control"]}
     # Every prompt's own number is in the rows, too; all of them would not fit below the axis.
@@ -317,6 +317,6 @@ def _keep_evidence(store: Store, audit_id: str, shown: Shown, rows: Sequence[Row
     for (variant, _, condition), ids in shown.items():
         for kind, metric in (("sscd", "mr"), ("clip", "clip")):
             if (variant, condition, metric) in known:
-                place = {"variant": variant, "condition": condition.name, "metric": kind}
-                row = place | {"scorer": scorers[kind], "generation_ids": list(ids)}
-                store.write("evidence", content_key(audit_id, *place.values()), [row], audit_id=audit_id)
+                trial = {"variant": variant, "condition": condition.name, "metric": kind}
+                row = trial | {"scorer": scorers[kind], "generation_ids": list(ids)}
+                store.write("evidence", content_key(audit_id, *trial.values()), [row], audit_id=audit_id)

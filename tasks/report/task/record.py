@@ -1,4 +1,4 @@
-"""What the store says of an audit: its record and its figures."""
+"""What the store says of an audit: its record and its estimates."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any
 from storage import Store
 from tasks.conditions import Condition
 from tasks.errors import InputError
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.verdict import Row
 from tasks.units import PROMPTS
 
@@ -26,14 +26,14 @@ def record_of(store: Store, audit_id: str) -> dict[str, Any]:
 
 
 def rows_of(store: Store, audit_id: str) -> list[Row]:
-    """The audit's figures, in the order of its variants and conditions, each with the number of its prompts."""
+    """The audit's estimates, in the order of its variants and conditions, each with the number of its prompts."""
     found = store.read("metrics", audit_id=audit_id).to_pylist()
     prompts = {
         (row["variant"], row["condition"], row["metric"].removesuffix(PROMPTS)): int(row["value"])
         for row in found
         if row["metric"].endswith(PROMPTS)
     }
-    order = {name: number for number, name in enumerate(STANDINGS)}
+    order = {name: number for number, name in enumerate(standings())}
     rows = [
         Row(
             row["variant"],
@@ -49,7 +49,7 @@ def rows_of(store: Store, audit_id: str) -> list[Row]:
         if not row["metric"].endswith(PROMPTS)
     ]
 
-    def place(row: Row) -> tuple[int, str, bool, str]:
+    def rank(row: Row) -> tuple[int, str, bool, str]:
         return order.get(row.variant, len(order)), row.variant, row.condition.is_attack, row.condition.name
 
-    return sorted(rows, key=place)
+    return sorted(rows, key=rank)

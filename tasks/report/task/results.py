@@ -1,4 +1,4 @@
-"""An audit's figures for those who do not have the store: a page and a file for programs."""
+"""An audit's estimates for those who do not have the store: a page and a file for programs."""
 
 import json
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Any
 
 from storage import Store
 from tasks.errors import InputError
-from tasks.report.markdown import effort_text, figures_text, put_between
+from tasks.report.markdown import effort_text, estimates_text, put_between
 from tasks.report.published import published_text
 from tasks.report.report import meanings
-from tasks.report.standing import STANDINGS
+from tasks.report.standing import standings
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.verdict import Row
 
@@ -24,17 +24,17 @@ def write_results(store: Store, audit_id: str, folder: Path, command: str) -> tu
         command: what makes the audit again.
 
     Raises:
-        InputError: there is no such audit, it has no figures, or the folder cannot be written.
+        InputError: there is no such audit, it has no estimates, or the folder cannot be written.
     """
     record = record_of(store, audit_id)
     metrics = store.read("metrics", audit_id=audit_id).to_pylist()
     if not metrics:
-        raise InputError(f"the audit {audit_id} is {record['state']} and has no figures yet")
+        raise InputError(f"the audit {audit_id} is {record['state']} and has no estimates yet")
     page, data = folder / "RESULTS.md", folder / "results.json"
     metrics.sort(key=lambda row: (row["variant"], row["condition"], row["metric"]))
     rows = rows_of(store, audit_id)
     published = published_text({(row.variant, row.condition, row.metric): row for row in rows})
-    text = "\n\n".join(filter(None, (figures_text(rows, STANDINGS) + effort_text(rows), published)))
+    text = "\n\n".join(filter(None, (estimates_text(rows, standings()) + effort_text(rows), published)))
     taken = str((record["finished_at"] or record["started_at"]) - record["started_at"]).split(".")[0]
     versions = ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())
     made = f"Made by `{command}` and `engram results`: audit {audit_id} of model {record['model_id']}, "

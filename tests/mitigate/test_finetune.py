@@ -1,5 +1,6 @@
 """Adversarial fine-tuning: a broken run ends with the weights of an unbroken one, and the original is left alone."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.attack.dori import start_embeddings
 from tasks.conditions import Start
 from tasks.diffusion.families import Model, StableDiffusion
+from tasks.dori import start_embeddings
 from tasks.errors import Diverged, InputError
 from tasks.mitigate import finetune as finetuning
-from tasks.mitigate.finetune import FineTuneParams, Memorized, Ordinary, Progress, finetune
+from tasks.mitigate.finetune import FineTuneParams, finetune
+from tasks.mitigate.training import HeldOut, Lesson, Memorized, Ordinary, Progress, Trained
 from tests.support.denoisers import TOKENS, WIDTH, tiny_model, tiny_unet
 
 PARAMS = FineTuneParams(
@@ -35,16 +37,32 @@ def data() -> tuple[Memorized, Ordinary]:
     return Memorized(["a", "b", "c"], ["cat", "dog", "sun"], latents, surrogates), pairs
 
 
+def never(denoiser: Any, seed: int, seeds: int, images_at_once: int = 4) -> float:
+    raise AssertionError("a held-out attack was made that nobody asked for")
+
+
+def train(
+    model: Model,
+    memorized: Memorized,
+    ordinary: Ordinary,
+    params: FineTuneParams,
+    checkpoint: Path,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    held_out: HeldOut = never,
+) -> Trained:
+    return finetune(Lesson(model, memorized, ordinary, checkpoint, held_out, on_progress), params)
+
+
 class Killed(Exception):
     pass
 
 
 def killed_after(step: int) -> Any:
-    def told(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.step == step:
             raise Killed
 
-    return told
+    return on_progress
 
 
 def weights(unet: Any) -> dict[str, torch.Tensor]:
@@ -55,12 +73,12 @@ def weights(unet: Any) -> dict[str, torch.Tensor]:
 def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, layout: torch.memory_format) -> None:
     model = tiny_model(tiny_unet().to(memory_format=layout))
     before = weights(model.denoiser)
-    unbroken = finetune(model, *data(), PARAMS, tmp_path / "one.pt")
+    unbroken = train(model, *data(), PARAMS, tmp_path / "one.pt")
     for step in (1, 3, 4):
         with pytest.raises(Killed):
-            finetune(model, *data(), PARAMS, tmp_path / "two.pt", killed_after(step))
+            train(model, *data(), PARAMS, tmp_path / "two.pt", killed_after(step))
         torch.manual_seed(step)  # the global generator has no say
-    resumed = finetune(model, *data(), PARAMS, tmp_path / "two.pt")
+    resumed = train(model, *data(), PARAMS, tmp_path / "two.pt")
     wanted = weights(unbroken.denoiser)
     assert all(torch.equal(value, wanted[name]) for name, value in resumed.denoiser.state_dict().items())
     assert resumed.history == unbroken.history
@@ -74,11 +92,11 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, layout: torch.me
 
 def test_a_kill_between_checkpoints_repeats_the_steps_since(tmp_path: Path) -> None:
     model, params = tiny_model(), PARAMS.model_copy(update={"save_every": 4})
-    unbroken = finetune(model, *data(), params, tmp_path / "one.pt")
+    unbroken = train(model, *data(), params, tmp_path / "one.pt")
     with pytest.raises(Killed):
-        finetune(model, *data(), params, tmp_path / "two.pt", killed_after(5))
+        train(model, *data(), params, tmp_path / "two.pt", killed_after(5))
     seen: list[int] = []
-    resumed = finetune(model, *data(), params, tmp_path / "two.pt", lambda progress: seen.append(progress.step))
+    resumed = train(model, *data(), params, tmp_path / "two.pt", lambda progress: seen.append(progress.step))
     assert seen == [5, 6]
     assert resumed.history == unbroken.history
     wanted = weights(unbroken.denoiser)
@@ -87,7 +105,7 @@ def test_a_kill_between_checkpoints_repeats_the_steps_since(tmp_path: Path) -> N
 
 def test_a_step_that_does_not_fit_in_memory_is_taken_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, params = tiny_model(), PARAMS.model_copy(update={"epochs": 1})
-    whole = finetune(model, *data(), params, tmp_path / "one.pt")
+    whole = train(model, *data(), params, tmp_path / "one.pt")
     loss, sizes = StableDiffusion.training_loss, []
 
     def small(model: StableDiffusion, clean: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -97,7 +115,7 @@ def test_a_step_that_does_not_fit_in_memory_is_taken_in_pieces(tmp_path: Path, m
         return loss(model, clean, *rest)
 
     monkeypatch.setattr(StableDiffusion, "training_loss", small)
-    pieces = finetune(model, *data(), params, tmp_path / "two.pt")
+    pieces = train(model, *data(), params, tmp_path / "two.pt")
     assert max(sizes) == 4 and sizes.count(2) >= 6
     # AdamW's first steps go by the sign of the gradient, so rounding shows where that is next to nothing.
     far = [(a - b).abs().max() for a, b in zip(whole.denoiser.parameters(), pieces.denoiser.parameters(), strict=True)]
@@ -109,12 +127,12 @@ def test_it_learns_the_surrogates(tmp_path: Path) -> None:
     params = FineTuneParams(
         epochs=40, images_per_step=3, noises=4, ordinary_batch=1, learning_rate=5e-3, attack_steps=0, save_every=1000
     )
-    history = finetune(tiny_model(), *data(), params, tmp_path / "it.pt").history
+    history = train(tiny_model(), *data(), params, tmp_path / "it.pt").history
     first, last = (sum(it.erase or 0 for it in part) for part in (history[:10], history[-10:]))
     assert last < 0.9 * first
 
 
-def test_searches_of_a_picture_begin_in_turn_at_its_prompt_and_at_noise(
+def test_searches_of_an_image_begin_in_turn_at_its_prompt_and_at_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: dict[str, list[str]] = {}
@@ -124,7 +142,7 @@ def test_searches_of_a_picture_begin_in_turn_at_its_prompt_and_at_noise(
         return start_embeddings(model, start, prompts, *rest, **more)
 
     monkeypatch.setattr(finetuning, "start_embeddings", recorded)
-    finetune(tiny_model(), *data(), PARAMS.model_copy(update={"epochs": 6}), tmp_path / "it.pt")  # searched in three
+    train(tiny_model(), *data(), PARAMS.model_copy(update={"epochs": 6}), tmp_path / "it.pt")  # searched in three
     assert begun == {
         "cat": ["prompt", "noise", "prompt"],
         "dog": ["noise", "prompt", "noise"],
@@ -134,7 +152,7 @@ def test_searches_of_a_picture_begin_in_turn_at_its_prompt_and_at_noise(
 
 def test_ordinary_pairs_alone(tmp_path: Path) -> None:
     params = PARAMS.model_copy(update={"erase_weight": 0.0, "epochs": 1})
-    history = finetune(tiny_model(), *data(), params, tmp_path / "it.pt").history
+    history = train(tiny_model(), *data(), params, tmp_path / "it.pt").history
     assert all(it.erase is None and it.attack is None for it in history)
 
 
@@ -151,7 +169,7 @@ def test_dropped_captions_are_what_guidance_reads(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(StableDiffusion, "training_loss", looked_at)
     params = PARAMS.model_copy(update={"erase_weight": 0.0, "epochs": 1, "drop": 1.0})
-    finetune(model, *data(), params, tmp_path / "it.pt")
+    train(model, *data(), params, tmp_path / "it.pt")
     assert seen and all(text.equal(model.unconditional().expand_as(text)) for text in seen)
     assert zeros == (not seen[0].any())
 
@@ -161,52 +179,50 @@ def test_stops_when_the_held_out_attack_finds_nothing(tmp_path: Path) -> None:
     shares = iter([0.5, 0.0])
     judged: list[dict[str, torch.Tensor]] = []
 
-    def held_out(unet: Any) -> float:
-        assert not any(weight.requires_grad for weight in unet.parameters())
-        judged.append(weights(unet))
+    def held_out(denoiser: Any, seed: int, seeds: int, images_at_once: int = 4) -> float:
+        assert (seed, seeds) == (1, 4)
+        assert not any(weight.requires_grad for weight in denoiser.parameters())
+        judged.append(weights(denoiser))
         return next(shares)
 
-    result = finetune(tiny_model(), *data(), params, tmp_path / "it.pt", held_out=held_out)
-    assert result.stopped
+    result = train(tiny_model(), *data(), params, tmp_path / "it.pt", held_out=held_out)
     assert [it.held_out for it in result.history] == [None, 0.5, None, 0.0]
     # What was judged is what is returned.
     assert all(torch.equal(value, judged[-1][name]) for name, value in result.denoiser.state_dict().items())
-    again = finetune(tiny_model(), *data(), params, tmp_path / "it.pt", held_out=held_out)
-    assert again.stopped
+    again = train(tiny_model(), *data(), params, tmp_path / "it.pt", held_out=held_out)
+    assert again.history == result.history
     assert len(judged) == 2
 
 
 def test_the_held_out_attack_does_not_change_the_way(tmp_path: Path) -> None:
-    plain = finetune(tiny_model(), *data(), PARAMS, tmp_path / "one.pt")
+    plain = train(tiny_model(), *data(), PARAMS, tmp_path / "one.pt")
     params = PARAMS.model_copy(update={"check_every": 1})
-    watched = finetune(tiny_model(), *data(), params, tmp_path / "two.pt", held_out=lambda unet: 1.0)
+    watched = train(tiny_model(), *data(), params, tmp_path / "two.pt", held_out=lambda *given: 1.0)
     wanted = weights(plain.denoiser)
     assert all(torch.equal(value, wanted[name]) for name, value in watched.denoiser.state_dict().items())
 
 
-def test_refuses(tmp_path: Path, model: Model) -> None:
-    finetune(tiny_model(), *data(), PARAMS.model_copy(update={"epochs": 1}), tmp_path / "it.pt")
+def test_refuses(tmp_path: Path) -> None:
+    train(tiny_model(), *data(), PARAMS.model_copy(update={"epochs": 1}), tmp_path / "it.pt")
     with pytest.raises(InputError, match="another training"):
-        finetune(tiny_model(), *data(), PARAMS, tmp_path / "it.pt")
-    with pytest.raises(InputError, match="held-out"):
-        finetune(tiny_model(), *data(), PARAMS.model_copy(update={"check_every": 1}), tmp_path / "new.pt")
+        train(tiny_model(), *data(), PARAMS, tmp_path / "it.pt")
     memorized, pairs = data()
     broken = replace(pairs, latents=pairs.latents * float("nan"))
     with pytest.raises(Diverged, match="training diverged at step 1"):
-        finetune(tiny_model(), memorized, broken, PARAMS, tmp_path / "new.pt")
+        train(tiny_model(), memorized, broken, PARAMS, tmp_path / "new.pt")
     broken_memories = replace(memorized, latents=memorized.latents * float("nan"))
     with pytest.raises(Diverged, match=r"attack on .* diverged at step 1"):
-        finetune(tiny_model(), broken_memories, pairs, PARAMS, tmp_path / "new.pt")
+        train(tiny_model(), broken_memories, pairs, PARAMS, tmp_path / "new.pt")
     half = tiny_model(tiny_unet().half())
     with pytest.raises(InputError, match="float32"):
-        finetune(half, memorized, pairs, PARAMS, tmp_path / "new.pt")
+        train(half, memorized, pairs, PARAMS, tmp_path / "new.pt")
 
 
 def test_low_rank_changes_touch_the_attention_alone(tmp_path: Path) -> None:
     model = tiny_model()
     before = weights(model.denoiser)
     params = PARAMS.model_copy(update={"lora_rank": 2})
-    one, two = (finetune(model, *data(), params, tmp_path / f"{name}.pt").denoiser for name in ("one", "two"))
+    one, two = (train(model, *data(), params, tmp_path / f"{name}.pt").denoiser for name in ("one", "two"))
     after = weights(one)
     assert after.keys() == before.keys()
     changed = {name for name in before if not before[name].equal(after[name])}

@@ -1,8 +1,8 @@
-"""Dori: text embeddings that make a model replicate a picture (Kowalczuk et al., ICML 2026, arXiv 2507.16880).
+"""Dori: text embeddings that make a model replicate an image (Kowalczuk et al., ICML 2026, arXiv 2507.16880).
 
-Given a picture, an embedding is optimised until the model, under it, denoises towards that picture. If a few steps
-from anywhere suffice, the model still remembers the picture, whatever was pruned. The control decides what that means:
-pictures the model never memorized must not come back under the same budget.
+Given an image, an embedding is optimised until the model, under it, denoises towards that image. If a few steps
+from anywhere suffice, the model still remembers the image, whatever was pruned. The control decides what that means:
+images the model never memorized must not come back under the same budget.
 """
 
 import math
@@ -23,51 +23,56 @@ from tasks.params import SPEED
 
 
 class DoriParams(BaseModel):
-    """Budget and start of the attack; the defaults are the published ones.
+    """Budget and start of the attack; the defaults are the published ones, but for the noise that searches begin at.
 
-    But for random starts: what the paper calls Gaussian noise is given the mean and spread of real embeddings here, so
-    that a search begins where the model has ever been; "unit" is plain noise.
+    What the paper calls Gaussian noise is matched noise here: it has the mean and deviation of embeddings of real
+    prompts, since the model has seen no others. "unit" is plain noise.
     """
 
     model_config = ConfigDict(title="Dori", frozen=True, extra="forbid")
 
     steps: Annotated[
-        int, Field(ge=1, le=10_000, description="Adam steps; beyond some 500 any picture may come back")
+        int, Field(ge=1, le=10_000, description="Number of Adam steps; beyond some 500 any image may come back.")
     ] = 50
-    learning_rate: Annotated[float, Field(gt=0, le=10, description="learning rate of Adam")] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, le=10, description="Learning rate of Adam.")] = 0.1
     batch: Annotated[
-        int, Field(ge=1, le=1024, description="noises and timesteps drawn for each picture at each step")
+        int, Field(ge=1, le=1024, description="Number of noises and timesteps drawn for each image at each step.")
     ] = 8
-    restarts: Annotated[int, Field(ge=1, le=1000, description="independent attacks on each picture")] = 1
+    restarts: Annotated[int, Field(ge=1, le=1000, description="Number of independent attacks on each image.")] = 1
     start: Annotated[
-        Start, Field(description="where the search begins: the picture's own prompt, Gaussian noise, or another prompt")
+        Start, Field(description="Where the search begins: the image's own prompt, Gaussian noise, or another prompt.")
     ] = "prompt"
     noise_scale: Annotated[
         Literal["matched", "unit"],
-        Field(description="noise with the mean and spread of real embeddings, feature by feature, or plain N(0, 1)"),
+        Field(
+            description="Noise that searches begin at: matched has the mean and deviation of embeddings of real"
+            " prompts, feature by feature; unit is plain N(0, 1)."
+        ),
     ] = "matched"
     images_at_once: Annotated[
         int,
         Field(
-            ge=1, le=1024, description="pictures attacked in one batch, as memory allows; does not change the result"
+            ge=1,
+            le=1024,
+            description="Images attacked in one batch, as memory allows; this does not change the result.",
         ),
         SPEED,
     ] = 4
     also_at: Annotated[
         tuple[Annotated[int, Field(ge=0, le=10_000)], ...],
         Field(
-            description="numbers of steps whose embeddings are kept, too: smaller budgets, at no further cost; 0 is "
-            "where the search begins"
+            description="Numbers of steps after which embeddings are kept, too: smaller budgets at no further cost;"
+            " 0 is where the search begins."
         ),
     ] = ()
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """What one attack on one picture found."""
+    """What one attack on one image found."""
 
     key: Key
-    """The picture's id and the seed of the attack."""
+    """The image's id and the seed of the attack."""
     restart: int
     embedding: torch.Tensor
     """float32 (tokens, width) on the CPU."""
@@ -96,17 +101,17 @@ def attack(
     pool: Sequence[str] | None = None,
     done: Callable[[int], None] = lambda n: None,
 ) -> list[Trigger]:
-    """The whole attack on pictures: `restarts` searches each, from the starts that `params` names.
+    """The whole attack on images: `restarts` searches each, from the starts that `params` names.
 
     Args:
-        latents: (n, channels, height, width) of the pictures, as `tasks.diffusion.sampling.encode` gives them.
-        prompts: the picture's own prompt, one each.
-        keys: the picture's id and the seed of the attack, one each.
+        latents: (n, channels, height, width) of the images, as `tasks.diffusion.sampling.encode` gives them.
+        prompts: the image's own prompt, one each.
+        keys: the image's id and the seed of the attack, one each.
         pool: see `start_embeddings`.
-        done: told the number of finished steps, as in `search`; in all n * restarts * steps.
+        done: called with the number of finished steps, as in `search`; in all n * restarts * steps.
 
     Returns:
-        restarts triggers for the first picture, then for the next, and so on.
+        restarts triggers for the first image, then for the next, and so on.
 
     Raises:
         InputError: see `start_embeddings` and `search`.
@@ -134,14 +139,14 @@ def start_embeddings(
     """Where each search begins, float (n, tokens, width).
 
     Args:
-        kind: "prompt": the embedding of the picture's own prompt. "noise": Gaussian noise, either plain N(0, 1) or
+        kind: "prompt": the embedding of the image's own prompt. "noise": Gaussian noise, either plain N(0, 1) or
             matched, that is with the mean and standard deviation that each of the width features has over all tokens
             of the pool's embeddings (they differ by orders of magnitude in CLIP), and SDXL's pooled vectors by
             themselves. "other": another prompt of the pool.
         prompts: one for each search.
         keys: one for each search; noise and choice depend on nothing else.
         pool: prompts that "other" draws from and "matched" measures; `prompts` by default. Give the same pool to every
-            worker, so that a start does not depend on which pictures share a shard.
+            worker, so that a start does not depend on which images share a shard.
 
     Raises:
         InputError: the pool holds no other prompt.
@@ -197,7 +202,7 @@ def search(
     params: DoriParams,
     done: Callable[[int], None] = lambda n: None,
 ) -> list[Trigger]:
-    """Adam on the plain diffusion loss ||eps - eps_theta(z_t, t, y)||^2 of one picture, over the embedding y alone.
+    """Adam on the plain diffusion loss ||eps - eps_theta(z_t, t, y)||^2 of one image, over the embedding y alone.
 
     Noise and timestep are drawn afresh at each step, uniformly over all timesteps: that is what makes the trigger work
     from any initial noise. Each search draws from a generator of its own, and Adam works element by element, so
@@ -205,10 +210,10 @@ def search(
     1e-4 of the way).
 
     Args:
-        latents: (n, channels, height, width), one picture a search.
+        latents: (n, channels, height, width), one image a search.
         starts: (n, tokens, width).
         keys: one for each search; its noise depends on nothing else.
-        done: told the number of finished steps, counted over all searches; in all n * steps.
+        done: called with the number of finished steps, counted over all searches; in all n * steps.
 
     Raises:
         InputError: the weights are half precision.

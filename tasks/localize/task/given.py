@@ -1,4 +1,4 @@
-"""What localization is asked for, and the ids that follow: pure, so that they are known before anything has run."""
+"""What localization is given, and the ids that follow: pure, so that they are known before anything has run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

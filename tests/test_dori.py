@@ -7,13 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.attack.dori import DoriParams, attack, search, start_embeddings
 from tasks.diffusion.families import Model, StableDiffusion
+from tasks.dori import DoriParams, attack, search, start_embeddings
 from tasks.errors import InputError
 from tests.support.denoisers import TOKENS, WIDTH, tiny_model
 
 SHAPE = (4, 8, 8)
 KEYS = [("a", 0), ("b", 0), ("c", 7)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
 
 
 class Recaller(nn.Module):
@@ -40,14 +45,14 @@ class Recaller(nn.Module):
 def test_finds_the_optimum_that_is_known(model: Model, prediction: str) -> None:
     known = tiny_model(Recaller(model.schedule.own.alphas_cumprod, prediction), prediction_type=prediction)
     wanted = torch.tensor([[1.0, -0.5, 0.25, 0.0], [-1.0, 0.5, 0.75, -0.25]])
-    pictures = wanted[:, :, None, None].expand(2, *SHAPE)
-    found = search(known, pictures, torch.zeros(2, TOKENS, WIDTH), KEYS[:2], DoriParams(steps=300, learning_rate=0.05))
-    for trigger, picture in zip(found, wanted, strict=True):
-        assert torch.allclose(trigger.embedding[0, :4], picture, atol=0.02)
+    images = wanted[:, :, None, None].expand(2, *SHAPE)
+    found = search(known, images, torch.zeros(2, TOKENS, WIDTH), KEYS[:2], DoriParams(steps=300, learning_rate=0.05))
+    for trigger, image in zip(found, wanted, strict=True):
+        assert torch.allclose(trigger.embedding[0, :4], image, atol=0.02)
         assert trigger.losses[-1] < 1e-2 * trigger.losses[0]
-        # Nothing else was given a gradient, so nothing else moved, and the way is the length of the picture's numbers.
+        # Nothing else was given a gradient, so nothing else moved, and the way is the length of the image's numbers.
         assert torch.equal(trigger.embedding[1:], torch.zeros(TOKENS - 1, WIDTH))
-        assert trigger.distance(len(trigger.losses)) == pytest.approx(picture.norm().item(), abs=0.05)
+        assert trigger.distance(len(trigger.losses)) == pytest.approx(image.norm().item(), abs=0.05)
 
 
 def test_the_first_step_of_adam_is_the_learning_rate(model: Model) -> None:
@@ -72,16 +77,16 @@ def test_weights_stay_bit_equal_and_keep_no_gradient(model: Model) -> None:
 
 
 @pytest.mark.parametrize("start", ["prompt", "noise", "other"])
-def test_pictures_attacked_together_go_the_way_they_go_alone(model: Model, start: str) -> None:
-    pictures = torch.randn(3, *SHAPE)
+def test_images_attacked_together_go_the_way_they_go_alone(model: Model, start: str) -> None:
+    images = torch.randn(3, *SHAPE)
     params = DoriParams(steps=20, batch=2, start=start, restarts=2, images_at_once=4)
     prompts = ["cat", "dog", "sun"]
-    together = attack(model, pictures, prompts, KEYS, params)
+    together = attack(model, images, prompts, KEYS, params)
     single = params.model_copy(update={"images_at_once": 1})
     alone = [
         trigger
         for row in (2, 0, 1)
-        for trigger in attack(model, pictures[[row]], [prompts[row]], [KEYS[row]], single, pool=prompts)
+        for trigger in attack(model, images[[row]], [prompts[row]], [KEYS[row]], single, pool=prompts)
     ]
     by_key = {(trigger.key, trigger.restart): trigger for trigger in alone}
     assert [(t.key, t.restart) for t in together] == [(key, restart) for key in KEYS for restart in (0, 1)]
@@ -94,8 +99,8 @@ def test_pictures_attacked_together_go_the_way_they_go_alone(model: Model, start
 
 
 def test_noises_that_do_not_fit_together_go_one_after_the_other(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures, starts, params = torch.randn(2, *SHAPE), torch.randn(2, TOKENS, WIDTH), DoriParams(steps=5, batch=3)
-    whole = search(model, pictures, starts, KEYS[:2], params)
+    images, starts, params = torch.randn(2, *SHAPE), torch.randn(2, TOKENS, WIDTH), DoriParams(steps=5, batch=3)
+    whole = search(model, images, starts, KEYS[:2], params)
     errors, sizes = StableDiffusion.training_loss, []
 
     def short_of_memory(model: StableDiffusion, clean: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
@@ -105,7 +110,7 @@ def test_noises_that_do_not_fit_together_go_one_after_the_other(model: Model, mo
         return errors(model, clean, *rest)
 
     monkeypatch.setattr(StableDiffusion, "training_loss", short_of_memory)
-    pieces = search(model, pictures, starts, KEYS[:2], params)
+    pieces = search(model, images, starts, KEYS[:2], params)
     assert sizes == [6, 3, 2, 2, 2, *[2, 2, 2] * 4]  # what memory holds is found out once
     for one, other in zip(whole, pieces, strict=True):
         assert torch.allclose(torch.tensor(one.losses), torch.tensor(other.losses), rtol=1e-4)
@@ -159,11 +164,11 @@ def test_starts(model: Model) -> None:
     assert torch.equal(again[0], unit[3])
 
 
-def test_a_diverging_attack_names_the_picture(model: Model) -> None:
-    pictures = torch.randn(2, *SHAPE)
-    pictures[1, 0, 0, 0] = float("nan")
+def test_a_diverging_attack_names_the_image(model: Model) -> None:
+    images = torch.randn(2, *SHAPE)
+    images[1, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match="attack on b diverged at step 1"):
-        search(model, pictures, torch.randn(2, TOKENS, WIDTH), KEYS[:2], DoriParams(steps=2))
+        search(model, images, torch.randn(2, TOKENS, WIDTH), KEYS[:2], DoriParams(steps=2))
 
 
 def test_half_precision_is_refused(model: Model) -> None:

@@ -1,4 +1,4 @@
-"""What the store asks of the place it is kept in; `local.py` and `s3.py` give it."""
+"""What the store asks of the backend that it is kept in; `local.py` and `s3.py` give it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyarrow import fs
 ASIDE = ".aside"
 """Folder of the store where files are written before they are put in place."""
 MANIFEST = "manifest.json"
-"""File that makes a folder of weights visible on S3, and says in both places what the folder holds."""
+"""File that makes a folder of weights visible on S3, and says in both backends what the folder holds."""
 WEIGHTS = "weights"
 """Folder of the store with the folders of weights."""
 HOUR = 3600.0
@@ -37,7 +37,7 @@ class Entry:
     """Why this is no file that can be read; the path of a folder that hides its files ends with '/'."""
 
 
-class Place(Protocol):
+class Backend(Protocol):
     """A folder or object-store prefix. Paths are relative to its root; every method raises OSError when it fails."""
 
     url: str
@@ -46,7 +46,7 @@ class Place(Protocol):
     """The root as a path of `filesystem`."""
 
     def below(self, folder: str) -> Self:
-        """The place that a folder of this one is; with an empty name, this place itself."""
+        """The backend that a folder of this one is; with an empty name, this one itself."""
 
     def exists(self, path: str) -> bool:
         """Whether a file is there."""

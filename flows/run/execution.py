@@ -1,0 +1,63 @@
+"""The doing of work: here, item by item, each as a Prefect task whose lineage shows."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from prefect import get_run_logger
+
+from flows.lineage import task
+from flows.run.spec import Spec
+from flows.run.work import Item, Stage, work
+from flows.show import shown_progress
+from tasks.errors import Diverged, InputError, TooLarge
+
+BEFORE: dict[str, tuple[Stage, str]] = {
+    "localize": ("collect", "run the collection first"),
+    "mitigate": ("localize", "run the localization first"),
+    "attack": ("localize", "run the localization first"),
+    "diagnose": ("localize", "run the localization first"),
+    "evaluate": ("attack", "attack first"),
+}
+"""Whose work a stage needs, and what to do where it is not there."""
+
+
+def execute(spec: Spec, stage: Stage, audit_id: str = "none") -> Iterator[tuple[Item, Any]]:
+    """Does what a stage has to do and the store does not have, and yields each item with what it returned.
+
+    A training that diverges, or that does not fit into memory, is a result, too: the others go on without its variant,
+    and the page says so.
+
+    Args:
+        audit_id: the audit that estimates and model cards name.
+
+    Raises:
+        InputError: something that an item needs is not there, or cannot be used.
+    """
+    check_ready(spec, stage)
+    with shown_progress(stage):
+        for item in work(spec, stage, audit_id=audit_id):
+            if not item.anew and not item.missing():
+                continue
+            try:
+                done = task(item.do, item.name, *item.writes, reads=item.reads)()
+            except (Diverged, TooLarge) as error:
+                if not item.may_fail:
+                    raise
+                get_run_logger().warning("%s has no result: %s", item.name, error)
+                continue
+            yield item, done
+
+
+def check_ready(spec: Spec, stage: str) -> None:
+    """Looks whether a stage finds in the store what the one before it writes: at once, not after its own first hours.
+
+    Raises:
+        InputError: something is missing, with what is to be done first.
+    """
+    if stage not in BEFORE:
+        return
+    before, advice = BEFORE[stage]
+    for item in work(spec, before):
+        if not item.anew and (lacking := item.missing()):
+            units = item.unit if item.size == 1 else f"{item.unit}s"
+            raise InputError(f"the store lacks {lacking} of {item.size} {units} of {item.name}: {advice}")

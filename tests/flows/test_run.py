@@ -1,0 +1,170 @@
+"""Runs: the spec is resolved once, ids follow from it, and items of work say what there is to do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli.commands import app
+from flows.params import AuditParams
+from flows.run import ids, work
+from flows.run.outlook import outlook
+from flows.run.spec import Spec, audits_like, resolve, spec_of, speeds
+from flows.settings import Settings
+from storage import Store
+from tasks.errors import InputError
+from tests.support.world import tiny_world
+
+SETTINGS: dict[str, Any] = {
+    "memorized": 4,
+    "threshold_nulls": 2,
+    "ordinary": 2,
+    "seeds": 2,
+    "attacked": 2,
+    "controls": 1,
+    "starts": ("noise",),
+    "sampling": {"steps": 2},
+    "nemo": {"seeds": 3, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
+    "wanda": {"sparsity": 0.1, "tau": 2},
+    "dori": {"steps": 2, "batch": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_world(tmp_path_factory.mktemp("world"))
+
+
+def params_of(model: Path, store: Path, **changed: Any) -> AuditParams:
+    settings = Settings.model_validate(SETTINGS | changed)
+    return AuditParams(model=str(model), store=str(store), device="cpu", settings=settings)
+
+
+def do(spec: Spec, *stages: work.Stage) -> None:
+    for item in work.work(spec, *stages, audit_id="an audit"):
+        if item.anew or item.missing():
+            item.do()
+
+
+def rows(store: str, table: str) -> list[str]:
+    """All rows, whatever the parts that they lie in, and but for when they were written."""
+    found = Store.open(store).read(table)
+    kept = [name for name in found.column_names if not name.endswith("_at")]
+    return sorted(str(row) for row in found.select(kept).to_pylist())
+
+
+def test_a_spec_is_the_same_wherever_it_is_read(model: Path, tmp_path: Path) -> None:
+    spec = resolve(params_of(model, tmp_path / "store"))
+    again = spec_of(spec.run)
+    assert (again.run_id, again.settings, again.subject) == (spec.run_id, spec.settings, spec.subject)
+    assert ids.variants(again) == ids.variants(spec) and again.chosen.memorized == spec.chosen.memorized
+    assert resolve(params_of(model, tmp_path / "store")).run_id == spec.run_id
+    assert len(Store.open(spec.subject.store).parts("runs")) == 1
+    with pytest.raises(InputError, match="has no run 'mistyped'"):
+        spec_of(spec.run.model_copy(update={"run_id": "mistyped"}))
+
+
+def test_a_run_is_another_by_what_changes_a_result_alone(model: Path, tmp_path: Path) -> None:
+    assert {"sampling.batch", "nemo.batch", "dori.images_at_once", "finetune.save_every", "sscd.threads"} <= speeds()
+    known = resolve(params_of(model, tmp_path / "store")).run_id
+    faster = resolve(params_of(model, tmp_path / "store", sampling={"steps": 2, "batch": 1}))
+    other = resolve(params_of(model, tmp_path / "store", sampling={"steps": 3}))
+    assert faster.run_id == known != other.run_id
+
+
+def test_a_setting_that_is_new_does_not_part_an_audit_from_its_figures(model: Path, tmp_path: Path) -> None:
+    spec = resolve(params_of(model, tmp_path / "store"))
+    whole = json.loads(spec.params.model_dump_json())
+    lacking = {name: value for name, value in whole["settings"].items() if name != "contrast"}
+    kinds = {
+        "before-the-setting": whole | {"settings": lacking},
+        "with-one-that-is-no-more": whole | {"settings": whole["settings"] | {"gone": 1}},
+        "with-another-value": whole | {"settings": whole["settings"] | {"seeds": 3}},
+    }
+    store = Store.open(spec.subject.store)
+    same: dict[str, Any] = {"model_id": spec.subject.model_id, "prompt_set": spec.subject.prompt_set}
+    same |= {"code_version": "0", "started_at": 0, "state": "completed"}
+    for name, params in kinds.items():
+        store.write("audits", name, [same | {"audit_id": name, "params": json.dumps(params)}])
+    assert {row["audit_id"] for row in audits_like(spec)} == {"before-the-setting", "with-one-that-is-no-more"}
+    unusual = resolve(params_of(model, tmp_path / "store", contrast="prompts"))
+    assert audits_like(unusual) == []
+
+
+def test_ids_are_known_before_anything_has_run(model: Path, tmp_path: Path) -> None:
+    spec = resolve(params_of(model, tmp_path / "store"))
+    before, expected = ids.variants(spec), ids.expected(spec)
+    do(spec, "collect", "localize", "mitigate")
+    assert ids.variants(resolve(spec.params)) == before
+    assert ids.there(spec).items() <= expected.items() and {"nemo", "wanda"} < ids.there(spec).keys()
+
+
+@pytest.mark.slow
+def test_neither_shards_nor_their_order_change_what_is_found(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each shard as another worker would do it, and the last one first."""
+    whole, apart = (resolve(params_of(model, tmp_path / name)) for name in ("whole", "apart"))
+    do(whole, "collect", "localize", "mitigate", "attack")
+    monkeypatch.setattr(work, "SHARD", 1)
+    stages: tuple[work.Stage, ...] = ("collect", "localize", "mitigate", "attack")
+    for stage in stages:
+        items = work.work(apart, stage, audit_id="an audit")
+        for item in reversed(list(items)) if stage in ("collect", "attack") else items:
+            item.do()
+    assert len([item for item in work.work(apart, "collect") if item.method.startswith("feature norms")]) == 12
+    for table in ("neuron_sets", "nemo_traces", "variants"):
+        assert rows(apart.subject.store, table) == rows(whole.subject.store, table)
+    for table, of in (("activations", ("prompt_id", "layer", "step", "params_id")), ("triggers", ("trigger_id",))):
+        one, two = (
+            {tuple(row[name] for name in of) for row in Store.open(spec.subject.store).read(table).to_pylist()}
+            for spec in (whole, apart)
+        )
+        assert one == two
+
+
+def test_the_outlook_shrinks_as_work_is_done(model: Path, tmp_path: Path) -> None:
+    spec = resolve(params_of(model, tmp_path / "store"))
+    before = outlook(spec)
+    assert before.seconds > 0 and before.bytes > 0 and all(row.there == 0 for row in before.rows)
+    norms = next(row for row in before.rows if row.work.startswith("feature norms"))
+    assert (norms.of, norms.evaluations) == (12, 12 * 2 * 2)  # prompts, steps, halves of guidance
+    images = sum(row.evaluations for row in before.rows if row.work == "generate, original, prompt")
+    assert images == 4 * 2 * 2 * 2  # prompts, seeds, steps, halves
+    do(spec, "collect", "localize")
+    half = outlook(spec)
+    assert all(row.there == row.of for row in half.rows if row.stage in ("collect", "localize"))
+    assert 0 < half.evaluations < before.evaluations and "evaluations of the denoiser are left" in half.words()
+
+
+def test_a_dry_run_leaves_everything_as_it_was(model: Path, tmp_path: Path) -> None:
+    settings = [
+        word for pair in ("attacked=1", "seeds=2", "sampling.steps=2", "wanda.sparsity=0.1") for word in ("--set", pair)
+    ]
+    command = ["audit", "--model", str(model), "--store", str(tmp_path / "none"), "--dry-run", *settings]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    assert "feature norms at ff-hidden" in found.output and "evaluations of the denoiser are left" in found.output
+    assert not (tmp_path / "none").exists()
+    spec = resolve(params_of(model, tmp_path / "store"))
+    before = sorted(path for path in (tmp_path / "store").rglob("*"))
+    answer = json.loads(CliRunner().invoke(app, [*command[:4], str(tmp_path / "store"), *command[5:], "--json"]).stdout)
+    assert sum(row["evaluations"] for row in answer["work"]) > 0 < answer["seconds"]
+    assert sorted(path for path in (tmp_path / "store").rglob("*")) == before
+    assert spec.run_id
+
+
+def test_a_stage_says_what_comes_first(model: Path, tmp_path: Path) -> None:
+    from flows.run.execution import check_ready
+
+    spec = resolve(params_of(model, tmp_path / "store"))
+    with pytest.raises(
+        InputError, match=r"lacks 8 of 8 prompts of value activations at value: run the collection first"
+    ):
+        check_ready(spec, "localize")
+    do(spec, "collect")
+    check_ready(spec, "localize")
+    with pytest.raises(InputError, match="noise differences: run the localization first"):
+        check_ready(spec, "mitigate")
