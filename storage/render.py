@@ -152,10 +152,12 @@ def _batches(rows: pa.Table) -> Iterator[list[tuple[Any, ...]]]:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    try:
-        return column.to_pylist()
-    except (ValueError, OverflowError):  # times that Python has no word for: infinity, the year 10000, nanoseconds
-        return [_value(scalar) for scalar in column]
+    if "[ns" not in str(column.type):  # where pandas is installed, nanoseconds would come as values of its own
+        try:
+            return column.to_pylist()
+        except (ValueError, OverflowError):  # times that Python has no word for: infinity, the year 10000
+            pass
+    return [_value(scalar) for scalar in column]
 
 
 def _value(scalar: pa.Scalar) -> Any:
@@ -171,6 +173,10 @@ def _value(scalar: pa.Scalar) -> Any:
     if pa.types.is_dictionary(kind):
         return _value(scalar.value)
     try:
+        if pa.types.is_timestamp(kind) and kind.unit == "ns":
+            return scalar.cast(pa.timestamp("us", kind.tz)).as_py()  # refuses what is no whole microsecond
+        if pa.types.is_duration(kind) and kind.unit == "ns":
+            return scalar.cast(pa.duration("us")).as_py()
         return scalar.as_py()
     except (ValueError, OverflowError):
         return _moment(scalar)

@@ -86,6 +86,7 @@ ODD = {
     "{'a': ['infinity'::timestamp]}": '{"a": ["infinity"]}',
     "['-infinity'::date, NULL]": '["-infinity", null]',
     "map {'k': 'infinity'::date}": '[["k", "infinity"]]',
+    "['2024-01-01 00:00:00.000000001'::timestamp_ns]": '["2024-01-01T00:00:00.000000001"]',
     "[interval 1 day]": "[1 day]",
     "NULL": "",
 }
