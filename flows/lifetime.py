@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, `kill`, and the end of the terminal."""
@@ -197,10 +197,10 @@ def _reach(url: str) -> None:
         with get_client(sync_client=True) as client:
             client.api_version()
     except Exception as error:  # no answer, no right, no server of Prefect's
-        why = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"the Prefect server at {url} does not answer as one ({why}): start it, or unset PREFECT_API_URL, in the "
-            "environment or by `prefect config unset PREFECT_API_URL`, and the command brings up its own"
+            f"the Prefect server at {url} does not answer as one ({first_line(error)}): start it, or unset"
+            " PREFECT_API_URL, in the environment or by `prefect config unset PREFECT_API_URL`, and the"
+            " command brings up its own"
         ) from error
 
 

@@ -66,6 +66,11 @@ def noting(problems: list[str]) -> Iterator[None]:
         problems += error.problems
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
+
+
 def printable(text: str) -> str:
     """A text on one line; what moves a terminal's cursor or colours it, such as ESC, is escaped.
 

@@ -293,9 +293,10 @@ class Localizer(Method):
         """How many members a layer has."""
         return layer.outputs if self.members == "neurons" else layer.outputs * layer.inputs
 
-    def sets_of(self, pruning: Pruning) -> str:
-        """What the sets of a pruning go by in `neuron_sets.method`."""
-        return f"{self.name}-control" if pruning.ordinary else self.name
+    def sets_name(self, ordinary: bool) -> str:
+        """What its sets go by in `neuron_sets.method`, those found when ordinary prompts are taken for memorized ones
+        or the others."""
+        return f"{self.name}-control" if ordinary else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,7 +438,7 @@ def method(kind: Kind, name: str) -> Any:
     if (found := _FOUND.get((kind, name))) is None:
         known = names(kind)
         near = get_close_matches(name, known, 1)
-        what = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        what = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)};"
         raise InputError(f"there is no {kind} {name!r}: {what} `engram methods` lists all")
     return found
 

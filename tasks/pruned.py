@@ -45,7 +45,7 @@ class Pruned:
     @property
     def method(self) -> str:
         """What the sets go by in `neuron_sets.method`."""
-        return self.localizer.sets_of(self.pruning)
+        return self.localizer.sets_name(self.pruning.ordinary)
 
     @property
     def scopes(self) -> tuple[str, ...]:

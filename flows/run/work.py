@@ -228,7 +228,6 @@ def _searches(
 ) -> Iterator[Item]:
     """A localizer's search for the sets of groups: each prompt by itself in shards, groups of several all at once."""
     key, given = localizing.sets_id(localizer, params, groups, ids.given(spec)), ids.given(spec)
-    stored = f"{localizer.name}-control" if groups.ordinary else localizer.name
     alone = groups.scope != "subset"
     for number, names in _sharded(list(groups.prompts)) if alone else [(0, list(groups.prompts))]:
         some = replace(groups, prompts={name: groups.prompts[name] for name in names})
@@ -242,7 +241,7 @@ def _searches(
             shard=number,
             size=len(names),
             unit=groups.scope,
-            missing=partial(done.sets, spec, names, stored, key),
+            missing=partial(done.sets, spec, names, localizer.sets_name(groups.ordinary), key),
             cost=localizer.cost_of(params) * sum(map(len, some.prompts.values())) / len(names),
         )
 

@@ -11,7 +11,7 @@ from typing import IO
 
 from PIL import Image, ImageOps, features
 
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 from tasks.prompt_files import PromptEntry, endless, few, read_file, shortened
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", *(["AVIF"] if features.check("avif") else []))
@@ -293,7 +293,7 @@ def _why(data: IO[bytes], error: Exception) -> str:
         return error.strerror
     if type(error).__name__ == "UnidentifiedImageError":
         return "it is of no kind that is read here"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def read_header(path: Path) -> Header:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from tasks.diffusion.families import Model
-from tasks.diffusion.files import line_of
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, decode, denoise
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 
 PROMPT = "a red house by the sea"
 STEPS = 3
@@ -99,7 +98,7 @@ def _of_pipeline(model: Model, start: torch.Tensor, params: SamplingParams) -> t
             **model.asked_of_pipeline,
         ).images
     except Exception as error:  # of code that is not ours, about a config that nobody foresaw
-        raise InputError(f"the pipeline of {model.source} cannot sample by itself: {line_of(error)}") from error
+        raise InputError(f"the pipeline of {model.source} cannot sample by itself: {first_line(error)}") from error
     return last[0], made.float().cpu() if decoded else None
 
 

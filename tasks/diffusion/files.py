@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 
 INDEX = "model_index.json"
 LFS = b"version https://git-lfs"
@@ -24,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: download the model again") from error
     except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not JSON ({line_of(error)}): download it again") from error
+        raise InputError(f"{path} is not JSON ({first_line(error)}): download it again") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object: download it again")
     return found
@@ -106,8 +106,3 @@ def scheduler_in(index: dict[str, Any]) -> str:
     """The class of the scheduler; with its module where that is not diffusers, whose class it is not."""
     name = str(class_in(index, "scheduler"))
     return name if index["scheduler"][0] == "diffusers" else f"{index['scheduler'][0]}.{name}"
-
-
-def line_of(error: Exception) -> str:
-    """An error in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 
 _NAME = re.compile(r"(?P<model>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _ADDRESS = re.compile(
@@ -75,4 +75,4 @@ def _refusal(model: str, error: BaseException) -> str:
         return f"no folder {model} here, and the Hub has no model of that name or revision"
     if isinstance(error, EntryNotFoundError):
         return f"{model} holds no diffusers pipeline on the Hub (no model_index.json): name one that does"
-    return f"no folder {model} here, and it cannot be had from the Hub: {str(error).splitlines()[0]}"
+    return f"no folder {model} here, and it cannot be had from the Hub: {first_line(error)}"

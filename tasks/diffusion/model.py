@@ -15,10 +15,10 @@ from safetensors import safe_open
 from tasks.diffusion.families import Model, family_in
 from tasks.diffusion.families.model import settled
 from tasks.diffusion.families.schedule import read_schedule
-from tasks.diffusion.files import INDEX, line_of, read_json, scheduler_in, stem_of, weight_files
+from tasks.diffusion.files import INDEX, read_json, scheduler_in, stem_of, weight_files
 from tasks.diffusion.folder import ADAPTER_TENSORS, OPTIONAL, no_pipeline, problems_of
 from tasks.diffusion.precision import Precision
-from tasks.errors import InputError, refuse
+from tasks.errors import InputError, first_line, refuse
 
 _OTHER_WEIGHTS = re.compile(r"\.(?!safetensors|index|json)\w+(-\d+-of-\d+)?\.(safetensors|json)$")
 """Weights, or their index, that diffusers loads only where a variant is asked for, such as `model.fp16.safetensors`."""
@@ -88,7 +88,7 @@ def _part(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
         try:
             return kind.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # a tokenizer's files fail in many ways
-            raise InputError(f"cannot load {folder} ({line_of(error)}): download the model again") from error
+            raise InputError(f"cannot load {folder} ({first_line(error)}): download the model again") from error
     options: dict[str, Any] = {"dtype": dtype} if folder.name.startswith("text_encoder") else {"torch_dtype": dtype}
     if not folder.name.startswith("text_encoder"):
         options["low_cpu_mem_usage"] = False  # what diffusers does without accelerate, after a warning
@@ -97,7 +97,7 @@ def _part(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
         )
     except Exception as error:  # whatever a config or its weights may be
-        raise InputError(f"cannot load {folder} ({line_of(error)}): download the model again") from error
+        raise InputError(f"cannot load {folder} ({first_line(error)}): download the model again") from error
     # What a file lacks is filled up with random numbers, and what it has beyond is left out.
     for what, names in (("lack", "missing_keys"), ("have beyond its config", "unexpected_keys")):
         found = sorted(name for name in loaded[names] if not name.endswith("position_ids"))
@@ -152,7 +152,7 @@ def usable_device(named: str | None) -> torch.device:
         chosen = device_of(named)
         torch.zeros(1, device=chosen).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"no device {named!r} here ({str(error).splitlines()[0]}): try cpu") from error
+        raise InputError(f"no device {named!r} here ({first_line(error)}): try cpu") from error
     return chosen
 
 

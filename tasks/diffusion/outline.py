@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tasks.diffusion.families import Model, family_in
-from tasks.diffusion.files import INDEX, line_of
+from tasks.diffusion.files import INDEX
 from tasks.diffusion.sites import Layer, Site
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def outline_of(folder: Path) -> Outline:
         with torch.device("meta"):
             denoiser = family.denoiser_class.from_config(config)
     except Exception as error:  # whatever a layer makes of a number that does not fit
-        raise InputError(f"{file} describes no {family.denoiser_class.__name__}: {line_of(error)}") from error
+        raise InputError(f"{file} describes no {family.denoiser_class.__name__}: {first_line(error)}") from error
     size = config.get("sample_size")
     latent = (
         (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) and len(size) == 2 else None

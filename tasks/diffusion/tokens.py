@@ -9,8 +9,8 @@ import transformers
 
 from tasks.diffusion.families import family_in
 from tasks.diffusion.families.tokenizers import Tokenizers
-from tasks.diffusion.files import INDEX, line_of
-from tasks.errors import InputError
+from tasks.diffusion.files import INDEX
+from tasks.errors import InputError, first_line
 
 LongPrompts = Literal["truncate", "refuse", "skip"]
 """What is done with prompts of more tokens than the model reads; training truncates captions."""
@@ -47,7 +47,7 @@ def _loaded(folder: Path, files: tuple[tuple[str, int], ...]) -> Tokenizers:
     except InputError:
         raise
     except Exception as error:  # whatever a broken file makes a tokenizer raise
-        raise InputError(f"cannot load the tokenizer of {folder}: {line_of(error)}") from error
+        raise InputError(f"cannot load the tokenizer of {folder}: {first_line(error)}") from error
     if not each:
         raise InputError(f"the pipeline at {folder} has no tokenizer: audits need all of a base model")
     return Tokenizers(tuple(each), family.most_tokens(each[0], config), family.as_read)

@@ -19,7 +19,7 @@ from tasks.diffusion.files import INDEX, read_json
 from tasks.diffusion.folder import OPTIONAL
 from tasks.diffusion.masks import Members
 from tasks.diffusion.noise import generator
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 
 
 def random_like(members: Members, universes: Mapping[int, int], seed: int, of: str = "") -> dict[int, torch.Tensor]:
@@ -159,7 +159,7 @@ def save_pipeline(base: str | Path, denoiser: nn.Module, folder: str | Path, car
                 **_left_out(Path(base)),
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise InputError(f"cannot load the pipeline at {base}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"cannot load the pipeline at {base}: {first_line(error)}") from error
         pipeline.save_pretrained(aside, safe_serialization=True)
         _write_card(aside, card, whole=True)
 

@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 
 LOCAL = "local-dir:"
 """What open_clip has before the name of a folder."""
@@ -179,7 +179,7 @@ def _checked(params: ClipParams, files: tuple[tuple[str, int, int], ...]) -> Non
         image, text = scorer.images(np.zeros((1, 8, 8, 3), np.uint8)), scorer.texts(["a cat"])
         score = float(aligned(image, text)[0])
     except Exception as error:  # whatever a model of other parts than it says it has may raise
-        raise InputError(f"the CLIP model {_called(params)} cannot be used: {_first(error)}") from error
+        raise InputError(f"the CLIP model {_called(params)} cannot be used: {first_line(error)}") from error
     if not np.isfinite(score):
         raise InputError(
             f"the CLIP model {_called(params)} gives numbers that are not finite: its weights are broken, get them anew"
@@ -206,12 +206,6 @@ def _cached(name: str) -> Path:
 def _called(params: ClipParams) -> str:
     weights = f" with {params.weights}" if params.weights else ""
     return f"{params.model.removeprefix(LOCAL)}{weights}"
-
-
-def _first(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _weights(params: ClipParams) -> Path:
@@ -246,7 +240,7 @@ def _readable(params: ClipParams, weights: Path) -> None:
         with safe_open(weights, framework="pt") as opened:
             names = set(opened.keys())
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{weights} is damaged or not whole ({_first(error)}): download it again") from error
+        raise InputError(f"{weights} is damaged or not whole ({first_line(error)}): download it again") from error
     if not names:
         raise InputError(f"{weights} holds no weights: download it again")
     if params.model.startswith(LOCAL):
@@ -254,7 +248,7 @@ def _readable(params: ClipParams, weights: Path) -> None:
         try:
             content = json.loads(config.read_text())
         except (ValueError, OSError, RecursionError) as error:
-            raise InputError(f"{config} is not JSON ({_first(error)}): download it again") from error
+            raise InputError(f"{config} is not JSON ({first_line(error)}): download it again") from error
         if not isinstance(content, dict) or not isinstance(content.get("model_cfg"), dict):
             raise InputError(f"{config} describes no open_clip model (no model_cfg): download it again")
         own = content["model_cfg"].get("text_cfg")
@@ -278,7 +272,7 @@ def _load(params: ClipParams, device: torch.device) -> tuple[Any, Any, Any]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever several libraries make of what a file says
-        words = "" if "loading state_dict" in str(error) else f" ({_first(error)})"
+        words = "" if "loading state_dict" in str(error) else f" ({first_line(error)})"
         raise InputError(
             f"cannot load the CLIP model {_called(params)}{words}: are {weights.name} and the architecture of the same "
             "model?"

@@ -15,7 +15,7 @@ from storage import Store, content_key
 from tasks.collect.image_files import find_images, header_of, is_name, read_header, read_whole
 from tasks.collect.token_check import same_prompts, tokenized
 from tasks.diffusion.tokens import LongPrompts, tokenizers_of
-from tasks.errors import InputError, refuse
+from tasks.errors import InputError, first_line, refuse
 from tasks.keys import prompt_id
 from tasks.progress import progress
 from tasks.prompt_files import (
@@ -359,7 +359,7 @@ def _is_table(path: Path) -> bool:
 def _not_parquet(path: Path, error: Exception) -> str:
     if not path.exists():
         return f"cannot read {path}: No such file or directory"
-    return f"cannot read {path}: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}"
+    return f"cannot read {path}: {getattr(error, 'strerror', None) or first_line(error)}"
 
 
 def _table_prompts(path: Path) -> Read:

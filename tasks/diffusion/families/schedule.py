@@ -19,8 +19,8 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 
-from tasks.diffusion.files import line_of, read_json
-from tasks.errors import InputError
+from tasks.diffusion.files import read_json
+from tasks.errors import InputError, first_line
 
 Choice = Literal["model", "ddim", "dpm"]
 """What samples: the model's own scheduler, DDIM, or DPM-Solver++."""
@@ -78,7 +78,7 @@ class Schedule:
             return int(scheduler.timesteps[number])
         except Exception as error:
             raise InputError(
-                f"{type(self.own).__name__} cannot take {steps} steps ({line_of(error)}): ask for more"
+                f"{type(self.own).__name__} cannot take {steps} steps ({first_line(error)}): ask for more"
             ) from error
 
     def signal(self, timesteps: torch.Tensor) -> torch.Tensor:
@@ -210,7 +210,7 @@ def _own(folder: Path, name: str) -> tuple[Any, str | None]:
         lacking = ", ".join(getattr(kind, "_backends", ["torch"])[1:]) or "another package"
         return None, f"the scheduler {name} needs {lacking}, which is not installed"
     except Exception as error:
-        return None, f"the scheduler {name} cannot be made of its config ({line_of(error)})"
+        return None, f"the scheduler {name} cannot be made of its config ({first_line(error)})"
     if "Inverse" in name or name.startswith("CogVideoX"):
         return None, f"the scheduler {name} is none for text-to-image models"
     if not hasattr(found, "alphas_cumprod") or "prediction_type" not in found.config:
@@ -224,7 +224,7 @@ def _made(kind: Any, config: Mapping[str, Any], options: Mapping[str, Any], path
     except Exception as error:
         where = f" of {path}" if path else ""
         raise InputError(
-            f"no {kind.__name__} can be made of the scheduler's config{where}: {line_of(error)}"
+            f"no {kind.__name__} can be made of the scheduler's config{where}: {first_line(error)}"
         ) from error
 
 
@@ -250,7 +250,7 @@ def _walk(kind: Any, config: str, steps: int) -> str | None:
                     latents = stepped(scheduler, torch.zeros_like(scaled), step, latents)
             except Exception as error:
                 prk = kind is PNDMScheduler and not scheduler.config.skip_prk_steps
-                detail = "its config lacks skip_prk_steps" if prk else line_of(error)
+                detail = "its config lacks skip_prk_steps" if prk else first_line(error)
                 return f"cannot take {steps} steps ({detail})"
             ends.append(latents)
     return None if torch.equal(*ends) else _NOISE

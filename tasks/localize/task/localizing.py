@@ -32,7 +32,7 @@ def localize(subject: Subject, localizer: Localizer, params: BaseModel, groups: 
     """
     params_id = sets_id(localizer, params, groups, given)
     layers = subject.load().layers(localizer.site_of(params))
-    method = f"{localizer.name}-control" if groups.ordinary else localizer.name
+    method = localizer.sets_name(groups.ordinary)
     stages = {stage: f"{method}-{stage}" for stage in localizer.stages} | {"": method}
     # A scope is written in several parts, one after the other, and a damaged one may have been deleted.
     known = [found_scopes(subject, one, params_id, layers[0].site, layers) for one in stages.values()]
