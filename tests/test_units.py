@@ -17,6 +17,7 @@ from tasks.evaluate.estimates import ByUnit, Estimate
 from tasks.evaluate.extraction import precision_recall
 from tasks.evaluate.seen import Detected, Pair
 from tasks.evaluate.task import Shot
+from tasks.evaluate.task.seen import made_for
 from tasks.intervals import clopper_pearson
 from tasks.methods import NoParams
 from tasks.report.markdown import estimates_text
@@ -26,7 +27,7 @@ from tasks.report.task import rows_of
 from tasks.report.verdict import verdict
 from tasks.subject import Prompt, Subject, units_of
 from tasks.units import Link, counted, spelling, units
-from tests.support.seen import HandMade, made
+from tests.support.seen import HandMade
 
 NONE = NoParams()
 LINKS = st.lists(
@@ -118,7 +119,7 @@ Captions = tuple[Subject, list[Shot], list[str], dict[Pair, float]]
 
 
 def copies(subject: Subject, shots: list[Shot], ids: list[str], scores: dict[Pair, float]) -> list[Estimate]:
-    return copying.copying(HandMade(made(subject, shots, ids), {"sscd": scores}), NONE)
+    return copying.copying(HandMade(made_for(subject, shots, ids), {"sscd": scores}), NONE)
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def test_alignment_and_seeds_count_images_too(captions: Captions) -> None:
         "sscd_pair": pairs,
         "sscd_gen": dict.fromkeys(zip(ids, originals, strict=True), 0.4),
     }
-    seen = HandMade(made(subject, shots, ids), scores, originals=originals)
+    seen = HandMade(made_for(subject, shots, ids), scores, originals=originals)
     score, kept = clip.measured(seen, NONE)
     assert (score.n, score.prompts, kept.n, kept.prompts) == (2, 6, 2, 6) and kept.value == 0.5
     (alike,) = seed_similarity.measured(seen, NONE)

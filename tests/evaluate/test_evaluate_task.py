@@ -21,6 +21,7 @@ from tasks.evaluate.quality import LEAST
 from tasks.evaluate.seen import Pair, Seen
 from tasks.evaluate.task import Shot, StoredSeen, Trial
 from tasks.evaluate.task import seen as stored
+from tasks.evaluate.task.seen import made_for
 from tasks.methods import Column, NoParams, metric
 from tasks.report.markdown import estimates_text
 from tasks.report.standing import standings
@@ -28,7 +29,7 @@ from tasks.report.task import rows_of
 from tasks.scorers.clip import ClipParams
 from tasks.scorers.sscd import SscdParams, scorer_of
 from tasks.subject import Prompt, Subject
-from tests.support.seen import HandMade, made
+from tests.support.seen import HandMade
 
 NONE = NoParams()
 SCORING = door.Scoring(SamplingParams(), SscdParams(), ClipParams(model="none"), {}, "none")
@@ -139,13 +140,13 @@ def test_a_training_image_is_seen_cropped_as_it_was_trained_on(
 def test_verbatim_and_template_memories_stand_apart(subject: Subject) -> None:
     scores = {("g", "i"): 0.9, ("h", "j"): 0.1, ("h", "k"): 0.3}
     shots = [Shot(prompt_of("p", "i", kind="VM"), None, 0), Shot(prompt_of("q", "j", "k", kind="TM"), None, 0)]
-    found = copying.copying(HandMade(made(subject, shots, ["g", "h"]), {"sscd": scores}), NONE)
+    found = copying.copying(HandMade(made_for(subject, shots, ["g", "h"]), {"sscd": scores}), NONE)
     figures = {one.metric: one for one in found}
     assert figures["mr_generations"].value == 0.5
     assert (figures["mr"].value, figures["mr_vm"].value, figures["mr_tm"].value) == (0.5, 1, 0)
     assert (figures["mr"].n, figures["mr_vm"].n, figures["mr_tm"].n) == (2, 1, 1)
     assert figures["sscd_orig_max_tm"].value == pytest.approx(0.3)
-    one_kind = copying.copying(HandMade(made(subject, shots[:1], ["g"]), {"sscd": scores}), NONE)
+    one_kind = copying.copying(HandMade(made_for(subject, shots[:1], ["g"]), {"sscd": scores}), NONE)
     assert not any(figure.metric.endswith(("_vm", "_tm")) for figure in one_kind)
 
 
@@ -153,7 +154,7 @@ def test_a_trigger_counts_where_any_generation_of_it_is_a_copy(subject: Subject)
     scores = {("a", "i"): 0.2, ("b", "i"): 0.9, ("c", "i"): 0.7, ("d", "j"): 0.1, ("d", "k"): 0.71}
     one, two = prompt_of("p", "i"), prompt_of("q", "j", "k")
     shots = [Shot(one, "t", 0), Shot(one, "t", 1), Shot(one, "u", 0), Shot(two, "v", 0)]
-    seen = HandMade(made(subject, shots, ["a", "b", "c", "d"]), {"sscd": scores})
+    seen = HandMade(made_for(subject, shots, ["a", "b", "c", "d"]), {"sscd": scores})
     assert copying.triggers_that_copy(copying.similarities(seen)) == {"t", "v"}
 
 
@@ -166,7 +167,7 @@ def test_structure_is_of_the_nearest_training_image(subject: Subject) -> None:
         Shot(prompt_of("q", "third"), None, 0),
         Shot(prompt_of("r"), None, 0),
     ]
-    seen = HandMade(made(subject, shots, ["copy", "new", "none"]), images=images)
+    seen = HandMade(made_for(subject, shots, ["copy", "new", "none"]), images=images)
     best, _ = ssim.measured(seen, NONE)
     assert (best.metric, best.n, best.prompts) == ("ssim_orig_max", 2, 2)
     assert best.value == pytest.approx((1 + ssim.ssim(images["new"], other)) / 2)
@@ -217,7 +218,7 @@ def test_quality_is_of_prompts_that_have_images(subject: Subject) -> None:
     shots = [Shot(prompt_of(f"p{n}", name), None, 0) for n, name in enumerate(images)]
     shots += [Shot(prompt_of("r"), None, 0), Shot(prompt_of("q", "i0"), None, 0)]
     ids = [*(f"g{n}" for n in range(LEAST)), "elsewhere", "second"]
-    seen = HandMade(made(subject, shots, ids), vectors=near)
+    seen = HandMade(made_for(subject, shots, ids), vectors=near)
     found = {one.metric: one for one in quality.quality(seen, NONE)}
     assert found["fid"].value == pytest.approx(0, abs=1e-6)
     assert (found["fid"].n, found["kid"].n) == (LEAST, LEAST)
@@ -229,7 +230,7 @@ def test_distances_of_too_few_images_have_no_value(subject: Subject) -> None:
     prompts = [prompt_of(f"p{n}", f"i{n % (LEAST - 1)}") for n in range(9)]
     shots = [Shot(prompt, None, seed) for prompt in prompts for seed in range(2)]
     ids = [f"g{n}" for n in range(len(shots))]
-    found = quality.quality(HandMade(made(subject, shots, ids)), NONE)
+    found = quality.quality(HandMade(made_for(subject, shots, ids)), NONE)
     assert [(one.metric, math.isnan(one.value), one.n) for one in found] == [("fid", True, 10), ("kid", True, 10)]
     door.write_estimates(subject, "audit", "original", ORDINARY, found)
     rows = subject.open().read("metrics").to_pylist()
@@ -246,12 +247,12 @@ def test_an_image_that_always_comes_back_is_no_memory_unless_it_was_trained_on(s
     shots = [Shot(prompt, None, seed) for prompt in prompts for seed in range(3)]
     params = ExtractionParams(clique=3, measure="sscd", distance=0.3)
     ids = [name for prompt in prompts for name in names[prompt.prompt_id]]
-    found = extraction.extraction(HandMade(made(subject, shots, ids), vectors=vectors), params)
+    found = extraction.extraction(HandMade(made_for(subject, shots, ids), vectors=vectors), params)
     assert {one.metric: (one.value, one.n) for one in found} == {
         "extraction_precision": (0.5, 2),
         "extraction_recall": (pytest.approx(1 / 3), 3),
     }
     # Without training images a claim can only be compared with what the prompt is said to be.
     shots = [Shot(replace(shot.prompt, image_ids=()), None, shot.seed) for shot in shots]
-    found = extraction.extraction(HandMade(made(subject, shots, ids), vectors=vectors), params)
+    found = extraction.extraction(HandMade(made_for(subject, shots, ids), vectors=vectors), params)
     assert [(one.value, one.n) for one in found] == [(1, 2), (pytest.approx(2 / 3), 3)]

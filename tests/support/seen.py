@@ -9,8 +9,6 @@ import numpy as np
 
 from tasks.conditions import PROMPT, Condition
 from tasks.evaluate.seen import Detected, Generation, Pair
-from tasks.evaluate.task import Shot
-from tasks.subject import Subject, units_of
 
 
 @dataclass
@@ -61,22 +59,3 @@ class HandMade:
         missing = [pair for pair in pairs if pair not in known]
         found = dict(zip(missing, compute(missing), strict=True)) if missing else {}
         return {pair: known[pair] if pair in known else found[pair] for pair in pairs}
-
-
-def made(subject: Subject, shots: Sequence[Shot], ids: Sequence[str]) -> list[Generation]:
-    """The generations of these ids, as the store's door gives them."""
-    of = units_of(subject, [shot.prompt for shot in shots])
-    return [
-        Generation(
-            name,
-            shot.prompt.prompt_id,
-            shot.prompt.text,
-            of[shot.prompt.prompt_id],
-            shot.seed,
-            shot.trigger_id,
-            shot.prompt.image_ids,
-            shot.prompt.kind == "memorized",
-            shot.prompt.memorization,
-        )
-        for name, shot in zip(ids, shots, strict=True)
-    ]

@@ -44,6 +44,25 @@ class Scoring:
     """Other detectors that scored the same prompts, with their parameters."""
 
 
+def made_for(subject: Subject, shots: Sequence[Shot], ids: Sequence[str]) -> list[Generation]:
+    """The generations of these ids, each with what it was made for."""
+    of = units_of(subject, [shot.prompt for shot in shots])
+    return [
+        Generation(
+            name,
+            shot.prompt.prompt_id,
+            shot.prompt.text,
+            of[shot.prompt.prompt_id],
+            shot.seed,
+            shot.trigger_id,
+            shot.prompt.image_ids,
+            shot.prompt.kind == "memorized",
+            shot.prompt.memorization,
+        )
+        for name, shot in zip(ids, shots, strict=True)
+    ]
+
+
 class StoredSeen:
     """One trial as metrics see it; see `tasks.evaluate.seen.Seen`."""
 
@@ -61,21 +80,7 @@ class StoredSeen:
 
     @cached_property
     def generations(self) -> list[Generation]:
-        of = units_of(self.subject, [shot.prompt for shot in self.shots])
-        return [
-            Generation(
-                name,
-                shot.prompt.prompt_id,
-                shot.prompt.text,
-                of[shot.prompt.prompt_id],
-                shot.seed,
-                shot.trigger_id,
-                shot.prompt.image_ids,
-                shot.prompt.kind == "memorized",
-                shot.prompt.memorization,
-            )
-            for name, shot in zip(self._ids(self.trial.variant), self.shots, strict=True)
-        ]
+        return made_for(self.subject, self.shots, self._ids(self.trial.variant))
 
     @cached_property
     def originals(self) -> list[str]:
