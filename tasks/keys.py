@@ -5,6 +5,7 @@ import hashlib
 from storage import content_key
 from tasks.diffusion.detection import DetectionParams
 from tasks.diffusion.sampling import SamplingParams
+from tasks.params import determining
 
 SEED = 0
 """The seed of the trajectories that feature norms are taken along: one for each prompt, as published."""
@@ -22,7 +23,7 @@ def values_id() -> str:
 
 def norms_id(sampling: SamplingParams, steps: int) -> str:
     """Feature norms of the first steps of trajectories; the batch size does not change them."""
-    return content_key("norms/2", sampling.model_dump(exclude={"batch"}), steps, SEED)
+    return content_key("norms/2", determining(sampling), steps, SEED)
 
 
 def detection_id(params: DetectionParams) -> str:

@@ -496,8 +496,8 @@ def variants() -> tuple[str, ...]:
     """
     pruned = [one.name for found, one in prunings() if one.control_of not in {other.name for other in found.prunings}]
     others = [one.name for one in mitigations()]
-    if both := {name for _, one in prunings() for name in (one.name, one.control)} & {*others}:
-        raise InputError(f"a localizer prunes {min(map(str, both))!r}, and a mitigation has this name: rename one")
+    if both := {name for _, one in prunings() for name in one.names} & {*others}:
+        raise InputError(f"a localizer prunes {min(both)!r}, and a mitigation has this name: rename one")
     return (*pruned, *others)
 
 

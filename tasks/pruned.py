@@ -26,7 +26,7 @@ def random_controls() -> Iterator[str]:
 
 def per_prompt() -> Iterator[str]:
     """The variants of which each prompt has members of its own that are pruned, and their random controls."""
-    return (name for _, one in prunings() if one.over == "each" for name in (one.name, one.control) if name is not None)
+    return (name for _, one in prunings() if one.over == "each" for name in one.names)
 
 
 @dataclass(frozen=True)

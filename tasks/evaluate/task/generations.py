@@ -12,6 +12,7 @@ from tasks.conditions import Condition
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
 from tasks.errors import InputError
 from tasks.inference import Request, answered
+from tasks.params import determining
 from tasks.progress import progress
 from tasks.subject import ORIGINAL, Prompt, Subject, shards
 
@@ -61,7 +62,7 @@ def generation_ids(
     subject: Subject, variant: str, condition: Condition, wanted: Sequence[Shot], sampling: SamplingParams
 ) -> list[str]:
     """The ids that `generate_images` gives, whether or not it ran yet."""
-    settings, model_id = sampling.model_dump(exclude={"batch"}), subject.model_id
+    settings, model_id = determining(sampling), subject.model_id
     return [
         content_key(
             VERSION, model_id, variant, condition.name, shot.prompt.prompt_id, shot.trigger_id, shot.seed, settings

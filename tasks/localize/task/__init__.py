@@ -5,10 +5,8 @@ from tasks.localize.statistics import enough_prompts
 from tasks.localize.task.detection import detect
 from tasks.localize.task.given import Given, Groups, control_of, groups_of, one_by_one, sets_id
 from tasks.localize.task.localizing import agreement, curve_id, draw_curves, localize
-from tasks.pruned import ALL
 
 __all__ = [
-    "ALL",
     "Given",
     "Groups",
     "NormsParams",

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 
 from storage import content_key
-from tasks.diffusion.families import layers_of
 from tasks.diffusion.masks import Members, without_neurons, without_weights
 from tasks.mitigate.prune import Card, random_like, shared
 from tasks.mitigate.task.variants import prune_id, put, unpruned_card, variant_of
@@ -123,6 +122,7 @@ def _write(
 ) -> None:
     """Writes what a variant sets to zero, by scope id, a part a layer."""
     localizer, site = pruned.localizer, pruned.localizer.site_of(pruned.params)
+    layers = subject.load().layers(site)
     rows: list[dict[str, Any]] = [
         {
             "scope_id": name,
@@ -132,7 +132,7 @@ def _write(
             "width": layer.inputs if localizer.members == "weights" else None,
         }
         for name, members in sets.items()
-        for layer in layers_of(subject.load().denoiser, site)
+        for layer in layers
     ]
     key = content_key(subject.model_id, method, params_id)
     write_sets(subject, key, method, params_id, site, scope, rows)

@@ -8,6 +8,7 @@ import numpy as np
 from storage import content_key
 from tasks.diffusion.sampling import SamplingParams, from_bytes, generate, to_png
 from tasks.mitigate.random_tokens import RandomTokensParams, with_random_words
+from tasks.params import determining
 from tasks.progress import progress
 from tasks.scorers.sscd import COPY_THRESHOLD, Sscd
 from tasks.subject import Prompt, Subject, shards
@@ -72,7 +73,7 @@ def _made(
 ) -> list[str]:
     """Makes the images of these prompts and seeds that the store does not have, and returns the ids of all."""
     store, partition = subject.open(), {"model_id": subject.model_id, "variant": pruned, "condition": PROBE}
-    how = sampling.model_dump(exclude={"batch"})
+    how = determining(sampling)
     names = [content_key(VERSION, *partition.values(), prompt.prompt_id, seed, worded, how) for prompt, seed in wanted]
     known = set(store.read("generations", columns=["generation_id"], **partition)["generation_id"].to_pylist())
     todo = [(name, *one) for name, one in zip(names, wanted, strict=True) if name not in known]

@@ -6,7 +6,6 @@ from tasks.report.markdown import put_between
 from tasks.report.sheet import grid
 from tasks.report.standing import claims, standings
 from tasks.report.task.comparison import (
-    Comparison,
     accept,
     audits_named,
     baseline_of,
@@ -23,7 +22,6 @@ __all__ = [
     "ALPHA",
     "MARGIN",
     "Chart",
-    "Comparison",
     "Localized",
     "Searches",
     "Written",
