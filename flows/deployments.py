@@ -1,5 +1,6 @@
 """What can be triggered in the Prefect UI: one line a deployment."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
@@ -96,7 +97,7 @@ def _deploy(client: SyncPrefectClient, line: Line, store: str, folder: Path) -> 
     flow: Flow[..., Any] = load_flow_from_entrypoint(line.entrypoint, use_placeholder_flow=False)
     made = runner_deployment(flow, line, folder)
     there = _read(client, made.full_name)
-    given = dict(there.parameters) if there is not None else {}
+    given = {} if there is None else still_taken(flow, there.parameters)
     for name in _with_store(flow):
         given[name] = given.get(name, {}) | {"store": store}
     made.parameters = given
@@ -128,6 +129,11 @@ def _read(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
         return client.read_deployment_by_name(name)
     except ObjectNotFound:
         return None
+
+
+def still_taken(flow: Flow[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what an earlier version of a flow was given, by parameter, what this one has a parameter for."""
+    return {name: value for name, value in given.items() if name in flow.parameters.properties}
 
 
 def _with_store(flow: Flow[..., Any]) -> list[str]:

@@ -94,9 +94,8 @@ def _run(host: str, port: int, store: str, home: Path, notify: str | None, names
             server = start("server", "-m", "flows.server", "--host", host, "--port", str(port), *named)
             pools = ["cpu", "gpu"] if _has_gpu() else ["cpu"]
             _wait_for(server, url, logs)
-            secret = (
-                {} if notify is None else {"ENGRAM_NOTIFY": notify}
-            )  # others could read it in the list of processes
+            # As an argument, others could read it in the list of processes.
+            secret = {} if notify is None else {"ENGRAM_NOTIFY": notify}
             deploying = start(
                 "deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, **secret
             )
@@ -191,8 +190,8 @@ def _check_reach(host: str, port: int) -> None:
 def _check_free(host: str, port: int) -> None:
     """Raises InputError where something listens already; says what."""
     try:
-        for condition in listen(host, port):
-            condition.close()
+        for socket in listen(host, port):
+            socket.close()
     except OSError as error:
         held = f"{_holder(port)} has it" if error.errno == errno.EADDRINUSE else error.strerror
         raise InputError(f"{host}:{port} cannot be had ({held}): choose another --port") from error

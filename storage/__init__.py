@@ -2,7 +2,7 @@
 
 from storage import tables
 from storage.catalog import connect, queries, query, write_catalog
-from storage.errors import StoreError, out_of_reach
+from storage.errors import NoStore, StoreError, out_of_reach
 from storage.holdings import record_holdings
 from storage.iou import iou
 from storage.keys import content_key
@@ -19,6 +19,7 @@ __all__ = [
     "Amount",
     "Damage",
     "Limits",
+    "NoStore",
     "Store",
     "StoreError",
     "address_of",

@@ -1,8 +1,12 @@
-"""The one exception of the package, and whether trying again can help."""
+"""The exceptions of the package, and whether trying again can help."""
 
 
 class StoreError(Exception):
     """Something is wrong with the store or with what was asked of it; the message is one line and says what to do."""
+
+
+class NoStore(StoreError):
+    """There is no store at an address."""
 
 
 _PASSING = ("NETWORK_CONNECTION", "SLOW_DOWN", "SERVICE_UNAVAILABLE", "REQUEST_TIMEOUT", "INTERNAL_FAILURE", "curlCode")

@@ -80,6 +80,8 @@ def migrate(
         home = backend_of(url)
         mark = _mark(url, home)
         if mark.tables.version == VERSION and not mark.migrating:
+            if not dry_run:  # of a migration that ended before it came to these
+                _mark_lost(url, lost)
             return None
         # Of a migration that was interrupted these are known from its mark.
         former = mark.former if mark.migrating and mark.former else mark.tables
@@ -101,9 +103,13 @@ def migrate(
             raise
         moving.move(on_progress)
         home.replace(MARK, after.encode())
-    for audit_id in lost:
-        mark_lost(Store.open(url), audit_id)
+    _mark_lost(url, lost)
     return amount
+
+
+def _mark_lost(url: str, audits: Iterable[str]) -> None:
+    for audit_id in audits:
+        mark_lost(Store.open(url), audit_id)
 
 
 def drop_former(url: str | Path | None = None, dry_run: bool = False) -> Amount | None:

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from storage import parts
 from storage.backend import MANIFEST, WEIGHTS, Backend, Entry
 from storage.checked import Checked, dataset, refusal
-from storage.errors import StoreError, one_line
+from storage.errors import NoStore, StoreError, one_line
 from storage.keys import check_key
 from storage.layout import matching, partition_of, segment, split
 from storage.local import LocalBackend
@@ -69,7 +69,7 @@ class Store:
             home = backend_of(url)
             if not home.exists(MARK):
                 if not create:
-                    raise StoreError(f"there is no store at {url}; give its address with --store or ENGRAM_STORE")
+                    raise NoStore(f"there is no store at {url}; give its address with --store or ENGRAM_STORE")
                 home.put(MARK, Mark(Tables(VERSION, "")).encode())
             mark = read_mark(url, home.read(MARK))
             check_version(url, mark)

@@ -274,15 +274,15 @@ _ALL = (
     ),
     _table(
         "runs",
-        "what was asked of an audit, resolved once: model, prompts and settings",
+        "what was asked of an audit: model, prompts and settings; of a run with several rows the last counts",
         "",
         column("run_id", TEXT, "the run: a key of model, prompts and all settings that change a result"),
         _MODEL,
         column("prompt_set", TEXT, "the prompts"),
-        column("params", TEXT, "all parameters (JSON), as they were when the run was first resolved"),
+        column("params", TEXT, "all parameters (JSON); of one run they differ in speed and places alone"),
         column("long_prompts", TEXT, "how many prompts are longer than the model reads; empty where none is"),
         column("code_version", TEXT, "version of this program that resolved it"),
-        column("resolved_at", TIME, "when it was first resolved"),
+        column("resolved_at", TIME, "when it was resolved"),
     ),
     _table(
         "audits",

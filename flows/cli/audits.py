@@ -25,7 +25,7 @@ from flows.cli.shared import (
     quiet,
 )
 from flows.lifetime import prefect_server
-from storage import Store, StoreError, run_sql, visible, visible_lines
+from storage import NoStore, Store, run_sql, visible, visible_lines
 from tasks.errors import InputError
 
 
@@ -228,7 +228,7 @@ def _foresee(params: Any, as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             Store.open(params.store, create=False)
-        except StoreError:  # there is none yet, so nothing is there
+        except NoStore:  # so nothing is there yet
             params = params.model_copy(update={"store": Store.open(Path(scratch) / "store").url})
         found = outlook(resolve(params, keep=False))
     if as_json:

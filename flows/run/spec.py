@@ -80,7 +80,9 @@ class Spec:
 
 
 def resolve(params: AuditParams, keep: bool = True) -> Spec:
-    """Reads what is named, brings the prompts into the store, and writes the spec there, unless it is there already.
+    """Reads what is named, brings the prompts into the store, and writes the spec there, unless it stands there last.
+
+    Where the model lies and how fast to compute is no part of a run's id, so they are those of who asked last.
 
     Args:
         keep: whether anything is written; a store must be there where nothing is.
@@ -117,10 +119,11 @@ def resolve(params: AuditParams, keep: bool = True) -> Spec:
         "params": whole.model_dump_json(),
         "long_prompts": inputs.long,
         "code_version": version("engram-audit"),
-        "resolved_at": datetime.now(UTC),
     }
-    if not store.has("runs", run_id):
-        store.write("runs", run_id, [row])
+    last = _last(store, run_id)
+    if last is None or row.items() - last.items():
+        now = datetime.now(UTC)
+        store.write("runs", content_key(run_id, row["params"], now.isoformat()), [row | {"resolved_at": now}])
     return Spec(run_id, whole, subject, chosen_of(subject, settings), inputs.long, notices)
 
 
@@ -131,10 +134,9 @@ def spec_of(run: Run) -> Spec:
         InputError: there is no such run, its settings are of another version, or its model is another by now.
     """
     store = Store.open(run.store, create=False)
-    rows = store.read("runs", run_id=run.run_id).to_pylist()
-    if not rows:
+    row = _last(store, run.run_id)
+    if row is None:
         raise InputError(f"the store has no run {run.run_id!r}: `engram audits` shows the runs of audits")
-    (row,) = rows
     try:
         params = AuditParams.model_validate_json(row["params"])
     except ValidationError as error:
@@ -200,6 +202,12 @@ def flat(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, An
             yield from flat(value, f"{group}{name}.")
         else:
             yield group + name, value
+
+
+def _last(store: Store, run_id: str) -> dict[str, Any] | None:
+    """The row of a run that was written last; None where there is none."""
+    rows: list[dict[str, Any]] = store.read("runs", run_id=run_id).to_pylist()
+    return max(rows, key=lambda row: row["resolved_at"], default=None)
 
 
 def _same(before: Mapping[str, Any], wanted: Mapping[str, Any], usual: Mapping[str, Any]) -> bool:

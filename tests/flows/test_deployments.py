@@ -15,7 +15,8 @@ from prefect.client.schemas.objects import State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
 
-from flows.deployments import COLLISION, DEPLOYMENTS, deploy
+from flows.deployments import COLLISION, DEPLOYMENTS, deploy, still_taken
+from flows.stages import collect
 from tests.support.served import Served, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,10 @@ def test_prefect_yaml_names_the_same_deployments() -> None:
             assert each["concurrency_limit"]["collision_strategy"] == COLLISION.value
         lines.append((each["entrypoint"], each["name"], each["work_pool"]["name"], cron, limit))
     assert lines == [tuple(line) for line in DEPLOYMENTS]
+
+
+def test_what_an_earlier_flow_was_given_is_left_behind() -> None:
+    assert still_taken(collect, {"params": {"store": "old"}, "run": {"store": "s"}}) == {"run": {"store": "s"}}
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Runs: the spec is resolved once, ids follow from it, and items of work say what there is to do."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,23 @@ def test_a_run_is_another_by_what_changes_a_result_alone(model: Path, tmp_path: 
     faster = resolve(params_of(model, tmp_path / "store", sampling={"steps": 2, "batch": 1}))
     other = resolve(params_of(model, tmp_path / "store", sampling={"steps": 3}))
     assert faster.run_id == known != other.run_id
+
+
+def test_a_run_computes_as_whoever_asked_last_said(model: Path, tmp_path: Path) -> None:
+    """Its id says nothing of speed: one that ran out of memory goes on with a smaller batch."""
+    for batch in (8, 1, 8, 8):
+        spec = resolve(params_of(model, tmp_path / "store", sampling={"steps": 2, "batch": batch}))
+        assert spec_of(spec.run).settings.sampling.batch == batch
+    assert len(Store.open(spec.subject.store).parts("runs")) == 3
+
+
+def test_a_run_goes_on_where_its_model_lies_now(model: Path, tmp_path: Path) -> None:
+    """Nor of the folder: the same weights may have moved, or be another machine's."""
+    worlds = [shutil.copytree(model.parent, tmp_path / name) / model.name for name in ("a", "b")]
+    known = [resolve(params_of(world, tmp_path / "store")) for world in worlds]
+    assert known[0].run_id == known[1].run_id
+    shutil.rmtree(worlds[0])
+    assert spec_of(known[0].run).subject.model == str(worlds[1])
 
 
 def test_a_setting_that_is_new_does_not_part_an_audit_from_its_figures(model: Path, tmp_path: Path) -> None:
@@ -154,6 +172,9 @@ def test_a_dry_run_leaves_everything_as_it_was(model: Path, tmp_path: Path) -> N
     assert sum(row["evaluations"] for row in answer["work"]) > 0 < answer["seconds"]
     assert sorted(path for path in (tmp_path / "store").rglob("*")) == before
     assert spec.run_id
+    (tmp_path / "store" / "store.json").write_text('{"format": "engram", "version": 3}')
+    refused = CliRunner().invoke(app, [*command[:4], str(tmp_path / "store"), *command[5:]])
+    assert isinstance(refused.exception, InputError) and "run `engram migrate" in str(refused.exception)
 
 
 def test_a_stage_says_what_comes_first(model: Path, tmp_path: Path) -> None:

@@ -399,6 +399,19 @@ def test_an_audit_at_work_keeps_the_store_as_it_is(old: Path, unpacked: Path) ->
     assert sorted(states) == ["lost", "running"]
 
 
+def test_an_audit_is_marked_lost_after_the_migration_too(old: Path, unpacked: Path) -> None:
+    """As after one that was killed before it came to that."""
+    migrate(old)
+    begun = running(unpacked)
+    columns = TABLES["audits"].schema.names
+    Store.open(old).write("audits", "at-work-begun", [{name: begun[name] for name in columns if name in begun}])
+    assert migrate(old, dry_run=True, lost=["at-work"]) is None
+    assert Store.open(old).read("audits", audit_id="at-work")["state"].to_pylist() == ["running"]
+    assert migrate(old, lost=["at-work"]) is None
+    states = Store.open(old).read("audits", audit_id="at-work")["state"].to_pylist()
+    assert sorted(states) == ["lost", "running"]
+
+
 def test_one_that_begins_at_the_last_moment_too(old: Path, unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = LocalBackend.replace
 
