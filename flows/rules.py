@@ -33,9 +33,10 @@ def together(settings: Settings) -> list[str]:
             f"{trainings[0].name} needs float32 weights, not {precision}: --set precision=mixed, or leave it out of"
             " --set 'mitigations=[...]'"
         )
-    if trainings and not any(one.stands_in for _, one in settings.prunings()):
+    replacing = [one for one in trainings if one.reads_surrogates(one.changed(settings.of(one)))]
+    if replacing and not any(one.stands_in for _, one in settings.prunings()):
         out.append(
-            f"{trainings[0].name} needs images of a model that was pruned of all memories at once: --set"
+            f"{replacing[0].name} needs images of a model that was pruned of all memories at once: --set"
             " 'mitigations=[...]' with wanda, say, too"
         )
     names = {one.name for _, one in settings.prunings()}

@@ -19,7 +19,6 @@ from flows.show import show, show_audit, show_chart, shown_progress, uri
 from tasks.conditions import EXTRACTION
 from tasks.errors import InputError
 from tasks.evaluate.task import Trial
-from tasks.methods import method
 from tasks.mitigate import task as mitigating
 from tasks.report import task as reporting
 from tasks.scorers import clip, sscd
@@ -163,10 +162,15 @@ def report(run: Run, audit_id: str | None = None) -> Audited:
     }
     trainings = [one.name for one in settings.chosen("training") if one.name in variants]
     trained = {name: mitigating.history_of(subject, variants[name]) for name in trainings}
-    # Of what was not chosen there are no sets, and the page shows none.
-    sets = {name: pruned.sets_id for name, pruned in ids.pruned(spec).items()}
-    curve = ids.curve(spec, method("localizer", "nemo"))
-    found = reporting.Localized(wanda=sets.get("wanda", ""), control=sets.get("wanda-control", ""), curve=curve)
+    found = [
+        reporting.Localized(
+            one,
+            subsets=ids.sets(spec, one) if one.scopes == "subsets" else "",
+            control=ids.sets(spec, one, ids.groups(spec, one, ordinary=True)) if one.controlled else "",
+            curve=ids.curve(spec, one) if one.curve is not None else "",
+        )
+        for one in settings.localizers()
+    ]
     path = reporting.page_path(subject, audit_id)
     facts = facts_of(spec, record, variants)
     scorers = {"sscd": sscd.scorer_of(settings.sscd), "clip": clip.scorer_of(spec.clip)}

@@ -152,7 +152,7 @@ class Metric(Method):
 
 Scopes = Literal["prompts", "subsets", "all"]
 """What a localizer finds sets for: each prompt; each subset of the prompts, and all of them together; or the latter
-alone. A localizer of prompts is also asked about single triggers, and so is one of subsets."""
+alone."""
 
 Reads = Literal["values", "null values", "null scores", "norms", "contrast norms", "images", "ordinary images"]
 """What a localizer looks at beside the model and the text of the prompts, so that it is there, and part of its ids:
@@ -259,6 +259,10 @@ class Localizer(Method):
     traces: bool = False
     """Whether it leaves a trace of every scope, of at least one row."""
     curve: Curve | None = None
+    on_triggers: Literal["", "found", "found and begun"] = ""
+    """Which single triggers the diagnosis of locality asks it about: those found, or also the random points that the
+    searches began from, the control of a localizer that finds sets for any prompt. It cannot read images then, which
+    triggers have none of."""
     published: Callable[[Any], Any] | None = None
     """Of parameters that make a shortcut, the same without it, as published; None where they make none. An audit can
     search both ways, and compare."""
@@ -274,11 +278,18 @@ class Localizer(Method):
                     f"{self.name} finds no sets that {pruning.name!r} could prune: over {pruning.over!r} does not go"
                     f" with scopes {self.scopes!r}"
                 )
+        if self.on_triggers and self.budget:
+            raise InputError(f"{self.name} is asked about single triggers, of which there is no {self.budget!r}")
 
     def id(self, params: BaseModel, *rest: Any) -> str:
         """What its sets go by; parameters that only unite them later do not count."""
         own = {name: value for name, value in determining(params).items() if name not in uniting(params)}
         return content_key(f"{self.kind}/{self.name}/{self.version}", own, *rest)
+
+    @property
+    def controlled(self) -> bool:
+        """Whether it also looks at ordinary prompts, as if they were memorized."""
+        return any(pruning.ordinary for pruning in self.prunings)
 
     def site_of(self, params: Any) -> "Site":
         """Where it looks with these parameters."""
@@ -461,6 +472,11 @@ def columns() -> dict[str, Column]:
     return {column.metric: column for column in sorted(found, key=lambda column: (column.order, column.metric))}
 
 
+def localizers() -> list[Localizer]:
+    """All localizers."""
+    return [one for one in methods("localizer") if isinstance(one, Localizer)]
+
+
 def named(kind: Kind) -> Any:
     """The type of a name of this kind, for settings: a choice among all that there are."""
     return Literal.__getitem__(names(kind))
@@ -470,15 +486,37 @@ def prunings() -> Iterator[tuple[Localizer, Pruning]]:
     """Every pruned variant that there can be, with the localizer whose sets it prunes.
 
     Raises:
-        InputError: two of them go by one name.
+        InputError: two of them go by one name, or a localizer has a budget that is none.
     """
-    seen: dict[str, str] = {}
-    for found in methods("localizer"):
-        assert isinstance(found, Localizer)
+    seen: dict[str, tuple[Localizer, Pruning]] = {}
+    for found in localizers():
         for pruning in found.prunings:
-            if (other := seen.setdefault(pruning.name, found.name)) != found.name:
-                raise InputError(f"localizers {other!r} and {found.name!r} both prune {pruning.name!r}: rename one")
-            yield found, pruning
+            other, first = seen.setdefault(pruning.name, (found, pruning))
+            if other is not found or first is not pruning:
+                raise InputError(
+                    f"localizers {other.name!r} and {found.name!r} both prune {pruning.name!r}: rename one"
+                )
+    for found, _ in seen.values():
+        if found.budget:
+            _check_budget(found, seen)
+    yield from seen.values()
+
+
+def _check_budget(localizer: Localizer, known: Mapping[str, tuple[Localizer, Pruning]]) -> None:
+    """Raises InputError where a localizer cannot choose as many members as the pruning that it names."""
+    if localizer.budget not in known:
+        why = f"there is none of this name, only {', '.join(sorted(known))}"
+    else:
+        by, pruning = known[localizer.budget]
+        if by.budget:
+            why = f"{by.name} has a budget itself"
+        elif pruning.over == "each":
+            why = "it prunes each prompt's own members, so there is no one number of them"
+        elif (by.members, by.site) != (localizer.members, localizer.site) or by.site is None:
+            why = f"{by.name} looks at other members, or elsewhere"
+        else:
+            return
+    raise InputError(f"localizer {localizer.name!r} cannot have the pruning {localizer.budget!r} for its budget: {why}")
 
 
 def mitigations() -> list[Mitigation]:

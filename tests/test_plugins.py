@@ -25,10 +25,11 @@ import torch
 from pydantic import Field
 
 from tasks.conditions import PROMPT
+from tasks.diffusion.detection import DetectionParams
 from tasks.diffusion.sites import Site
 from tasks.evaluate.estimates import Estimate
 from tasks.localize.ground import Found
-from tasks.methods import Column, Params, Pruning, detector, localizer, metric
+from tasks.methods import Column, Pruning, detector, localizer, metric
 
 known = {"paper": "A convention of ours.", "control": "Nothing."}
 
@@ -38,8 +39,10 @@ def length(model, embeddings, prompt_ids, params, batch):
     return embeddings.flatten(1).norm(dim=1).float().cpu()
 
 
-class FirstParams(Params):
-    """How many."""
+class FirstParams(DetectionParams):
+    """How many, and how null prompts are scored."""
+
+    seeds: Annotated[int, Field(ge=2, description="Initial noises for each null prompt.")] = 2
 
     count: Annotated[int, Field(ge=1, description="The number of neurons of each layer.")] = 1
 
@@ -52,6 +55,7 @@ class FirstParams(Params):
     members="neurons",
     site=Site.VALUE,
     scopes="prompts",
+    reads=("images", "null scores"),
     prunings=(
         Pruning(
             name="first-neurons",
@@ -64,6 +68,7 @@ class FirstParams(Params):
     **known,
 )
 def first(ground, params):
+    assert len(ground.null_scores) > 1 and ground.latents(ground.with_images).isfinite().all()
     for layer in ground.layers:
         yield Found(layer, torch.arange(params.count))
 
@@ -146,10 +151,13 @@ def test_they_are_listed_and_their_settings_are_in_the_form(engram: Any) -> None
 def test_an_audit_has_a_method_of_each_kind(engram: Any, model: Path, tmp_path: Path) -> None:
     words = [word for name, value in CHOSEN.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     place = ["--store", str(tmp_path / "store"), "--model", str(model), "--device", "cpu"]
-    told = json.loads(engram("audit", *place, *words, "--json"))
+    # Of some items of work each has one prompt: what reads images goes by one id all the same.
+    sharded = "import flows.run.work as work; work.SHARD = 1; from flows.cli import main; main()"
+    told = json.loads(engram("audit", *place, *words, "--json", code=sharded))
     store = Store.open(str(tmp_path / "store"), create=False)
     assert set(store.read("detections")["detector"].to_pylist()) == {"length"}
-    assert set(store.read("neuron_sets")["method"].to_pylist()) >= {"first"}
+    sets = {(row["params_id"], row["scope_id"]) for row in store.read("neuron_sets", method="first").to_pylist()}
+    assert len({found for found, _ in sets}) == 1 < len(sets)
     variants = ["first-neurons", "random-first-neurons", "upper"]
     assert set(store.read("variants")["method"].to_pylist()) >= {*variants}
     found = {(row["variant"], row["metric"]) for row in store.read("metrics").to_pylist()}

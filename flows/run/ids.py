@@ -11,7 +11,7 @@ from tasks.localize import task as localizing
 from tasks.methods import Localizer, method
 from tasks.mitigate import task as mitigating
 from tasks.pruned import Pruned
-from tasks.subject import ORIGINAL
+from tasks.subject import ORIGINAL, Prompt
 
 KEPT = 8
 """Specs whose ids are remembered: a process is at few runs at a time."""
@@ -75,6 +75,19 @@ def detection(spec: Spec) -> str:
     return detection_id(params_of(spec, method("localizer", "nemo")))
 
 
+def detections(spec: Spec) -> list[tuple[Any, list[Prompt]]]:
+    """Parameters of noise differences, with the prompts whose differences are compared: all that NeMo's detection is
+    judged by, and of other localizers the null prompts whose scores they read."""
+    chosen = spec.chosen
+    nemo = params_of(spec, method("localizer", "nemo"))
+    found = {detection(spec): (nemo, [*chosen.memorized, *chosen.threshold_nulls, *chosen.ordinary])}
+    for localizer in spec.settings.localizers():
+        params = params_of(spec, localizer)
+        if "null scores" in localizer.reads_of(params):
+            found.setdefault(detection_id(params), (params, [*chosen.threshold_nulls]))
+    return list(found.values())
+
+
 def variants(spec: Spec) -> dict[str, str]:
     """By name, the `params_id` of every variant that there may be, in the order in which they are made and shown."""
     settings, out = spec.settings, dict[str, str]()
@@ -83,9 +96,13 @@ def variants(spec: Spec) -> dict[str, str]:
         if found.pruning.control is not None:
             out[found.pruning.control] = mitigating.prune_id(found, settings.seed)
     out |= {one.name: mitigating.defend_id(one, settings.of(one)) for one in settings.chosen("inference")}
-    if spec.chosen.erasable and (surrogates := surrogates_by(spec)) is not None:
-        by, pair = mitigating.variant_of(surrogates, out[surrogates]), (spec.chosen.erasable, spec.chosen.kept)
-        for one in settings.chosen("training"):
+    if not spec.chosen.erasable:
+        return out
+    pair, surrogates = (spec.chosen.erasable, spec.chosen.kept), surrogates_by(spec)
+    for one in settings.chosen("training"):
+        reads = one.reads_surrogates(one.changed(settings.of(one)))
+        if not reads or surrogates is not None:
+            by = mitigating.variant_of(surrogates, out[surrogates]) if reads and surrogates is not None else None
             out[one.name] = mitigating.erase_id(one, *pair, by, settings.of(one), settings.sampling, settings.sscd)
     return out
 

@@ -19,9 +19,9 @@ from tasks.diffusion.families import Model
 from tasks.diffusion.sampling import image_size
 from tasks.diffusion.sites import Site
 from tasks.evaluate import task as evaluating
-from tasks.keys import norms_id, values_id
+from tasks.keys import detection_id, norms_id, values_id
 from tasks.localize import task as localizing
-from tasks.methods import Localizer, method
+from tasks.methods import Localizer, localizers
 from tasks.mitigate import task as mitigating
 from tasks.pruned import random_controls
 from tasks.report import task as reporting
@@ -121,7 +121,7 @@ def _collect(context: _Context) -> Iterator[Item]:
         anew=True,
     )
     for localizer in spec.settings.localizers():
-        control = chosen.control_prompts if _controlled(localizer) else []
+        control = chosen.control_prompts if localizer.controlled else []
         yield from _read_by(spec, "collect", localizer, chosen.memorized, control)
 
 
@@ -168,20 +168,20 @@ def _read_by(
 def _localize(context: _Context) -> Iterator[Item]:
     spec = context.spec
     subject, chosen, seed = spec.subject, spec.chosen, spec.settings.seed
-    nemo = ids.params_of(spec, method("localizer", "nemo"))
-    for number, some in _sharded([*chosen.memorized, *chosen.threshold_nulls, *chosen.ordinary]):
-        yield Item(
-            "localize",
-            "noise differences",
-            partial(localizing.detect, subject, some, nemo),
-            ("nemo_traces",),
-            ("prompts",),
-            key=ids.detection(spec),
-            shard=number,
-            size=len(some),
-            missing=partial(done.traces, spec, some, ids.detection(spec)),
-            cost=nemo.seeds,
-        )
+    for params, prompts in ids.detections(spec):
+        for number, some in _sharded(prompts):
+            yield Item(
+                "localize",
+                "noise differences",
+                partial(localizing.detect, subject, some, params),
+                ("nemo_traces",),
+                ("prompts",),
+                key=detection_id(params),
+                shard=number,
+                size=len(some),
+                missing=partial(done.traces, spec, some, detection_id(params)),
+                cost=params.seeds,
+            )
     for detector in spec.settings.judged():
         params = spec.settings.of(detector)
         for number, some in _sharded([*chosen.memorized, *chosen.ordinary]):
@@ -209,7 +209,16 @@ def _localize(context: _Context) -> Iterator[Item]:
                 yield Item(
                     "localize",
                     f"memorization left by {localizer.title}",
-                    partial(localizing.draw_curves, subject, localizer, params, some, ids.given(spec), seed),
+                    partial(
+                        localizing.draw_curves,
+                        subject,
+                        localizer,
+                        params,
+                        some,
+                        ids.given(spec),
+                        seed,
+                        ids.sets(spec, localizer),
+                    ),
                     ("nemo_traces",),
                     ("neuron_sets",),
                     key=key,
@@ -218,7 +227,7 @@ def _localize(context: _Context) -> Iterator[Item]:
                     missing=partial(done.curves, spec, some, localizer, ids.sets(spec, localizer), key),
                     cost=localizer.cost_of(params) / 10,
                 )
-        if _controlled(localizer):
+        if localizer.controlled:
             control = ids.groups(spec, localizer, ordinary=True)
             yield from _searches(spec, "localize", localizer, params, control, "on ordinary prompts")
 
@@ -234,7 +243,7 @@ def _searches(
         yield Item(
             stage,
             f"{localizer.title} {how}".strip(),
-            partial(localizing.localize, spec.subject, localizer, params, some, given),
+            partial(localizing.localize, spec.subject, localizer, params, some, given, key),
             ("neuron_sets", "nemo_traces") if localizer.traces else ("neuron_sets",),
             ("activations", "images"),
             key=key,
@@ -264,15 +273,19 @@ def _mitigate(context: _Context) -> Iterator[Item]:
     for one in settings.chosen("inference"):
         do = partial(mitigating.defend, subject, one, settings.of(one), context.audit_id)
         yield made("defend", one.name, do, writes=("variants",))
-    by = context.variants.get(ids.surrogates_by(spec) or "")
-    if by is None or not spec.chosen.erasable:
+    if not spec.chosen.erasable:
         return
+    pruned_of_all = context.variants.get(ids.surrogates_by(spec) or "")
     pair = spec.chosen.erasable, spec.chosen.kept
     images = sum(len(prompt.image_ids) for prompt in spec.chosen.erasable)
     for one in settings.chosen("training"):
+        trained = one.changed(settings.of(one))
+        by = pruned_of_all if one.reads_surrogates(trained) else None
+        if by is None and one.reads_surrogates(trained):
+            continue
         own = settings.of(one), settings.sampling, settings.sscd, context.audit_id
         do = partial(mitigating.erase, subject, one, *pair, by, *own)  # type: ignore[arg-type]
-        cost = one.cost_of(one.changed(settings.of(one))) * images
+        cost = one.cost_of(trained) * images
         yield made(
             "train", one.name, do, writes=("variants",), reads=("images",), cost=cost, bytes=_weights, may_fail=True
         )
@@ -351,8 +364,8 @@ def _diagnose(context: _Context) -> Iterator[Item]:
     if untried():  # which triggers succeed is not known yet
         return
     ends, starts = triggers.points(spec)
-    for localizer, points in ((method("localizer", "nemo"), ends), (method("localizer", "wanda"), [*ends, *starts])):
-        if points:
+    for localizer in localizers():
+        if points := _points(localizer, ends, starts):
             alone = localizing.one_by_one(points)
             yield from _read_by(spec, "diagnose", localizer, points)
             yield from _searches(spec, "diagnose", localizer, ids.params_of(spec, localizer), alone, "on triggers")
@@ -370,9 +383,17 @@ def _diagnose(context: _Context) -> Iterator[Item]:
 def _locality(spec: Spec, audit_id: str) -> tuple[str, list[str]]:
     """The estimates of the diagnosis, its words, and a map (SVG) of each image with enough triggers."""
     ends, starts = triggers.points(spec)
-    nemo, wanda = (method("localizer", name) for name in ("nemo", "wanda"))
-    found = ids.sets(spec, nemo), ids.sets(spec, wanda, localizing.one_by_one([*ends, *starts]))
-    return reporting.diagnose(spec.subject, audit_id, triggers.searches(spec), *found, spec.settings.seed)
+    found = {
+        one.name: ids.sets(spec, one, localizing.one_by_one(points))
+        for one in localizers()
+        if (points := _points(one, ends, starts))
+    }
+    return reporting.diagnose(spec.subject, audit_id, triggers.searches(spec), found, spec.settings.seed)
+
+
+def _points(localizer: Localizer, ends: Sequence[Prompt], starts: Sequence[Prompt]) -> list[Prompt]:
+    """The single triggers that a localizer is asked about; none where its spec says so, or none were found."""
+    return {"": [], "found": [*ends], "found and begun": [*ends, *starts]}[localizer.on_triggers]
 
 
 def _evaluate(context: _Context) -> Iterator[Item]:
@@ -414,11 +435,6 @@ def _measure(spec: Spec, audit_id: str, trial: evaluating.Trial, shots: Sequence
     random = trial.name in random_controls()
     shared = mitigating.shared_members(spec.subject, trial.variant) if random else None
     evaluating.measure(spec.subject, audit_id, trial, shots, scoring(spec), shared)
-
-
-def _controlled(localizer: Localizer) -> bool:
-    """Whether a localizer also looks at ordinary prompts, as if they were memorized."""
-    return any(pruning.ordinary for pruning in localizer.prunings)
 
 
 def _steps(spec: Spec) -> int:

@@ -2,7 +2,8 @@
 -- Pairs of verbatim subsets, of template subsets and of one with the other are apart; the control are ordinary prompts
 -- taken for memorized ones.
 -- Rows with neither layer nor step are over all; rows with one of them are those of the paper.
--- $model_id, $prompt_set: NULL for all. $params_id: the Wanda localization, $control_id: its control, NULL for all.
+-- $model_id, $prompt_set: NULL for all. $method: the localizer of the subsets, Wanda if NULL. $params_id: its sets,
+-- $control_id: those of its control, NULL for all.
 
 WITH named AS (
     SELECT
@@ -25,7 +26,7 @@ pairs AS (
     SELECT
         found.*,
         CASE
-            WHEN method = 'wanda-control' THEN 'control'
+            WHEN method = concat(coalesce($method, 'wanda'), '-control') THEN 'control'
             WHEN one.kind = two.kind THEN one.kind
             WHEN one.kind <> two.kind THEN 'VM with TM'
             ELSE 'mixed'
@@ -36,8 +37,8 @@ pairs AS (
     WHERE scope = 'subset'
         AND 'all' NOT IN (scope_id_1, scope_id_2)
         AND (
-            (method = 'wanda' AND ($params_id IS NULL OR params_id = $params_id))
-            OR (method = 'wanda-control' AND ($control_id IS NULL OR params_id = $control_id))
+            (method = coalesce($method, 'wanda') AND ($params_id IS NULL OR params_id = $params_id))
+            OR (method = concat(coalesce($method, 'wanda'), '-control') AND ($control_id IS NULL OR params_id = $control_id))
         )
 )
 SELECT

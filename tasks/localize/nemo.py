@@ -122,6 +122,7 @@ def _cost(params: NemoParams) -> float:
     stages=("candidates",),
     traces=True,
     curve=memorization_left,
+    on_triggers="found",
     cost=_cost,
     published=_published,
     check=_check,

@@ -158,6 +158,7 @@ def _check(params: WandaParams, outline: Outline) -> None:
     members="weights",
     site=Site.FEED_FORWARD_HIDDEN,
     scopes="subsets",
+    on_triggers="found and begun",
     reads=("norms", "contrast norms"),
     over_steps=over_steps,
     check=_check,

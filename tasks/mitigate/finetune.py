@@ -87,8 +87,8 @@ class FineTuneParams(Params):
         int, Field(ge=1, description="Steps between checkpoints; this does not change the result."), SPEED
     ] = 10
     lora_rank: Annotated[
-        int, Field(ge=0, le=1024, description="The rank of changes of the attention that train; 0 trains all weights.")
-    ] = 0
+        int, Field(ge=0, le=1024, description="The rank of the changes of the attention that lora-finetune trains.")
+    ] = 4
     seed: Annotated[int, Field(ge=0, description="The seed of all randomness.")] = 0
 
 
@@ -96,6 +96,10 @@ def cost_of_an_image(params: FineTuneParams) -> float:
     """Evaluations of the denoiser that each memorized image takes, about; a gradient counts as three."""
     erased = params.attack_steps * params.attack_batch + params.noises if params.erase_weight else 0
     return 3.0 * params.epochs * (erased + params.ordinary_batch / params.images_per_step)
+
+
+ALL_WEIGHTS = {"lora_rank": 0}
+"""What says that no low-rank changes are trained, but all weights."""
 
 
 def erases(params: FineTuneParams) -> bool:
@@ -116,13 +120,17 @@ def erases(params: FineTuneParams) -> bool:
     surrogates=erases,
     claims=True,
     gradients=True,
+    change=ALL_WEIGHTS,
     done="the denoiser was trained to answer adversarial embeddings of memorized images with others",
 )
-def finetune(lesson: Lesson, params: FineTuneParams) -> Trained:
+def finetune(lesson: Lesson, params: FineTuneParams, rank: int = 0) -> Trained:
     """Trains a copy of the model's denoiser; what is returned has the averaged weights.
 
     All randomness comes from generators seeded by the step's number, so a run that is killed and called again goes on
     from its checkpoint to the very weights of an unbroken one.
+
+    Args:
+        rank: of the changes of the attention that are trained in place of all weights; 0 trains these.
 
     Raises:
         InputError: the model is not float32, or the checkpoint is of another run.
@@ -130,7 +138,7 @@ def finetune(lesson: Lesson, params: FineTuneParams) -> Trained:
     """
     if lesson.model.dtype != torch.float32:
         raise InputError(f"training needs float32 weights, not {lesson.model.dtype}: load the model in float32")
-    run = _Run(lesson, params)
+    run = _Run(lesson, params, rank)
     while len(run.history) < run.total and not run.stopped:
         progress = run.step()
         if params.check_every and progress.step % params.check_every == 0:
@@ -150,18 +158,18 @@ def finetune(lesson: Lesson, params: FineTuneParams) -> Trained:
     return Trained(run.denoiser, run.history)
 
 
-def _with_lora(denoiser: Any, params: FineTuneParams) -> Any:
+def _with_lora(denoiser: Any, rank: int, seed: int) -> Any:
     """Puts low-rank changes, at first none, beside the four projections of every attention, and returns what merges
     them; they alone take gradients."""
     from peft import LoraConfig, LoraModel  # takes a second to import, and few trainings need it
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(params.seed)
+        torch.manual_seed(seed)
         return LoraModel(
             denoiser,
             LoraConfig(
-                r=params.lora_rank,
-                lora_alpha=params.lora_rank,
+                r=rank,
+                lora_alpha=rank,
                 init_lora_weights="gaussian",
                 target_modules=["to_q", "to_k", "to_v", "to_out.0"],
             ),
@@ -172,13 +180,13 @@ def _with_lora(denoiser: Any, params: FineTuneParams) -> Any:
 class _Run:
     """The state of a training, and its one step."""
 
-    def __init__(self, lesson: Lesson, params: FineTuneParams) -> None:
+    def __init__(self, lesson: Lesson, params: FineTuneParams, rank: int) -> None:
         model, memorized, ordinary = lesson.model, lesson.memorized, lesson.ordinary
         self.memorized, self.ordinary, self.params, self.path = memorized, ordinary, params, lesson.checkpoint
         # In evaluation mode: these denoisers have no batch statistics, and dropout would draw from a global generator.
         self.denoiser = cast(Any, copy.deepcopy(model.denoiser))
-        self.denoiser.eval().requires_grad_(not params.lora_rank)
-        self.lora = _with_lora(self.denoiser, params) if params.lora_rank else None
+        self.denoiser.eval().requires_grad_(not rank)
+        self.lora = _with_lora(self.denoiser, rank, params.seed) if rank else None
         self.model = replace(model, denoiser=self.denoiser)
         self.weights = [weight for weight in self.denoiser.parameters() if weight.requires_grad]
         self.average = [weight.detach().clone() for weight in self.weights]
@@ -191,8 +199,9 @@ class _Run:
         self.history: list[Progress] = []
         self.stopped = False
         determined_by = (
-            "checkpoint/2",
+            "checkpoint/3",
             determining(params),
+            rank,
             model.model_id,
             list(memorized.ids),
             len(ordinary.latents),

@@ -1,8 +1,15 @@
 """Adversarial fine-tuning of low-rank changes, which its authors found not to suffice."""
 
+from tasks.diffusion.outline import Outline
+from tasks.errors import InputError
 from tasks.methods import mitigation
 from tasks.mitigate.finetune import FineTuneParams, cost_of_an_image, erases, finetune
 from tasks.mitigate.training import Lesson, Trained
+
+
+def _check(params: FineTuneParams, outline: Outline) -> None:
+    if not params.lora_rank:
+        raise InputError("lora-finetune trains changes of a rank of 1 or more: --set finetune.lora_rank=4")
 
 
 @mitigation(
@@ -17,13 +24,13 @@ from tasks.mitigate.training import Lesson, Trained
     cost=cost_of_an_image,
     surrogates=erases,
     gradients=True,
-    change={"lora_rank": 4},
+    check=_check,
     done="low-rank changes of the denoiser's attention were trained to answer adversarial embeddings of"
     " memorized images with others",
 )
 def lora_finetune(lesson: Lesson, params: FineTuneParams) -> Trained:
-    """See `finetune`; what is missing, `change` takes away.
+    """See `finetune`: changes of the parameters' rank are trained.
 
     Raises: as there.
     """
-    return finetune(lesson, params)
+    return finetune(lesson, params, params.lora_rank)

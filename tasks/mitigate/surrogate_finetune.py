@@ -1,7 +1,7 @@
 """Fine-tuning on surrogates without any attack: what adversarial fine-tuning owes to its triggers."""
 
 from tasks.methods import mitigation
-from tasks.mitigate.finetune import FineTuneParams, cost_of_an_image, erases, finetune
+from tasks.mitigate.finetune import ALL_WEIGHTS, FineTuneParams, cost_of_an_image, erases, finetune
 from tasks.mitigate.training import Lesson, Trained
 
 
@@ -17,7 +17,7 @@ from tasks.mitigate.training import Lesson, Trained
     cost=cost_of_an_image,
     surrogates=erases,
     gradients=True,
-    change={"attack_steps": 0, "starts": ("prompt",)},
+    change=ALL_WEIGHTS | {"attack_steps": 0, "starts": ("prompt",)},
     done="the denoiser was trained to answer the prompts of memorized images with other images",
 )
 def surrogate_finetune(lesson: Lesson, params: FineTuneParams) -> Trained:

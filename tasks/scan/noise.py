@@ -22,7 +22,7 @@ from tasks.methods import Params
 class SeededParams(Params):
     """How many noises each prompt is looked at with, and at which timesteps."""
 
-    seeds: Annotated[int, Field(ge=2, le=100, description="Initial noises that each prompt is looked at with.")] = 4
+    seeds: Annotated[int, Field(ge=1, le=100, description="Initial noises that each prompt is looked at with.")] = 4
     steps: Annotated[
         int, Field(ge=3, le=1000, description="Steps of the sampling schedule whose timesteps are used.")
     ] = 50

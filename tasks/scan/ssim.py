@@ -1,8 +1,10 @@
 """Similarity of noise differences between seeds (Hintersdorf et al., Finding NeMo, NeurIPS 2024)."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from tasks.diffusion.detection import detection_timestep, noise_differences, pairwise_scores
 from tasks.diffusion.families import Model
@@ -14,6 +16,10 @@ from tasks.scan.noise import SeededParams, by_seed, check_steps
 
 class SsimParams(SeededParams):
     """How the similarity is taken; published with 10 seeds."""
+
+    seeds: Annotated[
+        int, Field(ge=2, le=100, description="Initial noises that each prompt is looked at with, to be compared.")
+    ] = 4
 
 
 def _check(params: SsimParams, outline: Outline) -> None:

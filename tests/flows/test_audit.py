@@ -225,12 +225,12 @@ def test_the_store_is_whole_and_says_how_it_was_made(params: AuditParams, audite
 
 def diagnosed(spec: Spec, audit_id: str) -> tuple[str, list[str]]:
     """What the diagnosis says of an audit whose triggers are there."""
-    (ends, starts), wanda = triggers.points(spec), method("localizer", "wanda")
-    sets = (
-        ids.sets(spec, method("localizer", "nemo")),
-        ids.sets(spec, wanda, localizing.one_by_one([*ends, *starts])),
-    )
-    return reporting.diagnose(spec.subject, audit_id, triggers.searches(spec), *sets, spec.settings.seed)
+    ends, starts = triggers.points(spec)
+    points = {"nemo": ends, "wanda": [*ends, *starts]}
+    sets = {
+        name: ids.sets(spec, method("localizer", name), localizing.one_by_one(some)) for name, some in points.items()
+    }
+    return reporting.diagnose(spec.subject, audit_id, triggers.searches(spec), sets, spec.settings.seed)
 
 
 def test_a_second_audit_reuses_everything(params: AuditParams, audited: Audited) -> None:

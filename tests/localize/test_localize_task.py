@@ -159,10 +159,10 @@ def test_gradients_need_images(subject: Subject, memorized: list[Prompt], given:
         groups = door.groups_of(taylor, prompts)
         return door.localize(subject, taylor, params, groups, replace(given, **changes))
 
-    with pytest.raises(InputError, match="gradients need ordinary prompts with training images"):
+    with pytest.raises(InputError, match="taylor needs ordinary prompts with training images"):
         localize(memorized, GradientParams(), ordinary=[])
     assert localize(memorized, GradientParams(timesteps=1, contrast=False), ordinary=[])
-    with pytest.raises(InputError, match="gradients need memorized prompts with training images"):
+    with pytest.raises(InputError, match="taylor needs memorized prompts with training images"):
         localize([replace(one, image_ids=()) for one in memorized], GradientParams())
     elsewhere = replace(given.budgets["wanda"], sets_id="nobody's")
     with pytest.raises(InputError, match="no wanda sets of 'all'"):

@@ -51,6 +51,31 @@ def test_a_pruning_must_suit_the_scopes_of_its_localizer() -> None:
         replace(wanda, prunings=nemo.prunings)
 
 
+@pytest.mark.parametrize(
+    ("budget", "change", "why"),
+    [
+        ("nobody", {}, "there is none of this name, only "),
+        ("nemo", {}, "it prunes each prompt's own members"),
+        ("magnitude", {}, "magnitude has a budget itself"),
+        ("nemo-union", {}, "nemo looks at other members, or elsewhere"),
+        ("wanda", {"site": Site.FEED_FORWARD_INPUT}, "wanda looks at other members, or elsewhere"),
+    ],
+)
+def test_a_budget_must_be_one(monkeypatch: pytest.MonkeyPatch, budget: str, change: Any, why: str) -> None:
+    random = replace(method("localizer", "random"), budget=budget, **change)
+    known = {(one.kind, one.name): random if one.name == "random" else one for one in methods()}
+    monkeypatch.setattr("tasks.methods._FOUND", known)
+    with pytest.raises(
+        InputError, match=f"localizer 'random' cannot have the pruning '{budget}' for its budget: {why}"
+    ):
+        list(prunings())
+
+
+def test_single_triggers_have_no_budget() -> None:
+    with pytest.raises(InputError, match="random is asked about single triggers, of which there is no 'wanda'"):
+        replace(method("localizer", "random"), on_triggers="found")
+
+
 def test_settings_are_groups_of_the_methods_own() -> None:
     settings = Settings.model_validate(
         {"wanda": {"tau": 3}, "mitigations": ["taylor", "magnitude", "nemo"], "taylor": {"timesteps": 4}}

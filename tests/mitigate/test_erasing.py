@@ -275,7 +275,7 @@ def test_a_training_that_does_not_fit_leaves_the_store_as_it_was(
     prompts = prompts_of(subject, "memorized")[:1]
     monkeypatch.setattr("tasks.mitigate.task.surrogates.generate", copying(subject, prompts, {prompts[0].prompt_id: 0}))
     before = subject.open().parts("variants")
-    with pytest.raises(TooLarge, match="do not fit into the device's memory"):
+    with pytest.raises(TooLarge, match="adversarial-finetune does not fit into the device's memory"):
         erase(subject, prompts, full)
     assert subject.open().parts("variants") == before
 

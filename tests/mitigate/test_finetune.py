@@ -49,8 +49,9 @@ def train(
     checkpoint: Path,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     held_out: HeldOut = never,
+    rank: int = 0,
 ) -> Trained:
-    return finetune(Lesson(model, memorized, ordinary, checkpoint, held_out, on_progress), params)
+    return finetune(Lesson(model, memorized, ordinary, checkpoint, held_out, on_progress), params, rank)
 
 
 class Killed(Exception):
@@ -221,8 +222,8 @@ def test_refuses(tmp_path: Path) -> None:
 def test_low_rank_changes_touch_the_attention_alone(tmp_path: Path) -> None:
     model = tiny_model()
     before = weights(model.denoiser)
-    params = PARAMS.model_copy(update={"lora_rank": 2})
-    one, two = (train(model, *data(), params, tmp_path / f"{name}.pt").denoiser for name in ("one", "two"))
+    paths = [tmp_path / f"{name}.pt" for name in ("one", "two")]
+    one, two = (train(model, *data(), PARAMS, path, rank=2).denoiser for path in paths)
     after = weights(one)
     assert after.keys() == before.keys()
     changed = {name for name in before if not before[name].equal(after[name])}

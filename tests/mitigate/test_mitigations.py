@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from flows.settings import PROFILES, Settings
+from tasks.diffusion.outline import Outline
 from tasks.errors import InputError
 from tasks.methods import Mitigation, method, mitigations, variants, variants_of
 from tasks.mitigate.finetune import FineTuneParams
@@ -26,9 +27,16 @@ def test_trainings_differ_by_what_one_of_them_lacks() -> None:
     ids = {one.id(one.changed(params)) for one in mitigations() if one.group == "finetune"}
     assert len(ids) == 4
     full, ordinary = (method("mitigation", f"{name}-finetune") for name in ("adversarial", "ordinary"))
-    assert full.changed(params) == params and full.reads_surrogates(params)
+    assert full.changed(params).lora_rank == 0 and full.reads_surrogates(params)
     assert not ordinary.reads_surrogates(ordinary.changed(params))
     assert not full.reads_surrogates(params.model_copy(update={"erase_weight": 0.0}))
+    lora = method("mitigation", "lora-finetune")
+    ranked = params.model_copy(update={"lora_rank": 8})
+    assert lora.changed(ranked).lora_rank == 8 != lora.changed(params).lora_rank == 4
+    assert full.changed(ranked) == full.changed(params)
+    outline = Outline.__new__(Outline)
+    with pytest.raises(InputError, match="trains changes of a rank of 1 or more"):
+        lora.check(params.model_copy(update={"lora_rank": 0}), outline)
     # Speed determines nothing.
     assert full.id(params) == full.id(params.model_copy(update={"save_every": 1})) != full.id(FineTuneParams())
 

@@ -174,8 +174,19 @@ def test_velocity_is_looked_at_by_the_noise_it_implies() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"detectors": ()}, {"alpha": 0}, {"norm": {"seeds": 1}}, {"ssim": {"steps": 2}}, {"detectors": ("x",)}]
+    "change",
+    [
+        {"detectors": ()},
+        {"alpha": 0},
+        {"norm": {"seeds": 0}},
+        {"ssim": {"seeds": 1}},
+        {"ssim": {"steps": 2}},
+        {"detectors": ("x",)},
+    ],
 )
 def test_parameters_have_bounds(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ScanParams.model_validate(change)
+    # As published, of a single noise.
+    single = {name: {"seeds": 1} for name in ("entropy", "anisotropy")}
+    assert all(getattr(ScanParams.model_validate(single), name).seeds == 1 for name in single)

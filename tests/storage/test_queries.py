@@ -345,7 +345,8 @@ def test_triggers_of_other_audits_do_not_count(local: Store) -> None:
         trigger = {"image_id": "i", "trigger_id": name, "start": "noise", "restart": 0, "loss": loss}
         trigger |= {"embedding": [0.0], "shape": [1, 1], "distance": float(len(loss))}
         local.write("triggers", content_key(name), [trigger], model_id="m", variant="original")
-    params = {"model_id": "m", "nemo_id": "p", "wanda_id": "none"}
+    params = {"model_id": "m", "method": "nemo", "params_id": "p"}
+    assert query(local, "trigger_agreement", **(params | {"method": "wanda"})).num_rows == 0
     rows = query(local, "trigger_agreement", **params, trigger_ids=["a", "b", "from a", "from b"]).to_pylist()
     assert {row["searched"]: (row["iou"], row["pairs"]) for row in rows} == {True: (1 / 3, 1), False: (1, 1)}
     assert query(local, "trigger_agreement", **params, trigger_ids=[]).num_rows == 0

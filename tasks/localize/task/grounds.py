@@ -56,6 +56,17 @@ class Grounds:
         if lost := set(reads) - set(self.localizer.reads_of(self.params)):
             raise InputError(f"{self.localizer.name} reads {min(lost)!r}: name it among the localizer's reads")
 
+    def with_images(self, prompts: Sequence[Prompt], kind: str) -> list[Prompt]:
+        """Those of the prompts that have an image.
+
+        Raises:
+            InputError: none has.
+        """
+        found = [prompt for prompt in prompts if prompt.image_ids]
+        if not found:
+            raise InputError(f"{self.localizer.name} needs {kind} prompts with training images: give --images")
+        return found
+
     @cached_property
     def values(self) -> Values:
         self.declared("values")
@@ -99,7 +110,7 @@ class Grounds:
     @cached_property
     def ordinary(self) -> list[Prompt]:
         self.declared("ordinary images")
-        return _with_images(self.given.ordinary, "ordinary")
+        return self.with_images(self.given.ordinary, "ordinary")
 
     @cached_property
     def budget(self) -> tuple[int, ...]:
@@ -170,7 +181,7 @@ class _Scope:
     @property
     def with_images(self) -> Sequence[Prompt]:
         self.whole.declared("images")
-        return _with_images(self.prompts, "memorized")
+        return self.whole.with_images(self.prompts, "memorized")
 
     @property
     def ordinary(self) -> Sequence[Prompt]:
@@ -216,11 +227,3 @@ def _summed(
         for (_, step), values in sums[name].items():
             out[step, index] = out.get((step, index), 0) + values.astype(np.float64)
     return {key: torch.from_numpy(values) for key, values in out.items()}
-
-
-def _with_images(prompts: Sequence[Prompt], kind: str) -> list[Prompt]:
-    """Those of the prompts that have an image."""
-    found = [prompt for prompt in prompts if prompt.image_ids]
-    if not found:
-        raise InputError(f"gradients need {kind} prompts with training images: give --images")
-    return found

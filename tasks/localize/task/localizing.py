@@ -21,8 +21,18 @@ from tasks.sets import found_scopes, read_sets, write_sets
 from tasks.subject import ORIGINAL, Prompt, Subject
 
 
-def localize(subject: Subject, localizer: Localizer, params: BaseModel, groups: Groups, given: Given) -> str:
+def localize(
+    subject: Subject,
+    localizer: Localizer,
+    params: BaseModel,
+    groups: Groups,
+    given: Given,
+    params_id: str | None = None,
+) -> str:
     """The sets of each of these groups that the store does not have, and what the localizer leaves by the way.
+
+    Args:
+        params_id: what the sets go by, where these groups are some of more: `sets_id` of all of them.
 
     Returns:
         The id of these sets; rows of `neuron_sets` and `nemo_traces` carry it.
@@ -30,7 +40,7 @@ def localize(subject: Subject, localizer: Localizer, params: BaseModel, groups: 
     Raises:
         InputError: the store lacks what the localizer reads, or it found what is no member of a layer.
     """
-    params_id = sets_id(localizer, params, groups, given)
+    params_id = params_id or sets_id(localizer, params, groups, given)
     layers = subject.load().layers(localizer.site_of(params))
     method = localizer.sets_name(groups.ordinary)
     stages = {stage: f"{method}-{stage}" for stage in localizer.stages} | {"": method}
@@ -59,11 +69,20 @@ def curve_id(sets_id: str, seed: int = 0) -> str:
 
 
 def draw_curves(
-    subject: Subject, localizer: Localizer, params: BaseModel, prompts: Sequence[Prompt], given: Given, seed: int = 0
+    subject: Subject,
+    localizer: Localizer,
+    params: BaseModel,
+    prompts: Sequence[Prompt],
+    given: Given,
+    seed: int = 0,
+    found_id: str | None = None,
 ) -> str:
     """How much of each memory is left as more and more of what holds it is ablated, a row of `nemo_traces` a point.
 
     Prompts for which nothing was found have none.
+
+    Args:
+        found_id: what the prompts' sets go by, where these are some of more: `sets_id` of all of them.
 
     Returns:
         The id of these curves.
@@ -73,7 +92,7 @@ def draw_curves(
     """
     assert localizer.curve is not None
     groups = one_by_one(prompts)
-    found_id = sets_id(localizer, params, groups, given)
+    found_id = found_id or sets_id(localizer, params, groups, given)
     params_id = curve_id(found_id, seed)
     found = _members(subject, localizer, params, found_id)
     if lost := [prompt.text for prompt in prompts if prompt.prompt_id not in found]:

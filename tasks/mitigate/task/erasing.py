@@ -35,7 +35,7 @@ def erase_id(
     mitigation: Mitigation,
     prompts: Sequence[Prompt],
     ordinary: Sequence[Prompt],
-    pruned: str,
+    pruned: str | None,
     params: Params,
     sampling: SamplingParams,
     sscd: SscdParams,
@@ -56,7 +56,7 @@ def erase(
     mitigation: Mitigation,
     prompts: Sequence[Prompt],
     ordinary: Sequence[Prompt],
-    pruned: str,
+    pruned: str | None,
     params: Params,
     sampling: SamplingParams,
     sscd: SscdParams,
@@ -73,7 +73,7 @@ def erase(
     Args:
         prompts: memorized prompts, with their training images.
         ordinary: prompts with images that keep everything else; none that quality is measured on.
-        pruned: the variant, as the store knows it, that makes the surrogates.
+        pruned: the variant, as the store knows it, that makes the surrogates; None where none are read.
         params: those of the mitigation's group of settings.
 
     Raises:
@@ -97,6 +97,7 @@ def erase(
     kept_out: list[str] = []
     stand_ins: list[np.ndarray] = []
     if mitigation.reads_surrogates(own):
+        assert pruned is not None
         made = surrogates(subject, pruned, prompts, sampling, measure)
         kept_out = [prompt.text for prompt, some in zip(prompts, made, strict=True) if not some]
         prompts = [prompt for prompt, some in zip(prompts, made, strict=True) if some]
@@ -121,7 +122,10 @@ def erase(
         try:
             done: Trained = mitigation.function(lesson, own)
         except torch.OutOfMemoryError as error:
-            raise TooLarge("the seven float32 denoisers of a training do not fit into the device's memory") from error
+            raise TooLarge(
+                f"{name} does not fit into the device's memory: it takes a second denoiser in float32, and five times"
+                " what of it is trained"
+            ) from error
     history = [vars(step) for step in done.history]
     files = {"history.json": json.dumps(history), "not_erased.json": json.dumps(kept_out)}
     card = unpruned_card(subject, name, own, audit_id, "denoiser", mitigation.done)

@@ -1,6 +1,6 @@
 """Whether memory is local, in the store and beside the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +32,12 @@ class Searches:
 
 
 def diagnose(
-    subject: Subject, audit_id: str, searches: Sequence[Searches], nemo_id: str, wanda_id: str, seed: int
+    subject: Subject, audit_id: str, searches: Sequence[Searches], sets: Mapping[str, str], seed: int
 ) -> tuple[str, list[str]]:
     """Whether memory is local: rows of `metrics` of the original under "dori-noise", and a page beside the report.
 
     Args:
-        nemo_id, wanda_id: of the sets that were found from the triggers, and from where their searches began.
+        sets: by localizer, the id of the sets that it found from the triggers, and from where their searches began.
 
     Returns:
         The diagnosis in Markdown, and a map (SVG) for each image that has enough triggers.
@@ -45,8 +45,18 @@ def diagnose(
     found = [_diagnosed(subject, one, seed) for one in searches]
     points = [point.prompt_id for one in searches for point in (*one.triggers, *one.starts)]
     store = subject.open()
-    sets = {"model_id": subject.model_id, "nemo_id": nemo_id, "wanda_id": wanda_id}
-    rows = query(store, "trigger_agreement", **sets, trigger_ids=points).to_pylist()
+    rows = [
+        row
+        for method, params_id in sets.items()
+        for row in query(
+            store,
+            "trigger_agreement",
+            model_id=subject.model_id,
+            method=method,
+            params_id=params_id,
+            trigger_ids=points,
+        ).to_pylist()
+    ]
     before = {(row["image_id"], row["method"], row["layer"]): row["iou"] for row in rows if not row["searched"]}
     weights: list[Weights] = []
     for one in found:
@@ -63,7 +73,7 @@ def diagnose(
         "locality_moved": [one.moved for one in spreads],
         "locality_activations": [float(np.nanmean(list(one.activations.values()))) for one in spreads],
     }
-    for method in ("nemo", "wanda"):
+    for method in sets:
         layers = [mine[method].values() for mine in weights if method in mine]
         estimates[f"locality_{method}"] = [float(np.mean([layer.iou for layer in some])) for some in layers]
         known = [[layer.starts for layer in some if layer.starts is not None] for some in layers]

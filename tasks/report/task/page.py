@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from storage import Store, content_key, iou, query
 from tasks.conditions import ORDINARY, Condition
 from tasks.diffusion.sampling import to_png
+from tasks.methods import Localizer
 from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Report, Strip, StripImage, render, table_text
 from tasks.report.sheet import sheet
@@ -38,11 +39,15 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Localized:
-    """Ids of what localization wrote."""
+    """What the page draws of what a localizer wrote, by ids; empty where there is none."""
 
-    wanda: str
-    control: str
-    curve: str
+    localizer: Localizer
+    subsets: str = ""
+    """Its sets of subsets of prompts, whose overlap is drawn."""
+    control: str = ""
+    """The same, found when ordinary prompts are taken for memorized ones."""
+    curve: str = ""
+    """Its curves of what is left of memories."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def write_report(
     memorized: Sequence[Prompt],
     shown: Shown,
     facts: Sequence[tuple[str, str]],
-    found: Localized,
+    found: Sequence[Localized],
     scorers: Mapping[str, str],
     searches: Mapping[str, Collection[str]],
     trainings: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -87,7 +92,7 @@ def write_report(
         variants: by the name that estimates go by, the variant in the store.
         memorized: the memorized prompts; the first few are shown with their training images.
         shown: the audit's images.
-        found: the sets whose overlap is drawn, and the curves of memorization left.
+        found: by localizer, the sets whose overlap is drawn, and the curves of memorization left.
         scorers: by kind of score, "sscd" and "clip", the model that made them; see `scores.scorer`.
         searches: by what they are called, the ids of triggers whose losses are drawn.
         trainings: by the name of the variant, its training step by step.
@@ -96,7 +101,7 @@ def write_report(
     estimates = rows_of(store, audit_id)
     attacks = {"attacks": _losses(store, subject, searches), "effort": _effort(estimates)}
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
-    overlap = _subspace(store, subject, found)
+    overlaps = {one.localizer: _subspace(store, subject, one) for one in found if one.subsets}
     scores = _scores(store, scorers["sscd"])
     strips = _strips(store, subject, [prompt for prompt in memorized if prompt.image_ids], shown, scores)
     report = Report(
@@ -108,9 +113,9 @@ def write_report(
         strips=strips,
         attacks=[chart for chart in attacks.values() if chart is not None],
         trainings=list(trained.values()),
-        matrices=_overlap(store, subject, found.wanda),
-        curves=_overlap_curves(overlap),
-        left=_left(store, subject, found, memorized),
+        matrices=[drawing for one in found if one.subsets for drawing in _overlap(store, subject, one)],
+        curves=[drawing for one, rows in overlaps.items() for drawing in _overlap_curves(one, rows)],
+        left=[drawing for one in found if one.curve for drawing in _left(store, subject, one, memorized)],
         more_controls=without_random(variants, standings()),
     )
     _keep_evidence(store, audit_id, shown, estimates, scorers)
@@ -122,7 +127,8 @@ def write_report(
     if contact is not None:
         contact.write_bytes(sheet(strips))
     drawings = {name: chart for name, chart in (attacks | trained).items() if chart is not None}
-    return Written(table_text(estimates), verdict(estimates, standings()), overlap, contact, drawings)
+    shared = [row for rows in overlaps.values() for row in rows]
+    return Written(table_text(estimates), verdict(estimates, standings()), shared, contact, drawings)
 
 
 def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
@@ -143,7 +149,8 @@ def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
 def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str, Any]]:
     """Overlap of the weights of subsets by kind of pair: over all, and by layer and by step; see `subspace.sql`."""
     which = {"model_id": subject.model_id, "prompt_set": subject.prompt_set}
-    rows = query(store, "subspace", params_id=found.wanda, control_id=found.control, **which)
+    which |= {"method": found.localizer.name, "params_id": found.subsets, "control_id": found.control}
+    rows = query(store, "subspace", **which)
     out: list[dict[str, Any]] = rows.to_pylist()
     return out
 
@@ -247,9 +254,10 @@ def _effort(rows: Sequence[Row]) -> Chart | None:
     return Chart("Replication by the attack's effort", *words, curves, note, x_marks=[*map(str, marks)])
 
 
-def _overlap(store: Store, subject: Subject, wanda_id: str) -> list[Matrix]:
-    """Mean IOU, over layers and steps, of every two subsets' weights."""
-    pairs: list[dict[str, Any]] = iou(store, subject.model_id, "wanda", wanda_id).to_pylist()
+def _overlap(store: Store, subject: Subject, found: Localized) -> list[Matrix]:
+    """Mean IOU, over layers and steps, of every two subsets' members."""
+    localizer = found.localizer
+    pairs: list[dict[str, Any]] = iou(store, subject.model_id, localizer.name, found.subsets).to_pylist()
     pairs = [pair for pair in pairs if "all" not in (pair["scope_id_1"], pair["scope_id_2"])]
     labels = sorted({pair[key] for pair in pairs for key in ("scope_id_1", "scope_id_2")})
     if len(labels) < 2:
@@ -258,14 +266,15 @@ def _overlap(store: Store, subject: Subject, wanda_id: str) -> list[Matrix]:
     chance = []
     for row, one in enumerate(labels):
         for column, two in enumerate(labels[row + 1 :], row + 1):
-            found = [p for p in pairs if {p["scope_id_1"], p["scope_id_2"]} == {one, two} and p["iou"] is not None]
-            values[row, column] = values[column, row] = np.mean([p["iou"] for p in found]) if found else 0.0
-            chance += [p["iou_chance"] for p in found]
+            both = [p for p in pairs if {p["scope_id_1"], p["scope_id_2"]} == {one, two} and p["iou"] is not None]
+            values[row, column] = values[column, row] = np.mean([p["iou"] for p in both]) if both else 0.0
+            chance += [p["iou_chance"] for p in both]
     note = f"mean over layers and steps; random sets of these sizes would have {np.mean(chance):.3f}" if chance else ""
-    return [Matrix("Overlap of the weights of prompt subsets (IOU)", labels, values.tolist(), note)]
+    title = f"{localizer.title}: overlap of the {localizer.members} of prompt subsets (IOU)"
+    return [Matrix(title, labels, values.tolist(), note)]
 
 
-def _overlap_curves(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def _overlap_curves(localizer: Localizer, rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Mean IOU over steps and over layers, by kind of pair, beside the control and chance."""
     charts = []
     for axis, other in (("step", "layer"), ("layer", "step")):
@@ -280,12 +289,13 @@ def _overlap_curves(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
         if curves:
             note = f"mean over {other}s and pairs of subsets"
             curves.append(Curve("random sets of these sizes", [float(value) for value in chance]))
-            charts.append(Chart(f"Overlap of weights by {axis}", axis, "IOU", curves, note))
+            title = f"{localizer.title}: overlap of {localizer.members} by {axis}"
+            charts.append(Chart(title, axis, "IOU", curves, note))
     return charts
 
 
 def _left(store: Store, subject: Subject, found: Localized, memorized: Sequence[Prompt]) -> list[Chart]:
-    """Similarity of noise differences left as neurons are silenced, best first, beside random ones."""
+    """Similarity of noise differences left as members are ablated, best first, beside random ones."""
     # The store may know curves of more prompts, of larger audits.
     which = {"params_id": found.curve, "prompt_ids": [prompt.prompt_id for prompt in memorized]}
     rows = query(store, "memorization_left", model_id=subject.model_id, **which).to_pylist()
@@ -293,16 +303,19 @@ def _left(store: Store, subject: Subject, found: Localized, memorized: Sequence[
     # Every prompt's own number is in the rows, too; all of them would not fit below the axis.
     sizes = sorted(size for size in searched if size.bit_count() == 1 or size == max(searched))
     curves = []
-    for control, name in ((False, "neurons that NeMo found, best first"), (True, "random neurons of the same layers")):
+    members, title = found.localizer.members, found.localizer.title
+    for control, name in (
+        (False, f"{members} that {title} found, best first"),
+        (True, f"random {members} of the same layers"),
+    ):
         values = {row["neurons"]: row["score"] for row in rows if row["control"] is control}
         if values:
             curves.append(Curve(name, [values[size] for size in sizes if size in values]))
     if not curves:
         return []
-    note = "mean over prompts of the highest SSIM to the unsilenced noise difference"
-    return [
-        Chart("Memory left by number of silenced neurons", "neurons", "SSIM", curves, note, x_marks=[*map(str, sizes)])
-    ]
+    note = "mean over prompts of the highest SSIM to the noise difference without ablation"
+    words = f"{title}: memory left by number of ablated {members}", members, "SSIM"
+    return [Chart(*words, curves, note, x_marks=[*map(str, sizes)])]
 
 
 def _words(condition: Condition) -> str:
