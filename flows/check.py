@@ -6,7 +6,6 @@ again of the same files.
 
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import get_args
 
 from flows import rules
 from flows.inputs import clip_of, inputs_of
@@ -24,7 +23,7 @@ from tasks.errors import gathered, noting, refuse
 from tasks.progress import stage
 from tasks.scorers.clip import check_clip
 from tasks.scorers.sscd import check_sscd
-from tasks.subject import Kind, Prompt, in_turns
+from tasks.subject import by_kind
 
 
 def check(params: AuditParams, settled: bool = True) -> None:
@@ -156,9 +155,7 @@ def of_prompts(
         rows, _ = collecting.rows_of(found)
     if rows is None:
         return None, found.notices
-    prompts: dict[Kind, list[Prompt]] = {
-        kind: in_turns([row for row in rows if row["kind"] == kind]) for kind in get_args(Kind)
-    }
+    prompts = by_kind(rows)
     if empty := [kind for kind, some in prompts.items() if not some]:
         where = params.nulls or params.prompts or folder
         problems.append(f"there are no {empty[0]} prompts in {where}: give more, at least two null prompts")

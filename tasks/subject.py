@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -277,6 +277,11 @@ def prompts_of(subject: Subject, kind: Kind, limit: int | None = None) -> list[P
     if not rows:
         raise InputError(f"the prompt set {subject.prompt_set!r} has no {kind} prompts: add some to its file")
     return in_turns(rows)[:limit]
+
+
+def by_kind(rows: Sequence[Mapping[str, Any]]) -> dict[Kind, list[Prompt]]:
+    """Prompts of rows of the table `prompts`, of each kind, see `in_turns`."""
+    return {kind: in_turns([row for row in rows if row["kind"] == kind]) for kind in get_args(Kind)}
 
 
 def in_turns(rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:

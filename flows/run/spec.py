@@ -22,7 +22,7 @@ from tasks.diffusion.precision import precision_for
 from tasks.errors import InputError, refuse
 from tasks.params import is_speed
 from tasks.scorers.clip import ClipParams
-from tasks.subject import Kind, Prompt, Subject, in_turns, prompts_of
+from tasks.subject import Kind, Prompt, Subject, by_kind, prompts_of
 
 
 class Run(BaseModel):
@@ -109,8 +109,7 @@ def resolve(params: AuditParams, keep: bool = True) -> Spec:
     run_id = content_key("run/1", subject.model_id, subject.prompt_set, determining(whole))[:16]
     notices = tuple(inputs.notices)
     if not keep:
-        chosen = {kind: in_turns([row for row in rows if row["kind"] == kind]) for kind in get_args(Kind)}
-        return Spec(run_id, whole, subject, _selection(settings, chosen), inputs.long, notices)
+        return Spec(run_id, whole, subject, _selection(settings, by_kind(rows)), inputs.long, notices)
     collecting.import_inputs(store, inputs)
     row = {
         "run_id": run_id,
