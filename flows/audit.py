@@ -12,11 +12,27 @@ from prefect import flow, get_run_logger
 from flows.check import check
 from flows.lifetime import at_the_end
 from flows.params import AuditParams
+from flows.run.pool import check_pool, pooled
+from flows.run.processes import Processes, check_many
 from flows.run.spec import Spec, resolve
-from flows.show import show_audit
-from flows.stages import Audited, attack, collect, diagnose, evaluate, localize, mitigate, report
+from flows.run.spread import spread
+from flows.show import show_audit, shown_progress
+from flows.stages import (
+    Audited,
+    attack,
+    collect,
+    diagnose,
+    evaluate,
+    localize,
+    mitigate,
+    report,
+    show_locality,
+    show_trainings,
+)
 from storage import begun_here, mark_lost, record_holdings
 from tasks.collect import task as collecting
+from tasks.diffusion.model import device_of
+from tasks.errors import InputError
 from tasks.progress import stage
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime", "duckdb", "pyarrow", "prefect")
@@ -36,15 +52,50 @@ def audit(params: AuditParams) -> Audited:
     for notice in spec.notices:
         get_run_logger().info(notice)
     with recorded(spec) as audit_id:
-        collect(spec.run)
-        localize(spec.run)
-        mitigate(spec.run, audit_id)
-        attack(spec.run)
-        diagnose(spec.run, audit_id)
-        evaluate(spec.run, audit_id)
+        if shared(params):
+            share(spec, audit_id)
+        else:
+            collect(spec.run)
+            localize(spec.run)
+            mitigate(spec.run, audit_id)
+            attack(spec.run)
+            diagnose(spec.run, audit_id)
+            evaluate(spec.run, audit_id)
         done = report(spec.run, audit_id)
         show_audit(audit_id, done.report, done.written)
         return done
+
+
+def shared(params: AuditParams) -> bool:
+    """Whether others do the work of an audit, and its own process only plans and waits.
+
+    Raises:
+        InputError: it cannot be spread so, see `check_pool` and `check_many`.
+    """
+    if params.spread is not None:
+        if params.workers > 1:
+            raise InputError("--workers and --spread exclude each other: leave one out")
+        check_pool(params.spread)
+    check_many(params.workers, params.device)
+    return params.spread is not None or params.workers > 1
+
+
+def share(spec: Spec, audit_id: str) -> None:
+    """Has the work of a run done by processes of this machine, or by the workers of a pool.
+
+    Raises:
+        InputError: an item of it cannot be done.
+    """
+    params, say = spec.params, get_run_logger().warning
+    with shown_progress("work"):
+        if params.spread is not None:
+            with pooled(params.spread, spec.run, audit_id) as pool:
+                spread(spec, audit_id, pool, say)
+        else:
+            with Processes(params.workers, spec.run, audit_id) as processes:
+                spread(spec, audit_id, processes, say)
+    show_trainings(spec)
+    show_locality(spec, audit_id)
 
 
 @contextmanager
@@ -58,18 +109,20 @@ def recorded(spec: Spec) -> Iterator[str]:
     started = datetime.now(UTC)
     audit_id = f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     store = spec.subject.open()
-    with stage("check", lambda: "our sampling beside the pipeline's own", announced=False):
-        model_id = collecting.register_model(spec.subject, spec.settings.sampling)
+    by_others = shared(spec.params)  # then the model need not even fit into this process
+    if not by_others:
+        with stage("check", lambda: "our sampling beside the pipeline's own", announced=False):
+            collecting.register_model(spec.subject, spec.settings.sampling)
     record = {
         "audit_id": audit_id,
-        "model_id": model_id,
+        "model_id": spec.subject.model_id,
         "run_id": spec.run_id,
         "prompt_set": spec.subject.prompt_set,
         "params": spec.params.model_dump_json(),
         "code_version": version("engram-audit"),
         "library_versions": json.dumps({name: version(name) for name in LIBRARIES}),
         "seed": spec.settings.seed,
-        "device": str(spec.subject.load().device),
+        "device": _device(spec) if by_others else str(spec.subject.load().device),
         "started_at": started,
     }
 
@@ -92,6 +145,13 @@ def recorded(spec: Spec) -> Iterator[str]:
         end("completed")
     # Only a completed audit has estimates that are relied on; another one is run again, which may replace its parts.
     record_holdings(store, audit_id)
+
+
+def _device(spec: Spec) -> str:
+    """What computes, where others do the work."""
+    if spec.params.spread is not None:
+        return f"workers of the pool {spec.params.spread}"
+    return f"{spec.params.workers} processes on {device_of(spec.params.device)}"
 
 
 __all__ = ["AuditParams", "Audited", "audit", "recorded"]

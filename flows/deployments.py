@@ -20,11 +20,12 @@ from prefect.workers.process import ProcessWorker
 from storage.errors import one_line
 from tasks.errors import InputError
 
-Pool = Literal["cpu", "gpu"]
+Pool = Literal["cpu", "gpu", "plan"]
 
 POOLS: dict[Pool, str] = {
     "cpu": "Workers on any machine",
     "gpu": "Workers on a machine with a GPU",
+    "plan": "Audits whose work is spread over another pool: they plan and wait, and hold no place of that one",
 }
 
 
@@ -43,6 +44,9 @@ class Line(NamedTuple):
 DEPLOYMENTS = (
     Line("flows.audit.audit", "audit", "cpu"),
     Line("flows.audit.audit", "audit-gpu", "gpu"),
+    Line("flows.audit.audit", "audit-spread", "plan"),
+    Line("flows.shard.shard", "shard-cpu", "cpu"),
+    Line("flows.shard.shard", "shard-gpu", "gpu"),
     Line("flows.scan.scan", "scan", "cpu"),
     Line("flows.scan.scan", "scan-gpu", "gpu"),
     Line("flows.nightly.nightly", "nightly", "cpu", cron="0 2 * * *", at_once=1),

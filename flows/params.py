@@ -37,6 +37,16 @@ class AuditParams(Plain):
     device: str | None = Field(
         None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        title="Processes",
+        description="Processes of the machine that share the work; on a machine with GPUs each has one of its own.",
+    )
+    spread: str | None = Field(
+        None,
+        description="Work pool whose workers share the work; the run does all of it by itself if empty.",
+    )
     profile: Profile = Field("quick", description="How much is looked at, where `settings` is empty.")
     settings: Settings | None = Field(
         None,

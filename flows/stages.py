@@ -80,10 +80,15 @@ def mitigate(run: Run, audit_id: str | None = None) -> dict[str, str]:
         get_run_logger().warning("nothing is fine-tuned: %s", spec.chosen.why_not_erasable)
     for _ in execute(spec, "mitigate", "none" if audit_id is None else audit_of(spec, audit_id)):
         pass
+    show_trainings(spec)
+    return ids.there(spec)
+
+
+def show_trainings(spec: Spec) -> None:
+    """Shows how the trainings went that are there."""
     there = ids.there(spec)
-    for name in (one.name for one in trainings if one.name in there):
+    for name in (one.name for one in spec.settings.chosen("training") if one.name in there):
         show_chart(name, reporting.training_chart(name, mitigating.history_of(spec.subject, there[name])))
-    return there
 
 
 @flow(name="attack", flow_run_name="attack")
@@ -115,13 +120,20 @@ def diagnose(run: Run, audit_id: str | None = None) -> None:
     if not triggers.diagnosed(spec):
         _nothing("diagnosed", "--set diagnosed=N, or --profile full, with training images")
         return
-    for item, done in execute(spec, "diagnose", audit_id):
-        if item.anew:
-            words, maps = done
-            show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
-            for number, drawing in enumerate(maps, 1):
-                key, image = f"locality-{number}", uri(drawing.encode(), "svg+xml")
-                show(create_image_artifact, image, key=key, description="Triggers, their starts and prompts")
+    for _ in execute(spec, "diagnose", audit_id):
+        pass
+    show_locality(spec, audit_id)
+
+
+def show_locality(spec: Spec, audit_id: str) -> None:
+    """Shows the diagnosis of an audit, if there is one."""
+    if (found := reporting.diagnosis_of(spec.subject, audit_id)) is None:
+        return
+    words, maps = found
+    show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
+    for number, drawing in enumerate(maps, 1):
+        key, image = f"locality-{number}", uri(drawing.encode(), "svg+xml")
+        show(create_image_artifact, image, key=key, description="Triggers, their starts and prompts")
 
 
 @flow(name="evaluate", flow_run_name="evaluate")

@@ -40,13 +40,24 @@ def audit(
             "--dry-run", help="Do nothing: list what there is to do, what is there already, and how long it takes."
         ),
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Processes of this machine that share the work; with GPUs each has one of its own."),
+    ] = 1,
+    spread: Annotated[
+        str | None,
+        typer.Option(help="Work pool of the server at PREFECT_API_URL whose workers share the work: cpu or gpu."),
+    ] = None,
 ) -> None:
     """Audit a model: what it memorized, where, whether it can be pruned away, and whether it is then gone."""
     if dry_run:
         _foresee(params, as_json)
         return
     from flows.audit import audit as run
+    from flows.audit import shared
 
+    params = params.model_copy(update={"workers": workers, "spread": spread})
+    shared(params)
     with prefect_server():
         found = run(params)
     _tell(found, params.store, as_json)

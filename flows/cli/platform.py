@@ -103,6 +103,13 @@ def serve(
         ),
     ] = None,
     home: Annotated[Path, typer.Option(help="Folder of the server's database and logs.")] = Path(".engram/prefect"),
+    cpu_workers: Annotated[
+        int, typer.Option(min=0, help="Runs of the pool cpu at a time; 0 on a machine whose GPUs do all the work.")
+    ] = 2,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=0, help="GPUs that work, each with a worker of its own; all that there are if left out."),
+    ] = None,
     notify: NotifyOption = None,
     notify_file: NotifyFileOption = None,
     store: StoreOption = None,
@@ -112,7 +119,7 @@ def serve(
 
     signal.set_wakeup_fd(-1)  # it ends in an order of its own
     address = _address(context, notify, notify_file)
-    run(host, port, Store.open(store).url, home, address, name or [])
+    run(host, port, Store.open(store).url, home, address, name or [], cpu_workers, gpus)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The doing of work: here, item by item, each as a Prefect task whose lineage shows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prefect import get_run_logger
@@ -46,6 +46,36 @@ def execute(spec: Spec, stage: Stage, audit_id: str = "none") -> Iterator[tuple[
                 get_run_logger().warning("%s has no result: %s", item.name, error)
                 continue
             yield item, done
+
+
+def execute_items(
+    spec: Spec, audit_id: str, ids: Sequence[str], do: Callable[[Item], Any] = lambda item: item.do()
+) -> dict[str, str]:
+    """Does those of a run's items that go by these ids, in their order, where the store does not have them.
+
+    Args:
+        do: does one item.
+
+    Returns:
+        By id, why an item whose failure is a result, too, has none.
+
+    Raises:
+        InputError: one is not to be done as the store now stands, or it cannot be done.
+    """
+    listed = {item.id: item for item in work(spec, audit_id=audit_id)}
+    if lost := [name for name in ids if name not in listed]:
+        raise InputError(f"{len(lost)} items of the work are none as the store now stands: run the audit again")
+    failed = {}
+    for name in ids:
+        item = listed[name]
+        if item.anew or item.missing():
+            try:
+                do(item)
+            except (Diverged, TooLarge) as error:
+                if not item.may_fail:
+                    raise
+                failed[name] = str(error)
+    return failed
 
 
 def check_ready(spec: Spec, stage: str) -> None:

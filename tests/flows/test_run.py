@@ -126,7 +126,7 @@ def test_neither_shards_nor_their_order_change_what_is_found(
     """Each shard as another worker would do it, and the last one first."""
     whole, apart = (resolve(params_of(model, tmp_path / name)) for name in ("whole", "apart"))
     do(whole, "collect", "localize", "mitigate", "attack")
-    monkeypatch.setattr(work, "SHARD", 1)
+    monkeypatch.setattr(work, "UNITS", 1)
     stages: tuple[work.Stage, ...] = ("collect", "localize", "mitigate", "attack")
     for stage in stages:
         items = work.work(apart, stage, audit_id="an audit")

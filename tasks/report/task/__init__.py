@@ -13,7 +13,7 @@ from tasks.report.task.comparison import (
     differences_table,
     latest,
 )
-from tasks.report.task.diagnosis import Searches, diagnose
+from tasks.report.task.diagnosis import Searches, diagnose, diagnosis_of
 from tasks.report.task.page import Localized, Written, page_path, training_chart, write_report
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.task.results import write_results
@@ -31,6 +31,7 @@ __all__ = [
     "claims",
     "compare",
     "diagnose",
+    "diagnosis_of",
     "differences_table",
     "drawn",
     "grid",

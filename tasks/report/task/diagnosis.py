@@ -95,6 +95,15 @@ def diagnose(
     return words, maps
 
 
+def diagnosis_of(subject: Subject, audit_id: str) -> tuple[str, list[str]] | None:
+    """What `diagnose` wrote beside the report of an audit; None where there is nothing."""
+    folder = page_path(subject, audit_id).parent
+    if not (folder / "locality.md").is_file():
+        return None
+    maps = sorted(folder.glob("locality-*.svg"), key=lambda path: int(path.stem.removeprefix("locality-")))
+    return (folder / "locality.md").read_text(), [path.read_text(encoding="utf-8") for path in maps]
+
+
 def _diagnosed(subject: Subject, one: Searches, seed: int) -> Diagnosed:
     """What was searched and found for one image, with distances where there are points enough."""
     image = one.prompt.image_ids[0]

@@ -1,0 +1,179 @@
+"""Work that is spread: whoever does which item, in whatever order, however often, the store ends up the same."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.params import AuditParams
+from flows.run.execution import execute_items
+from flows.run.processes import check_many
+from flows.run.spec import Spec, resolve
+from flows.run.spread import Ended, Shard, spread
+from flows.run.work import work
+from flows.settings import Settings
+from storage import Store
+from tasks.errors import InputError
+from tests.flows.test_run import SETTINGS, do, rows
+from tests.support.world import tiny_world
+
+WHOLE: dict[str, Any] = SETTINGS | {
+    "diagnosed": 1,
+    "triggers": 3,
+    "efforts": (1, 2),
+    "mitigations": ("nemo", "nemo-union", "wanda", "magnitude", "random-tokens", "ordinary-finetune"),
+    "finetune": {"epochs": 1, "ordinary_batch": 1, "images_per_step": 2},
+}
+TABLES = ("activations", "neuron_sets", "nemo_traces", "variants", "triggers", "generations", "scores", "metrics")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.run.work.UNITS", 2)
+
+
+def resolved(model: Path, store: Path, **changed: Any) -> Spec:
+    settings = Settings.model_validate(WHOLE | changed)
+    return resolve(AuditParams(model=str(model), store=str(store), device="cpu", settings=settings))
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """All tables after the work was done item by item, in its order."""
+    spec = resolved(model, tmp_path_factory.mktemp("alone") / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.run.work.UNITS", 2)
+        do(spec)
+    return {table: rows(spec.subject.store, table) for table in TABLES}
+
+
+class Unsteady:
+    """Workers that do shards in any order, and of which some end in the middle of one."""
+
+    seconds = 0.5
+
+    def __init__(self, spec: Spec, many: int, seed: int) -> None:
+        self.many, self._spec, self._draw = many, spec, random.Random(seed)
+        self._begun: list[Shard] = []
+        self.overlapped = 0
+
+    def free(self) -> int:
+        return self.many - len(self._begun)
+
+    def begin(self, shard: Shard) -> None:
+        self._begun.append(shard)
+        self.overlapped += len({one.stage for one in self._begun}) > 1
+
+    def wait(self) -> list[Ended]:
+        shard = self._begun.pop(self._draw.randrange(len(self._begun)))
+        half = len(shard.ids) // 2
+        if shard.tries == 1 and self._draw.random() < 0.2:
+            execute_items(self._spec, "an audit", shard.ids[:half])
+            return [Ended(shard, lost="killed")]
+        return [Ended(shard, 0.1, execute_items(self._spec, "an audit", shard.ids))]
+
+
+def test_what_an_item_needs_comes_before_it(model: Path, tmp_path: Path) -> None:
+    spec = resolved(model, tmp_path / "store")
+    items = list(work(spec, foreseen=True))
+    assert len({item.id for item in items}) == len(items)
+    given = {item.gives for item in items if item.gives}
+    for number, item in enumerate(items):
+        later = {one.gives for one in items[number:] if one.gives}
+        assert not later & {*item.needs}, item.name
+    # Nothing is waited for that nobody gives, but for what the settings leave out.
+    lacking = {need for item in items for need in item.needs} - given
+    assert lacking <= {"detectors' scores"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_neither_order_nor_company_nor_losses_change_the_tables(
+    model: Path, tmp_path: Path, alone: dict[str, list[str]], seed: int
+) -> None:
+    spec = resolved(model, tmp_path / "store")
+    workers, said = Unsteady(spec, many=2 + seed, seed=seed), list[str]()
+    assert spread(spec, "an audit", workers, said.append) == {}
+    assert workers.overlapped and any("another worker does it" in line for line in said)
+    for table in TABLES:
+        assert rows(spec.subject.store, table) == alone[table], table
+    # What is there is not done again.
+    before = Store.open(spec.subject.store).parts("generations")
+    spread(spec, "an audit", Unsteady(spec, many=2, seed=7), said.append)
+    assert Store.open(spec.subject.store).parts("generations") == before
+
+
+def test_what_ends_every_worker_ends_the_audit(model: Path, tmp_path: Path) -> None:
+    class Deadly(Unsteady):
+        def wait(self) -> list[Ended]:
+            return [Ended(self._begun.pop(), lost="its process ended by itself (signal 9)")]
+
+    spec = resolved(model, tmp_path / "store")
+    with pytest.raises(InputError, match=r"collect: register model \(1\) ended its worker 3 times: its process ended"):
+        spread(spec, "an audit", Deadly(spec, 1, 0), lambda line: None)
+
+
+def test_what_cannot_be_done_ends_the_audit_in_one_line(model: Path, tmp_path: Path) -> None:
+    class Refusing(Unsteady):
+        def wait(self) -> list[Ended]:
+            return [Ended(self._begun.pop(), error="prompts have no images")]
+
+    spec = resolved(model, tmp_path / "store")
+    with pytest.raises(InputError, match=r"^collect: register model \(1\): prompts have no images$"):
+        spread(spec, "an audit", Refusing(spec, 1, 0), lambda line: None)
+
+
+def test_items_that_are_none_are_refused(model: Path, tmp_path: Path) -> None:
+    spec = resolved(model, tmp_path / "store")
+    with pytest.raises(InputError, match="1 items of the work are none as the store now stands"):
+        execute_items(spec, "an audit", ["mistyped"])
+    with pytest.raises(InputError, match="at least one process has to work"):
+        check_many(0, "cpu")
+
+
+def command(model: Path, store: Path, *more: str) -> list[str]:
+    words = [word for name, value in WHOLE.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    start = [sys.executable, "-c", "from flows.cli import main; main()", "audit", "--json", "--device", "cpu"]
+    return [*start, "--model", str(model), "--store", str(store), *words, *more]
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_processes_share_the_work_and_one_that_is_killed_is_replaced(model: Path, tmp_path: Path) -> None:
+    """The figures of one process, of two, and of three of which two are killed are the same to the last digit."""
+    found = {}
+    for many in (1, 2, 3):
+        store = tmp_path / f"store{many}"
+        log = (tmp_path / "log").open("w+")
+        more = ["--workers", str(many)] if many > 1 else []
+        process = subprocess.Popen(command(model, store, *more), stdout=subprocess.PIPE, stderr=log, env={**os.environ})
+        killed = 0
+        while many == 3 and process.poll() is None and killed < 2:
+            children = psutil.Process(process.pid).children()
+            working = [one for one in children if "flows.run.worker" in " ".join(one.cmdline())]
+            if working and (store / "activations").is_dir():
+                time.sleep(4)
+                working[0].send_signal(signal.SIGKILL)
+                killed += 1
+            time.sleep(1)
+        answer = process.communicate()[0]
+        log.seek(0)
+        assert process.returncode == 0, log.read()[-3000:]
+        audit_id = json.loads(answer)["audit_id"]
+        metrics = Store.open(str(store), create=False).read("metrics", audit_id=audit_id).drop(["audit_id"])
+        found[many] = sorted(map(str, metrics.to_pylist()))
+    assert killed == 2
+    assert found[1] == found[2] == found[3]
