@@ -309,10 +309,18 @@ def units_of(subject: Subject, prompts: Sequence[Prompt]) -> dict[str, str]:
     return units([*links, *((one.prompt_id, one.text, one.image_ids) for one in prompts)])
 
 
-def shards(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Consecutive pieces of at most `size`: what is written at once, so the most that an interruption costs."""
+def shards(
+    items: Sequence[T], size: int, lacking: Callable[[T], bool] = lambda item: True
+) -> Iterator[Sequence[T]]:
+    """Consecutive pieces of at most `size`: what is written at once, so the most that an interruption costs.
+
+    Args:
+        lacking: whether an item is to be done; pieces hold only such items. Where pieces begin does not follow from it,
+            so work that is taken up again is done in the same batches, which round alike.
+    """
     for start in range(0, len(items), size):
-        yield items[start : start + size]
+        if piece := [item for item in items[start : start + size] if lacking(item)]:
+            yield piece
 
 
 @lru_cache(maxsize=1)

@@ -54,7 +54,7 @@ def collect_values(subject: Subject, prompts: Sequence[Prompt], site: Site) -> N
     known = _known(store, subject, site, params_id)
     todo = [prompt for prompt in prompts if _lacking(prompt, layers, known)]
     with progress(len(todo), f"activations at {site.value}", "prompt") as done:
-        for block in shards(todo, 1024):
+        for block in shards(prompts, 1024, lambda prompt: _lacking(prompt, layers, known)):
             embeddings = subject.embed(block)
             found = value_activations(layers, model.text_input(site, embeddings), model.mask(embeddings))
             rows = [
@@ -92,9 +92,12 @@ def collect_norms(
     params_id = norms_id(sampling, steps)
     halves = ("cond", "uncond") if sampling.guidance > 1 else ("cond",)
     known = {half: _known(store, subject, site, f"{params_id}-{half}") for half in halves}
-    todo = [prompt for prompt in prompts if any(_lacking(prompt, layers, known[half]) for half in halves)]
-    with progress(len(todo), f"feature norms at {site.value}", "prompt") as done:
-        for block in shards(todo, min(SHARD, sampling.batch)):
+
+    def lacking(prompt: Prompt) -> bool:
+        return any(_lacking(prompt, layers, known[half]) for half in halves)
+
+    with progress(sum(map(lacking, prompts)), f"feature norms at {site.value}", "prompt") as done:
+        for block in shards(prompts, min(SHARD, sampling.batch), lacking):
             keys = [(prompt.noise, SEED) for prompt in block]
             embeddings = subject.embed(block)
             rows: list[dict[str, Any]] = []
