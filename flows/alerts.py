@@ -19,8 +19,9 @@ from flows.receiver import check_address
 REGRESSION = "engram.audit.regression"
 """The event of a model that copies more than it did, or whose quality fell."""
 
-LOST = timedelta(minutes=3)
-"""A run that gives no sign of life for so long is lost; runs give one every 30 seconds."""
+LOST = timedelta(seconds=100)
+"""A run that gives no sign of life for so long is lost; runs give one every 30 seconds. Another worker takes up the shard
+of an audit then, within two minutes of its worker's end."""
 
 OVERDUE = timedelta(hours=24)
 """A night that lasts longer is told of: it may hang, and the nights after it are cancelled meanwhile."""

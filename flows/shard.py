@@ -9,7 +9,7 @@ from prefect.states import Completed, State
 
 from flows.check import check_run
 from flows.lineage import task
-from flows.run.execution import execute_items
+from flows.run.execution import doing, execute_items
 from flows.run.spec import Run, spec_of
 from flows.run.work import Item
 from flows.show import shown_progress
@@ -37,7 +37,7 @@ def shard(run: Run, audit_id: str, items: list[str]) -> State[Any]:
     begun = time.monotonic()
 
     def do(item: Item) -> None:
-        task(item.do, item.name, *item.writes, reads=item.reads)()
+        task(doing(item), item.name, *item.writes, reads=item.reads)()
 
     with shown_progress("shard"):
         failed = execute_items(spec, audit_id, items, do)

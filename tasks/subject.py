@@ -309,9 +309,7 @@ def units_of(subject: Subject, prompts: Sequence[Prompt]) -> dict[str, str]:
     return units([*links, *((one.prompt_id, one.text, one.image_ids) for one in prompts)])
 
 
-def shards(
-    items: Sequence[T], size: int, lacking: Callable[[T], bool] = lambda item: True
-) -> Iterator[Sequence[T]]:
+def shards(items: Sequence[T], size: int, lacking: Callable[[T], bool] = lambda item: True) -> Iterator[Sequence[T]]:
     """Consecutive pieces of at most `size`: what is written at once, so the most that an interruption costs.
 
     Args:

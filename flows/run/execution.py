@@ -1,5 +1,7 @@
 """The doing of work: here, item by item, each as a Prefect task whose lineage shows."""
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +21,9 @@ BEFORE: dict[str, tuple[Stage, str]] = {
     "evaluate": ("attack", "attack first"),
 }
 """Whose work a stage needs, and what to do where it is not there."""
+SLEEP = "ENGRAM_SLEEP_PER_EVALUATION"
+"""The environment variable by which `engram bench scale` has a device that sleeps: for each evaluation of the denoiser
+so many seconds, beside what is computed."""
 
 
 def execute(spec: Spec, stage: Stage, audit_id: str = "none") -> Iterator[tuple[Item, Any]]:
@@ -39,7 +44,7 @@ def execute(spec: Spec, stage: Stage, audit_id: str = "none") -> Iterator[tuple[
             if not item.anew and not item.missing():
                 continue
             try:
-                done = task(item.do, item.name, *item.writes, reads=item.reads)()
+                done = task(doing(item), item.name, *item.writes, reads=item.reads)()
             except (Diverged, TooLarge) as error:
                 if not item.may_fail:
                     raise
@@ -49,7 +54,7 @@ def execute(spec: Spec, stage: Stage, audit_id: str = "none") -> Iterator[tuple[
 
 
 def execute_items(
-    spec: Spec, audit_id: str, ids: Sequence[str], do: Callable[[Item], Any] = lambda item: item.do()
+    spec: Spec, audit_id: str, ids: Sequence[str], do: Callable[[Item], Any] = lambda item: doing(item)()
 ) -> dict[str, str]:
     """Does those of a run's items that go by these ids, in their order, where the store does not have them.
 
@@ -76,6 +81,17 @@ def execute_items(
                     raise
                 failed[name] = str(error)
     return failed
+
+
+def doing(item: Item) -> Callable[[], Any]:
+    """What does an item."""
+    per_evaluation = float(os.environ.get(SLEEP, 0))
+
+    def do() -> Any:
+        time.sleep(per_evaluation * item.cost * (item.size if item.anew else item.missing()))
+        return item.do()
+
+    return do if per_evaluation else item.do
 
 
 def check_ready(spec: Spec, stage: str) -> None:
