@@ -20,8 +20,8 @@ REGRESSION = "engram.audit.regression"
 """The event of a model that copies more than it did, or whose quality fell."""
 
 LOST = timedelta(seconds=100)
-"""A run that gives no sign of life for so long is lost; runs give one every 30 seconds. Another worker takes up the shard
-of an audit then, within two minutes of its worker's end."""
+"""A run that gives no sign of life for so long is lost; runs give one every 30 seconds. So another worker takes up a
+shard within two minutes of its worker's end."""
 
 OVERDUE = timedelta(hours=24)
 """A night that lasts longer is told of: it may hang, and the nights after it are cancelled meanwhile."""

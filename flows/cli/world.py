@@ -72,8 +72,10 @@ class Benchmark(StrEnum):
     """What there is under benchmarks/."""
 
     ATTACK = "attack"
+    FAULTS = "faults"
     LOCALIZE = "localize"
     ORCHESTRATION = "orchestration"
+    SCALE = "scale"
     STORE = "store"
 
 
