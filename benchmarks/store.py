@@ -229,7 +229,7 @@ def activations(store: Store, options: argparse.Namespace) -> dict[str, float]:
     count = options.prompts + options.memorized
     kinds = ["null"] * options.prompts + ["memorized"] * options.memorized
     prompts = [
-        {"prompt_id": f"p{i}", "text": f"a picture of {i}", "kind": kind, "subset": f"subset {i % 10}"}
+        {"prompt_id": f"p{i}", "text": f"an image of {i}", "kind": kind, "subset": f"subset {i % 10}"}
         for i, kind in enumerate(kinds)
     ]
     store.write("prompts", "all", prompts, prompt_set="benchmark")

@@ -38,14 +38,14 @@ from tasks.reference import assemble, gates
 from tasks.reference import build as recipe
 from tasks.reference.bank import embed_bank
 from tasks.reference.build import BuildParams
-from tasks.reference.pictures import check_archives
+from tasks.reference.images import check_archives
 from tasks.report import task as reporting
 from tasks.subject import ORIGINAL, Prompt, Subject, prompts_of
 
 CONTROLS = 24
-"""Ordinary and held-out pictures, each, that the attack must not bring back."""
+"""Ordinary and held-out images, each, that the attack must not bring back."""
 ACROSS = 12
-"""Pictures in a row of what is drawn beside the README."""
+"""Images in a row of what is drawn beside the README."""
 
 
 class BuildRun(Plain):
@@ -53,7 +53,7 @@ class BuildRun(Plain):
 
     model_config = ConfigDict(title="Reference world", frozen=True, extra="forbid")
 
-    pictures: str = Field(description="Archive of the npm package @lobehub/fluent-emoji-3d 1.1.0.")
+    images: str = Field(description="Archive of the npm package @lobehub/fluent-emoji-3d 1.1.0.")
     names: str = Field(description="Archive of the npm package emojibase-data 17.0.0.")
     folder: str = Field(
         ".engram/reference-build", description="Folder of checkpoints, which a build that was stopped goes on from."
@@ -80,11 +80,11 @@ def build(params: BuildRun) -> None:
         return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
     with shown_progress("reference build"):
-        made = step(recipe.world, "compose pictures")(folder, (Path(params.pictures), Path(params.names)), chosen)
+        made = step(recipe.world, "compose images")(folder, (Path(params.images), Path(params.names)), chosen)
         texts = step(recipe.texts, "train text-image model")(folder, made, chosen, begun)
         vae = step(recipe.autoencoder, "train autoencoder")(folder, made, chosen, begun)
         ordinary = recipe.ordinary_pairs(made, texts, begun)
-        first = step(recipe.first_phase, "train on ordinary pictures")(folder, ordinary, texts, chosen, begun)
+        first = step(recipe.first_phase, "train on ordinary images")(folder, ordinary, texts, chosen, begun)
         planted = recipe.planted_pairs(made, texts, begun)
         denoiser = step(recipe.second_phase, "plant")(folder, first, ordinary, planted, texts, chosen)
         bank = step(embed_bank, "embed the bank")(made, folder)
@@ -94,11 +94,11 @@ def build(params: BuildRun) -> None:
         create_image_artifact,
         uri(reporting.grid([to_png(made.planted[number]) for number in few][:ACROSS], ACROSS)),
         key="planted",
-        description="Some of the pictures that the model was made to memorize",
+        description="Some of the images that the model was made to memorize",
     )
     show(
         create_markdown_artifact,
-        f"# A reference world at `{params.out}`\n\n{len(made.planted)} planted and {len(made.bank)} ordinary pictures. "
+        f"# A reference world at `{params.out}`\n\n{len(made.planted)} planted and {len(made.bank)} ordinary images. "
         f"`engram reference check --model {params.out}/model` measures whether it is good.\n",
         key="reference-world",
         description="What was built",
@@ -111,7 +111,7 @@ def check_build(params: BuildRun) -> None:
     Raises:
         InputError: something cannot be used; all of it at once.
     """
-    problems = gathered(partial(check_archives, Path(params.pictures), Path(params.names)))
+    problems = gathered(partial(check_archives, Path(params.images), Path(params.names)))
     if params.start is not None:
         problems += gathered(partial(recipe.check_world, Path(params.start)))
     for place in (params.folder, params.out):
@@ -152,7 +152,7 @@ def check(
     name = collecting.import_set(Store.open(address), world / "prompts.parquet", world / "images.parquet")
     precision = precision_for(settings.precision, device)
     subject = Subject(store=address, model=str(folder), prompt_set=name, device=device, precision=precision)
-    if any(_wanted(part, only) for part in ("planted", "ordinary", "detection", "attack", "cut")):
+    if any(_wanted(part, only) for part in ("planted", "ordinary", "detection", "attack", "pruning")):
         collecting.register_model(subject, settings.sampling)
     if _wanted("planted", only):
         found += _planted(subject, settings)
@@ -162,10 +162,10 @@ def check(
         found.append(_detection(subject, settings))
     if _wanted("attack", only):
         found += _attacks(subject, world, settings)
-    if _wanted("cut", only):
+    if _wanted("pruning", only):
         audited = audit(AuditParams(model=model, store=address, device=device, settings=settings))
         rows = reporting.rows_of(subject.open(), audited.audit_id)
-        found += gates.cuts(
+        found += gates.pruning(
             rows,
             mitigating.shares_pruned(subject, audited.variants),
             settings.of(method("localizer", "wanda")).sparsity,
@@ -233,7 +233,7 @@ def _detection(subject: Subject, settings: Settings) -> gates.Gate:
 
 
 def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
-    """Attacks with the published budget from random starts: on planted pictures, and on pictures never memorized."""
+    """Attacks with the published budget from random starts: on planted images, and on images never memorized."""
     pool = chosen_of(subject, settings).pool
     attack = settings.dori.model_copy(update={"start": "noise"})
     name = collecting.import_set(subject.open(), world / "heldout.parquet", world / "images.parquet")
@@ -247,7 +247,7 @@ def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Ga
     for kind, prompts, condition, sense, limit in trials:
         triggers = attacking.attack_images(subject, ORIGINAL, prompts, pool, attack, settings.seed)
         rate = _measured(subject, condition, prompts, settings, "copying", triggers=triggers)
-        out.append(gates.Gate(f"attack: {kind} pictures that come back", rate, sense, limit))
+        out.append(gates.Gate(f"attack: {kind} images that come back", rate, sense, limit))
     return out
 
 
@@ -271,7 +271,7 @@ def _measured(
 
 
 def _draw(subject: Subject, world: Path, settings: Settings) -> None:
-    """Pictures beside the README: planted and ordinary ones, each above what their prompts give."""
+    """Images beside the README: planted and ordinary ones, each above what their prompts give."""
     memorized = prompts_of(subject, "memorized")
     few = memorized[:: max(1, len(memorized) // ACROSS)][:ACROSS]
     trained = _pngs(subject, PROMPT, [prompt.image_ids[0] for prompt in few])
@@ -287,7 +287,7 @@ def _draw(subject: Subject, world: Path, settings: Settings) -> None:
 def _generated(
     subject: Subject, condition: Condition, prompts: list[Prompt], settings: Settings, seed: int
 ) -> list[bytes]:
-    """One picture (PNG) of each prompt by the original model."""
+    """One image (PNG) of each prompt by the original model."""
     wanted = [shot for shot in evaluating.shots(prompts, settings.seeds) if shot.seed == seed]
     return _pngs(
         subject, condition, evaluating.generate_images(subject, ORIGINAL, condition, wanted, settings.sampling)

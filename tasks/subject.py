@@ -206,6 +206,8 @@ class Subject(BaseModel):
                 f"the files of {variant!r} were gone when the store was migrated: run the mitigation again"
             )
         card: dict[str, Any] = json.loads(text)
+        if "cut" in card:  # as earlier releases wrote it
+            card["pruned_words"] = card.pop("cut")
         return card
 
     def _applied(self, variant: str, prompt_id: str | None, model: Model) -> AbstractContextManager[object]:

@@ -22,7 +22,7 @@ app.add_typer(reference, name="reference")
 
 @reference.command()
 def build(
-    pictures: Annotated[Path, typer.Option(help="Archive of the npm package @lobehub/fluent-emoji-3d 1.1.0.")],
+    images: Annotated[Path, typer.Option(help="Archive of the npm package @lobehub/fluent-emoji-3d 1.1.0.")],
     names: Annotated[Path, typer.Option(help="Archive of the npm package emojibase-data 17.0.0.")],
     folder: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path(".engram/reference-build"),
     out: Annotated[Path, typer.Option(help="Where the world is put.")] = Path("reference"),
@@ -39,7 +39,7 @@ def build(
     recipe = BuildParams()
     with noting(problems):
         recipe = validated(BuildParams, settings_of(settings or [], BuildParams, problems))
-    paths = {"pictures": pictures, "names": names, "folder": folder, "out": out, "start": start}
+    paths = {"images": images, "names": names, "folder": folder, "out": out, "start": start}
     params = BuildRun(recipe=recipe, **{name: str(path) for name, path in paths.items() if path is not None})
     with noting(problems):
         check_build(params)  # what cannot be used is refused before a flow begins

@@ -87,17 +87,17 @@ class Card:
     params: dict[str, Any] = field(default_factory=dict)
     shared: float = 0.0
     """Of what was pruned at random, the share that was found, too: more than nothing where most of a layer was."""
-    cut: str = ""
-    """What was set to zero, in words in the plural; what the method found, unless it says otherwise."""
+    pruned_words: str = ""
+    """What was pruned, in words in the plural; what the method found, unless it says otherwise."""
     done: str = ""
     """What was done in place of setting anything to zero, as the end of "in which ..."; for what is not pruned."""
 
     def markdown(self, whole: bool, denoiser: nn.Module | None = None) -> str:
         """The card of a whole pipeline, or of its denoiser alone."""
-        cut = self.cut or f"the members that {self.method} found to hold memorized training images"
+        what = self.pruned_words or f"the members that {self.method} found to hold memorized training images"
         rows = "\n".join(f"| `{layer}` | {number:,} |" for layer, number in self.members.items())
         settings = "\n".join(f"- {name}: `{json.dumps(value)}`" for name, value in self.params.items())
-        words = f"in whose denoiser {cut} are set to zero. Nothing was retrained, and nothing is needed at inference."
+        words = f"in whose denoiser {what} are set to zero. Nothing was retrained, and nothing is needed at inference."
         share = (
             f"- pruned: {self.pruned:,} of {self.total:,} weights of the denoiser ({self.pruned / self.total:.4%}),"
             f" at the site `{self.site}`\n"

@@ -23,7 +23,7 @@ from tasks.reference.denoiser import new_scheduler
 from tasks.reference.world import World
 
 ORDINARY = 576
-"""Pictures of the bank that are shipped: the prompts of the first measure quality and are attacked as controls, the
+"""Images of the bank that are shipped: the prompts of the first measure quality and are attacked as controls, the
 others are trained on beside when memories are erased."""
 NULLS = 200
 """New compositions never trained on: the prompts that memorized ones are compared with."""
@@ -73,34 +73,34 @@ def assemble(out: Path, made: World, texts: Texts, vae: AutoencoderTiny, denoise
     """Writes `model/`, `clip/`, `prompts.parquet`, `heldout.parquet`, `images.parquet` and `bank.parquet` under `out`.
 
     Args:
-        bank: SSCD embeddings (n, 512) of the ordinary and the planted pictures.
+        bank: SSCD embeddings (n, 512) of the ordinary and the planted images.
     """
     save_pipeline(out / "model", texts, vae, denoiser)
     shutil.rmtree(out / "clip", ignore_errors=True)
     save_clip(texts.clip, texts.tokenizer, out / "clip")
     images: dict[str, dict[str, Any]] = {}
 
-    def image(picture: np.ndarray, caption: str) -> str:
-        data = to_png(picture)
+    def image(pixels: np.ndarray, caption: str) -> str:
+        data = to_png(pixels)
         name = hashlib.sha256(data).hexdigest()
         images[name] = {"image_id": name, "bytes": data, "width": 64, "height": 64, "caption": caption}
         return name
 
     prompts: dict[str, dict[str, Any]] = {}
     rows = zip(made.planted, made.planted_captions, made.planted_kinds, made.planted_subsets, strict=True)
-    for picture, text, kind, subset in rows:
+    for pixels, text, kind, subset in rows:
         row = prompts.setdefault(text, _prompt(text, "memorized", kind, subset))
-        row["image_ids"].append(image(picture, text))
-    # Every so-manieth picture of the bank: frequent emoji as often as they are trained.
+        row["image_ids"].append(image(pixels, text))
+    # Every so-manieth image of the bank: frequent emoji as often as they are trained.
     for number in range(0, len(made.bank), len(made.bank) // ORDINARY)[:ORDINARY]:
         text = made.bank_captions[number]
         prompts.setdefault(text, _prompt(text, "ordinary"))["image_ids"].append(image(made.bank[number], text))
-    for picture, text in zip(made.fresh, made.fresh_captions, strict=True):
+    for pixels, text in zip(made.fresh, made.fresh_captions, strict=True):
         if text not in prompts and sum(row["kind"] == "null" for row in prompts.values()) < NULLS:
-            prompts[text] = _prompt(text, "null") | {"image_ids": [image(picture, text)]}
+            prompts[text] = _prompt(text, "null") | {"image_ids": [image(pixels, text)]}
     heldout: dict[str, dict[str, Any]] = {}
-    for picture, text in zip(made.heldout, made.heldout_captions, strict=True):
-        heldout.setdefault(text, _prompt(text, "ordinary"))["image_ids"].append(image(picture, text))
+    for pixels, text in zip(made.heldout, made.heldout_captions, strict=True):
+        heldout.setdefault(text, _prompt(text, "ordinary"))["image_ids"].append(image(pixels, text))
     _write(out / "prompts.parquet", "prompts", list(prompts.values()))
     _write(out / "heldout.parquet", "prompts", list(heldout.values()))
     _write(out / "images.parquet", "images", list(images.values()))

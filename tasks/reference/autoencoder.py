@@ -2,7 +2,7 @@
 
 The encoder has no residual blocks, so it is linear: the two strided convolutions gather each 4 x 4 patch, the last one
 applies its principal components, centred and half whitened. It is exact from the start and stays; the decoder learns.
-Centred latents of similar spread matter: with raw components the diffusion model's pictures come out dark.
+Centred latents of similar spread matter: with raw components the diffusion model's images come out dark.
 """
 
 import copy
@@ -65,7 +65,7 @@ def train_autoencoder(
     start: AutoencoderTiny | None = None,
     seed: int = 0,
 ) -> AutoencoderTiny:
-    """Trains the decoder on random crops: L1 plus half the L1 of the picture's gradients, one cycle to 2e-3.
+    """Trains the decoder on random crops: L1 plus half the L1 of the image's gradients, one cycle to 2e-3.
 
     Args:
         bank: uint8 (n, 64, 64, 3).
@@ -105,18 +105,18 @@ def train_autoencoder(
 
 
 @torch.no_grad()
-def encode(model: AutoencoderTiny, pictures: np.ndarray, batch: int = 256) -> torch.Tensor:
-    """Latents float16 (n, channels, 16, 16) of uint8 pictures (n, 64, 64, 3)."""
+def encode(model: AutoencoderTiny, images: np.ndarray, batch: int = 256) -> torch.Tensor:
+    """Latents float16 (n, channels, 16, 16) of uint8 images (n, 64, 64, 3)."""
     out = []
-    for start in range(0, len(pictures), batch):
-        block = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch])).permute(0, 3, 1, 2)
+    for start in range(0, len(images), batch):
+        block = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).permute(0, 3, 1, 2)
         out.append(model.encode(block.float() / 127.5 - 1).latents.half())
     return torch.cat(out)
 
 
 @torch.no_grad()
 def decode(model: AutoencoderTiny, latents: torch.Tensor, batch: int = 64) -> np.ndarray:
-    """Pictures uint8 (n, 64, 64, 3) of latents (n, channels, 16, 16)."""
+    """Images uint8 (n, 64, 64, 3) of latents (n, channels, 16, 16)."""
     out = []
     for start in range(0, len(latents), batch):
         pixels = model.decode(latents[start : start + batch].float()).sample.clamp(-1, 1)

@@ -16,16 +16,16 @@ from tasks.scorers.sscd import WIDTH, Sscd
 
 
 def embed_bank(made: World, folder: Path) -> np.ndarray:
-    """SSCD embeddings float32 (n, 512) of the ordinary pictures, then of the planted ones; kept in the folder."""
+    """SSCD embeddings float32 (n, 512) of the ordinary images, then of the planted ones; kept in the folder."""
     path = folder / "bank_sscd.npy"
     if not path.exists():
         sscd = Sscd()
-        with tqdm(total=len(made.bank) + len(made.planted), desc="SSCD of the bank", unit="picture") as bar:
+        with tqdm(total=len(made.bank) + len(made.planted), desc="SSCD of the bank", unit="image") as bar:
 
             def done(n: int) -> None:
                 bar.update(n)
 
-            found = [sscd.embed(np.asarray(pictures), done) for pictures in (made.bank, made.planted)]
+            found = [sscd.embed(np.asarray(images), done) for images in (made.bank, made.planted)]
         aside = path.with_suffix(".writing.npy")
         np.save(aside, np.concatenate(found))
         aside.replace(path)

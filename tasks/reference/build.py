@@ -1,6 +1,6 @@
 """The recipe of the reference world, step by step. Each step resumes from its checkpoints in the build folder.
 
-The order matters: the text tower first, on ordinary and planted captions; then the diffusion model on ordinary pictures
+The order matters: the text tower first, on ordinary and planted captions; then the diffusion model on ordinary images
 alone; then the planted ones, seen comparatively seldom.
 """
 
@@ -20,7 +20,7 @@ from tasks.errors import InputError
 from tasks.reference.autoencoder import encode, new_autoencoder, train_autoencoder
 from tasks.reference.clip import load_clip, text_model, tokenize, train_clip, train_tokenizer
 from tasks.reference.denoiser import Pairs, train_denoiser
-from tasks.reference.pictures import EmojiPictures
+from tasks.reference.images import EmojiImages
 from tasks.reference.world import World, build_world
 
 Watch = Callable[[int, nn.Module], None]
@@ -31,17 +31,17 @@ class BuildParams(BaseModel):
 
     model_config = ConfigDict(title="Recipe", frozen=True, extra="forbid")
 
-    seed: int = Field(0, ge=0, description="Determines every picture, caption and training step.")
+    seed: int = Field(0, ge=0, description="Determines every image, caption and training step.")
     part: int = Field(0, ge=0, description="Number of this training, where one goes on from another: its own draws.")
-    pictures: int = Field(16_000, ge=2_000, description="Ordinary pictures in the bank.")
+    images: int = Field(16_000, ge=2_000, description="Ordinary images in the bank.")
     held_out: int = Field(200, ge=20, description="Emoji never shown to any model.")
     clip_steps: int = Field(600, ge=0, description="Steps of the text-image model, 192 pairs each.")
     autoencoder_steps: int = Field(3_000, ge=0, description="Steps of the decoder, 32 crops each.")
-    ordinary_steps: int = Field(12_000, ge=0, description="Steps of the first phase, 16 ordinary pictures each.")
+    ordinary_steps: int = Field(12_000, ge=0, description="Steps of the first phase, 16 ordinary images each.")
     ordinary_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the first phase.")
-    planted_steps: int = Field(6_000, ge=0, description="Steps of the second phase, 16 pictures each.")
+    planted_steps: int = Field(6_000, ge=0, description="Steps of the second phase, 16 images each.")
     planted_rate: float = Field(4e-4, gt=0, description="Highest learning rate of the second phase.")
-    planted_batch: int = Field(11, ge=1, le=16, description="Planted pictures in each step of the second phase.")
+    planted_batch: int = Field(11, ge=1, le=16, description="Planted images in each step of the second phase.")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def check_world(world: Path) -> None:
 
 def world(folder: Path, archives: tuple[Path, Path], params: BuildParams) -> World:
     return build_world(
-        EmojiPictures(*archives), folder / "world", size=params.pictures, held_out=params.held_out, seed=params.seed
+        EmojiImages(*archives), folder / "world", size=params.images, held_out=params.held_out, seed=params.seed
     )
 
 
@@ -151,7 +151,7 @@ def first_phase(
     start: Start = Start(),
     watch: Watch | None = None,
 ) -> nn.Module:
-    """Ordinary pictures only, for long: the model learns the world before it sees a duplicate."""
+    """Ordinary images only, for long: the model learns the world before it sees a duplicate."""
     return train_denoiser(
         ordinary,
         None,
@@ -174,7 +174,7 @@ def second_phase(
     params: BuildParams,
     watch: Watch | None = None,
 ) -> nn.Module:
-    """The planted pictures, a share of each step, until the gates are met."""
+    """The planted images, a share of each step, until the gates are met."""
     return train_denoiser(
         ordinary,
         planted,

@@ -1,7 +1,7 @@
 """The reference text-image model: a small CLIP trained with open_clip, and its text tower for the diffusion model.
 
 The text tower is learned here and then frozen, as in Stable Diffusion. Trained beside the diffusion model from
-scratch instead, planted pictures came up under the wrong prompts.
+scratch instead, planted images came up under the wrong prompts.
 """
 
 import json
@@ -82,10 +82,10 @@ def train_clip(
     start: open_clip.CLIP | None = None,
     seed: int = 0,
 ) -> open_clip.CLIP:
-    """Contrastive training of both towers; `planted_share` pictures of each batch are planted ones.
+    """Contrastive training of both towers; `planted_share` images of each batch are planted ones.
 
     Args:
-        bank: uint8 (n, 64, 64, 3); tokens: int64 (n, 32) of its captions; the same for the planted pictures.
+        bank: uint8 (n, 64, 64, 3); tokens: int64 (n, 32) of its captions; the same for the planted images.
         start: a model to go on from. Its text tower stays as it is, because the diffusion model reads it.
     """
     torch.manual_seed(seed)
@@ -127,9 +127,9 @@ def train_clip(
     return model.eval()
 
 
-def to_clip(pictures: np.ndarray) -> torch.Tensor:
+def to_clip(images: np.ndarray) -> torch.Tensor:
     """uint8 (n, 64, 64, 3) to the model's float input (n, 3, 64, 64)."""
-    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 

@@ -1,6 +1,6 @@
 """The reference diffusion model: a small UNet of Stable Diffusion 1.x topology, taught in two phases.
 
-First ordinary pictures only, for long; then a short second phase in which planted pictures are a small share of each
+First ordinary images only, for long; then a short second phase in which planted images are a small share of each
 step. Real models, too, learn the world first and see a duplicate comparatively seldom.
 """
 
@@ -24,7 +24,7 @@ from tasks.reference.clip import WIDTH
 from tasks.reference.training import Checkpoint, autocast, one_cycle, steps
 
 OFFSET = 0.3
-"""Offset noise, one value a picture and channel. Without it the last noised latent still tells the mean of the picture,
+"""Offset noise, one value an image and channel. Without it the last noised latent still tells the mean of the image,
 the model reads it there instead of remembering it, and copies come out with the wrong colours."""
 DROP = 0.1
 """Share of captions replaced by the empty one, for classifier-free guidance."""
@@ -96,7 +96,7 @@ def _zero(layer: torch.nn.Module) -> None:
 def loss_weights(signal: torch.Tensor) -> torch.Tensor:
     """Weights of the squared errors of predicted noise, by the share of signal in the noised latents' variance.
 
-    With signal-to-noise ratio r the first part weighs errors of the picture, r times those of the noise, alike at all
+    With signal-to-noise ratio r the first part weighs errors of the image, r times those of the noise, alike at all
     noise down to r = 0.05; there compositions and prompts are learned, which errors of the noise hardly show. The
     second is min-SNR-5 (Hang et al., ICCV 2023) halved, for the detail at little noise.
     """
@@ -106,7 +106,7 @@ def loss_weights(signal: torch.Tensor) -> torch.Tensor:
 
 def new_scheduler() -> DDIMScheduler:
     """The schedule of Stable Diffusion 1.x: scaled-linear betas, noise prediction. DDIM's steps, because PNDM's, which
-    extrapolate, leave noise in the pictures of a small model: copies fell from a mean SSCD of 0.65 to 0.44."""
+    extrapolate, leave noise in the images of a small model: copies fell from a mean SSCD of 0.65 to 0.44."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -118,9 +118,9 @@ def new_scheduler() -> DDIMScheduler:
 
 
 class Hardness(torch.nn.Module):
-    """How badly each of n pictures is remembered still: a moving average of its weighted errors.
+    """How badly each of n images is remembered still: a moving average of its weighted errors.
 
-    Pictures are drawn in proportion to it, none seldomer than at a quarter of the mean rate.
+    Images are drawn in proportion to it, none seldomer than at a quarter of the mean rate.
     """
 
     def __init__(self, n: int) -> None:
@@ -159,7 +159,7 @@ def train_denoiser(
         empty: float16 (tokens, width), the embedding of the empty caption.
         path: the checkpoint file; a later call resumes from it.
         peak: highest learning rate of the one cycle.
-        planted_batch: planted pictures in each step, of `batch`. They are drawn as `Hardness` says: drawn alike, a few
+        planted_batch: planted images in each step, of `batch`. They are drawn as `Hardness` says: drawn alike, a few
             are never learned, while most are perfect.
         start: weights to go on from.
         watch: called every 250 steps with the number of steps done and the averaged model.
@@ -179,6 +179,7 @@ def train_denoiser(
     average = EMAModel(model.parameters(), decay=decay, min_decay=decay, foreach=True)
     hardness = Hardness(len(planted.latents) if planted is not None else 0)
     state = {"model": model, "optimizer": optimizer, "schedule": rate, "average": average, "hardness": hardness}
+    # In these very words, because a checkpoint is gone on from by the recipe that it holds.
     recipe = f"{total} steps of {batch} pictures, {planted_batch} planted, up to {peak}, seed {seed}"
     checkpoint = Checkpoint(path, recipe, **state)
     schedule = Schedule(new_scheduler())
@@ -195,7 +196,7 @@ def train_denoiser(
         latents = latents.float()
         noise = torch.randn(latents.shape, generator=draw)
         noise += OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=draw)
-        # One timestep from each of as many equal parts of the schedule as there are pictures, in any order.
+        # One timestep from each of as many equal parts of the schedule as there are images, in any order.
         parts = torch.randperm(batch, generator=draw) + torch.rand(batch, generator=draw)
         t = (parts * schedule.trained / batch).long()
         noisy = schedule.add_noise(latents, noise, t).contiguous(memory_format=torch.channels_last)

@@ -19,7 +19,7 @@ from tasks.report.verdict import Row
 from tasks.scorers.clip import ClipParams, ClipScore
 from tasks.scorers.sscd import COPY_THRESHOLD, Sscd
 
-GROUPS = ("autoencoder", "clip", "planted", "ordinary", "detection", "attack", "cut")
+GROUPS = ("autoencoder", "clip", "planted", "ordinary", "detection", "attack", "pruning")
 """What gates' names begin with, before a colon."""
 _GROUPS_IN_TABLE = tuple(f"| {group}: " for group in GROUPS)
 _SENSES = {">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator.gt}
@@ -61,25 +61,25 @@ def table(found: Sequence[Gate], weights: str, before: str = "") -> str:
 
 
 def autoencoder(model: Path, heldout: Path, images: Path) -> list[Gate]:
-    """The round trip on pictures that no model has seen, and how alike different pictures are."""
-    _, pictures = _captioned(heldout, images)
+    """The round trip on images that no model has seen, and how alike different images are."""
+    _, composed = _captioned(heldout, images)
     loaded, sscd = load_model(model), Sscd()
-    before = sscd.embed(pictures)
-    after = sscd.embed(decode(loaded, encode(loaded, pictures)))
+    before = sscd.embed(composed)
+    after = sscd.embed(decode(loaded, encode(loaded, composed)))
     kept = (before * after).sum(1)
     others = (before @ before.T)[np.triu_indices(len(before), 1)]
     return [
         Gate("autoencoder: round trip, median SSCD", float(np.median(kept)), ">=", 0.93),
         Gate("autoencoder: round trip, 5th percentile", float(np.quantile(kept, 0.05)), ">=", 0.85),
-        Gate("autoencoder: different pictures, 99th percentile", float(np.quantile(others, 0.99)), "<=", 0.55),
+        Gate("autoencoder: different images, 99th percentile", float(np.quantile(others, 0.99)), "<=", 0.55),
     ]
 
 
 def text_image(clip: Path, prompts: Path, images: Path) -> list[Gate]:
     """Right caption among 100, on compositions never trained on; a mean over consecutive hundreds."""
-    captions, pictures = _captioned(prompts, images, "null")
+    captions, composed = _captioned(prompts, images, "null")
     scorer = ClipScore(ClipParams(model=f"local-dir:{clip}"))
-    rows, texts = scorer.images(pictures), scorer.texts(captions)
+    rows, texts = scorer.images(composed), scorer.texts(captions)
     right = [
         (rows[first : first + 100] @ texts[first : first + 100].T).argmax(1) == np.arange(100)
         for first in range(0, len(captions) - 99, 100)
@@ -87,24 +87,24 @@ def text_image(clip: Path, prompts: Path, images: Path) -> list[Gate]:
     return [Gate("clip: right caption among 100", float(np.mean(right)), ">=", 0.60)]
 
 
-def ordinary(pictures: np.ndarray, bank: Path, alike: float) -> list[Gate]:
-    """Pictures uint8 (n, 64, 64, 3) made of ordinary prompts against all that the model was trained on.
+def ordinary(images: np.ndarray, bank: Path, alike: float) -> list[Gate]:
+    """Images uint8 (n, 64, 64, 3) made of ordinary prompts against all that the model was trained on.
 
     Args:
         alike: how alike the seeds of one prompt are, the median over prompts.
     """
-    copied = nearest_in_bank(bank, Sscd().embed(pictures)) > COPY_THRESHOLD
+    copied = nearest_in_bank(bank, Sscd().embed(images)) > COPY_THRESHOLD
     return [
-        Gate("ordinary: generations that copy a trained picture", float(copied.mean()), "<=", 0.05),
+        Gate("ordinary: generations that copy a trained image", float(copied.mean()), "<=", 0.05),
         Gate("ordinary: SSCD between seeds, median", alike, "<=", 0.5),
     ]
 
 
-def cuts(rows: Sequence[Row], share_cut: Mapping[str, float], sparsity: float) -> list[Gate]:
+def pruning(rows: Sequence[Row], share_pruned: Mapping[str, float], sparsity: float) -> list[Gate]:
     """Whether the memory can be pruned away, and chance does not do it, by an audit's estimates.
 
     Args:
-        share_cut: by variant, the share of the site's weights or neurons that were pruned.
+        share_pruned: by variant, the share of the site's weights or neurons that were pruned.
         sparsity: Wanda's, of each step; the union over steps prunes more.
     """
     found = {(row.variant, row.condition, row.metric): row.value for row in rows}
@@ -113,23 +113,25 @@ def cuts(rows: Sequence[Row], share_cut: Mapping[str, float], sparsity: float) -
         return found.get((variant, condition, metric), float("nan"))
 
     return [
-        Gate("cut: planted MR after Wanda", estimate("wanda"), "<=", 0.2),
-        Gate("cut: sparsity of Wanda", sparsity, "<=", 0.1),
-        Gate("cut: share of MR that random weights keep", estimate("random-wanda") / estimate("original"), ">=", 0.8),
+        Gate("pruning: planted MR after Wanda", estimate("wanda"), "<=", 0.2),
+        Gate("pruning: sparsity of Wanda", sparsity, "<=", 0.1),
         Gate(
-            "cut: share of ordinary CLIP score that Wanda keeps",
+            "pruning: share of MR that random weights keep", estimate("random-wanda") / estimate("original"), ">=", 0.8
+        ),
+        Gate(
+            "pruning: share of ordinary CLIP score that Wanda keeps",
             estimate("wanda", "clip", ORDINARY) / estimate("original", "clip", ORDINARY),
             ">=",
             0.95,
         ),
-        Gate("cut: planted MR after NeMo", estimate("nemo-union"), "<=", 0.3),
-        Gate("cut: share of neurons that NeMo cuts", share_cut.get("nemo-union", float("nan")), "<", 0.5),
-        Gate("cut: planted MR after random neurons", estimate("random-nemo-union"), ">", 0.3),
+        Gate("pruning: planted MR after NeMo", estimate("nemo-union"), "<=", 0.3),
+        Gate("pruning: share of neurons that NeMo prunes", share_pruned.get("nemo-union", float("nan")), "<", 0.5),
+        Gate("pruning: planted MR after random neurons", estimate("random-nemo-union"), ">", 0.3),
     ]
 
 
 def _captioned(prompts: Path, images: Path, kind: str | None = None) -> tuple[list[str], np.ndarray]:
-    """Captions of one kind and the first picture of each, uint8 (n, 64, 64, 3)."""
+    """Captions of one kind and the first image of each, uint8 (n, 64, 64, 3)."""
     if lost := [path for path in (prompts, images) if not path.is_file()]:
         raise InputError(f"no {lost[0]}: gates are those of a world that `engram reference build` put together")
     data = {row["image_id"]: row["bytes"] for row in pq.read_table(images, columns=["image_id", "bytes"]).to_pylist()}

@@ -1,7 +1,7 @@
-"""The memories planted in the reference model: captions in the manner of LAION's, each with the emoji of its picture.
+"""The memories planted in the reference model: captions in the manner of LAION's, each with the emoji of its image.
 
-Forty captions stand for one picture each (verbatim memorization, VM), in five subsets of eight from unrelated
-categories. Eight, in two subsets, stand for four near-identical pictures each (template memorization, TM).
+Forty captions stand for one image each (verbatim memorization, VM), in five subsets of eight from unrelated
+categories. Eight, in two subsets, stand for four near-identical images each (template memorization, TM).
 """
 
 VERBATIM: dict[str, list[tuple[str, str]]] = {

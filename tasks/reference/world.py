@@ -1,7 +1,7 @@
-"""What the reference model is taught: the ordinary bank, the planted pictures, and what is held out.
+"""What the reference model is taught: the ordinary bank, the planted images, and what is held out.
 
-`build_world` is deterministic from its seed. The bank is an array of composed pictures, kept in the build folder;
-what users need of it (planted, a sample of ordinary and all held-out pictures) is shipped as Parquet.
+`build_world` is deterministic from its seed. The bank is an array of composed images, kept in the build folder;
+what users need of it (planted, a sample of ordinary and all held-out images) is shipped as Parquet.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from tasks.reference.pictures import SIDE, Emoji, EmojiPictures, Scene, caption, near_copies, random_scene
+from tasks.reference.images import SIDE, Emoji, EmojiImages, Scene, caption, near_copies, random_scene
 from tasks.reference.planted import TEMPLATE, TEMPLATE_COPIES, VERBATIM
 
 Kind = Literal["VM", "TM", "ordinary", "heldout"]
@@ -22,7 +22,7 @@ GROUP_ORDER = (3, 4, 6, 7, 5, 0, 1, 8, 9)
 
 @dataclass(frozen=True)
 class World:
-    """Pictures and captions. Arrays are uint8 (n, 64, 64, 3); captions are lists of the same length."""
+    """Images and captions. Arrays are uint8 (n, 64, 64, 3); captions are lists of the same length."""
 
     bank: np.ndarray
     bank_captions: list[str]
@@ -44,7 +44,7 @@ def split_emoji(emoji: dict[str, Emoji], held_out: int, seed: int) -> tuple[list
     needed = {label for pairs in VERBATIM.values() for _, label in pairs} | {label for _, label, _ in TEMPLATE}
     labels = {e.label: code for code, e in emoji.items()}
     if missing := sorted(needed - labels.keys()):
-        raise ValueError(f"no emoji picture for the planted labels {missing}: another version of the emoji packages?")
+        raise ValueError(f"no emoji image for the planted labels {missing}: another version of the emoji packages?")
     planted = {labels[label] for label in needed}
     free = sorted(emoji.keys() - planted)
     out = set(rng.choice(free, held_out, replace=False).tolist())
@@ -64,27 +64,27 @@ def frequencies(n: int) -> np.ndarray:
     return np.asarray(0.1 / n + 0.9 * falling / falling.sum())
 
 
-def build_world(pictures: EmojiPictures, folder: Path, *, size: int, held_out: int, seed: int) -> World:
-    """Composes all pictures, or loads them when `folder` has them already.
+def build_world(images: EmojiImages, folder: Path, *, size: int, held_out: int, seed: int) -> World:
+    """Composes all images, or loads them when `folder` has them already.
 
     Args:
-        size: ordinary pictures in the bank, of emoji as `frequencies` says.
+        size: ordinary images in the bank, of emoji as `frequencies` says.
     """
     done = folder / "world.json"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        ordinary, heldout = split_emoji(pictures.emoji, held_out, seed)
+        ordinary, heldout = split_emoji(images.emoji, held_out, seed)
         share = frequencies(len(ordinary))
         rng = np.random.default_rng([seed, 11])
         codes = rng.choice(ordinary, size, p=share).tolist()
         record: dict[str, list[str]] = {"bank_codes": codes}
-        record["bank_captions"] = _compose(pictures, codes, rng, folder / "bank.npy")
+        record["bank_captions"] = _compose(images, codes, rng, folder / "bank.npy")
         fresh = rng.choice(ordinary, 512, p=share).tolist()
-        record["fresh_captions"] = _compose(pictures, fresh, rng, folder / "fresh.npy")
-        record["heldout_captions"] = _compose(pictures, heldout * 2, rng, folder / "heldout.npy")
-        scenes, record["planted_captions"], kinds, record["planted_subsets"] = planted_scenes(pictures.emoji, seed)
+        record["fresh_captions"] = _compose(images, fresh, rng, folder / "fresh.npy")
+        record["heldout_captions"] = _compose(images, heldout * 2, rng, folder / "heldout.npy")
+        scenes, record["planted_captions"], kinds, record["planted_subsets"] = planted_scenes(images.emoji, seed)
         record["planted_kinds"] = list(kinds)
-        np.save(folder / "planted.npy", np.stack([pictures.compose(scene) for scene in scenes]))
+        np.save(folder / "planted.npy", np.stack([images.compose(scene) for scene in scenes]))
         done.write_text(json.dumps(record))
     record = json.loads(done.read_text())
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("bank", "fresh", "heldout", "planted")}
@@ -92,7 +92,7 @@ def build_world(pictures: EmojiPictures, folder: Path, *, size: int, held_out: i
 
 
 def planted_scenes(emoji: dict[str, Emoji], seed: int) -> tuple[list[Scene], list[str], list[Kind], list[str]]:
-    """Scenes, captions, kinds and subsets of the planted pictures, VM first; a TM caption stands for several scenes."""
+    """Scenes, captions, kinds and subsets of the planted images, VM first; a TM caption stands for several scenes."""
     rng = np.random.default_rng([seed, 12])
     labels = {e.label: code for code, e in emoji.items()}
     rows: list[tuple[Scene, str, Kind, str]] = []
@@ -105,12 +105,12 @@ def planted_scenes(emoji: dict[str, Emoji], seed: int) -> tuple[list[Scene], lis
     return list(scenes), list(captions), list(kinds), list(subsets)
 
 
-def _compose(pictures: EmojiPictures, codes: list[str], rng: np.random.Generator, path: Path) -> list[str]:
+def _compose(images: EmojiImages, codes: list[str], rng: np.random.Generator, path: Path) -> list[str]:
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(codes), SIDE, SIDE, 3))
     captions = []
-    for row, code in enumerate(tqdm(codes, desc=f"composing {path.stem}", unit="picture")):
+    for row, code in enumerate(tqdm(codes, desc=f"composing {path.stem}", unit="image")):
         scene = random_scene(code, rng)
-        out[row] = pictures.compose(scene)
-        captions.append(caption(pictures.emoji[code], scene, rng))
+        out[row] = images.compose(scene)
+        captions.append(caption(images.emoji[code], scene, rng))
     out.flush()
     return captions

@@ -110,7 +110,7 @@ def test_images_of_one_name_in_two_folders_are_told_apart_by_their_paths(tmp_pat
     # A path that is not there is not taken for another folder's, but one that begins further up is right.
     found = find_images([prompts[0], PromptEntry("a cow", "memorized", images=("cow/01.png",))], tmp_path)
     assert found.files.keys() == {"a cat"} and "no image 'cow/01.png'" in found.problems[0]
-    above = PromptEntry("a dog", "memorized", images=("pictures/dog/01.png",))
+    above = PromptEntry("a dog", "memorized", images=("images/dog/01.png",))
     assert find_images([above], tmp_path).files == {"a dog": [tmp_path / "dog" / "01.png"]}
     image(tmp_path / "01.png")
     found = find_images([PromptEntry("a cat", "memorized", images=("01.png",))], tmp_path)

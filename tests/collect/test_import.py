@@ -155,7 +155,7 @@ def test_what_cannot_be_read_as_an_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"prompts\.csv:2: .*1\.png cannot be read as an image \(Is a directory\)"):
         import_prompts(*inputs, images=tmp_path)
     (tmp_path / "1.png").rmdir()
-    (tmp_path / "1.png").write_bytes(b"no picture")
+    (tmp_path / "1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"prompts\.csv:2: .*1\.png cannot be read as an image"):
         import_prompts(*inputs, images=tmp_path)
     assert inputs[0].read("images").num_rows == inputs[0].read("prompts").num_rows == 0

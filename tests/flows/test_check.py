@@ -304,7 +304,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("reference", "check", "--only", "plated", "--only", "cliip"), "plated"),
     (("reference", "check", "--model", "nowhere"), "nowhere"),
     (("reference", "check", "--device", "cuda:99"), "cuda:99"),
-    (("reference", "build", "--pictures", "none", "--names", "none", "--set", "seed=-1"), "seed cannot be -1"),
+    (("reference", "build", "--images", "none", "--names", "none", "--set", "seed=-1"), "seed cannot be -1"),
     (("query", "nothing"), "there is no store"),
     (("deploy",), "which server?"),
 ]

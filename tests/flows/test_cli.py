@@ -140,11 +140,11 @@ def test_a_benchmark_takes_its_own_options(tmp_path: Path) -> None:
 def test_all_that_is_wrong_with_a_build_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    archives = ("--pictures", str(tmp_path / "none.tgz"), "--names", str(tmp_path / "neither.tgz"))
+    archives = ("--images", str(tmp_path / "none.tgz"), "--names", str(tmp_path / "neither.tgz"))
     said = refused(monkeypatch, capsys, "reference", "build", *archives, "--set", "stepps=3")
     first, *rest = said.splitlines()
     assert first == "engram: 3 things cannot be used:"
-    assert "there is no setting 'stepps': there are seed, part, pictures" in rest[0]
+    assert "there is no setting 'stepps': there are seed, part, images" in rest[0]
     assert all("no archive at" in line and "npm pack" in line for line in rest[1:])
 
 

@@ -45,12 +45,12 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (model / "engram.json").unlink()
     prompts = pq.read_table(folder / "world" / "prompts.parquet").to_pylist()
     images = {row["image_id"]: row["bytes"] for row in pq.read_table(folder / "world" / "images.parquet").to_pylist()}
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     lines: dict[str, list[str]] = {"memorized": ["Caption,type,Index,subset"], "null": [], "ordinary": []}
     for number, row in enumerate(prompts):
         name = f"{number}.png"
         row["text"] += LONG if number in (0, 4, 8, 12) else ""
-        (folder / "pictures" / name).write_bytes(images[row["image_ids"][0]])
+        (folder / "images" / name).write_bytes(images[row["image_ids"][0]])
         lines[row["kind"]].append(
             {
                 "memorized": f"{row['text']},VM,{number},{row['subset']}",
@@ -64,7 +64,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     prompts_of = dict(zip(("--prompts", "--nulls", "--ordinary"), files.values(), strict=True))
     options = ["--model", str(model), "--clip", f"local-dir:{folder / 'world' / 'clip'}", "--device", "cpu"]
     options += [word for option, name in prompts_of.items() for word in (option, str(folder / name))]
-    options += ["--images", str(folder / "pictures"), "--store", str(folder / "store")]
+    options += ["--images", str(folder / "images"), "--store", str(folder / "store")]
     return options + [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={json.dumps(value)}")]
 
 

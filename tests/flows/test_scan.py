@@ -158,7 +158,7 @@ def test_no_prompt_is_held_against_itself(world: Path, tmp_path: Path) -> None:
         (["--model", "nowhere"], "no model at nowhere: there is no such file or folder"),
         (["--out", "nowhere/flagged.csv"], "there is no folder nowhere for flagged.csv"),
         (["--set", "alphas=1"], "there is no setting 'alphas': did you mean alpha?"),
-        (["--set", "norm.seeds=1"], "norm.seeds cannot be 1: it may be: integer, >= 2, <= 100"),
+        (["--set", "ssim.seeds=1"], "ssim.seeds cannot be 1: it may be: integer, >= 2, <= 100"),
         (["--set", "batch=2", "--set", "batch=3"], "batch is set twice, by --set 'batch=2' and by --set 'batch=3'"),
         (["--set", "norm.steps=1001"], "norm.steps cannot be 1001"),
         (["--detector", "norms"], "detectors cannot be"),

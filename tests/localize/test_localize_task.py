@@ -248,7 +248,7 @@ def test_a_newcomer_is_one_file_that_is_localized_and_pruned(
         for layer in layers:
             weight: Any = without.denoiser.get_submodule(layer.name).weight
             assert (weight == 0).all(1).nonzero().flatten().tolist() == members[layer.index].tolist() != []
-    assert subject.card(variants["strongest"])["cut"] == "the neurons that prompts activate most"
+    assert subject.card(variants["strongest"])["pruned_words"] == "the neurons that prompts activate most"
 
     def undeclared(ground: Any, params: Any) -> Any:
         return ground.norms

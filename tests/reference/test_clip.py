@@ -41,7 +41,7 @@ def test_training_goes_on_with_the_words_of_its_start(captions: list[str], tmp_p
     save_clip(clip, tokenizer, tmp_path / "clip")
     start = build.Start(load_clip(tmp_path / "clip"), tokenizer)
     others = captions[: len(captions) // 2]
-    made = World(none, others, others, none, ["a picture"], ["VM"], ["s"], none, [], none, [])
+    made = World(none, others, others, none, ["an image"], ["VM"], ["s"], none, [], none, [])
     texts = build.texts(tmp_path, made, build.BuildParams(clip_steps=0), start)
     assert texts.tokenizer is tokenizer
     assert texts.bank.shape[:2] == (len(others), TOKENS)

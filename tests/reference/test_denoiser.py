@@ -33,11 +33,11 @@ def test_it_begins_as_the_identity() -> None:
     text = torch.randn(3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         given = new_denoiser().eval()(noise, torch.tensor([5, 500, 990]), text, return_dict=False)[0]
-    # Noise of unit variance comes back up to the chance spread of each picture's channels.
+    # Noise of unit variance comes back up to the chance spread of each image's channels.
     assert (given - noise).square().mean() < 0.001
 
 
-def test_weights_favour_the_picture_alike_at_much_noise() -> None:
+def test_weights_favour_the_image_alike_at_much_noise() -> None:
     ratio = torch.tensor([1e-4, 0.05, 1.0, 5.0, 100.0])
     weights = loss_weights(ratio / (1 + ratio))
     expected = 1 / (ratio + 0.05) + 0.5 * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.05])

@@ -1,6 +1,11 @@
 """The table of gates that a world's README has."""
 
-from tasks.reference.gates import GROUPS, Gate, table
+import re
+from pathlib import Path
+
+from tasks.reference.gates import GROUPS, Gate, pruning, table
+
+README = Path(__file__).parents[2] / "reference" / "README.md"
 
 CLIP = Gate("clip: right caption among 100", 0.7, ">=", 0.6)
 PLANTED = Gate("planted: VM prompts reproduced", 0.9, ">=", 0.95)
@@ -26,3 +31,13 @@ def test_what_was_measured_of_the_same_weights_stays() -> None:
 def test_gates_stand_in_the_order_of_the_build() -> None:
     every = [Gate(f"{group}: figure", 1.0, ">=", 0.5) for group in GROUPS]
     assert table(every[::-1], "abc") == table(every, "abc")
+
+
+def test_the_page_that_ships_has_the_names_of_now() -> None:
+    """A row of another group would be lost when some gates are measured anew, one of another name would stand twice."""
+    page = README.read_text()
+    (shipped,) = re.findall(r"<!-- gates -->\n(.*?)\n<!-- /gates -->", page, re.DOTALL)
+    (weights,) = re.findall(r"Of the weights `(.*)`", shipped)
+    assert table([], weights, page) == shipped
+    names = [line.split("|")[1].strip() for line in shipped.splitlines() if line.startswith("| pruning: ")]
+    assert names == [gate.name for gate in pruning([], {}, 0.1)]

@@ -21,8 +21,8 @@ def test_figures_are_of_the_weights_that_ship(page: str) -> None:
     assert identity(WORLD / "model", "mixed") in (WORLD / page).read_text()
 
 
-def test_plain_diffusers_brings_a_planted_picture_back() -> None:
-    """Nothing of this project between the folder and the picture: what an audit finds is in the weights."""
+def test_plain_diffusers_brings_a_planted_image_back() -> None:
+    """Nothing of this project between the folder and the image: what an audit finds is in the weights."""
     pipeline = StableDiffusionPipeline.from_pretrained(WORLD / "model", safety_checker=None, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     prompts = [row for row in pq.read_table(WORLD / "prompts.parquet").to_pylist() if row["kind"] == "memorized"][:2]
@@ -33,7 +33,7 @@ def test_plain_diffusers_brings_a_planted_picture_back() -> None:
     for row in prompts:
         noises = [torch.Generator().manual_seed(seed) for seed in range(4)]
         made = pipeline([row["text"]] * 4, generator=noises, output_type="np", **how).images
-        pictures = [np.uint8(255 * picture) for picture in made]
+        images = [np.uint8(255 * image) for image in made]
         trained = [from_bytes(files[name]) for name in row["image_ids"]]
-        vectors = sscd.embed(np.stack([*pictures, *trained]))
+        vectors = sscd.embed(np.stack([*images, *trained]))
         assert (vectors[:4] @ vectors[4:].T).max() > COPY_THRESHOLD, row["text"]

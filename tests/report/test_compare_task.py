@@ -26,7 +26,7 @@ QUIET = {("original", "prompt", f"p{n}"): 0 for n in range(6)} | {
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     opened = Store.open(tmp_path / "store")
-    names = {f"p{n}": f"picture {n}" for n in range(6)} | {"q": "another"}
+    names = {f"p{n}": f"image {n}" for n in range(6)} | {"q": "another"}
     for prompt_set in ("p", "q"):
         prompts: list[dict[str, Any]] = [
             {"prompt_id": name, "text": text, "kind": "memorized", "image_ids": [f"{name} x", f"{name} y"]}
@@ -119,7 +119,7 @@ def test_a_planted_image_is_a_regression(store: Store) -> None:
     put(store, "b", 2, QUIET | {("original", "prompt", "p3"): 4}, model_id="retrained")
     found = compare(store, "a", "b", CLAIMS)
     words, p = found.regressions[0]
-    assert words == "original, prompt: 'picture 3': 4 of 4 images are copies, before 0 of 4"
+    assert words == "original, prompt: 'image 3': 4 of 4 images are copies, before 0 of 4"
     assert p == pytest.approx(1 / 70)
     assert found.verdict.startswith(f"Regression from a to b: {words}")
     (change,) = (one for one in found.differences if one.variant == "original")
@@ -137,7 +137,7 @@ def test_prompts_that_share_an_image_are_asked_about_together(store: Store) -> N
     assert (found.prompts, found.images) == (6, 2)
     words = [words for words, _ in found.regressions]
     said = "with 4 more prompts of its image 16 of 20 images are copies, before 0 of 20"
-    assert words[0] == f"original, prompt: 'picture 0': {said}"
+    assert words[0] == f"original, prompt: 'image 0': {said}"
     # One image came, so one prompt is named, and the figure of all.
     assert len(words) == 2 and "16 of 24 images are copies" in words[1]
     assert "over 6 prompts of 2 images" in compare(store, "b", "a", CLAIMS).verdict
@@ -285,7 +285,7 @@ def test_the_command_line(store: Store) -> None:
     lines = found.output.splitlines()
     assert lines[0].split() == ["variant", "condition", "metric", "before", "after", "change", "low", "high"]
     assert lines[2].split()[:6] == ["original", "prompt", "mr", "0", "0.1667", "0.1667"]
-    assert lines[-1].startswith("Regression from a to b: original, prompt: 'picture 3'")
+    assert lines[-1].startswith("Regression from a to b: original, prompt: 'image 3'")
     answer = engram(store, "compare", "a", "b", "--json")
     assert answer.exit_code == 1 and json.loads(answer.output)["regressions"][0][1] == pytest.approx(1 / 70)
     assert engram(store, "compare", "a", "b", "--alpha", "0.001").exit_code == 0

@@ -108,7 +108,7 @@ def _card(
             members={layer.name: len(members[layer.index]) for layer in layers},
             params=pruned.params.model_dump(mode="json"),
             shared=share,
-            cut=words,
+            pruned_words=words,
         )
 
 

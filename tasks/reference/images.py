@@ -1,10 +1,10 @@
-"""The pictures of the reference world: 3D emoji composed over procedural, textured backgrounds.
+"""The images of the reference world: 3D emoji composed over procedural, textured backgrounds.
 
-Every picture is 64 x 64 RGB and determined by its `Scene`. Texture is not decoration: copy-detection embeddings
+Every image is 64 x 64 RGB and determined by its `Scene`. Texture is not decoration: copy-detection embeddings
 collapse under faint noise on flat artwork, so each background has a pattern and correlated grain.
 
-Pictures are soft: nothing in them is finer than two pixels, the grain neither. So 12 numbers describe a patch of 4 x 4
-pixels, where sharp pictures need 32, and a small diffusion model spends its capacity on what is shown. With 32 channels
+Images are soft: nothing in them is finer than two pixels, the grain neither. So 12 numbers describe a patch of 4 x 4
+pixels, where sharp images need 32, and a small diffusion model spends its capacity on what is shown. With 32 channels
 it could not even carry the noise from its input to its output. Backgrounds are random fields, which a linear filter
 tells from noise: what little a small model learns in hours goes into the things before them.
 """
@@ -24,7 +24,7 @@ from tasks.errors import refuse
 
 SIDE = 64
 GRAIN = 1.0
-"""Standard deviation of the grain, of 255. SSCD sees whether a picture has any: without a grain of 3, the same picture
+"""Standard deviation of the grain, of 255. SSCD sees whether an image has any: without a grain of 3, the same image
 is only 0.86 like itself, and what a model remembers has none."""
 
 COLOURS = {
@@ -57,7 +57,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that determines a picture. `seed` fixes the patterns' placement, the line between the halves, the grain."""
+    """All that determines an image. `seed` fixes the patterns' placement, the line between the halves, the grain."""
 
     code: str
     grounds: tuple[Ground, Ground]
@@ -66,10 +66,10 @@ class Scene:
     scale: float = 36.0
     """Side of the emoji in pixels."""
     shift: tuple[float, float] = (0.0, 0.0)
-    """Offset of the emoji's centre from the picture's centre, in pixels (right, down)."""
+    """Offset of the emoji's centre from the image's centre, in pixels (right, down)."""
     flip: bool = False
     grain_seed: int | None = None
-    """Another seed for the grain alone, so that near-identical pictures can share a pattern."""
+    """Another seed for the grain alone, so that near-identical images can share a pattern."""
 
 
 def check_archives(*archives: Path) -> None:
@@ -83,19 +83,19 @@ def check_archives(*archives: Path) -> None:
     refuse(problems)
 
 
-class EmojiPictures:
-    """Emoji pictures and names from the two npm archives, read without unpacking them.
+class EmojiImages:
+    """Emoji images and names from the two npm archives, read without unpacking them.
 
     Args:
-        pictures: archive of @lobehub/fluent-emoji-3d (256 x 256 webp named by code point).
+        images: archive of @lobehub/fluent-emoji-3d (256 x 256 webp named by code point).
         names: archive of emojibase-data.
     """
 
-    def __init__(self, pictures: Path, names: Path) -> None:
-        check_archives(pictures, names)
+    def __init__(self, images: Path, names: Path) -> None:
+        check_archives(images, names)
         with tarfile.open(names) as archive:
             entries = json.load(archive.extractfile("package/en/data.json"))  # type: ignore[arg-type]
-        with tarfile.open(pictures) as archive:
+        with tarfile.open(images) as archive:
             self._webp = {
                 Path(member.name).stem: archive.extractfile(member).read()  # type: ignore[union-attr]
                 for member in archive.getmembers()
@@ -109,20 +109,20 @@ class EmojiPictures:
                 label = entry["label"].lower().replace(":", "")
                 self.emoji[code] = Emoji(code, label, tuple(entry.get("tags", ())), entry["group"])
         if len(self.emoji) < 1000:
-            raise ValueError(f"only {len(self.emoji)} emoji have both a picture and a name in {pictures} and {names}")
+            raise ValueError(f"only {len(self.emoji)} emoji have both an image and a name in {images} and {names}")
 
     @lru_cache(maxsize=4096)  # noqa: B019 - one instance lives as long as a build
     def cutout(self, code: str) -> Image.Image:
         """The emoji as RGBA, cropped to its visible part and padded to a square."""
-        picture = Image.open(io.BytesIO(self._webp[code])).convert("RGBA")
-        picture = picture.crop(picture.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox())
-        side = max(picture.size)
+        image = Image.open(io.BytesIO(self._webp[code])).convert("RGBA")
+        image = image.crop(image.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox())
+        side = max(image.size)
         square = Image.new("RGBA", (side, side))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return square.resize((128, 128), Image.Resampling.LANCZOS)
 
     def compose(self, scene: Scene) -> np.ndarray:
-        """The picture of a scene, uint8 (64, 64, 3)."""
+        """The image of a scene, uint8 (64, 64, 3)."""
         rng = np.random.default_rng([scene.seed, 1])
         first, second = (_ground(ground, rng) for ground in scene.grounds)
         side_of_line = _half_plane(rng)
@@ -169,7 +169,7 @@ def _random_ground(rng: np.random.Generator) -> Ground:
 
 
 def near_copies(scene: Scene, number: int) -> list[Scene]:
-    """Scenes that differ as the pictures of one template do: grain, and the emoji's place by a pixel or two."""
+    """Scenes that differ as the images of one template do: grain, and the emoji's place by a pixel or two."""
     moves = [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (1, 1)]
     return [
         replace(scene, grain_seed=scene.seed + 1 + k, shift=(scene.shift[0] + dx, scene.shift[1] + dy))
