@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers as one flat object")
     args = parser.parse_args()
     quiet()
-    audits.Processes = Watched  # type: ignore[misc]
+    setattr(audits, "Processes", Watched)  # noqa: B010
     with tempfile.TemporaryDirectory() as folder:
         if args.real:
             # A worker of two has one of two cores; a single one must not have both.

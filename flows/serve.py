@@ -168,10 +168,10 @@ def _run(
             if deploying.wait() != 0:
                 raise SystemExit(f"engram: nothing was deployed. {_end_of(logs / 'deploy.log')}")
             services.remove(deploying)
-            for each in workers:
-                own = {} if each.gpu is None else {"CUDA_VISIBLE_DEVICES": str(each.gpu)}
-                start(each.name, *each.command, **own)
-            by = ", ".join(f"{each.name} ({each.at_once} at a time)" for each in workers)
+            for worker in workers:
+                own = {} if worker.gpu is None else {"CUDA_VISIBLE_DEVICES": str(worker.gpu)}
+                start(worker.name, *worker.command, **own)
+            by = ", ".join(f"{worker.name} ({worker.at_once} at a time)" for worker in workers)
             print(f"Engram is at {url}, with {by}. Logs are in {logs}. Ctrl-C stops it.")
             sys.stdout.flush()
             _watch(services, logs)

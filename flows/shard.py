@@ -5,7 +5,8 @@ import time
 from typing import Any
 
 from prefect import flow
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows.check import check_run
 from flows.lineage import task

@@ -148,7 +148,7 @@ def _ended(shard: Shard, run: FlowRun) -> Ended:
     """How a shard ended, by the last state of its run."""
     state = run.state
     assert state is not None
-    words = one_line(state.message or state.name or "")
+    words = " ".join((state.message or state.name or "").split())
     if state.type is StateType.COMPLETED:
         answer = json.loads(state.message or "{}")
         return Ended(shard, answer["seconds"], answer["failed"])

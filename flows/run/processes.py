@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO
 
 import torch
 
@@ -63,22 +64,21 @@ class Processes:
         worker = next(worker for worker in self._workers if worker.shard is None)
         worker.shard = shard
         request = {"run": self._run.model_dump(), "audit_id": self._audit_id, "items": shard.ids}
-        assert worker.process.stdin is not None
+        pipe = _pipe(worker.process.stdin)
         with suppress(BrokenPipeError):  # it ended: whoever waits for it sees that
-            worker.process.stdin.write(json.dumps(request).encode() + b"\n")
-            worker.process.stdin.flush()
+            pipe.write(json.dumps(request).encode() + b"\n")
+            pipe.flush()
 
     def wait(self) -> list[Ended]:
-        pipes = {worker.process.stdout: number for number, worker in enumerate(self._workers)}
+        pipes = {_pipe(worker.process.stdout): number for number, worker in enumerate(self._workers)}
         ready, _, _ = select.select([*pipes], [], [], WAIT_S)
-        found = (self._heard(pipes[pipe]) for pipe in ready)
+        found = [self._heard(pipes[pipe]) for pipe in ready]
         return [ended for ended in found if ended is not None]
 
     def _heard(self, number: int) -> Ended | None:
         """Reads what a process says; None while it has not said all, or had nothing to do."""
         worker = self._workers[number]
-        assert worker.process.stdout is not None
-        data = os.read(worker.process.stdout.fileno(), 1 << 16)
+        data = os.read(_pipe(worker.process.stdout).fileno(), 1 << 16)
         if not data:
             code = _end(worker.process)
             self._workers[number] = self._started(number, self.many)
@@ -124,12 +124,17 @@ def _on_gpus(device: str | None) -> bool:
     return torch.cuda.is_available() and (device is None or device.startswith("cuda"))
 
 
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    """A pipe of a process that was started with it."""
+    assert pipe is not None
+    return pipe
+
+
 def _end(process: subprocess.Popen[bytes]) -> int:
     """Ends a process that was started, and returns how it ended."""
     for pipe in (process.stdin, process.stdout):
         with suppress(BrokenPipeError):
-            assert pipe is not None
-            pipe.close()
+            _pipe(pipe).close()
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGKILL)
     return process.wait()
