@@ -12,20 +12,21 @@ from flows.check import check_run
 from flows.lineage import task
 from flows.run.execution import doing, execute_items
 from flows.run.spec import Run, spec_of
-from flows.run.work import Item
+from flows.run.work import Item, Stage
 from flows.show import shown_progress
 from tasks.report import task as reporting
 
 
 @flow(name="shard", flow_run_name="shard")
-def shard(run: Run, audit_id: str, items: list[str]) -> State[Any]:
+def shard(run: Run, audit_id: str, stage: Stage, items: list[str]) -> State[Any]:
     """Does some items of an audit's work; an audit that is spread over a pool starts it. What the store has already is
     not done again.
 
     Args:
         run: the run that the items belong to.
         audit_id: the audit that estimates and model cards name. If it has ended, nothing is done.
-        items: ids of items.
+        stage: that the items are of.
+        items: their ids.
 
     Raises:
         InputError: an item cannot be done, or is none as the store now stands.
@@ -41,5 +42,5 @@ def shard(run: Run, audit_id: str, items: list[str]) -> State[Any]:
         task(doing(item), item.name, *item.writes, reads=item.reads)()
 
     with shown_progress("shard"):
-        failed = execute_items(spec, audit_id, items, do)
+        failed = execute_items(spec, audit_id, stage, items, do)
     return Completed(message=json.dumps({"seconds": time.monotonic() - begun, "failed": failed}))

@@ -54,9 +54,13 @@ def execute(spec: Spec, stage: Stage, audit_id: str = "none") -> Iterator[tuple[
 
 
 def execute_items(
-    spec: Spec, audit_id: str, ids: Sequence[str], do: Callable[[Item], Any] = lambda item: doing(item)()
+    spec: Spec,
+    audit_id: str,
+    stage: Stage,
+    ids: Sequence[str],
+    do: Callable[[Item], Any] = lambda item: doing(item)(),
 ) -> dict[str, str]:
-    """Does those of a run's items that go by these ids, in their order, where the store does not have them.
+    """Does those of a stage's items that go by these ids, in their order, where the store does not have them.
 
     Args:
         do: does one item.
@@ -67,7 +71,7 @@ def execute_items(
     Raises:
         InputError: one is not to be done as the store now stands, or it cannot be done.
     """
-    listed = {item.id: item for item in work(spec, audit_id=audit_id)}
+    listed = {item.id: item for item in work(spec, stage, audit_id=audit_id)}
     if lost := [name for name in ids if name not in listed]:
         raise InputError(f"{len(lost)} items of the work are none as the store now stands: run the audit again")
     failed = {}

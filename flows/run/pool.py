@@ -65,7 +65,12 @@ class Pool:
     def begin(self, shard: Shard) -> None:
         run = run_deployment(
             deployment_of(self._pool),
-            parameters={"run": self._run.model_dump(), "audit_id": self._audit_id, "items": shard.ids},
+            parameters={
+                "run": self._run.model_dump(),
+                "audit_id": self._audit_id,
+                "stage": shard.stage,
+                "items": shard.ids,
+            },
             flow_run_name=shard.name if shard.tries == 1 else f"{shard.name}, try {shard.tries}",
             timeout=0,
             as_subflow=True,

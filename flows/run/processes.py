@@ -16,7 +16,7 @@ from flows.run.spec import Run
 from flows.run.spread import Ended, Shard
 from tasks.errors import InputError
 
-SECONDS = 20.0
+SECONDS = 30.0
 """How long a shard should take: it costs no start of a process, only a list of the work."""
 WAIT_S = 5.0
 
@@ -63,7 +63,8 @@ class Processes:
     def begin(self, shard: Shard) -> None:
         worker = next(worker for worker in self._workers if worker.shard is None)
         worker.shard = shard
-        request = {"run": self._run.model_dump(), "audit_id": self._audit_id, "items": shard.ids}
+        request = {"run": self._run.model_dump(), "audit_id": self._audit_id, "stage": shard.stage}
+        request["items"] = shard.ids
         pipe = _pipe(worker.process.stdin)
         with suppress(BrokenPipeError):  # it ended: whoever waits for it sees that
             pipe.write(json.dumps(request).encode() + b"\n")

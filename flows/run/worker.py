@@ -42,7 +42,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         spec = spec_of(Run.model_validate(request["run"]))
         spec.subject.load()
         begun = time.monotonic()
-        failed = execute_items(spec, request["audit_id"], request["items"])
+        failed = execute_items(spec, request["audit_id"], request["stage"], request["items"])
     except InputError as error:
         return {"error": str(error)}
     except Exception as error:
