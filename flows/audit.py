@@ -62,7 +62,7 @@ def audit(params: AuditParams) -> Audited:
             diagnose(spec.run, audit_id)
             evaluate(spec.run, audit_id)
         done = report(spec.run, audit_id)
-        show_audit(audit_id, done.report, done.written)
+        show_audit(spec.subject.open(), audit_id, done.report, done.written)
         return done
 
 

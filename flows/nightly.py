@@ -111,7 +111,7 @@ def _night(store: Store, name: str, params_json: str, due: datetime, params: Nig
             night = _compared(store, name, found.audit_id, params)
         else:
             night = _compared(store, name, done, params).model_copy(update={"reused": True})
-        _tell(store, night, str(reporting.page_path(spec.subject, str(night.audit_id))))
+        _tell(store, night, reporting.page_place(store, str(night.audit_id)))
     except Exception as error:
         return Night(name=name, outcome="failed", words=one_line(error))
     return night

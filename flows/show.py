@@ -64,22 +64,23 @@ def show(create: Callable[..., Any], *content: Any, key: str, description: str) 
         get_run_logger().warning("the artifact %s could not be shown: %s", key, one_line(error))
 
 
-def show_audit(audit_id: str, path: str, written: Written) -> None:
+def show_audit(store: Store, audit_id: str, place: str, written: Written) -> None:
     """The verdict with the estimates, images, curves, and the overlap of subsets.
 
     Args:
-        path: of the report.
+        store: where the audit lies.
+        place: of its page.
     """
     show(
         create_markdown_artifact,
-        f"# Audit {audit_id}\n\n{written.verdict}\n\n```text\n{written.table}```\n\nReport: `{path}`\n",
+        f"# Audit {audit_id}\n\n{written.verdict}\n\n```text\n{written.table}```\n\nReport: `{place}`\n",
         key="audit",
         description="What the model copies, before and after",
     )
     if written.sheet is not None:
         show(
             create_image_artifact,
-            uri(written.sheet.read_bytes()),
+            uri(store.read_file(written.sheet)),
             key="copies",
             description="Training images beside the best copies of each variant",
         )

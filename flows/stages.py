@@ -29,6 +29,7 @@ class Audited(BaseModel):
 
     audit_id: str
     report: str
+    """Where its page lies: a path of the machine that made it, or an s3:// URL."""
     variants: dict[str, str]
     """By the name that estimates go by, the variant in the store."""
     written: reporting.Written
@@ -164,7 +165,8 @@ def report(run: Run, audit_id: str | None = None) -> Audited:
     spec = _begun(run)
     audit_id = audit_of(spec, audit_id)
     subject, settings = spec.subject, spec.settings
-    record = reporting.record_of(subject.open(), audit_id)
+    store = subject.open()
+    record = reporting.record_of(store, audit_id)
     variants = ids.there(spec)
     # Many generations of one prompt are nothing to look at, and attacks of so many steps are a curve.
     put = [one for one in trials(spec, variants) if one.condition != EXTRACTION and one.condition.steps is None]
@@ -183,15 +185,15 @@ def report(run: Run, audit_id: str | None = None) -> Audited:
         )
         for one in settings.localizers()
     ]
-    path = reporting.page_path(subject, audit_id)
     facts = facts_of(spec, record, variants)
     scorers = {"sscd": sscd.scorer_of(settings.sscd), "clip": clip.scorer_of(spec.clip)}
-    page = (subject, audit_id, path, variants, spec.chosen.memorized, shown, facts, found, scorers, searches, trained)
+    page = (subject, audit_id, variants, spec.chosen.memorized, shown, facts, found, scorers, searches, trained)
     with shown_progress("report"):
         written = write_report(*page)
+    place = reporting.page_place(store, audit_id)
     if runtime.flow_run.parent_flow_run_id is None:  # else the audit shows it on its own page
-        show_audit(audit_id, str(path), written)
-    return Audited(audit_id=audit_id, report=str(path), variants=variants, written=written)
+        show_audit(store, audit_id, place, written)
+    return Audited(audit_id=audit_id, report=place, variants=variants, written=written)
 
 
 def audit_of(spec: Spec, audit_id: str | None) -> str:

@@ -1,6 +1,7 @@
 """Tables, the store, the catalog and the queries. Imports neither torch nor prefect."""
 
 from storage import tables
+from storage.backend import CHECKPOINTS, REPORTS
 from storage.catalog import connect, queries, query, write_catalog
 from storage.errors import NoStore, StoreError, out_of_reach
 from storage.holdings import record_holdings
@@ -15,7 +16,9 @@ from storage.store import Store, address_of
 from storage.verify import Damage, collect_litter, examine, verify
 
 __all__ = [
+    "CHECKPOINTS",
     "FORMATS",
+    "REPORTS",
     "Amount",
     "Damage",
     "Limits",

@@ -2,6 +2,8 @@
 
     <table>/<column>=<value>/.../<content key>.parquet      parts
     weights/<content key>/...                               folders of model weights
+    reports/<audit id>/...                                  pages of audits
+    checkpoints/...                                         states of trainings that are not done
     store.json                                              format and schema version; see `storage.mark`
     .aside/                                                 files being written; nobody reads there
 
@@ -25,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage import parts
-from storage.backend import MANIFEST, WEIGHTS, Backend, Entry
+from storage.backend import CHECKPOINTS, MANIFEST, REPORTS, WEIGHTS, Backend, Entry
 from storage.checked import Checked, dataset, refusal
 from storage.errors import NoStore, StoreError, one_line
 from storage.keys import check_key
@@ -240,6 +242,75 @@ class Store:
                 raise StoreError(f"there is no folder {address} in {self.url}")
             return self.home.get_folder(address)
 
+    def put_file(self, address: str, data: bytes) -> None:
+        """Let a file that is no part, such as a page, have these bytes, from one step to the next.
+
+        Args:
+            address: its path relative to the store, below `REPORTS` or `CHECKPOINTS`.
+
+        Raises:
+            StoreError: a full disk, missing rights; what was there stays then.
+        """
+        with clear(f"cannot write {address}"):
+            self.home.replace(_checked(address), data)
+
+    def has_file(self, address: str) -> bool:
+        """Whether there is such a file, see `put_file`."""
+        with clear(f"cannot look for {address}"):
+            return self.home.exists(_checked(address))
+
+    def read_file(self, address: str) -> bytes:
+        """The bytes of a file, see `put_file`.
+
+        Raises:
+            StoreError: there is none.
+        """
+        with clear(f"cannot read {address}"):
+            return self.home.read(_checked(address))
+
+    @contextmanager
+    def writing(self, address: str) -> Iterator[Path]:
+        """Within, a local file to write into, which is put in place at the end as `put_file` does it. It may be large.
+
+        Raises: as `put_file`; an error within leaves what was there, too.
+        """
+        with clear(f"cannot write {address}"), self.home.writing(_checked(address)) as path:
+            yield path
+
+    @contextmanager
+    def reading(self, address: str) -> Iterator[Path]:
+        """Within, a local file with the bytes of a file of the store, which may be large; it must not be changed.
+
+        Raises:
+            StoreError: there is none.
+        """
+        with clear(f"cannot read {address}"), self.home.reading(_checked(address)) as path:
+            yield path
+
+    def place(self, address: str) -> str:
+        """Where a file lies, or would, for people: a path of this machine, or an s3:// URL."""
+        return self.home.place(_checked(address))
+
+    def copied(self, folder: str) -> Path:
+        """A local folder with the files below a folder of the store, see `put_file`; read them, do not change them.
+
+        From S3 they are downloaded as they are now, into `$ENGRAM_CACHE` or `~/.cache/engram`.
+
+        Raises:
+            StoreError: they cannot be read, or written here.
+        """
+        with clear(f"cannot fetch {folder}"):
+            return self.home.copied(_checked(folder))
+
+    def remove_file(self, address: str) -> None:
+        """Remove a file, see `put_file`; no error if it is gone.
+
+        Raises:
+            StoreError: missing rights; on S3, no boto3.
+        """
+        with clear(f"cannot remove {address}"):
+            self.home.remove([_checked(address)])
+
     def _put(self, table: Table, key: str, folder: str, rows: pa.Table, siblings: int) -> str:
         address = f"{folder}/{check_key(key)}.parquet"
         with clear(f"cannot write {address}"):
@@ -247,6 +318,14 @@ class Store:
                 self.backend.put(address, parts.encode(table, rows, address, siblings))
                 Store.written[table.name] += rows.num_rows
         return address
+
+
+def _checked(address: str) -> str:
+    """The address of a file that is no part; whoever gives another one is mistaken."""
+    top, _, rest = address.partition("/")
+    if top not in (REPORTS, CHECKPOINTS) or not rest or ".." in rest.split("/"):
+        raise ValueError(f"{visible(address)} is no file of {REPORTS} or {CHECKPOINTS}")
+    return address
 
 
 def _placed(table: Table, entry: Entry) -> Entry:

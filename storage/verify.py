@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from storage.backend import MANIFEST, WEIGHTS, Entry
+from storage.backend import CHECKPOINTS, MANIFEST, WEIGHTS, Entry
 from storage.checked import doubles
 from storage.errors import StoreError, one_line
 from storage.folders import digest, read_manifest
@@ -16,7 +16,7 @@ from storage.layout import partition_of, segment
 from storage.local import LocalBackend
 from storage.parts import Seal, check_rows, statement, unseal
 from storage.render import visible
-from storage.store import Store
+from storage.store import Store, clear
 from storage.tables import TABLES, Table
 
 
@@ -84,7 +84,7 @@ def examine(store: Store, gc: bool = False, progress: Callable[[int, int], None]
         found.setdefault(address, []).append(reason)
     for address, reason in (*_of_no_audit(parts, found), *_lost_sets(parts)):
         found.setdefault(address, []).append(reason)
-    notes = parts.notes() + _missing(parts, found)
+    notes = parts.notes() + _missing(parts, found) + _unfinished(store)
     return Verdict([Damage(address, reason) for address in sorted(found) for reason in found[address]], notes)
 
 
@@ -211,6 +211,15 @@ def _missing(parts: _Parts, found: dict[str, list[str]]) -> list[str]:
             for audit_id in others:
                 anew[audit_id] = anew.get(audit_id, 0) + 1
     return [f"{count} parts were computed anew since audit {one} ended" for one, count in sorted(anew.items())]
+
+
+def _unfinished(store: Store) -> list[str]:
+    """A note on checkpoints: a training that nobody goes on with leaves its own for ever."""
+    with clear(f"cannot list {CHECKPOINTS}"):
+        found = list(store.home.files(CHECKPOINTS))
+    size = sum(entry.size for entry in found) / 1e6
+    words = f"{len(found)} trainings are not done; their {CHECKPOINTS} take {size:.0f} MB, and may be removed"
+    return [words] * bool(found)
 
 
 def _audits(ids: list[str]) -> str:

@@ -8,7 +8,6 @@ from functools import lru_cache
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import torch
@@ -172,12 +171,6 @@ class Subject(BaseModel):
     def weights_of(self, variant: str) -> str:
         """The variant whose weights are run: the original where a mitigation acts at inference alone."""
         return ORIGINAL if variant == ORIGINAL or _acts_at_inference(self.row(variant)) else variant
-
-    def beside(self, name: str) -> Path:
-        """A folder on this machine for what is no part of the store, such as reports; beside it where it is local."""
-        local = self.store.startswith("file://")
-        root = Path(unquote(urlsplit(self.store).path)) if local else Path(".engram/store")
-        return root.parent / name
 
     def row(self, variant: str) -> dict[str, Any]:
         """The row of a variant in the table `variants`.

@@ -1,7 +1,9 @@
 """Commands that audit a model: the whole way, one stage of it, and what is done with audits afterwards."""
 
 import json
+import sys
 import tempfile
+import webbrowser
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -220,6 +222,25 @@ def results(
     )
 
 
+@app.command(name="open")
+def open_page(
+    audit_id: Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or 'latest'.")] = "latest",
+    only_path: Annotated[bool, typer.Option("--path", help="Print where it lies, and open nothing.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Open the page of an audit in the browser, and print its path; from S3 it is downloaded first."""
+    quiet()
+    from tasks.report import task as reporting
+
+    opened = looked_at(store)
+    chosen = reporting.latest(opened) if audit_id == "latest" else audit_id
+    reporting.record_of(opened, chosen)
+    path = reporting.page_here(opened, chosen)
+    print(visible(str(path)), flush=True)
+    if not only_path and not webbrowser.open(path.as_uri()):
+        print("engram: no browser is to be had here: open that file in one", file=sys.stderr)
+
+
 @app.command()
 def accept(
     audit_id: Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or 'latest'.")],
@@ -257,3 +278,5 @@ def _tell(found: Any, store: str, as_json: bool) -> None:
     else:
         print(found.written.table)
         print(f"audit   {found.audit_id}\nreport  {visible(found.report)}")
+        if found.report.startswith("s3://"):
+            print(f"open    engram open {found.audit_id} --store {visible(store)}")

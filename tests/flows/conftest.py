@@ -5,7 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.hook import Hook
+from tests.support.s3 import outage, s3_endpoint, s3_url
 from tests.support.served import Served
+
+__all__ = ["outage", "s3_endpoint", "s3_url"]
 
 
 @pytest.fixture(scope="session")

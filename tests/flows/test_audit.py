@@ -426,7 +426,7 @@ def test_trained_and_defended_variants(params: AuditParams, audited: Audited) ->
         assert subject.weights_of(audited.variants[name]) == "original"
         found = subject.at_inference(audited.variants[name])
         assert found is not None and found[0].name == name
-    assert not list(subject.beside("checkpoints").glob("*"))
+    assert not list(subject.open().home.files("checkpoints"))
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

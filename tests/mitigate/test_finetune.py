@@ -1,6 +1,6 @@
 """Adversarial fine-tuning: a broken run ends with the weights of an unbroken one, and the original is left alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,19 @@ def never(denoiser: Any, seed: int, seeds: int, images_at_once: int = 4) -> floa
     raise AssertionError("a held-out attack was made that nobody asked for")
 
 
+class InFile:
+    """A checkpoint in a file, which keeps every state that it is given."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> Any:
+        return torch.load(self.path, weights_only=True) if self.path.exists() else None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        torch.save(dict(state), self.path)
+
+
 def train(
     model: Model,
     memorized: Memorized,
@@ -51,7 +64,7 @@ def train(
     held_out: HeldOut = never,
     rank: int = 0,
 ) -> Trained:
-    return finetune(Lesson(model, memorized, ordinary, checkpoint, held_out, on_progress), params, rank)
+    return finetune(Lesson(model, memorized, ordinary, InFile(checkpoint), held_out, on_progress), params, rank)
 
 
 class Killed(Exception):

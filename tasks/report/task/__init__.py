@@ -14,7 +14,8 @@ from tasks.report.task.comparison import (
     latest,
 )
 from tasks.report.task.diagnosis import Searches, diagnose, diagnosis_of
-from tasks.report.task.page import Localized, Written, page_path, training_chart, write_report
+from tasks.report.task.page import Localized, Written, training_chart, write_report
+from tasks.report.task.pages import page_here, page_place
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.task.results import write_results
 
@@ -36,7 +37,8 @@ __all__ = [
     "drawn",
     "grid",
     "latest",
-    "page_path",
+    "page_here",
+    "page_place",
     "put_between",
     "record_of",
     "rows_of",

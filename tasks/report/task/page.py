@@ -19,6 +19,7 @@ from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Report, Strip, StripImage, render, table_text
 from tasks.report.sheet import sheet
 from tasks.report.standing import standings
+from tasks.report.task.pages import page_file
 from tasks.report.task.record import rows_of
 from tasks.report.verdict import Row, effort_rates, effort_words, verdict, without_random
 from tasks.subject import Prompt, Subject, units_of
@@ -58,8 +59,9 @@ class Written:
     verdict: str
     overlap: list[dict[str, Any]]
     """Rows of the query `subspace`."""
-    sheet: Path | None
-    """An image (PNG) of training images beside the best copies of each variant; None where there are none."""
+    sheet: str | None
+    """The file in the store that is an image (PNG) of training images beside the best copies of each variant; None
+    where there are none."""
     drawings: dict[str, Chart]
     """Losses of attacks and trainings, and replication by the attack's effort, those that there are."""
 
@@ -68,15 +70,9 @@ Shown = Mapping[tuple[str, str, Condition], Collection[str]]
 """By name of the variant, variant in the store and condition, the ids of an audit's images."""
 
 
-def page_path(subject: Subject, audit_id: str) -> Path:
-    """Where the page of an audit lies, with what belongs to it beside it."""
-    return subject.beside("reports") / audit_id / "report.html"
-
-
 def write_report(
     subject: Subject,
     audit_id: str,
-    path: Path,
     variants: Mapping[str, str],
     memorized: Sequence[Prompt],
     shown: Shown,
@@ -86,7 +82,7 @@ def write_report(
     searches: Mapping[str, Collection[str]],
     trainings: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Written:
-    """Writes the page, a contact sheet beside it, and into the store which images the audit's estimates rest on.
+    """Writes the page, a contact sheet beside it, and which images the audit's estimates rest on, into the store.
 
     Args:
         variants: by the name that estimates go by, the variant in the store.
@@ -119,13 +115,10 @@ def write_report(
         more_controls=without_random(variants, standings()),
     )
     _keep_evidence(store, audit_id, shown, estimates, scorers)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".writing")
-    aside.write_text(render(report), encoding="utf-8")
-    aside.replace(path)
-    contact = path.with_name("sheet.png") if strips else None
+    store.put_file(page_file(audit_id), render(report).encode())
+    contact = page_file(audit_id, "sheet.png") if strips else None
     if contact is not None:
-        contact.write_bytes(sheet(strips))
+        store.put_file(contact, sheet(strips))
     drawings = {name: chart for name, chart in (attacks | trained).items() if chart is not None}
     shared = [row for rows in overlaps.values() for row in rows]
     return Written(table_text(estimates), verdict(estimates, standings()), shared, contact, drawings)
