@@ -3,6 +3,7 @@
 from storage import tables
 from storage.catalog import connect, queries, query, write_catalog
 from storage.errors import NoStore, StoreError, out_of_reach
+from storage.forget import Forgetting, forget, forget_images, forgetting, forgetting_images
 from storage.holdings import record_holdings
 from storage.iou import iou
 from storage.keys import content_key
@@ -18,6 +19,7 @@ __all__ = [
     "FORMATS",
     "Amount",
     "Damage",
+    "Forgetting",
     "Limits",
     "NoStore",
     "Store",
@@ -30,6 +32,10 @@ __all__ = [
     "csv_line",
     "drop_former",
     "examine",
+    "forget",
+    "forget_images",
+    "forgetting",
+    "forgetting_images",
     "iou",
     "mark_lost",
     "migrate",

@@ -98,6 +98,10 @@ class S3Backend:
         # Another writer of the same key may have come first; then this upload stays unseen, and is litter.
         self.put(f"{path}/{MANIFEST}", manifest)
 
+    def remove_folder(self, path: str) -> None:
+        self.remove([f"{path}/{MANIFEST}"])  # from here on nobody sees the rest, which is litter
+        self.remove([entry.path for entry in self.files(path)])
+
     def get_folder(self, path: str) -> Path:
         address = f"{self.url} {_endpoint() or ''}"
         final = cache() / hashlib.sha256(address.encode()).hexdigest()[:16] / path
@@ -210,7 +214,7 @@ def _boto3() -> Iterator[Any]:
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
     except ImportError as error:
-        raise StoreError("collecting unfinished uploads on S3 needs boto3: pip install boto3") from error
+        raise StoreError("removing anything from S3 needs boto3: pip install boto3") from error
     try:
         yield boto3.client("s3")
     except (BotoCoreError, ClientError) as error:

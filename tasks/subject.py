@@ -36,6 +36,12 @@ PER_PROMPT: Rule = "prompt-neurons"
 T = TypeVar("T")
 
 
+def beside(store: str, name: str) -> Path:
+    """A folder on this machine for what is no part of the store at this URL; beside it where it is local."""
+    root = Path(unquote(urlsplit(store).path)) if store.startswith("file://") else Path(".engram/store")
+    return root.parent / name
+
+
 class Subject(BaseModel):
     """One model, asked about one set of prompts."""
 
@@ -175,9 +181,7 @@ class Subject(BaseModel):
 
     def beside(self, name: str) -> Path:
         """A folder on this machine for what is no part of the store, such as reports; beside it where it is local."""
-        local = self.store.startswith("file://")
-        root = Path(unquote(urlsplit(self.store).path)) if local else Path(".engram/store")
-        return root.parent / name
+        return beside(self.store, name)
 
     def row(self, variant: str) -> dict[str, Any]:
         """The row of a variant in the table `variants`.

@@ -14,7 +14,15 @@ from tasks.report.task.comparison import (
     latest,
 )
 from tasks.report.task.diagnosis import Searches, diagnose
-from tasks.report.task.page import Localized, Written, page_path, training_chart, write_report
+from tasks.report.task.page import (
+    Localized,
+    Written,
+    page_bytes,
+    page_path,
+    remove_page,
+    training_chart,
+    write_report,
+)
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.task.results import write_results
 
@@ -35,9 +43,11 @@ __all__ = [
     "drawn",
     "grid",
     "latest",
+    "page_bytes",
     "page_path",
     "put_between",
     "record_of",
+    "remove_page",
     "rows_of",
     "standings",
     "training_chart",

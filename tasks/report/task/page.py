@@ -1,7 +1,9 @@
 """The page of an audit, a contact sheet, and which images its estimates rest on."""
 
 import io
+import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from operator import itemgetter
@@ -12,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from storage import Store, content_key, iou, query
+from storage.keys import check_key
 from tasks.conditions import ORDINARY, Condition
 from tasks.diffusion.sampling import to_png
 from tasks.methods import Localizer
@@ -21,7 +24,7 @@ from tasks.report.sheet import sheet
 from tasks.report.standing import standings
 from tasks.report.task.record import rows_of
 from tasks.report.verdict import Row, effort_rates, effort_words, verdict, without_random
-from tasks.subject import Prompt, Subject, units_of
+from tasks.subject import Prompt, Subject, beside, units_of
 
 STRIPS = 8
 """Training images shown with what the variants make of them."""
@@ -70,7 +73,23 @@ Shown = Mapping[tuple[str, str, Condition], Collection[str]]
 
 def page_path(subject: Subject, audit_id: str) -> Path:
     """Where the page of an audit lies, with what belongs to it beside it."""
-    return subject.beside("reports") / audit_id / "report.html"
+    return page_folder(subject.store, audit_id) / "report.html"
+
+
+def page_folder(store: str, audit_id: str) -> Path:
+    """The folder of the page of an audit, by the URL of its store."""
+    return beside(store, "reports") / check_key(audit_id)  # a name, not a way to some other folder
+
+
+def page_bytes(store: str, audit_id: str) -> int:
+    """Bytes of the page of an audit and of what lies beside it; 0 where there is none on this machine."""
+    return sum(path.stat().st_size for path in page_folder(store, audit_id).rglob("*") if path.is_file())
+
+
+def remove_page(store: str, audit_id: str) -> None:
+    """Removes the page of an audit and what lies beside it, if it is on this machine."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(page_folder(store, audit_id))
 
 
 def write_report(
