@@ -52,49 +52,66 @@ SETTLED_S = 2.5
 
 
 def nights(sizes: Sequence[int], options: argparse.Namespace) -> dict[str, float]:
-    """Seconds in the smallest store, by command; of the larger ones how many times that it takes there."""
+    """Seconds in the smallest store, by command; of the larger ones how many times that it takes there.
+
+    The smallest is asked again beside each larger one, in turns, so that what else the machine is at counts alike.
+    """
     found: dict[str, float] = {}
+    least = min(sizes)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        store = Store.open(Path(folder) / "store")
-        put_model(store)
-        done, first = 0, dict[str, float]()
+        small, store = Store.open(Path(folder) / "smallest"), Store.open(Path(folder) / "growing")
+        put_nights(small, range(least))
+        done = 0
         for size in sorted(sizes):
-            for number in range(done, size):
-                put_night(store, number)
-            done = size
+            if size > least:
+                put_nights(store, range(done, size))
+                done = size
             time.sleep(SETTLED_S)
-            here = measured(store, name_of(size - 1), options.repeats)
-            found[f"nights_{size}_files"] = sum(1 for path in Path(store.backend.root).rglob("*.parquet"))
-            for name, seconds in here.items():
-                if name in first:
-                    found[f"nights_{size}_{name}_over_{min(sizes)}"] = seconds / first[name]
+            here = store if size > least else small
+            seconds = {one.url: dict.fromkeys((*COMMANDS, "verify"), 0.0) for one in (small, here)}
+            for name in COMMANDS:
+                times: dict[str, list[float]] = {url: [] for url in seconds}
+                for _ in range(1 + options.repeats):
+                    for one, nights_there in {small.url: least, here.url: size}.items():
+                        times[one].append(ask(one, name, name_of(nights_there - 1)))
+                for one, some in times.items():  # the first time each part was read in full
+                    seconds[one][name] = statistics.median(some[1:])
+            for one in seconds:
+                seconds[one]["verify"] = verified(one)
+            found[f"nights_{size}_files"] = sum(1 for path in Path(here.backend.root).rglob("*.parquet"))
+            for name, value in seconds[here.url].items():
+                if here is small:
+                    found[f"nights_{size}_{name}_s"] = value
                 else:
-                    found[f"nights_{size}_{name}_s"] = seconds
-            first = first or here
-            shown = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in here.items())
+                    found[f"nights_{size}_{name}_over_{least}"] = value / seconds[small.url][name]
+            shown = ", ".join(f"{name} {value:.2f} s" for name, value in seconds[here.url].items())
             print(f"{size} nights: {shown}", file=sys.stderr, flush=True)
     return found
 
 
-def measured(store: Store, last: str, repeats: int) -> dict[str, float]:
-    """Seconds that each command takes, the median of some runs, and `verify`, run once."""
-    found = {}
-    for name, words in COMMANDS.items():
-        command = [word.format(last=last) for word in words]
-        ask(store, *command)  # each part is read in full once
-        found[name] = statistics.median(ask(store, *command) for _ in range(repeats))
+def verified(url: str) -> float:
+    """Seconds that `verify` takes."""
     began = time.perf_counter()
-    if damages := examine(store).damages:
+    if damages := examine(Store.open(url)).damages:
         raise SystemExit(f"the store is damaged: {damages[0]}")
-    return found | {"verify": time.perf_counter() - began}
+    return time.perf_counter() - began
 
 
-def ask(store: Store, *command: str) -> float:
-    """Seconds that a command takes."""
-    program = [sys.executable, "-c", "from flows.cli import main; main()", *command, "--store", store.url]
+def ask(url: str, name: str, last: str) -> float:
+    """Seconds that a command takes; `last` is the audit of the last night."""
+    command = [word.format(last=last) for word in COMMANDS[name]]
+    program = [sys.executable, "-c", "from flows.cli import main; main()", *command, "--store", url]
     began = time.perf_counter()
     subprocess.run(program, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
     return time.perf_counter() - began
+
+
+def put_nights(store: Store, numbers: range) -> None:
+    """The nights of these numbers, and before the first of all what every night finds there."""
+    if numbers.start == 0:
+        put_model(store)
+    for number in numbers:
+        put_night(store, number)
 
 
 def name_of(number: int) -> str:
