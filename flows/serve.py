@@ -41,7 +41,15 @@ class _Stop(BaseException):
     """Somebody asked for the end."""
 
 
-def serve(host: str, port: int, store: str, home: Path, notify: str | None, names: Sequence[str] = ()) -> None:
+def serve(
+    host: str,
+    port: int,
+    store: str,
+    home: Path,
+    notify: str | None,
+    names: Sequence[str] = (),
+    keep_images: int | None = None,
+) -> None:
     """Runs until Ctrl-C or SIGTERM; then nothing of it is left running. Nor is anything if it is killed.
 
     Args:
@@ -50,6 +58,7 @@ def serve(host: str, port: int, store: str, home: Path, notify: str | None, name
         home: folder of the server's database and of the logs; it and what lies in it are closed to others.
         notify: the address that is told of regressions.
         names: further names that the server is reached by, as `flows.guard.origins` takes them.
+        keep_images: of how many nights images are kept; what was set before if None.
 
     Raises:
         InputError: the address cannot be listened at, others could reach it without authentication, or the home is
@@ -62,10 +71,12 @@ def serve(host: str, port: int, store: str, home: Path, notify: str | None, name
     with lock(home):
         _end_leftovers(home)
         _check_free(host, port)
-        _run(host, port, store, home, notify, names)
+        _run(host, port, store, home, notify, names, keep_images)
 
 
-def _run(host: str, port: int, store: str, home: Path, notify: str | None, names: Sequence[str]) -> None:
+def _run(
+    host: str, port: int, store: str, home: Path, notify: str | None, names: Sequence[str], keep_images: int | None
+) -> None:
     logs = home / "logs"
     logs.mkdir(mode=0o700, exist_ok=True)
     url = address_of(host, port)
@@ -96,8 +107,9 @@ def _run(host: str, port: int, store: str, home: Path, notify: str | None, names
             _wait_for(server, url, logs)
             # As an argument, others could read it in the list of processes.
             secret = {} if notify is None else {"ENGRAM_NOTIFY": notify}
+            kept = [] if keep_images is None else ["--keep-images", str(keep_images)]
             deploying = start(
-                "deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, **secret
+                "deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, *kept, **secret
             )
             if deploying.wait() != 0:
                 raise SystemExit(f"engram: nothing was deployed. {_end_of(logs / 'deploy.log')}")
