@@ -30,6 +30,7 @@ from flows.stages import (
     show_trainings,
 )
 from storage import begun_here, mark_lost, record_holdings
+from storage.processes import BEGUN, ENDED
 from tasks.collect import task as collecting
 from tasks.diffusion.model import device_of
 from tasks.errors import InputError
@@ -128,11 +129,11 @@ def recorded(spec: Spec) -> Iterator[str]:
 
     def end(state: str) -> None:
         ended = record | {"state": state, "finished_at": datetime.now(UTC)}
-        store.write("audits", f"{audit_id}-ended", [ended])
+        store.write("audits", f"{audit_id}{ENDED}", [ended])
 
     mark_lost(store)
     begun_here(store, audit_id)
-    store.write("audits", f"{audit_id}-begun", [record | {"state": "running"}])
+    store.write("audits", f"{audit_id}{BEGUN}", [record | {"state": "running"}])
     with at_the_end(lambda: end("cancelled")):
         try:
             yield audit_id

@@ -54,6 +54,7 @@ def serve(
     names: Sequence[str] = (),
     cpu_runs: int = RUNS_AT_ONCE["cpu"],
     gpus: int | None = None,
+    keep_images: int | None = None,
 ) -> None:
     """Runs until Ctrl-C or SIGTERM; then nothing of it is left running. Nor is anything if it is killed.
 
@@ -65,6 +66,7 @@ def serve(
         names: further names that the server is reached by, as `flows.guard.origins` takes them.
         cpu_runs: runs of the pool cpu at a time; no worker of it for 0.
         gpus: GPUs that work, each with a worker of its own; all that there are if None.
+        keep_images: of how many nights images are kept; what was set before if None.
 
     Raises:
         InputError: the address cannot be listened at, others could reach it without authentication, the home is
@@ -78,7 +80,7 @@ def serve(
     with lock(home):
         _end_leftovers(home)
         _check_free(host, port)
-        _run(host, port, store, home, notify, names, workers)
+        _run(host, port, store, home, notify, names, workers, keep_images)
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def _run(
     notify: str | None,
     names: Sequence[str],
     workers: Sequence[Worker],
+    keep_images: int | None,
 ) -> None:
     logs = home / "logs"
     logs.mkdir(mode=0o700, exist_ok=True)
@@ -162,8 +165,9 @@ def _run(
             _wait_for(server, url, logs)
             # As an argument, others could read it in the list of processes.
             secret = {} if notify is None else {"ENGRAM_NOTIFY": notify}
+            kept = [] if keep_images is None else ["--keep-images", str(keep_images)]
             deploying = start(
-                "deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, **secret
+                "deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, *kept, **secret
             )
             if deploying.wait() != 0:
                 raise SystemExit(f"engram: nothing was deployed. {_end_of(logs / 'deploy.log')}")

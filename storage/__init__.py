@@ -4,6 +4,7 @@ from storage import tables
 from storage.backend import CHECKPOINTS, REPORTS
 from storage.catalog import connect, queries, query, write_catalog
 from storage.errors import NoStore, StoreError, out_of_reach
+from storage.forget import Forgetting, forget, forget_images, forgetting, forgetting_images
 from storage.holdings import record_holdings
 from storage.iou import iou
 from storage.keys import content_key
@@ -21,6 +22,7 @@ __all__ = [
     "REPORTS",
     "Amount",
     "Damage",
+    "Forgetting",
     "Limits",
     "NoStore",
     "Store",
@@ -33,6 +35,10 @@ __all__ = [
     "csv_line",
     "drop_former",
     "examine",
+    "forget",
+    "forget_images",
+    "forgetting",
+    "forgetting_images",
     "iou",
     "mark_lost",
     "migrate",

@@ -93,6 +93,9 @@ class Backend(Protocol):
     def put_folder(self, path: str, source: Path, table: str) -> None:
         """Let a folder of copies of all files below `source` appear in one step, with a manifest that names `table`."""
 
+    def remove_folder(self, path: str) -> None:
+        """Let a folder that was put be gone from one step to the next; no error if it is gone."""
+
     def get_folder(self, path: str) -> Path:
         """A local folder with the files of a folder that was put; it must not be changed."""
 

@@ -15,9 +15,10 @@ import duckdb
 import pyarrow as pa
 
 from storage.backend import Entry
-from storage.checked import OnDamage, Parts, dataset, refusal
+from storage.checked import OnDamage, dataset, refusal
 from storage.errors import StoreError, one_line
 from storage.limits import Limits, interruptible, limit, spill_folder
+from storage.listed import Listed
 from storage.local import LocalBackend
 from storage.store import Store
 from storage.tables import TABLES, Table
@@ -52,9 +53,10 @@ def connect(
 
     Args:
         store: the store.
-        through_arrow: let Arrow read the parts that are there now, so that DuckDB itself needs no file; each is checked
-            when it is opened, and its pages when they are read. Always so on S3. Otherwise DuckDB reads them: every
-            part is checked now, unless it was before, and a view also sees parts that come later, unchecked.
+        through_arrow: let Arrow read the parts, so that DuckDB itself needs no file; those of a table are the ones that
+            are there when a question first reads it, each is checked when it is opened, and its pages when they are
+            read. Always so on S3. Otherwise DuckDB reads them: every part is checked now, unless it was before, and a
+            view also sees parts that come later, unchecked.
         spill: folder for what does not fit in memory; None for one of its own in the system's temporary folder.
         limits: of memory and disk; time is limited by `time_limit`.
         on_damage: called with the address of a part that is not sound and the reason, and the part is left out; such
@@ -73,9 +75,9 @@ def connect(
 
 def connect_guarded(
     store: Store, spill: str | None = None, limits: Limits | None = None, on_damage: OnDamage | None = None
-) -> tuple[duckdb.DuckDBPyConnection, list[Parts]]:
-    """A connection for which Arrow reads, and the parts that it reads."""
-    readers = {name: dataset(store.checked, TABLES[name], store.entries(name), on_damage) for name in TABLES}
+) -> tuple[duckdb.DuckDBPyConnection, list[Listed]]:
+    """A connection for which Arrow reads, and the tables that it reads; none is listed before a question is asked."""
+    readers = {name: Listed.of(store, TABLES[name], on_damage) for name in TABLES}
     return _database(store, readers, spill, limits), list(readers.values())
 
 
@@ -184,26 +186,38 @@ def query(
     if name not in queries():
         raise StoreError(f"no query {name!r}; there are {', '.join(queries())}")
     text = sql(name)
-    known = set(duckdb.extract_statements(text)[0].named_parameters)
+    steps = duckdb.extract_statements(text)
+    known = {name for step in steps for name in step.named_parameters}
     if unknown := set(params) - known:
         raise StoreError(f"the query {name} takes {', '.join(sorted(known)) or 'nothing'}, not {min(unknown)}")
     limits = limits or Limits()
-    read: list[Parts] = []
+    read: list[Listed] = []
     if isinstance(con_or_store, Store):
         # Arrow looks at the checksums of pages, DuckDB does not.
         con, read = connect_guarded(con_or_store, limits=limits)
     else:
         con = con_or_store
-    values = {key: params.get(key) for key in known}
+
+    def answer() -> pa.Table:
+        # Statements before the last set variables: DuckDB then knows a value that it would else find row by row, and
+        # with it which parts there are to read.
+        for step in steps:
+            given = {key: params.get(key) for key in step.named_parameters}
+            found = con.sql(step.query, params=given)
+        return found.to_arrow_table()
+
     with _clear(f"the query {name} failed"):
         try:
-            return interruptible(con, lambda: con.sql(text, params=values).to_arrow_table(), limits.seconds)
+            return interruptible(con, answer, limits.seconds)
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise refused(read) or error from error
 
 
-def refused(read: Iterable[Parts]) -> StoreError | None:
-    """The error that names the parts that were refused while they were read, if any were."""
+def refused(read: Iterable[Listed]) -> StoreError | None:
+    """The error that says what could not be listed, or names the parts that were refused while they were read, if any
+    were."""
+    if failures := [parts.failure for parts in read if parts.failure is not None]:
+        return failures[0]
     faults = {address: reason for parts in read for address, reason in parts.refused.items()}
     return refusal(faults) if faults else None
 

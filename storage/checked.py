@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,8 +43,12 @@ class Checked:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._log = _log_of(backend.url)
-        # Of all stores that this process opens there.
-        self._known = {} if self._log is None else _remembered(self._log)
+
+    @cached_property
+    def _known(self) -> dict[str, tuple[str, Seal]]:
+        """By address, the stamp of a part and its seal, of all stores that this process opens there; read when first
+        asked, since a question about no part needs it not."""
+        return {} if self._log is None else _remembered(self._log)
 
     def seal(self, entry: Entry) -> Seal:
         """The seal of a part, checked now or before.
@@ -68,9 +72,16 @@ class Checked:
             except StoreError as error:
                 return str(error)
 
-        listed = list(entries)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            seen = dict(zip((entry.path for entry in listed), pool.map(look, listed), strict=True))
+        seen: dict[str, Seal | str] = {}
+        unknown: list[Entry] = []
+        for entry in entries:
+            if (known := self.known(entry)) is not None:
+                seen[entry.path] = known
+            else:
+                unknown.append(entry)
+        if unknown:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                seen |= zip((entry.path for entry in unknown), pool.map(look, unknown), strict=True)
         found = {address: one for address, one in seen.items() if isinstance(one, str)}
         return found | doubles({address: one for address, one in seen.items() if isinstance(one, Seal)})
 

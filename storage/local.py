@@ -181,6 +181,14 @@ class LocalBackend:
             shutil.rmtree(aside, ignore_errors=True)
         _flush_folder(final.parent)
 
+    def remove_folder(self, path: str) -> None:
+        aside = self._aside()
+        try:
+            os.rename(self.path / path, aside)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(aside)
+
     def get_folder(self, path: str) -> Path:
         manifest = read_manifest(self.read(f"{path}/{MANIFEST}"), path)
         folder = self.path / path / manifest.below  # what was copied here from S3 lies where that upload went to

@@ -132,6 +132,10 @@ class S3Backend:
         # Another writer of the same key may have come first; then this upload stays unseen, and is litter.
         self.put(f"{path}/{MANIFEST}", manifest)
 
+    def remove_folder(self, path: str) -> None:
+        self.remove([f"{path}/{MANIFEST}"])  # from here on nobody sees the rest, which is litter
+        self.remove([entry.path for entry in self.files(path)])
+
     def get_folder(self, path: str) -> Path:
         final = self._cached(path)
         if final.is_dir():
@@ -256,7 +260,7 @@ def _boto3() -> Iterator[Any]:
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
     except ImportError as error:
-        raise StoreError("removing files on S3, and checkpoints there, need boto3: pip install boto3") from error
+        raise StoreError("removing anything from S3, and checkpoints there, need boto3: pip install boto3") from error
     try:
         yield boto3.client("s3")
     except (Boto3Error, BotoCoreError, ClientError) as error:

@@ -302,6 +302,15 @@ class Store:
         with clear(f"cannot fetch {folder}"):
             return self.home.copied(_checked(folder))
 
+    def files(self, folder: str) -> list[Entry]:
+        """The files below a folder of the store, see `put_file`.
+
+        Raises:
+            StoreError: it cannot be listed.
+        """
+        with clear(f"cannot list {folder}"):
+            return list(self.home.files(_checked(folder)))
+
     def remove_file(self, address: str) -> None:
         """Remove a file, see `put_file`; no error if it is gone.
 

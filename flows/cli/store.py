@@ -10,7 +10,23 @@ from tqdm import tqdm
 
 from flows.cli.shared import Format, FormatOption, StoreOption, app, described, lists, looked_at, printed, quiet
 from flows.typed import values_of
-from storage import Amount, Limits, Store, drop_former, examine, iou, queries, run_sql, visible, write_catalog
+from storage import (
+    Amount,
+    Forgetting,
+    Limits,
+    Store,
+    drop_former,
+    examine,
+    forgetting,
+    forgetting_images,
+    iou,
+    queries,
+    run_sql,
+    visible,
+    write_catalog,
+)
+from storage import forget as forget_audits
+from storage import forget_images as forget_images_of
 from storage import migrate as migrate_store
 from storage import query as run_query
 from storage.limits import PATIENT
@@ -189,6 +205,56 @@ def migrate(
     print(f"{_said('migrated', moved, dry_run)} to version {VERSION}")
     if not dry_run:
         print("these parts stay beside the new ones; `engram migrate --gc` removes them")
+
+
+@app.command()
+def forget(
+    audits: Annotated[list[str], typer.Argument(metavar="AUDIT...", help="Audits; `engram audits` lists them.")],
+    images: Annotated[
+        bool, typer.Option("--images", help="Only their images and pages: estimates and all else stays.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where no terminal can be asked.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Remove audits, their pages, and all that they rest on and no other audit needs.
+
+    An accepted baseline and an audit that runs are refused. What was interrupted is finished by the same command.
+    """
+    quiet()
+    from tasks.report import task as reporting
+
+    opened = looked_at(store)
+    plan, do = (forgetting_images, forget_images_of) if images else (forgetting, forget_audits)
+    found = plan(opened, audits)
+    pages = {name: reporting.page_bytes(opened, name) for name in found.audits}
+    print(_going(found, [size for size in pages.values() if size], images))
+    for note in found.notes:
+        print(f"note: {visible(note)}")
+    if dry_run:
+        return
+    if not yes and not sys.stdin.isatty():
+        raise InputError("nothing was removed: say --yes where no terminal can be asked")
+    if not yes and not typer.confirm("Remove it?"):
+        print("nothing was removed")
+        return
+    for name in found.audits:  # first: when it is interrupted, the audit still says that there is something to do
+        reporting.remove_page(opened, name)
+    removed = do(opened, audits)
+    print(f"removed {len(removed.parts)} parts and {len(removed.weights)} folders of weights ({_mb(removed.size)})")
+
+
+def _going(found: Forgetting, pages: list[int], images: bool) -> str:
+    """What is about to be removed, a line each."""
+    of = f"{len(found.audits)} audit{'s' * (len(found.audits) != 1)}"
+    lines = [f"{'the images of ' * images}{of}: {_mb(found.size + sum(pages))}"]
+    lines += [f"  {name}: {count}" for name, count in found.counts().items()]
+    lines += [f"  pages: {len(pages)}"] * bool(pages)
+    return "\n".join(lines)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
 
 
 def _said(what: str, amount: Amount, dry_run: bool) -> str:

@@ -159,6 +159,18 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
         nightly(params.model_copy(update={"models": ("gone",)}))
     assert verify(store) == []
 
+    # By a rule only the last night keeps its images and page, beside the accepted audit.
+    before_training(model)
+    (last,) = nightly(params.model_copy(update={"keep_images": 1}))
+    pages = {path.name for path in (tmp_path / "reports").iterdir()}
+    assert {first, last.audit_id} <= pages and night.audit_id not in pages
+    assert store.read("metrics", audit_id=str(night.audit_id)).num_rows and verify(store) == []
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.nightly.forget_images", broken_store)
+        patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)
+        with pytest.raises(NightFailed, match="Images of earlier nights could not be removed: a part is damaged"):
+            nightly(params.model_copy(update={"keep_images": 1}))
+
 
 def test_a_night_without_models(tmp_path: Path) -> None:
     assert nightly(NightlyParams(store=str(tmp_path / "store"))) == []

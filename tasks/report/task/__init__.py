@@ -15,7 +15,7 @@ from tasks.report.task.comparison import (
 )
 from tasks.report.task.diagnosis import Searches, diagnose, diagnosis_of
 from tasks.report.task.page import Localized, Written, training_chart, write_report
-from tasks.report.task.pages import page_here, page_place
+from tasks.report.task.pages import page_bytes, page_here, page_place, remove_page
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.task.results import write_results
 
@@ -37,10 +37,12 @@ __all__ = [
     "drawn",
     "grid",
     "latest",
+    "page_bytes",
     "page_here",
     "page_place",
     "put_between",
     "record_of",
+    "remove_page",
     "rows_of",
     "standings",
     "training_chart",

@@ -1,9 +1,11 @@
 """Where the pages of audits lie: in the store, `reports/<audit id>/`, whatever backend it is kept in."""
 
+import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from storage import REPORTS, Store
+from storage.keys import check_key
 from tasks.errors import InputError
 
 PAGE = "report.html"
@@ -38,6 +40,30 @@ def page_here(store: Store, audit_id: str) -> Path:
     if former is None:
         raise InputError(f"the audit {audit_id} has no page: run `engram report` with the options of the audit")
     return former
+
+
+def page_bytes(store: Store, audit_id: str) -> int:
+    """Bytes of the page of an audit and of what belongs to it; 0 where it has none.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    former = _former(store, audit_id)
+    beside = [] if former is None else [path.stat().st_size for path in former.parent.rglob("*") if path.is_file()]
+    return sum(beside) + sum(entry.size for entry in store.files(f"{REPORTS}/{check_key(audit_id)}"))
+
+
+def remove_page(store: Store, audit_id: str) -> None:
+    """Removes the page of an audit and what belongs to it, if it has one.
+
+    Raises:
+        StoreError: it cannot be removed.
+    """
+    former = _former(store, audit_id)
+    for entry in store.files(f"{REPORTS}/{check_key(audit_id)}"):
+        store.remove_file(entry.path)
+    if former is not None:
+        shutil.rmtree(former.parent)
 
 
 def _former(store: Store, audit_id: str) -> Path | None:
