@@ -293,7 +293,7 @@ def _end_leftovers(home: Path) -> None:
 def gpu_count() -> int:
     """GPUs of this machine that torch can use."""
     # Asked of another process: this one stays small, and off the GPU.
-    code = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    code = "from tasks.diffusion.model import gpus_here; print(gpus_here())"
     asked = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     return int(asked.stdout or 0)
 

@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
 from prefect.states import Cancelling
 
 from flows.run.spec import Run
@@ -121,10 +122,10 @@ def check_pool(pool: str) -> None:
         InputError: there is no server, no such pool, or no deployment of shards on it; or the audit itself holds a
             place of this pool, where it would wait for runs that wait for its place.
     """
+    if get_current_settings().api.url is None:
+        raise InputError("there is no Prefect server: set PREFECT_API_URL, or take --workers N on this machine")
     try:
         with get_client(sync_client=True) as client:
-            if client.server_type.value == "ephemeral":
-                raise InputError("there is no Prefect server: set PREFECT_API_URL, or take --workers N on this machine")
             client.read_work_pool(pool)
             client.read_deployment_by_name(deployment_of(pool))
             own = runtime.flow_run.id

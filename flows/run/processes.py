@@ -10,10 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
-import torch
-
 from flows.run.spec import Run
 from flows.run.spread import Ended, Shard
+from tasks.diffusion.model import gpus_here
 from tasks.errors import InputError
 
 SECONDS = 30.0
@@ -117,12 +116,12 @@ def check_many(many: int, device: str | None) -> None:
     if _on_gpus(device):
         if device not in (None, "cuda"):
             raise InputError(f"--workers gives each process a GPU of its own: leave out --device {device}")
-        if many > (there := torch.cuda.device_count()):
-            raise InputError(f"--workers {many}: this machine has {there} GPUs, and one works on one shard")
+        if many > gpus_here():
+            raise InputError(f"--workers {many}: this machine has {gpus_here()} GPUs, and each works on one shard")
 
 
 def _on_gpus(device: str | None) -> bool:
-    return torch.cuda.is_available() and (device is None or device.startswith("cuda"))
+    return gpus_here() > 0 and (device is None or device.startswith("cuda"))
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

@@ -156,6 +156,11 @@ def usable_device(named: str | None) -> torch.device:
     return chosen
 
 
+def gpus_here() -> int:
+    """How many GPUs of this machine torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def identity(folder: Path, precision: Precision) -> str:
     """What a model goes by in the store: its fingerprint, or one of both where the precision changes results."""
     found = fingerprint(folder)
