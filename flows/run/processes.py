@@ -98,7 +98,7 @@ class Processes:
             env["CUDA_VISIBLE_DEVICES"] = str(number)
         else:
             # More threads than cores wait for each other at every operation.
-            env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // many))
+            env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // many)))
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.run.worker"],
             env=env,
