@@ -49,11 +49,12 @@ def audit(params: AuditParams) -> Audited:
         InputError: the model, the prompts or the images cannot be used.
     """
     check(params)
+    by_others = shared(params)
     spec = resolve(params)
     for notice in spec.notices:
         get_run_logger().info(notice)
-    with recorded(spec) as audit_id:
-        if shared(params):
+    with recorded(spec, by_others) as audit_id:
+        if by_others:
             share(spec, audit_id)
         else:
             collect(spec.run)
@@ -100,9 +101,12 @@ def share(spec: Spec, audit_id: str) -> None:
 
 
 @contextmanager
-def recorded(spec: Spec) -> Iterator[str]:
+def recorded(spec: Spec, by_others: bool = False) -> Iterator[str]:
     """Within, an audit of this id is running; afterwards the store says how it ended: completed, failed by an error, or
     cancelled by whoever asked the process to end.
+
+    Args:
+        by_others: whether others do its work: then the model need not even fit into this process.
 
     Raises:
         InputError: the model cannot be loaded, or samples other images than its own pipeline.
@@ -110,7 +114,6 @@ def recorded(spec: Spec) -> Iterator[str]:
     started = datetime.now(UTC)
     audit_id = f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     store = spec.subject.open()
-    by_others = shared(spec.params)  # then the model need not even fit into this process
     if not by_others:
         with stage("check", lambda: "our sampling beside the pipeline's own", announced=False):
             collecting.register_model(spec.subject, spec.settings.sampling)
