@@ -99,12 +99,11 @@ def test_what_an_item_needs_comes_before_it(model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
 def test_neither_order_nor_company_nor_losses_change_the_tables(
-    model: Path, tmp_path: Path, alone: dict[str, list[str]], seed: int
+    model: Path, tmp_path: Path, alone: dict[str, list[str]]
 ) -> None:
     spec = resolved(model, tmp_path / "store")
-    workers, said = Unsteady(spec, many=2 + seed, seed=seed), list[str]()
+    workers, said = Unsteady(spec, many=3, seed=1), list[str]()
     assert spread(spec, "an audit", workers, said.append) == {}
     assert workers.overlapped and any("another worker does it" in line for line in said)
     for table in TABLES:
@@ -152,9 +151,9 @@ def command(model: Path, store: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.server
 def test_processes_share_the_work_and_one_that_is_killed_is_replaced(model: Path, tmp_path: Path) -> None:
-    """The figures of one process, of two, and of three of which two are killed are the same to the last digit."""
+    """The figures of one process, and of three of which two are killed, are the same to the last digit."""
     found = {}
-    for many in (1, 2, 3):
+    for many in (1, 3):
         store = tmp_path / f"store{many}"
         log = (tmp_path / "log").open("w+")
         more = ["--workers", str(many)] if many > 1 else []
@@ -177,4 +176,4 @@ def test_processes_share_the_work_and_one_that_is_killed_is_replaced(model: Path
         metrics = Store.open(str(store), create=False).read("metrics", audit_id=audit_id).drop(["audit_id"])
         found[many] = sorted(map(str, metrics.to_pylist()))
     assert killed == 2
-    assert found[1] == found[2] == found[3]
+    assert found[1] == found[3]
