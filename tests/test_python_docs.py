@@ -84,6 +84,7 @@ def test_examples_are_short() -> None:
 
 @pytest.mark.server
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_an_audit(ran: dict[str, dict[str, Any]], folder: Path) -> None:
     audited = [ran[headline]["audited"] for headline in ("Python", "Audit a model")]
     assert all((folder / each.report).read_text().startswith("<!doctype html>") for each in audited)

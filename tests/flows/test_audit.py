@@ -291,6 +291,7 @@ def test_an_interrupted_audit_goes_on(params: AuditParams, tmp_path: Path, monke
     assert verify(store) == []
 
 
+@pytest.mark.slow
 def test_each_stage_runs_alone_on_what_the_others_left(
     params: AuditParams, audited: Audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,7 @@ def uploaded(unpacked: Path, s3_url: str) -> str:
     return s3_url
 
 
-@pytest.fixture(params=["old", "uploaded"])
+@pytest.fixture(params=["old", pytest.param("uploaded", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest) -> str:
     """Both kinds of store in turn."""
     return str(request.getfixturevalue(request.param))
@@ -328,6 +328,7 @@ def test_a_migration_may_die_at_any_step(unpacked: Path, tmp_path: Path) -> None
     assert step > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("requests", [40, 700])
 def test_an_outage_of_s3_is_gone_on_from(uploaded: str, outage: Any, unpacked: Path, requests: int) -> None:
     outage.left = requests
