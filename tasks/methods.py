@@ -11,16 +11,16 @@ tables and report, and the list of `engram methods`. No list of names stands any
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, Field, create_model
 
 from storage.keys import content_key
-from tasks.errors import InputError
+from tasks.errors import InputError, first_line
 from tasks.params import SPEED, UNITES, NoParams, Params, determining, uniting
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ GROUP = "engram.methods"
 """Entry points of other packages: each names a module, which registers its methods when it is imported."""
 OURS = ("tasks.scan", "tasks.localize", "tasks.mitigate", "tasks.evaluate")
 """Packages whose modules are looked through for our own methods."""
+
+
+def _check_words(spec: Any, named: str) -> None:
+    """Raises InputError where a part of a spec is none of the words that it may be: no type checker may have seen it."""
+    for one in fields(spec):
+        allowed, value = get_args(one.type), getattr(spec, one.name)
+        if get_origin(one.type) is Literal and value not in allowed:
+            raise InputError(f"{one.name} of {named} is {value!r}: it may be {', '.join(map(repr, allowed))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +76,7 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "group", (self.group or self.name).replace("-", "_"))
+        _check_words(self, f"{self.kind} {self.name!r}")
 
     def cost_of(self, params: Any) -> float:
         """Evaluations of the denoiser that a prompt takes, about."""
@@ -272,7 +281,11 @@ class Localizer(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for read in () if callable(self.reads) else self.reads:
+            if read not in get_args(Reads):
+                raise InputError(f"localizer {self.name!r} reads {read!r}: it may read {', '.join(get_args(Reads))}")
         for pruning in self.prunings:
+            _check_words(pruning, f"the pruning {pruning.name!r}")
             if (pruning.over == "all") == (self.scopes == "prompts"):
                 raise InputError(
                     f"{self.name} finds no sets that {pruning.name!r} could prune: over {pruning.over!r} does not go"
@@ -416,9 +429,11 @@ def _load() -> None:
             point.load()
         except Exception as error:
             package = point.dist.name if point.dist else point.value
+            where = f"the package {package} names methods at {point.value}"
+            if isinstance(error, InputError):
+                raise InputError(f"{where}: {error}") from error
             raise InputError(
-                f"the package {package} names methods at {point.value}, which cannot be loaded ({error}): update or"
-                " uninstall it"
+                f"{where}, which cannot be loaded ({first_line(error)}): mend it, or update or uninstall the package"
             ) from error
 
 
@@ -505,7 +520,8 @@ def prunings() -> Iterator[tuple[Localizer, Pruning]]:
 def _check_budget(localizer: Localizer, known: Mapping[str, tuple[Localizer, Pruning]]) -> None:
     """Raises InputError where a localizer cannot choose as many members as the pruning that it names."""
     if localizer.budget not in known:
-        why = f"there is none of this name, only {', '.join(sorted(known))}"
+        able = [name for name, (by, one) in known.items() if not by.budget and one.over != "each"]
+        why = f"there is none of this name, only {', '.join(sorted(able))}"
     else:
         by, pruning = known[localizer.budget]
         if by.budget:

@@ -139,8 +139,9 @@ def methods(form: FormatOption = Format.TABLE) -> None:
     """List what detects, localizes, mitigates and measures memories, of this package and of others."""
     quiet()
     from tasks.methods import methods as known
-    from tasks.methods import variants_of
+    from tasks.methods import variants, variants_of
 
+    variants()  # whether they go together
     rows = [
         {
             "method": one.name,

@@ -46,6 +46,7 @@ class Pool:
     """The workers of a pool; see `flows.run.spread.Workers`."""
 
     seconds = SECONDS
+    least = SECONDS / 5
 
     def __init__(self, pool: str, run: Run, audit_id: str) -> None:
         self._pool, self._run, self._audit_id = pool, run, audit_id

@@ -35,6 +35,7 @@ class Processes:
     """
 
     seconds = SECONDS
+    least = 1.0
 
     def __init__(self, many: int, run: Run, audit_id: str) -> None:
         """

@@ -17,11 +17,13 @@ TRIES = 3
 """How often a shard is begun: what ends its worker every time is not given to another one for ever."""
 LEAST = 1.0
 """What an item counts that takes no evaluation of the denoiser, in evaluations."""
+UNKNOWN = 1.0
+"""Seconds that an evaluation is taken to need before the first shard has ended: long, so that this is soon."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Items of one kind that one worker does, one after the other."""
+    """Items of one stage that one worker does, one after the other."""
 
     items: tuple[Item, ...]
     number: int
@@ -35,17 +37,13 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Stage, method, variant and condition, and which shard it is."""
-        return f"{self.stage}: {self.items[0].name} ({self.number})"
+        """Stage, method, variant and condition of its first items, and which shard it is."""
+        others = len({item.name for item in self.items}) - 1
+        return f"{self.stage}: {self.items[0].name}{f' and {others} more' if others else ''} ({self.number})"
 
     @property
     def ids(self) -> list[str]:
         return [item.id for item in self.items]
-
-    @property
-    def evaluations(self) -> float:
-        """What it takes, about."""
-        return sum(map(_evaluations, self.items))
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,10 @@ class Workers(Protocol):
     @property
     def seconds(self) -> float:
         """How long a shard should take: many times what it costs to begin one."""
+
+    @property
+    def least(self) -> float:
+        """Seconds of work for which it is not worth the while to begin a shard, if others can be had with it."""
 
     def free(self) -> int:
         """How many further shards can be begun now."""
@@ -136,8 +138,8 @@ class _Board:
         """Items that are to be done, those that somebody is at among them."""
         self.at_work: dict[int, Shard] = {}
         self._again: list[Shard] = []
-        self._rate = 0.0
-        """Evaluations a second of one worker, as far as is known."""
+        self._pace: dict[str, float] = {}
+        """By method, the seconds that an evaluation took last; under no name, those of any method."""
         self._number = 0
 
     @property
@@ -169,12 +171,17 @@ class _Board:
         ]
         if not ready:
             return None
-        first, room = ready[0], self._room(ready, workers)
-        some = [first]
-        for item in ready[1:]:
-            alike = (item.stage, item.name, item.anew) == (first.stage, first.name, first.anew)
-            if alike and sum(map(_evaluations, some)) + _evaluations(item) <= room:
-                some.append(item)
+        first = ready[0]
+        # No more than a part of what is ready, so that all end together; but as much as is worth the while.
+        room = min(workers.seconds, max(workers.least, sum(map(self._takes, ready)) / (2 * workers.many)))
+        some, seconds = [first], self._takes(first)
+        for alike in (True, False):
+            for item in ready[1:]:
+                same = item.stage == first.stage and (item.name == first.name) == alike
+                wanted = alike or seconds < workers.least
+                if same and wanted and seconds + self._takes(item) <= room:
+                    some.append(item)
+                    seconds += self._takes(item)
         self._number += 1
         return self._began(Shard(tuple(some), self._number))
 
@@ -188,8 +195,8 @@ class _Board:
         shard = self.at_work.pop(ended.shard.number)
         self._finished |= {*shard.ids}
         self.left = {name: item for name, item in self.left.items() if name not in self._finished}
-        if ended.seconds > 0:
-            self._rate = shard.evaluations / ended.seconds
+        pace = ended.seconds / sum(map(_evaluations, shard.items))
+        self._pace |= {item.method: pace for item in shard.items} | {"": pace}
         # Of what was made, and of triggers that were tried, further work follows.
         if shard.stage in ("mitigate", "diagnose") or not self.left:
             self.look()
@@ -198,10 +205,9 @@ class _Board:
         self.at_work[shard.number] = shard
         return shard
 
-    def _room(self, ready: list[Item], workers: Workers) -> float:
-        """Evaluations that a shard may take: as long as workers like it, and no more than a part of what is ready, so
-        that all end together. A single item where nothing is known of their speed."""
-        return min(self._rate * workers.seconds, sum(map(_evaluations, ready)) / (2 * workers.many))
+    def _takes(self, item: Item) -> float:
+        """Seconds that an item will take, as far as is known."""
+        return self._pace.get(item.method, self._pace.get("", UNKNOWN)) * _evaluations(item)
 
 
 def _evaluations(item: Item) -> float:

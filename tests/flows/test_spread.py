@@ -65,6 +65,7 @@ class Unsteady:
     """Workers that do shards in any order, and of which some end in the middle of one."""
 
     seconds = 0.5
+    least = 0.1
 
     def __init__(self, spec: Spec, many: int, seed: int) -> None:
         self.many, self._spec, self._draw = many, spec, random.Random(seed)

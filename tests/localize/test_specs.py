@@ -71,6 +71,18 @@ def test_a_budget_must_be_one(monkeypatch: pytest.MonkeyPatch, budget: str, chan
         list(prunings())
 
 
+def test_words_of_a_spec_are_those_that_there_are() -> None:
+    upper, wanda = method("mitigation", "random-tokens"), method("localizer", "wanda")
+    with pytest.raises(
+        InputError, match="acts of mitigation 'random-tokens' is 'inferance': it may be 'training', 'inf"
+    ):
+        replace(upper, acts="inferance")
+    with pytest.raises(InputError, match="over of the pruning 'wanda' is 'every': it may be 'each', 'union', 'all'"):
+        replace(wanda, prunings=(replace(wanda.prunings[0], over="every"),))
+    with pytest.raises(InputError, match="localizer 'wanda' reads 'norm': it may read values, null values"):
+        replace(wanda, reads=("norm",))
+
+
 def test_single_triggers_have_no_budget() -> None:
     with pytest.raises(InputError, match="random is asked about single triggers, of which there is no 'wanda'"):
         replace(method("localizer", "random"), on_triggers="found")
