@@ -43,7 +43,7 @@ OURS = ("tasks.scan", "tasks.localize", "tasks.mitigate", "tasks.evaluate")
 
 
 def _check_words(spec: Any, named: str) -> None:
-    """Raises InputError where a part of a spec is none of the words that it may be: no type checker may have seen it."""
+    """Raises InputError where a part of a spec is none of the words that it may be."""
     for one in fields(spec):
         allowed, value = get_args(one.type), getattr(spec, one.name)
         if get_origin(one.type) is Literal and value not in allowed:
