@@ -76,7 +76,8 @@ class LocalBackend:
         try:
             status = os.stat(path)
         except FileNotFoundError:
-            os.lstat(path)  # nothing there at all
+            if not stat.S_ISLNK(os.lstat(path).st_mode):  # nothing there at all, or it came since
+                return self._entry(path)
             return self._fault(path, f"is a link to {os.readlink(path)}, where nothing is; remove it")
         except PermissionError as error:
             return self._fault(path, f"cannot be read: {error.strerror}")

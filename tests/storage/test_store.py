@@ -199,6 +199,20 @@ def test_a_folder_that_may_not_be_read_is_an_error_not_an_empty_table(
         local.read("neuron_sets")
 
 
+def test_a_part_that_comes_while_it_is_looked_for_is_there(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = local.write("neuron_sets", "k", [neuron_set("a", {1})], **SET)
+    looked, missing = os.stat, [address]
+
+    def stat(path: str, **more: bool) -> os.stat_result:
+        if str(path).endswith(address) and missing:
+            missing.clear()
+            raise FileNotFoundError(path)
+        return looked(path, **more)
+
+    monkeypatch.setattr("storage.local.os.stat", stat)
+    assert local.write("neuron_sets", "k", [neuron_set("a", {1})], **SET) == address and not missing
+
+
 def test_many_writers_of_the_same_keys(store: Store) -> None:
     def work(number: int) -> str:
         return store.write("neuron_sets", f"k{number % 4}", [neuron_set(f"s{number % 4}", {number})], **SET)
