@@ -22,8 +22,8 @@ def record_holdings(store: Store, audit_id: str) -> str:
     """Write down which parts the numbers of an audit rest on, so that `verify` misses them once they are gone.
 
     These are all parts of its model, of its prompts and their images, of the scores of the model's generations, and of
-    the audit itself, which are there now. What comes later, such as a stage that is run again for this audit, is not
-    listed, and is no damage.
+    the audit itself, which are there now and count. What comes later, such as a stage that is run again for this audit,
+    is not listed, and is no damage.
 
     Returns:
         Address of the record.
@@ -34,10 +34,10 @@ def record_holdings(store: Store, audit_id: str) -> str:
     rows = store.read("audits", audit_id=audit_id, columns=["model_id", "prompt_set"]).to_pylist()
     if not rows:
         raise StoreError(f"the store has no audit {audit_id!r}")
-    entries = sorted(_holdings(store, audit_id, **rows[0]), key=lambda entry: entry.path)
-    if faults := store.checked.faults(entries):
-        raise refusal(faults)
-    parts = [{"address": entry.path, "sha256": _statement(store, entry)} for entry in entries]
+    counted = store.checked.counted(_holdings(store, audit_id, **rows[0]))
+    if counted.faults:
+        raise refusal(counted.faults)
+    parts = [{"address": entry.path, "sha256": _statement(store, entry)} for entry in counted.entries]
     return store.write(RECORD, audit_id, parts, audit_id=audit_id)
 
 
@@ -59,15 +59,12 @@ def _holdings(store: Store, audit_id: str, model_id: str, prompt_set: str | None
 
 def _with(store: Store, table: str, column: str, values: Any) -> list[Entry]:
     """The parts of a table with a row whose column has one of these values."""
-    entries, wanted = store.entries(table), set(pc.unique(values).to_pylist())
-    found = dataset(store.checked, TABLES[table], entries)
-    if faults := store.checked.faults(entries):
-        raise refusal(faults)
-    holding = set()
-    for fragment in found.get_fragments():
-        there = fragment.to_table(schema=TABLES[table].schema, columns=[column])[column]
-        if not wanted.isdisjoint(there.to_pylist()):
-            holding.add(fragment.path)
+    counted = store.checked.counted(store.entries(table))
+    if counted.faults:
+        raise refusal(counted.faults)
+    entries, some = counted.entries, pc.field(column).isin(pc.unique(values))
+    fragments = dataset(store.checked, TABLES[table], entries).get_fragments()
+    holding = {one.path for one in fragments if one.count_rows(filter=some)}
     return [entry for entry in entries if f"{store.backend.root}/{entry.path}" in holding]
 
 

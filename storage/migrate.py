@@ -31,7 +31,7 @@ from storage.holdings import RECORD
 from storage.layout import folder_of, partition_of
 from storage.mark import MARK, Mark, Tables, read_mark
 from storage.migrations import MIGRATIONS, OLDEST, tables_of
-from storage.parts import check_rows, encode, siblings, statement, unseal
+from storage.parts import Held, check_rows, encode, held, siblings, statement, unseal
 from storage.processes import mark_lost, not_ended, still_there
 from storage.render import visible
 from storage.rows import conform
@@ -207,13 +207,13 @@ class _Move:
 
     def convert(self, address: str) -> None:
         """Put one part in place."""
-        sha256, rows, together = self.read(address)
+        sha256, rows, together, within = self.read(address)
         name, new = _table(address), self.address(address)
         table = TABLES[name]
         if name == RECORD:
             rows = self.record(rows)
         renamed = conform(table, self.migrated(name, rows), partition_of(table, new))
-        data = encode(table, renamed, new, together)
+        data = encode(table, renamed, new, together, within)
         self.target.put(new, data)
         before = statement(self.tables[name], sha256, rows)
         self.statements[address] = before, statement(table, unseal(data, table, new).sha256, renamed)
@@ -231,15 +231,15 @@ class _Move:
         """What a part said and what the new one says; None where it is gone."""
         if address not in self.statements and self.source.find(address) is not None:
             name, new = _table(address), self.address(address)
-            sha256, rows, _ = self.read(address)
+            sha256, rows, *_ = self.read(address)
             data = self.target.read(new)
             table = TABLES[name]
             now = statement(table, unseal(data, table, new).sha256, check_rows(data, table, new))
             self.statements[address] = statement(self.tables[name], sha256, rows), now
         return self.statements.get(address)
 
-    def read(self, address: str) -> tuple[str, pa.Table, int]:
-        """Seal and rows of a former part, and how many were written together.
+    def read(self, address: str) -> tuple[str, pa.Table, int, list[Held]]:
+        """Seal and rows of a former part, how many were written together, and the parts that were merged in it.
 
         Raises:
             StoreError: it is not sound.
@@ -255,7 +255,8 @@ class _Move:
                 f"{visible(address)} {reason}; once it is removed, the migration goes on, and the stage that wrote it "
                 "makes it again"
             ) from error
-        return seal.sha256, rows, siblings(pq.read_metadata(pa.BufferReader(data)).metadata)
+        footer = pq.read_metadata(pa.BufferReader(data)).metadata
+        return seal.sha256, rows, siblings(footer), held(footer)
 
     def address(self, former: str) -> str:
         """Where the new part of a former address lies."""

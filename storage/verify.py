@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from storage.backend import MANIFEST, WEIGHTS, Entry
 from storage.checked import doubles
 from storage.errors import StoreError, one_line
@@ -14,7 +17,7 @@ from storage.folders import digest, read_manifest
 from storage.holdings import RECORD
 from storage.layout import partition_of, segment
 from storage.local import LocalBackend
-from storage.parts import Seal, check_rows, statement, unseal
+from storage.parts import Seal, check_rows, held, statement, unseal
 from storage.render import visible
 from storage.store import Store
 from storage.tables import TABLES, Table
@@ -110,8 +113,9 @@ class _Parts:
         self.store = store
         self.seals: dict[str, Seal] = {}
         self.statements: dict[str, str] = {}
-        """By address, what a part says; see `storage.parts.statement`. Whatever takes the place of a part, such as a
-        larger part that holds its rows, has to answer for its address here."""
+        """By address, what a part says; see `storage.parts.statement`."""
+        self.held: dict[str, set[str]] = {}
+        """By address, what a part said that merged parts hold."""
         self.records: list[dict[str, Any]] = []
         """The rows of `audit_parts`."""
         self.audits: set[str] = set()
@@ -133,10 +137,13 @@ class _Parts:
             data = self.store.backend.read(entry.path)
             seal = unseal(data, table, entry.path)
             rows = check_rows(data, table, entry.path)
+            parts = held(pq.read_metadata(pa.BufferReader(data)).metadata)
         except (StoreError, OSError) as error:
             return one_line(error).removeprefix(f"{visible(entry.path)} ")
         self.seals[entry.path] = seal
         self.statements[entry.path] = statement(table, seal.sha256, rows)
+        for part in parts:
+            self.held.setdefault(f"{entry.path.rpartition('/')[0]}/{part.name}.parquet", set()).add(part.said)
         if table.name == RECORD:
             self.records += rows.to_pylist()
         elif table.name == "variants":
@@ -196,16 +203,17 @@ def _missing(parts: _Parts, found: dict[str, list[str]]) -> list[str]:
         # The last audit to end says which part counts.
         rows.sort(key=lambda row: (str(parts.completed.get(row["audit_id"], "")), row["audit_id"]))
         present = parts.statements.get(address)
-        others = [row["audit_id"] for row in rows if row["sha256"] != present]
+        said = {present, *parts.held.get(address, ())}
+        others = [row["audit_id"] for row in rows if row["sha256"] not in said]
         if not others:
             continue
         resting = _audits(others)
         if address in found:
             found[address][0] += f"; {resting} on it"
-        elif present is None:
+        elif said == {None}:
             way = f"audit again, or delete {RECORD}/audit_id=... of what rests on it"
             found[address] = [f"is missing, and {resting} on it: {way}"]
-        elif rows[-1]["sha256"] != present:
+        elif rows[-1]["sha256"] not in said:
             found[address] = [f"is another part than the one that {resting} on: audit again, which rests on this one"]
         else:
             for audit_id in others:

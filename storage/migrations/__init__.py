@@ -63,7 +63,7 @@ def _table(name: str, version: int, partition: list[str], columns: Mapping[str, 
         for one, kept in columns.items()
     ]
     metadata = {"engram.table": name, "engram.version": str(version)}
-    return Table(name, "", pa.schema(fields, metadata), tuple(partition), name)
+    return Table(name, "", pa.schema(fields, metadata), tuple(partition), (), name)
 
 
 def _kind(name: str) -> pa.DataType:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -14,7 +15,8 @@ from flows.run import ids, work
 from flows.run.outlook import outlook
 from flows.run.spec import Spec, audits_like, resolve, spec_of, speeds
 from flows.settings import Settings
-from storage import Store
+from storage import Store, connect, verify
+from storage.tables import TABLES
 from tasks.errors import InputError
 from tests.support.world import tiny_world
 
@@ -141,6 +143,48 @@ def test_neither_shards_nor_their_order_change_what_is_found(
             for spec in (whole, apart)
         )
         assert one == two
+
+
+def test_workers_that_overlap_leave_the_same_tables(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that began at one moment, each with another split of the same prompts: neither saw what the other did, and
+    the parts of both lie in one store."""
+    whole, one, two = (resolve(params_of(model, tmp_path / name)) for name in ("whole", "one", "two"))
+    stages: tuple[work.Stage, ...] = ("collect", "localize", "mitigate", "attack", "evaluate")
+    for spec, shard in ((whole, work.SHARD), (one, 3), (two, 5)):
+        monkeypatch.setattr(work, "SHARD", shard)
+        do(spec, *stages)
+    apart = {table: [rows(spec.subject.store, table) for spec in (one, two)] for table in TABLES}
+    for path in (tmp_path / "two").rglob("*"):
+        target = tmp_path / "one" / path.relative_to(tmp_path / "two")
+        if path.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    both, alone = Store.open(one.subject.store), Store.open(two.subject.store)
+    for table in ("activations", "detections", "generations", "scores"):
+        held = sum(pq.read_metadata(f"{both.backend.root}/{part}").num_rows for part in both.parts(table))
+        assert held > both.read(table).num_rows, f"no parts of {table} overlap; the test has lost its point"
+    for table, (of_one, of_two) in apart.items():
+        # The last bits of what was computed in other batches may differ.
+        assert set(rows(both.url, table)) <= {*of_one, *of_two}
+        assert units(both, table) == units(alone, table) == units(Store.open(whole.subject.store), table)
+        answer = query_rows(both, table)
+        assert answer == sorted(map(str, both.read(table).to_pylist()))
+    assert verify(both) == []
+
+
+def units(store: Store, table: str) -> list[str]:
+    """What each row is of, as often as there are rows."""
+    columns = [*TABLES[table].partition, *TABLES[table].unit]
+    kept = [name for name in columns if not name.endswith("_at")]
+    return sorted(str(row) for row in store.read(table, columns=kept).to_pylist())
+
+
+def query_rows(store: Store, table: str) -> list[str]:
+    """All rows as SQL has them."""
+    answer = connect(store).sql(f"SELECT * FROM {TABLES[table].view}").to_arrow_table()
+    return sorted(map(str, answer.cast(TABLES[table].schema).to_pylist()))
 
 
 def test_the_outlook_shrinks_as_work_is_done(model: Path, tmp_path: Path) -> None:
