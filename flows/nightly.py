@@ -21,7 +21,7 @@ from flows.run.spec import Spec, audits_like, resolve, speeds
 from flows.settings import Settings
 from flows.show import show
 from flows.typed import Plain, problems_in
-from storage import Store, query
+from storage import Store, StoreError, compact, query
 from storage.errors import one_line
 from tasks.errors import InputError
 from tasks.report import task as reporting
@@ -84,7 +84,7 @@ def nightly(params: NightlyParams) -> list[Night]:
     if lost := [name for name in params.models if name not in known]:
         raise InputError(f"no model {lost[0]!r} is registered: engram models list shows them")
     nights = [_night(store, name, known[name], due, params) for name in params.models or known]
-    _show(nights, due)
+    _show(nights, due, _compacted(store))
     if failed := [night for night in nights if night.outcome == "failed"]:
         words = "; ".join(f"{night.name}: {night.words}" for night in failed)
         raise NightFailed(f"{len(failed)} of {len(nights)} models failed. {words}")
@@ -115,6 +115,15 @@ def _night(store: Store, name: str, params_json: str, due: datetime, params: Nig
     except Exception as error:
         return Night(name=name, outcome="failed", words=one_line(error))
     return night
+
+
+def _compacted(store: Store) -> list[str]:
+    """Merges what the night wrote, and removes what was merged in nights before; in words, as what goes wrong."""
+    try:
+        return compact(store, gc=True).words()
+    except StoreError as error:
+        # What the night found stands; the store grows until somebody reads this.
+        return [f"**the store was not compacted**: {error}"]
 
 
 def _tell(store: Store, night: Night, report: str) -> None:
@@ -170,8 +179,12 @@ def _before_nights(store: Store, name: str) -> set[str]:
     return {row["audit_id"] for row in audits if row["started_at"] < since}
 
 
-def _show(nights: list[Night], due: datetime) -> None:
-    """The summary in the Prefect UI."""
+def _show(nights: list[Night], due: datetime, compacted: list[str]) -> None:
+    """The summary in the Prefect UI.
+
+    Args:
+        compacted: what became of the store's parts.
+    """
     lines = ["| model | outcome | | audit | compared with |", "|---|---|---|---|---|"]
     if not nights:
         lines = ["No model is registered: `engram models add` adds one."]
@@ -186,7 +199,7 @@ def _show(nights: list[Night], due: datetime) -> None:
             lines += ["", f"## {night.name}", "", *(f"- {words}" for words in night.regressions), *notes]
     show(
         create_markdown_artifact,
-        "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, ""]),
+        "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, "", f"The store: {'; '.join(compacted)}.", ""]),
         key=ARTIFACT,
         description="Registered models, audited again and compared with the accepted audit.",
     )

@@ -2,6 +2,7 @@
 
 from storage import tables
 from storage.catalog import connect, queries, query, write_catalog
+from storage.compaction import Compaction, compact
 from storage.errors import NoStore, StoreError, out_of_reach
 from storage.holdings import record_holdings
 from storage.iou import iou
@@ -17,6 +18,7 @@ from storage.verify import Damage, collect_litter, examine, verify
 __all__ = [
     "FORMATS",
     "Amount",
+    "Compaction",
     "Damage",
     "Limits",
     "NoStore",
@@ -25,6 +27,7 @@ __all__ = [
     "address_of",
     "begun_here",
     "collect_litter",
+    "compact",
     "connect",
     "content_key",
     "csv_line",

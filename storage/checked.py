@@ -7,6 +7,7 @@ part, by what the system says of the file. Losing it costs another check, nothin
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import threading
@@ -168,8 +169,8 @@ class Checked:
         if after == entry and now - entry.changed > _SETTLED:
             with _LOCK:
                 self._known[entry.path] = (entry.stamp, seal)
-                line = (entry.stamp, seal.sha256, f"{seal.bound:d}", seal.packed_units, seal.packed_held, entry.path)
-                _append(self._log, "\t".join(line))
+                line = (entry.stamp, seal.sha256, f"{seal.bound:d}", seal.packed_units, seal.packed_held)
+                _append(self._log, "\t".join((*line, json.dumps(seal.range), entry.path)))
         return seal
 
 
@@ -247,7 +248,7 @@ def dataset(checked: Checked, table: Table, entries: list[Entry], on_damage: OnD
     for entry in entries:
         path = f"{checked.backend.root}/{entry.path}".rstrip("/")
         by_path[path] = entry
-        fragments.append(layout.make_fragment(path, files, _condition(table, entry)))
+        fragments.append(layout.make_fragment(path, files, _condition(table, entry, checked.known(entry))))
     found = Parts(fragments, table.schema, layout, files)
     found.checked, found.table, found.entries = checked, table, by_path
     found.on_damage, found.refused = on_damage, {}
@@ -276,11 +277,20 @@ def refusal(faults: dict[str, str]) -> StoreError:
     )
 
 
-def _condition(table: Table, entry: Entry) -> Any:
+def _condition(table: Table, entry: Entry, seal: Seal | None) -> Any:
+    """What holds for every row of a part, by which a scan leaves out what it need not open: the values of its folders,
+    and, of a part that was checked before, between which values its units lie.
+
+    Parts that share a unit all have it in their range, so a condition that leaves out one leaves out all.
+    """
     try:
-        return matching(table, partition_of(table, entry.path))
+        found = matching(table, partition_of(table, entry.path))
     except StoreError:  # it lies where no part does, so it could be of any partition
         return matching(table, {})
+    if seal is None or seal.range is None:
+        return found
+    first = ds.field(table.unit[0])
+    return found & (first >= seal.range[0]) & (first <= seal.range[1])
 
 
 def _log_of(url: str) -> Path | None:
@@ -315,8 +325,9 @@ def _remembered(log: Path) -> dict[str, tuple[str, Seal]]:
     for line in lines:
         # A line that was cut off by a full disk has other fields, or a stamp that no file has.
         match line.split("\t"):
-            case [stamp, sha256, "0" | "1" as bound, units, held, path] if len(sha256) == 64:
-                found[path] = (stamp, Seal(sha256, bound == "1", units, held))
+            case [stamp, sha256, "0" | "1" as bound, units, held, ends, path] if len(sha256) == 64:
+                low_high = json.loads(ends)
+                found[path] = (stamp, Seal(sha256, bound == "1", units, held, low_high and tuple(low_high)))
     if len(lines) > 4 * len(found) + 1000:  # most of it is of files that have changed since
         log.unlink(missing_ok=True)
     return found

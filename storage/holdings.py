@@ -13,7 +13,7 @@ from storage.checked import dataset, refusal
 from storage.errors import StoreError
 from storage.parts import check_rows, statement, timed
 from storage.store import Store
-from storage.tables import TABLES
+from storage.tables import ESTIMATES, TABLES
 
 RECORD = "audit_parts"
 
@@ -45,10 +45,9 @@ def _holdings(store: Store, audit_id: str, model_id: str, prompt_set: str | None
     for table in TABLES.values():
         if table.partition[:1] == ("model_id",):
             yield from store.entries(table.name, model_id=model_id)
-        elif table.partition == ("audit_id",) and table.name != RECORD:
-            yield from store.entries(table.name, audit_id=audit_id)
+    for name in (*ESTIMATES, "audits"):
+        yield from _with(store, name, "audit_id", pa.array([audit_id]))
     yield from _with(store, "models", "model_id", pa.array([model_id]))
-    yield from _with(store, "audits", "audit_id", pa.array([audit_id]))
     if prompt_set is not None:
         yield from store.entries("prompts", prompt_set=prompt_set)
         images = store.read("prompts", columns=["image_ids"], prompt_set=prompt_set)["image_ids"]

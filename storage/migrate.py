@@ -183,6 +183,7 @@ class _Move:
         seen: set[str] = set()
         # A writer that had the store open may have added a part in the meantime.
         while former := [entry.path for entry in self.entries() if entry.path not in seen]:
+            self.refuse_doubles(former)
             total = len(seen) + len(former)
             records = [one for one in former if _table(one) == RECORD]
             for some in (sorted(set(former) - set(records)), records):
@@ -193,6 +194,16 @@ class _Move:
                         seen.add(address)
                         if on_progress:
                             on_progress(len(seen), total)
+
+    def refuse_doubles(self, former: list[str]) -> None:
+        """Raises StoreError where two parts would come to lie at one address, since a folder they were told apart by is
+        gone."""
+        places: dict[str, str] = {}
+        for one in sorted(former):
+            if (other := places.setdefault(self.address(one), one)) != one:
+                raise StoreError(
+                    f"{visible(one)} has the key of {visible(other)}, and would take its place: remove one of the two"
+                )
 
     def converted(self, former: list[str]) -> Generator[str, None, None]:
         """Put these parts in place, a few at once, and name each that is; none is begun once one has failed."""

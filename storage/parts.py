@@ -41,8 +41,11 @@ _HELD = b"engram.held"
 _BLANK = b"0" * 64
 # In Parquet's footer (Thrift's compact protocol) a metadata entry is: key, 0x18 (field 2, string), length 64, value.
 _PATTERN = re.compile(re.escape(_SEAL) + rb"\x18\x40([0-9a-f]{64})")
-# About a million list elements a row group: large enough to compress, small enough to read one step of many.
+# About a million list elements a row group, or 8 MiB of files: large enough to compress, small enough to read one step,
+# or some of the images, of many. So few rows that statistics tell where an audit is among hundreds.
 _GROUP_ELEMENTS = 1 << 20
+_GROUP_BYTES = 1 << 23
+_GROUP_ROWS = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Seal:
     """The digests of its units."""
     packed_held: str = ""
     """Of a merged part, the digests of the names that it holds; see `name_digest`."""
+    range: tuple[str, str] | None = None
+    """The least and the greatest value of the first column that names its units, where that is known."""
 
     @cached_property
     def units(self) -> Digests:
@@ -76,7 +81,8 @@ class Held:
     name: str
     """Its key, or the name of what was a merged part itself."""
     siblings: int
-    """How many parts were written together with it."""
+    """How many parts were written together with it; 0 where some of its rows were taken out since, so that its work
+    counts as not done."""
     said: str
     """What it said; see `statement`."""
 
@@ -138,10 +144,11 @@ def unseal(data: bytes, table: Table, address: str) -> Seal:
                 # Its columns say where it belongs, all but its key.
                 _check_partition(file.read(list(table.partition)), table, address)
             units = footer[_UNITS].decode() if _UNITS in footer else _units(table, file)
-            names = np.unique(np.array([name_digest(one.name) for one in held(footer)], np.uint64))
+            names = np.unique(np.array([name_digest(one.name) for one in held(footer) if one.siblings], np.uint64))
+            ends = _range(table, file.metadata)
     except (pa.ArrowException, OSError) as error:
         raise StoreError(one_line(error)) from error
-    return Seal(sealed, bound, units, packed(names))
+    return Seal(sealed, bound, units, packed(names), ends)
 
 
 def check_rows(data: bytes, table: Table, address: str) -> pa.Table:
@@ -203,6 +210,19 @@ def _check_footer(footer: Mapping[bytes, bytes], schema: pa.Schema, table: Table
 def _units(table: Table, file: pq.ParquetFile) -> str:
     """The units of a part that does not name them, as earlier releases wrote it; of their own tables none are known."""
     return packed(units_of(table, file.read(list(table.unit)))) if table.unit else ""
+
+
+def _range(table: Table, metadata: pq.FileMetaData) -> tuple[str, str] | None:
+    """The least and the greatest value of the first column that names a unit, as the statistics of a part have them."""
+    if not table.unit or not metadata.num_rows:
+        return None
+    number = metadata.schema.names.index(table.unit[0])
+    groups = [metadata.row_group(group).column(number).statistics for group in range(metadata.num_row_groups)]
+    if not all(
+        one is not None and one.has_min_max and isinstance(one.min, str) and not one.null_count for one in groups
+    ):
+        return None
+    return min(one.min for one in groups), max(one.max for one in groups)
 
 
 def _check_partition(rows: pa.Table, table: Table, address: str) -> None:
@@ -269,5 +289,15 @@ def _layout(table: Table) -> dict[str, Any]:
 def _group_rows(table: Table, rows: pa.Table) -> int:
     lists = [rows[field.name] for field in table.schema if pa.types.is_list(field.type)]
     elements: int = sum(pc.sum(pc.list_value_length(column)).as_py() or 0 for column in lists)
-    fitting: int = rows.num_rows * _GROUP_ELEMENTS // max(elements, 1)
-    return max(1, min(1 << 17, fitting))
+    blobs = [rows[field.name] for field in table.schema if pa.types.is_binary(field.type)]
+    size: int = sum(pc.sum(pc.binary_length(column)).as_py() or 0 for column in blobs)
+    return max(
+        1,
+        min(
+            _GROUP_ROWS,
+            *(
+                rows.num_rows * most // max(there, 1)
+                for most, there in ((_GROUP_ELEMENTS, elements), (_GROUP_BYTES, size))
+            ),
+        ),
+    )

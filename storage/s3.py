@@ -210,7 +210,7 @@ def _boto3() -> Iterator[Any]:
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
     except ImportError as error:
-        raise StoreError("collecting unfinished uploads on S3 needs boto3: pip install boto3") from error
+        raise StoreError("removing files or unfinished uploads on S3 needs boto3: pip install boto3") from error
     try:
         yield boto3.client("s3")
     except (BotoCoreError, ClientError) as error:

@@ -100,7 +100,7 @@ class Store:
         with clear(f"cannot read {found[0]}"):
             footer = pq.read_metadata(f"{self.backend.root}/{found[0]}", filesystem=self.backend.filesystem).metadata
             of_key = [one.siblings for one in parts.held(footer) if one.name == key]
-        return len(found) >= (of_key or [parts.siblings(footer)])[0]
+        return len(found) >= max(of_key, default=parts.siblings(footer))
 
     def parts(self, table: str, key: str | None = None, **partition: Any) -> list[str]:
         """Addresses of the parts of a table, sorted; of one key and of some partitions only, if given.

@@ -267,7 +267,7 @@ _ALL = (
     _table(
         "metrics",
         "one estimate of one variant under one condition",
-        "audit_id",
+        "",
         _AUDIT,
         _METHOD,
         column("condition", TEXT, "what was asked of the variant; null when the estimate needs none", optional=True),
@@ -276,19 +276,19 @@ _ALL = (
         column("low", FLOAT, "lower end of its interval", optional=True),
         column("high", FLOAT, "upper end of its interval", optional=True),
         column("n", COUNT, "cases it rests on", optional=True),
-        unit="variant condition metric",
+        unit="audit_id variant condition metric",
     ),
     _table(
         "evidence",
         "the generations whose scores the estimates of one variant under one condition rest on",
-        "audit_id",
+        "",
         _AUDIT,
         _METHOD,
         column("condition", TEXT, "what was asked of the variant"),
         column("metric", TEXT, "the kind of score, as `scores` has it", values="sscd clip"),
         column("scorer", TEXT, "the model the scores were made with"),
         column("generation_ids", pa.list_(TEXT), "the generations"),
-        unit="variant condition metric scorer",
+        unit="audit_id variant condition metric scorer",
     ),
     _table(
         "runs",
@@ -337,11 +337,11 @@ _ALL = (
     _table(
         "audit_parts",
         "a part that the numbers of a completed audit rest on, as it was when the audit ended",
-        "audit_id",
+        "",
         _AUDIT,
         column("address", TEXT, "where the part lies, relative to the store"),
         column("sha256", TEXT, "its seal; of a table with a column of times, the digest of its rows without these"),
-        unit="address",
+        unit="audit_id address",
     ),
     _table(
         "accepted",
@@ -376,3 +376,6 @@ _ALL = (
 
 TABLES: dict[str, Table] = {table.name: table for table in _ALL}
 """Every table by name."""
+
+ESTIMATES = ("metrics", "evidence")
+"""Tables of what audits found, each row of which belongs to one audit."""

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from flows.cli.shared import Format, FormatOption, StoreOption, app, described, lists, looked_at, printed, quiet
 from flows.typed import values_of
 from storage import Amount, Limits, Store, drop_former, examine, iou, queries, run_sql, visible, write_catalog
+from storage import compact as compact_store
 from storage import migrate as migrate_store
 from storage import query as run_query
 from storage.limits import PATIENT
@@ -189,6 +190,32 @@ def migrate(
     print(f"{_said('migrated', moved, dry_run)} to version {VERSION}")
     if not dry_run:
         print("these parts stay beside the new ones; `engram migrate --gc` removes them")
+
+
+@app.command()
+def compact(
+    gc: Annotated[
+        bool, typer.Option("--gc", help="Also remove the parts that were merged more than an hour ago.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Merge the small parts of the store into larger ones; the nightly re-audit does so, too.
+
+    Others may read and write meanwhile. Every table and every figure stays what it is.
+    """
+    with (
+        stage("compact", lambda: found.words(dry_run)[0], announced=not dry_run),
+        tqdm(desc="compacting", unit="part", disable=None, leave=False) as bar,
+    ):
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            tell("parts", done, total)
+
+        found = compact_store(Store.open(store, create=False), gc, dry_run, on_progress)
+    print(*(visible(line) for line in found.words(dry_run)), sep="\n")
 
 
 def _said(what: str, amount: Amount, dry_run: bool) -> str:

@@ -7,6 +7,7 @@
   follow: `nemo-own-1a2b3c4d` is `nemo-1a2b3c4d`, and `nemo-1a2b3c4d` is `nemo-union-1a2b3c4d`. What the localizer found
   (`neuron_sets.method`) keeps its name.
 - What a model card says of a variant, until now a file beside its weights, is a column of `variants`.
+- Estimates and records of audits have no folder for each audit, so that those of many can be merged into one part.
 - The setting `rival_starts` is `baseline_starts`. What `own_cuts`, `scores`, `erase` and `defences` chose is one list
   of variants, `mitigations`; and each method's parameters are a group of its own, where `importance` and `defence`
   held those of several.
