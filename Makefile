@@ -13,7 +13,7 @@ test: lint ## what a change has to pass first: lint, types, and all tests but sl
 	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: .venv/.installed ## the tests that take long, or need a platform or a browser
-	$(PYTEST) -m "slow and not gpu"
+	$(BIN)/pytest -q -n 4 --dist loadfile -m "slow and not gpu"
 
 test-gpu: .venv/.installed ## the tests that need an NVIDIA GPU
 	$(PYTEST) -m gpu

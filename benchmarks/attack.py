@@ -1,6 +1,6 @@
 """What a step of the Dori attack costs beside a bare forward and backward pass of the denoiser at the same batch.
 
-    python -m benchmarks.attack [--model FOLDER] [--steps N] [--json FILE]
+    engram bench attack [--model FOLDER] [--steps N] [--json FILE]
 
 Steps and bare passes take turns, so both meet the same load of the machine; the medians are compared.
 """
@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from tasks.diffusion.families import Model, StableDiffusion
-from tasks.diffusion.families.model import settled
-from tasks.diffusion.families.schedule import Schedule
+from flows.params import model_folder
+from tasks.diffusion.families import Model
 from tasks.diffusion.model import load_model
 from tasks.dori import DoriParams, search
 
@@ -65,42 +64,16 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _random_model() -> tuple[Model, torch.Size]:
-    """The reference world's denoiser with random weights, and the shape of its embeddings: what a pass costs does not
-    depend on weights."""
-    from tasks.reference.clip import TOKENS, WIDTH
-    from tasks.reference.denoiser import new_denoiser, new_scheduler
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = StableDiffusion(
-        source="random",
-        model_id="random",
-        denoiser=settled(new_denoiser(), device, mixed=False),
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        schedule=Schedule(new_scheduler()),
-        device=device,
-    )
-    return model, torch.Size((TOKENS, WIDTH))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", type=Path, help="a pipeline folder; without it a denoiser of the reference world's shape"
-    )
+    parser.add_argument("--model", default="reference", help="the folder of a diffusers pipeline")
     parser.add_argument("--steps", type=int, default=23)
     parser.add_argument("--images-at-once", type=int, default=4)
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     options = parser.parse_args()
-    if options.model:
-        model = load_model(options.model)
-        embedding = model.unconditional().shape[1:]
-    else:
-        model, embedding = _random_model()
+    model = load_model(model_folder(options.model))
     params = DoriParams(steps=options.steps, images_at_once=options.images_at_once)
-    numbers = measure(model, embedding, params)
+    numbers = measure(model, model.unconditional().shape[1:], params)
     print(f"{params.images_at_once} images x batch {params.batch} on {model.device}")
     for name, value in numbers.items():
         print(f"{name:15} {value:.4f}")

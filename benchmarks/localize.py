@@ -13,7 +13,7 @@ in the same order, but sample by sample, so that only rounding can part the two.
 that would change the result only if unblocking more neurons took a memory away. `nemo_identical` says whether the
 neurons were the same everywhere.
 
-    python -m benchmarks.localize --model FOLDER [--prompts FILE] [--null-prompts FILE] [--json FILE]
+    engram bench localize --model FOLDER [--prompts FILE] [--null-prompts FILE] [--json FILE]
 """
 
 import argparse

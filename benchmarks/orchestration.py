@@ -40,6 +40,7 @@ ARTIFACTS = (
 LIMIT = 0.05
 """Orchestration may cost this share of an audit."""
 WARMING: dict[str, Any] = {
+    "examined": "all",
     "memorized": 2,
     "nulls": 4,
     "threshold_nulls": 2,

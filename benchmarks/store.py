@@ -1,7 +1,8 @@
 """The store at the scale of Stable Diffusion 1.4, each number beside its baseline in the same run.
 
-    python -m benchmarks.store                              the whole scale: some 250 million members, 50,000 prompts
-    python -m benchmarks.store --steps 2 --layers 3 --prompts 500 --json FILE
+    engram bench store                                      the whole scale: some 250 million members, 50,000 prompts
+    engram bench store --steps 2 --layers 3 --prompts 500 --json FILE
+    engram bench store --only nights --nights 10,100        stores of so many nights, see benchmarks.nights
 
 Sets are synthetic: in every layer, step and subset about one weight in a hundred, 60 % of them from a pool that the
 subsets have in common. Rivals: pickled SciPy CSR matrices and other encodings on disk; sorted NumPy intersections,
@@ -67,7 +68,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         store = Store.open(Path(folder) / "store")
         numbers: dict[str, float] = {}
-        for measure in (neuron_sets, intersections, activations, latencies):
+        for measure in (neuron_sets, intersections, activations, latencies, growing):
+            if options.only not in (None, "nights" if measure is growing else "scale"):
+                continue
             with timed() as clock:
                 numbers |= measure(store, options)
             print(f"{measure.__name__}: {clock.seconds:.0f} s", file=sys.stderr, flush=True)
@@ -90,6 +93,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each query; the median counts")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="DuckDB's threads")
     parser.add_argument("--folder", type=Path, help="where to put the store; default the system's temporary folder")
+    parser.add_argument(
+        "--nights",
+        type=lambda text: [int(one) for one in text.split(",")],
+        default=[10, 100, 365, 1000],
+        metavar="N,N,...",
+        help="nights in the stores that questions are measured on; the largest of the defaults takes half an hour",
+    )
+    parser.add_argument("--loose", action="store_true", help="parts stay as nights write them: nothing is compacted")
+    parser.add_argument("--only", choices=("scale", "nights"), help="this half alone")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--measure-iou", help=argparse.SUPPRESS)
     parser.add_argument("--by", choices=BY, help=argparse.SUPPRESS)
@@ -341,6 +353,13 @@ def latencies(store: Store, options: argparse.Namespace) -> dict[str, float]:
             lambda: con.execute(statement, {"layer": layer}).fetchall(),  # noqa: B023
         )
     return result
+
+
+def growing(store: Store, options: argparse.Namespace) -> dict[str, float]:
+    """What a person waits for as nights gather, in stores of their own."""
+    from benchmarks.nights import nights  # it imports torch, which would count in the memory that IOUs take
+
+    return nights(options.nights, options)
 
 
 def waiting(repeats: int, ask: Callable[[], object]) -> float:

@@ -19,8 +19,9 @@ from flows.receiver import check_address
 REGRESSION = "engram.audit.regression"
 """The event of a model that copies more than it did, or whose quality fell."""
 
-LOST = timedelta(minutes=3)
-"""A run that gives no sign of life for so long is lost; runs give one every 30 seconds."""
+LOST = timedelta(seconds=100)
+"""A run that gives no sign of life for so long is lost; runs give one every 30 seconds. So another worker takes up a
+shard within two minutes of its worker's end."""
 
 OVERDUE = timedelta(hours=24)
 """A night that lasts longer is told of: it may hang, and the nights after it are cancelled meanwhile."""
@@ -37,6 +38,7 @@ KEPT_WITHIN_S = 30.0
 FORMER = ("engram: regression", "engram: nightly audit failed", "engram: nightly audit overdue")
 """Automations of earlier versions, which told the same as flows/notices.py does."""
 
+HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
 
@@ -70,8 +72,8 @@ def lost_runs(within: timedelta = LOST) -> AutomationCore:
         name="engram: lost runs",
         description="Marks a run as crashed that gives no sign of life.",
         trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat"} | ENDS,
+            after={HEARTBEAT},
+            expect={HEARTBEAT} | ENDS,
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,

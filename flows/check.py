@@ -9,16 +9,18 @@ from pathlib import Path
 
 from flows import rules
 from flows.inputs import clip_of, inputs_of
-from flows.params import AuditParams, model_folder, resolved
+from flows.params import AuditParams, resolved
 from flows.selection import Selection
 from flows.settings import Settings
 from storage import StoreError, address_of
 from tasks.collect import task as collecting
+from tasks.diffusion.families.pieces.assembly import WHOLE
 from tasks.diffusion.families.schedule import Choice
-from tasks.diffusion.folder import problems_of
+from tasks.diffusion.folder import notes_of, problems_of
 from tasks.diffusion.hub import named_on_hub
 from tasks.diffusion.model import usable_device
 from tasks.diffusion.outline import Outline, outline_of
+from tasks.diffusion.precision import precision_for
 from tasks.errors import gathered, noting, refuse
 from tasks.progress import stage
 from tasks.scorers.clip import check_clip
@@ -38,6 +40,7 @@ def check(params: AuditParams, settled: bool = True) -> None:
         InputError: something cannot be used; all of it at once, a sentence each.
     """
     paths = [params.prompts, params.nulls, params.ordinary, params.images, params.clip, params.model]
+    paths += [params.config, params.denoiser, params.vae, *(text.rpartition("=")[0] or text for text in params.lora)]
     if (settings := params.settings) is not None:
         paths += [settings.sscd.weights, *(str(path) for own in settings.files().values() for path in own.values())]
     # What is refused is one line; so it says nothing before, unless it takes long.
@@ -48,22 +51,29 @@ def check(params: AuditParams, settled: bool = True) -> None:
 @lru_cache(maxsize=8)
 def _checked(params_json: str, settled: bool, stamps: tuple[object, ...]) -> None:
     params = AuditParams.model_validate_json(params_json)
-    if named_on_hub(params.model):  # gigabytes may have to be fetched: first what is wrong without them
+    if named_on_hub(params.model) or params.pieces != WHOLE:  # it may take long: first what is wrong without it
         refuse(without_model(params))
     problems = [*gathered(partial(usable_device, params.device)), *of_store(params.store)]
     folder, settings, chosen = None, params.settings, None
     notes: list[str] = []
     with noting(problems):
-        folder = model_folder(params.model)
+        folder = params.folder
         settings = resolved(params).settings
     problems += of_scorers(params, settings, folder)
     if folder is not None and settings is not None:
         outline = of_model(folder, problems, settings.sampling.scheduler, settings.sampling.steps)
         chosen, notes = of_prompts(params, folder, settings, problems, tokenized=outline is not None)
+        notes = [
+            *(notes_of(folder, precision_for(settings.precision, params.device)) if outline is not None else []),
+            *notes,
+        ]
         if settled:
             problems += rules.together(settings)
             problems += rules.with_model(settings, outline) if outline is not None else []
             problems += rules.with_prompts(settings, chosen) if chosen is not None else []
+            # Of workers of a pool nobody knows here what they have: they look themselves, before they train.
+            if not problems and chosen is not None and chosen.erasable and params.spread is None:
+                problems += rules.with_device(settings, folder, params.device)
             notes += rules.notices(settings, chosen) if chosen is not None else []
     refuse(problems)
     for note in notes:
@@ -77,7 +87,7 @@ def check_run(params: AuditParams) -> None:
         InputError: something cannot be used; all of it at once.
     """
     problems = gathered(partial(usable_device, params.device))
-    folder = model_folder(params.model)
+    folder = params.folder
     settings = params.settings
     assert settings is not None
     problems += of_scorers(params, settings, folder)

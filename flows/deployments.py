@@ -1,6 +1,6 @@
 """What can be triggered in the Prefect UI: one line a deployment."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
@@ -20,11 +20,12 @@ from prefect.workers.process import ProcessWorker
 from storage.errors import one_line
 from tasks.errors import InputError
 
-Pool = Literal["cpu", "gpu"]
+Pool = Literal["cpu", "gpu", "plan"]
 
 POOLS: dict[Pool, str] = {
     "cpu": "Workers on any machine",
     "gpu": "Workers on a machine with a GPU",
+    "plan": "Audits whose work is spread over another pool: they plan and wait, and hold no place of that one",
 }
 
 
@@ -43,10 +44,14 @@ class Line(NamedTuple):
 DEPLOYMENTS = (
     Line("flows.audit.audit", "audit", "cpu"),
     Line("flows.audit.audit", "audit-gpu", "gpu"),
+    Line("flows.audit.audit", "audit-spread", "plan"),
+    Line("flows.shard.shard", "shard-cpu", "cpu"),
+    Line("flows.shard.shard", "shard-gpu", "gpu"),
     Line("flows.scan.scan", "scan", "cpu"),
     Line("flows.scan.scan", "scan-gpu", "gpu"),
     Line("flows.nightly.nightly", "nightly", "cpu", cron="0 2 * * *", at_once=1),
     Line("flows.nightly.nightly", "nightly-gpu", "gpu", at_once=1),
+    Line("flows.stages.confirm", "confirm", "cpu"),
     Line("flows.stages.collect", "collect", "cpu"),
     Line("flows.stages.localize", "localize", "cpu"),
     Line("flows.stages.mitigate", "mitigate", "cpu"),
@@ -62,14 +67,15 @@ DEPLOYMENTS = (
 COLLISION = ConcurrencyLimitStrategy.CANCEL_NEW
 
 
-def deploy(store: str, folder: Path) -> list[str]:
+def deploy(store: str, folder: Path, keep_images: int | None = None) -> list[str]:
     """Registers pools and deployments with the server that `PREFECT_API_URL` names; says what there is now.
 
-    What a person set in the UI stays: schedules, parameters but for the store, and what is paused.
+    What a person set in the UI stays: schedules, parameters but for what is given here, and what is paused.
 
     Args:
         store: address of the store that forms are filled in with.
         folder: where runs work, so what relative paths in forms are relative to.
+        keep_images: of how many nights images are kept, see `flows.nightly`; what was set before if None.
 
     Raises:
         InputError: no server answers, or it does not let us in.
@@ -81,7 +87,8 @@ def deploy(store: str, folder: Path) -> list[str]:
             raise InputError(f"the Prefect server at {client.api_url} cannot be used: {one_line(error)}") from error
         for pool, words in POOLS.items():
             _ensure_pool(client, pool, words)
-        return [_deploy(client, line, store, folder) for line in DEPLOYMENTS]
+        given = {"store": store} | ({} if keep_images is None else {"keep_images": keep_images})
+        return [_deploy(client, line, given, folder) for line in DEPLOYMENTS]
 
 
 def _ensure_pool(client: SyncPrefectClient, pool: Pool, words: str) -> None:
@@ -93,13 +100,13 @@ def _ensure_pool(client: SyncPrefectClient, pool: Pool, words: str) -> None:
         client.create_work_pool(request)
 
 
-def _deploy(client: SyncPrefectClient, line: Line, store: str, folder: Path) -> str:
+def _deploy(client: SyncPrefectClient, line: Line, values: Mapping[str, Any], folder: Path) -> str:
     flow: Flow[..., Any] = load_flow_from_entrypoint(line.entrypoint, use_placeholder_flow=False)
     made = runner_deployment(flow, line, folder)
     there = _read(client, made.full_name)
     given = {} if there is None else still_taken(flow, there.parameters)
-    for name in _with_store(flow):
-        given[name] = given.get(name, {}) | {"store": store}
+    for name, fields in _forms(flow).items():
+        given[name] = given.get(name, {}) | {field: value for field, value in values.items() if field in fields}
     made.parameters = given
     if there is not None:
         kept = {"schedule", "active", "parameters", "slug"}
@@ -136,7 +143,7 @@ def still_taken(flow: Flow[..., Any], given: Mapping[str, Any]) -> dict[str, Any
     return {name: value for name, value in given.items() if name in flow.parameters.properties}
 
 
-def _with_store(flow: Flow[..., Any]) -> list[str]:
-    """The parameters of a flow that name a store."""
-    hints = get_type_hints(flow.fn)
-    return [name for name, kind in hints.items() if "store" in getattr(kind, "model_fields", {})]
+def _forms(flow: Flow[..., Any]) -> dict[str, Collection[str]]:
+    """The parameters of a flow that are forms with a store, and the fields of each."""
+    fields = {name: getattr(kind, "model_fields", {}) for name, kind in get_type_hints(flow.fn).items()}
+    return {name: some for name, some in fields.items() if "store" in some}

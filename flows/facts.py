@@ -1,15 +1,18 @@
 """What the page of an audit says of the audit itself: what was looked at, how, and what could not be done."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from flows.run import ids
 from flows.run.spec import Spec
 from storage import content_key
+from tasks.diffusion.folder import signals_of
 from tasks.diffusion.sites import Site
 from tasks.localize import task as localizing
 from tasks.methods import method
 from tasks.mitigate import task as mitigating
+from tasks.prompt_files import shortened
 from tasks.pruned import random_controls
 from tasks.scorers.clip import scorer_of as clip_scorer_of
 from tasks.scorers.sscd import scorer_of
@@ -37,13 +40,15 @@ def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> li
     trainings = [one.name for one in settings.chosen("training")]
     untrained = [name for name in trainings if name not in variants]
     facts = [
-        ("model", spec.params.model),
+        ("model", spec.params.named),
         ("fingerprint", record["model_id"]),
         (
             "prompts",
             f"{_counted(spec, chosen.memorized, 'memorized')}, {_counted(spec, chosen.ordinary, 'ordinary')}, of set"
             f" {spec.subject.prompt_set}; with training images {with_images}",
         ),
+        ("confirmed", confirmed_words(spec)),
+        *([("near-duplicates", near)] if (near := near_duplicates(spec)) else []),
         *([("long prompts", f"of the whole set, {spec.long_prompts}")] if spec.long_prompts else []),
         ("seeds", f"{settings.seeds} a prompt or trigger"),
         ("sampling", f"{settings.sampling.steps} steps, guidance {settings.sampling.guidance}"),
@@ -62,6 +67,7 @@ def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> li
             f"{wanda.sparsity:.3g} of each row, {wanda.tau} steps, compared with"
             f" {'the empty prompt, as published' if settings.contrast == 'empty' else 'null prompts'}",
         ),
+        *([("signals", words)] if (words := signals_of(Path(spec.subject.model))) else []),
         ("device", f"{record['device']}, precision {settings.precision}"),
         ("started", f"{record['started_at']:%Y-%m-%d %H:%M} UTC"),
         ("versions", ", ".join(f"{name} {number}" for name, number in record["library_versions"].items())),
@@ -90,6 +96,37 @@ def facts_of(spec: Spec, record: dict[str, Any], variants: dict[str, str]) -> li
     return facts
 
 
+def confirmed_words(spec: Spec) -> str:
+    """How many memorized prompts the model brings an image back from, and what becomes of which others."""
+    chosen, known = spec.chosen, spec.chosen.confirmed
+    confirmed = [one for one in chosen.memorized if one.prompt_id in known]
+    words = f"{len(confirmed)} of {_counted(spec, chosen.memorized, 'memorized prompts')}"
+    for how, some in (
+        (f"by a copy among {spec.settings.seeds} generations", [one for one in confirmed if one.image_ids]),
+        ("by detection, for want of images", [one for one in confirmed if not one.image_ids]),
+    ):
+        words += f", {_counted(spec, some)} {how}" if some else ""
+    if chosen.unconfirmed:
+        others = "are not examined" if spec.settings.examined == "confirmed" else "are examined, too"
+        words += f"; the others {others}: {shortened([one.text for one in chosen.unconfirmed])}"
+    if not chosen.examined:
+        words += "; nothing is localized, attacked or trained away: --set examined=all examines them nevertheless"
+    return words
+
+
+def near_duplicates(spec: Spec) -> str:
+    """The memorized prompts that count once since their images or captions are nearly the same; empty without such."""
+    chosen = spec.chosen
+    sharing: dict[str, list[Prompt]] = {}
+    for one in chosen.memorized:
+        sharing.setdefault(chosen.units[one.prompt_id], []).append(one)
+    alike = [some for some in sharing.values() if len({chosen.exact[one.prompt_id] for one in some}) > 1]
+    if not alike:
+        return ""
+    words = [" = ".join(f'"{one.text}"' for one in some) for some in alike]
+    return f"{len(chosen.memorized)} memorized prompts are {len(sharing)} cases; each counts once: {shortened(words)}"
+
+
 def _agreement(spec: Spec) -> dict[str, float]:
     """By prompt id, the IOU of what NeMo's refinement and the published one found; empty where not compared."""
     nemo = method("localizer", "nemo")
@@ -98,7 +135,7 @@ def _agreement(spec: Spec) -> dict[str, float]:
     searches = ids.sets(spec, nemo), ids.sets(spec, nemo, params=published)
     found = localizing.agreement(spec.subject, nemo, published, *searches)
     # The store may know more prompts, of larger audits.
-    return {prompt.prompt_id: found[prompt.prompt_id] for prompt in spec.chosen.memorized}
+    return {prompt.prompt_id: found[prompt.prompt_id] for prompt in spec.chosen.examined}
 
 
 def _counted(spec: Spec, prompts: Sequence[Prompt], what: str = "prompts") -> str:

@@ -15,7 +15,9 @@ from tasks.errors import InputError
 UMASK = 0o077
 """What processes that write into a home have as their umask: files are 0600, folders 0700."""
 LOCK = "serve.lock"
-SIGNS = ("prefect.db", "memo_store.toml", "profiles.toml", "notices.json", LOCK)
+SIGN = "engram-home"
+"""What a home is known by though its database lies elsewhere."""
+SIGNS = ("prefect.db", "memo_store.toml", "profiles.toml", "notices.json", LOCK, SIGN)
 """What tells a home from a folder of other things, whose files nobody wants closed."""
 
 
@@ -38,6 +40,7 @@ def private(home: Path) -> Path:
         if any(real.iterdir()) and not any((real / sign).exists() for sign in SIGNS):
             raise InputError(f"{home} holds other things and no server's database: choose another folder with --home")
         real.chmod(0o700)  # first: from here on nobody else changes anything in it
+        (real / SIGN).touch(mode=0o600)
     except OSError as error:
         raise InputError(f"cannot write into {home}: {error.strerror}; choose another folder with --home") from error
     for folder, folders, files in os.walk(real):

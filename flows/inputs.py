@@ -27,8 +27,12 @@ def inputs_of(
         raise InputError(
             f"which prompts? {folder} names none of its own: give a file of memorized prompts with --prompts"
         )
-    images = params.images or (beside(folder, "images") if params.prompts is None else None)
-    nulls, ordinary, images_at = (Path(path) if path else None for path in (params.nulls, params.ordinary, images))
+    images, given_nulls = params.images, params.nulls
+    if params.prompts is None:
+        images = images or beside(folder, "images")
+    elif Path(prompts).expanduser().is_dir():  # a training set has images, and nobody writes null prompts for one
+        images, given_nulls = images or prompts, given_nulls or str(collecting.NEUTRAL)
+    nulls, ordinary, images_at = (Path(path) if path else None for path in (given_nulls, params.ordinary, images))
     return collecting.read_inputs(
         Path(prompts), nulls, ordinary, images_at, folder if tokenized else None, long_prompts
     )

@@ -5,7 +5,7 @@ docs/nightly.md for what it needs.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flows.alerts import ARTIFACT, NIGHTLY, REGRESSION, announce
 from flows.audit import Audited, AuditParams, audit
 from flows.check import check
-from flows.params import clip_in_full, full_name, in_full
+from flows.params import clip_in_full, in_full
 from flows.run.spec import Spec, audits_like, resolve, speeds
 from flows.settings import Settings
 from flows.show import show
 from flows.typed import Plain, problems_in
-from storage import Store, query
+from storage import Store, StoreError, compact, forget_images, query
 from storage.errors import one_line
 from tasks.errors import InputError
 from tasks.report import task as reporting
@@ -40,6 +40,12 @@ class NightlyParams(Plain):
     )
     margin: float = Field(reporting.MARGIN, ge=0, lt=1, description="Share of its CLIP score that a model may lose.")
     alpha: float = Field(reporting.ALPHA, gt=0, lt=1, description="Largest chance of a false alarm for each model.")
+    keep_images: int | None = Field(
+        None,
+        ge=1,
+        description="Nights of each model whose images and pages are kept, beside those of accepted audits; all if "
+        "empty. Estimates are kept of every night.",
+    )
 
 
 class Night(BaseModel):
@@ -75,20 +81,56 @@ def nightly(params: NightlyParams) -> list[Night]:
     find that their models were audited after they were due. So does one that is tried again. What came of an audit is
     told unless a night told it before; one that is tried again tells it in any case.
 
+    Last, the images of nights that are no longer to be kept are removed, see `thin`.
+
     Raises:
         InputError: no model of that name is registered.
-        NightFailed: at the end, when any audit failed or could not be compared.
+        NightFailed: at the end, when any audit failed or could not be compared, or images could not be removed.
     """
     store, due = Store.open(params.store), runtime.flow_run.scheduled_start_time
     known = registered(store)
     if lost := [name for name in params.models if name not in known]:
         raise InputError(f"no model {lost[0]!r} is registered: engram models list shows them")
     nights = [_night(store, name, known[name], due, params) for name in params.models or known]
-    _show(nights, due)
-    if failed := [night for night in nights if night.outcome == "failed"]:
-        words = "; ".join(f"{night.name}: {night.words}" for night in failed)
-        raise NightFailed(f"{len(failed)} of {len(nights)} models failed. {words}")
+    said = [f"{night.name}: {night.words}" for night in nights if night.outcome == "failed"]
+    problems = [f"{len(said)} of {len(nights)} models failed. {'; '.join(said)}"] if said else []
+    done = []
+    if params.keep_images is not None:
+        try:
+            done.append(thin(store, params.models or known, params.keep_images))
+        except StoreError as error:
+            problems.append(f"Images of earlier nights could not be removed: {error}")
+    _show(nights, due, [*done, *_compacted(store)])
+    if problems:
+        raise NightFailed(" ".join(problems))
     return nights
+
+
+def thin(store: Store, names: Collection[str], keep: int) -> str:
+    """Removes the images and pages of all but the last nights of these models. Those of accepted audits stay, and so
+    does what any other audit needs.
+
+    Args:
+        keep: nights of each model, at least 1: the last is what the next one may be compared with.
+
+    Returns:
+        What was removed, in words.
+
+    Raises:
+        StoreError: a part that has to be looked into is not sound, or something cannot be removed.
+    """
+    rows = store.read("nights", columns=["name", "audit_id", "told_at"]).to_pylist()
+    kept = set(store.read("accepted", columns=["audit_id"])["audit_id"].to_pylist())
+    for name in {row["name"] for row in rows}:
+        told = sorted((row["told_at"], row["audit_id"]) for row in rows if row["name"] == name)
+        # Of a model that is not looked after, or no longer, nothing is removed.
+        kept |= {audit_id for _, audit_id in (told[-keep:] if name in names else told)}
+    known = set(store.read("audits", columns=["audit_id"])["audit_id"].to_pylist())
+    past = sorted({row["audit_id"] for row in rows} & known - kept)
+    for audit_id in past:
+        reporting.remove_page(store, audit_id)
+    found = forget_images(store, past)
+    return f"removed {len(found.parts)} parts of images of earlier nights, {found.size / 1e6:.1f} MB"
 
 
 def _night(store: Store, name: str, params_json: str, due: datetime, params: NightlyParams) -> Night:
@@ -111,10 +153,19 @@ def _night(store: Store, name: str, params_json: str, due: datetime, params: Nig
             night = _compared(store, name, found.audit_id, params)
         else:
             night = _compared(store, name, done, params).model_copy(update={"reused": True})
-        _tell(store, night, str(reporting.page_path(spec.subject, str(night.audit_id))))
+        _tell(store, night, reporting.page_place(store, str(night.audit_id)))
     except Exception as error:
         return Night(name=name, outcome="failed", words=one_line(error))
     return night
+
+
+def _compacted(store: Store) -> list[str]:
+    """Merges what the night wrote, and removes what was merged in nights before; in words, as what goes wrong."""
+    try:
+        return compact(store, gc=True).words()
+    except StoreError as error:
+        # What the night found stands; the store grows until somebody reads this.
+        return [f"**the store was not compacted**: {error}"]
 
 
 def _tell(store: Store, night: Night, report: str) -> None:
@@ -170,8 +221,12 @@ def _before_nights(store: Store, name: str) -> set[str]:
     return {row["audit_id"] for row in audits if row["started_at"] < since}
 
 
-def _show(nights: list[Night], due: datetime) -> None:
-    """The summary in the Prefect UI."""
+def _show(nights: list[Night], due: datetime, compacted: list[str]) -> None:
+    """The summary in the Prefect UI.
+
+    Args:
+        compacted: what became of the store's parts.
+    """
     lines = ["| model | outcome | | audit | compared with |", "|---|---|---|---|---|"]
     if not nights:
         lines = ["No model is registered: `engram models add` adds one."]
@@ -186,7 +241,7 @@ def _show(nights: list[Night], due: datetime) -> None:
             lines += ["", f"## {night.name}", "", *(f"- {words}" for words in night.regressions), *notes]
     show(
         create_markdown_artifact,
-        "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, ""]),
+        "\n".join([f"# The night of {due:%Y-%m-%d}", "", *lines, "", f"The store: {'; '.join(compacted)}.", ""]),
         key=ARTIFACT,
         description="Registered models, audited again and compared with the accepted audit.",
     )
@@ -220,7 +275,7 @@ def register(store: Store, name: str, params: AuditParams) -> None:
             if not path.exists():
                 raise InputError(f"there is no {path}, which was given with --{kind}")
             full[kind] = str(path)
-    full["model"] = full_name(params.model)
+    full |= params.in_full()
     if params.clip is not None:
         full["clip"] = clip_in_full(params.clip)
     whole = params.model_copy(update=full | _settings_in_full(params.settings))

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.settings import PROFILES, Profile, Settings, settings_for
 from flows.typed import Plain, validated
+from storage import private_folder, sha256_of
+from tasks.diffusion.families.pieces.assembly import OPTIONS, WHOLE, Pieces, assembled, is_checkpoint
 from tasks.diffusion.folder import no_pipeline
 from tasks.diffusion.hub import hub_folder, name_in, named_on_hub
 from tasks.diffusion.model import audit_defaults
@@ -18,24 +20,74 @@ from tasks.errors import InputError, refuse
 from tasks.scorers.clip import LOCAL
 
 
-class AuditParams(Plain):
+class ModelParams(Plain):
+    """Which model is meant, and what it is put together from where it is no folder by itself."""
+
+    model: str = Field(
+        "reference",
+        description="Folder of a diffusers pipeline, a model in one .safetensors file, or OWNER/NAME[@REVISION] on the "
+        "Hugging Face Hub; 'reference' is the model that is shipped.",
+    )
+    config: str | None = Field(
+        None,
+        description="Folder of a pipeline whose configuration a model in one file has; that of the published models if "
+        "empty.",
+    )
+    denoiser: str | None = Field(
+        None, title="UNet", description="UNet in place of the model's: a folder, or a .safetensors file."
+    )
+    vae: str | None = Field(None, description="Autoencoder in place of the model's: a folder, or a .safetensors file.")
+    lora: tuple[str, ...] = Field(
+        (), title="LoRA", description="LoRA adapters that are fused into the model, each FILE or FILE=SCALE."
+    )
+
+    @property
+    def pieces(self) -> Pieces:
+        return Pieces(config=self.config, denoiser=self.denoiser, vae=self.vae, lora=self.lora)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the model, see `model_folder`."""
+        return model_folder(self.model, self.pieces)
+
+    @property
+    def named(self) -> str:
+        """What a person called it, with all its pieces."""
+        others = [f"{name} {path}" for name, path in (("UNet", self.denoiser), ("VAE", self.vae)) if path]
+        return " + ".join([self.model, *others, *self.lora])
+
+    def in_full(self) -> dict[str, Any]:
+        """The same fields with all paths in full, as they mean the same wherever the question is asked."""
+        paths = {name: str(in_full(path)) for name in ("config", "denoiser", "vae") if (path := getattr(self, name))}
+        loras = tuple(_lora_in_full(text) for text in self.lora)
+        return {"model": full_name(self.model), **paths, "lora": loras}
+
+
+class AuditParams(ModelParams):
     """What is audited."""
 
     model_config = ConfigDict(title="Audit", frozen=True, extra="forbid")
 
-    model: str = Field(
-        "reference",
-        description="Folder of a diffusers pipeline, or OWNER/NAME[@REVISION] on the Hugging Face Hub; "
-        "'reference' is the model that is shipped.",
-    )
     store: str = Field(".engram/store", description="Address of the store: a folder, or an s3:// URL.")
-    prompts: str | None = Field(None, description="File of memorized prompts; the model's own if empty.")
+    prompts: str | None = Field(
+        None, description="File of memorized prompts, or folder of a training set; the model's own if empty."
+    )
     nulls: str | None = Field(None, description="File of prompts that are not memorized.")
     ordinary: str | None = Field(None, description="File of prompts that quality is measured on.")
     images: str | None = Field(None, description="Folder of the prompts' training images.")
     clip: str | None = Field(None, description="The open_clip model that scores alignment: FOLDER, or NAME=FILE.")
     device: str | None = Field(
         None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        title="Processes",
+        description="Processes of the machine that share the work; on a machine with GPUs each has one of its own.",
+    )
+    spread: str | None = Field(
+        None,
+        description="Work pool whose workers share the work; the run does all of it by itself if empty.",
     )
     profile: Profile = Field("quick", description="How much is looked at, where `settings` is empty.")
     settings: Settings | None = Field(
@@ -52,10 +104,10 @@ def resolved(params: AuditParams) -> AuditParams:
     Raises:
         InputError: there is no such model, or its engram.json cannot be used.
     """
-    settings = params.settings or defaults_for(params.profile, model_folder(params.model))
+    settings = params.settings or defaults_for(params.profile, params.folder)
     precision = precision_for(settings.precision, params.device)
     settings = settings.model_copy(update={"precision": precision})
-    return params.model_copy(update={"settings": settings, "model": full_name(params.model)})
+    return params.model_copy(update={"settings": settings, **params.in_full()})
 
 
 class Own(BaseModel):
@@ -126,12 +178,42 @@ def clip_in_full(named: str) -> str:
     return f"{name}={in_full(weights.strip())}" if equals and weights.strip() else named
 
 
-def model_folder(model: str) -> Path:
+def _lora_in_full(text: str) -> str:
+    """FILE or FILE=SCALE with the path in full."""
+    path, equals, scale = text.rpartition("=")
+    if not equals or Path(text).expanduser().exists():
+        return str(in_full(text))
+    return f"{in_full(path)}={scale}"
+
+
+def model_folder(model: str, pieces: Pieces = WHOLE) -> Path:
     """The folder of a model; 'reference' is the model that ships with the project, OWNER/NAME is fetched from the Hub.
 
+    One that is in pieces is put together first, in the cache of this machine, see `tasks.diffusion.families.pieces`.
+
     Raises:
-        InputError: there is none, see also `hub_folder`.
+        InputError: there is none, see also `hub_folder`, or the pieces make none.
     """
+    single = in_full(model)
+    base = single if is_checkpoint(single) else _folder(model)
+    if base.is_dir() and pieces == WHOLE:
+        return base
+    if (cache := private_folder("models")) is None:
+        raise InputError(
+            "a model in pieces is put together in this machine's cache, and there is none that is yours alone: set "
+            "ENGRAM_CACHE to a folder that you can write to"
+        )
+    return assembled(base, pieces, cache, sha256_of, _own_in_full(base)).resolve()
+
+
+def _own_in_full(base: Path) -> dict[str, Any]:
+    """What a model's `engram.json` says, with paths that mean the same from any folder."""
+    own = own_of(base) if base.is_dir() else {}
+    return own | {name: str((base / own[name]).resolve()) for name in ("prompts", "images", "clip") if name in own}
+
+
+def _folder(model: str) -> Path:
+    """The folder of a model that is whole."""
     if named_on_hub(model):
         return hub_folder(model)
     if name := name_in(model):
@@ -158,7 +240,11 @@ def command_of(params: AuditParams) -> str:
         known = settings_for(params.profile, {})
     assert known is not None
     words = ["engram", "audit"]
-    for name in ("model", "profile", "prompts", "nulls", "ordinary", "images", "clip"):
+    for name in ("model", "config", "denoiser", "vae", "lora"):
+        value = getattr(params, name)
+        for each in value if name == "lora" else [value] if value is not None else []:
+            words += [OPTIONS.get(name, f"--{name}"), each]
+    for name in ("profile", "prompts", "nulls", "ordinary", "images", "clip"):
         if (value := getattr(params, name)) is not None:
             words += [f"--{name}", str(value)]
     for name, value in _changes(known.model_dump(mode="json"), whole.settings.model_dump(mode="json")):

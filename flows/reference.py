@@ -228,13 +228,13 @@ def _detection(subject: Subject, settings: Settings) -> gates.Gate:
     """How well noise differences tell planted prompts from ordinary ones."""
     memorized, ordinary = prompts_of(subject, "memorized"), prompts_of(subject, "ordinary", settings.ordinary)
     localizing.detect(subject, [*memorized, *ordinary], settings.of(method("localizer", "nemo")))
-    area = _measured(subject, PROMPT, memorized, settings, "detection", ordinary)
+    area = _measured(subject, PROMPT, memorized, settings, "detection", [*memorized, *ordinary])
     return gates.Gate("detection: AUC of noise differences", area, ">=", 0.95)
 
 
 def _attacks(subject: Subject, world: Path, settings: Settings) -> list[gates.Gate]:
     """Attacks with the published budget from random starts: on planted images, and on images never memorized."""
-    pool = chosen_of(subject, settings).pool
+    pool = chosen_of(subject, AuditParams(model=subject.model, settings=settings)).pool
     attack = settings.dori.model_copy(update={"start": "noise"})
     name = collecting.import_set(subject.open(), world / "heldout.parquet", world / "images.parquet")
     heldout = subject.model_copy(update={"prompt_set": name})
@@ -257,13 +257,13 @@ def _measured(
     prompts: list[Prompt],
     settings: Settings,
     metric: str,
-    ordinary: Sequence[Prompt] = (),
+    judged: Sequence[Prompt] = (),
     triggers: dict[str, list[str]] | None = None,
 ) -> float:
     """The first estimate of a metric, of the original model under a condition."""
     clip = clip_of(AuditParams(model=subject.model), Path(subject.model))
     scoring = evaluating.Scoring(
-        settings.sampling, settings.sscd, clip, {}, detection_id(settings.of(method("localizer", "nemo"))), ordinary
+        settings.sampling, settings.sscd, clip, {}, detection_id(settings.of(method("localizer", "nemo"))), judged
     )
     trial = evaluating.Trial(ORIGINAL, ORIGINAL, condition, prompts, settings.seeds)
     wanted = evaluating.shots(prompts, settings.seeds, triggers)

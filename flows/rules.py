@@ -5,16 +5,19 @@ Each rule is one of the methods' own, asked here of numbers that are known befor
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from flows.selection import Selection
 from flows.settings import Settings, managed
 from tasks.diffusion.detection import enough_scores, pairs
-from tasks.diffusion.outline import Outline, enough_timesteps
+from tasks.diffusion.model import device_of
+from tasks.diffusion.outline import Outline, enough_timesteps, weightless
+from tasks.diffusion.precision import precision_for
 from tasks.errors import gathered
 from tasks.evaluate.task import check_clique, check_tiles
 from tasks.localize.task import NormsParams, enough_prompts
 from tasks.methods import Detector, Localizer, Mitigation
-from tasks.mitigate.task import FineTuneParams
+from tasks.mitigate.task import FineTuneParams, too_large
 from tasks.scan.task import ScanParams
 
 
@@ -33,7 +36,7 @@ def together(settings: Settings) -> list[str]:
             f"{trainings[0].name} needs float32 weights, not {precision}: --set precision=mixed, or leave it out of"
             " --set 'mitigations=[...]'"
         )
-    replacing = [one for one in trainings if one.reads_surrogates(one.changed(settings.of(one)))]
+    replacing = [one for one in trainings if one.reads_surrogates(settings.of(one))]
     if replacing and not any(one.stands_in for _, one in settings.prunings()):
         out.append(
             f"{replacing[0].name} needs images of a model that was pruned of all memories at once: --set"
@@ -85,6 +88,14 @@ def with_model(settings: Settings, outline: Outline) -> list[str]:
         partial(enough_timesteps, settings.sampling.steps, trained, "sampling.steps"),
         *(partial(check, params, outline) for check, params in own if check is not None),
     )
+
+
+def with_device(settings: Settings, folder: Path, device: str | None) -> list[str]:
+    """Which trainings do not fit into the memory of the device that computes, and what would."""
+    trainings = [(one, settings.of(one)) for one in settings.chosen("training")]
+    if not trainings:
+        return []
+    return too_large(trainings, weightless(folder, precision_for(settings.precision, device)), device_of(device))
 
 
 def of_a_scan(params: ScanParams, outline: Outline) -> list[str]:

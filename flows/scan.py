@@ -11,9 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows import rules
 from flows.check import of_model, of_store
 from flows.lineage import task
-from flows.params import beside, defaults_for, model_folder
+from flows.params import ModelParams, beside, defaults_for
 from flows.show import show_scan, shown_progress
-from flows.typed import Plain
 from storage import Store, query
 from tasks.collect import task as collecting
 from tasks.diffusion.model import usable_device
@@ -31,14 +30,11 @@ KINDS: dict[Kind, str] = {"memorized": "scanned", "ordinary": "scanned", "null":
 """What prompts of a scan are called."""
 
 
-class ScanRun(Plain):
+class ScanRun(ModelParams):
     """What is scanned."""
 
     model_config = ConfigDict(title="Scan", frozen=True, extra="forbid")
 
-    model: str = Field(
-        "reference", description="Folder of a diffusers pipeline; 'reference' is the model that is shipped."
-    )
     store: str = Field(".engram/store", description="Address of the store: a folder, or an s3:// URL.")
     prompts: str | None = Field(None, description="File of prompts that are scanned; the model's own if empty.")
     nulls: str | None = Field(
@@ -63,7 +59,7 @@ score_prompts = task(scanning.score_prompts, "score prompts", "detections", run=
 write_findings = task(scanning.write_findings, "compare with nulls", "findings", reads=("detections",))
 
 
-@flow(name="scan", flow_run_name="scan {params.model}")
+@flow(name="scan", flow_run_name="scan {params.named}")
 def scan(params: ScanRun) -> Scanned:
     """Finds the prompts of a file that a model has memorized, at a false-alarm rate that holds.
 
@@ -73,7 +69,7 @@ def scan(params: ScanRun) -> Scanned:
         InputError: the model or the prompts cannot be used, or there are too few null prompts for the false-alarm rate.
     """
     check_scan(params)
-    folder = model_folder(params.model)
+    folder = params.folder
     precision = precision_for(defaults_for("quick", folder).precision, params.device)
     # What is scanned is no set in the store: nobody knows yet what these prompts are.
     given = {"store": Store.open(params.store).url, "model": str(folder), "prompt_set": "", "device": params.device}
@@ -131,7 +127,7 @@ def to_scan(params: ScanRun) -> ToScan:
         InputError: files cannot be used, all that is wrong with them at once; there is none; or nothing in it can be
             scanned.
     """
-    folder = model_folder(params.model)
+    folder = params.folder
     path, own = _file(params, folder), beside(folder, "prompts")
     files: list[tuple[Path, Kind]] = [(path, "memorized")]
     if params.nulls is not None:
@@ -168,7 +164,7 @@ def check_scan(params: ScanRun, settled: bool = True) -> None:
     """
     problems = [*gathered(partial(usable_device, params.device)), *of_store(params.store)]
     with noting(problems):
-        folder = model_folder(params.model)
+        folder = params.folder
         outline = of_model(folder, problems)
         with noting(problems):
             defaults_for("quick", folder)

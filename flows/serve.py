@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -29,8 +30,11 @@ from tasks.errors import InputError
 
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 
-RUNS_AT_ONCE = {"cpu": 2, "gpu": 1}
-"""Runs that a worker has at a time, by its pool."""
+RUNS_AT_ONCE = {"cpu": 2, "gpu": 1, "plan": 8}
+"""Runs that a worker has at a time, by its pool. A GPU works on one; what plans only waits."""
+DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+SQLITE_MOST = 8
+"""Runs at a time that may report to a server on SQLite, which lets one write at a time."""
 
 STARTUP_S = 180.0
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -41,7 +45,17 @@ class _Stop(BaseException):
     """Somebody asked for the end."""
 
 
-def serve(host: str, port: int, store: str, home: Path, notify: str | None, names: Sequence[str] = ()) -> None:
+def serve(
+    host: str,
+    port: int,
+    store: str,
+    home: Path,
+    notify: str | None,
+    names: Sequence[str] = (),
+    cpu_runs: int = RUNS_AT_ONCE["cpu"],
+    gpus: int | None = None,
+    keep_images: int | None = None,
+) -> None:
     """Runs until Ctrl-C or SIGTERM; then nothing of it is left running. Nor is anything if it is killed.
 
     Args:
@@ -50,22 +64,78 @@ def serve(host: str, port: int, store: str, home: Path, notify: str | None, name
         home: folder of the server's database and of the logs; it and what lies in it are closed to others.
         notify: the address that is told of regressions.
         names: further names that the server is reached by, as `flows.guard.origins` takes them.
+        cpu_runs: runs of the pool cpu at a time; no worker of it for 0.
+        gpus: GPUs that work, each with a worker of its own; all that there are if None.
+        keep_images: of how many nights images are kept; what was set before if None.
 
     Raises:
-        InputError: the address cannot be listened at, others could reach it without authentication, or the home is
-            another's or in use.
+        InputError: the address cannot be listened at, others could reach it without authentication, the home is
+            another's or in use, or more is to work than there is.
         SystemExit: something did not come up, or ended by itself.
     """
     _check_reach(host, port)
     served_as(host, port, [*names])
+    workers = workers_of(cpu_runs, gpus, gpu_count() if gpus != 0 else 0)
     home = private(home)
     with lock(home):
         _end_leftovers(home)
         _check_free(host, port)
-        _run(host, port, store, home, notify, names)
+        _run(host, port, store, home, notify, names, workers, keep_images)
 
 
-def _run(host: str, port: int, store: str, home: Path, notify: str | None, names: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Worker:
+    """A worker of a pool."""
+
+    name: str
+    pool: str
+    at_once: int
+    """Runs at a time."""
+    gpu: int | None = None
+    """The only GPU that its runs see; None for whatever there is."""
+
+    @property
+    def command(self) -> list[str]:
+        """What starts it."""
+        limit = str(self.at_once)
+        return ["-m", "prefect", "worker", "start", "--pool", self.pool, "--limit", limit, "--name", self.name]
+
+
+def workers_of(cpu_runs: int, gpus: int | None, there: int) -> list[Worker]:
+    """The workers of a platform on this machine: one of the pool cpu, one for each GPU, and one that plans.
+
+    Args:
+        there: GPUs that this machine has.
+
+    Raises:
+        InputError: more GPUs than there are, nothing that works, or more runs at a time than the database bears.
+    """
+    if gpus is not None and gpus > there:
+        raise InputError(f"--gpus {gpus}: this machine has {there}")
+    gpus = there if gpus is None else gpus
+    if cpu_runs + gpus == 0:
+        raise InputError("nothing would work: --cpu-workers 0 without a GPU")
+    at_once = cpu_runs + gpus
+    if at_once > SQLITE_MOST and not os.environ.get(DATABASE, "").startswith("postgresql"):
+        raise InputError(
+            f"{at_once} runs at a time are more than the {SQLITE_MOST} that a server on SQLite bears: set {DATABASE} to"
+            " a PostgreSQL database, as docker/ does, or start fewer with --cpu-workers and --gpus"
+        )
+    cpu = [Worker("worker-cpu", "cpu", cpu_runs)] if cpu_runs else []
+    gpu = [Worker(f"worker-gpu-{number}", "gpu", RUNS_AT_ONCE["gpu"], number) for number in range(gpus)]
+    return [*cpu, *gpu, Worker("worker-plan", "plan", RUNS_AT_ONCE["plan"])]
+
+
+def _run(
+    host: str,
+    port: int,
+    store: str,
+    home: Path,
+    notify: str | None,
+    names: Sequence[str],
+    workers: Sequence[Worker],
+    keep_images: int | None,
+) -> None:
     logs = home / "logs"
     logs.mkdir(mode=0o700, exist_ok=True)
     url = address_of(host, port)
@@ -92,20 +162,21 @@ def _run(host: str, port: int, store: str, home: Path, notify: str | None, names
         try:
             named = [f"--name={name}" for name in names]
             server = start("server", "-m", "flows.server", "--host", host, "--port", str(port), *named)
-            pools = ["cpu", "gpu"] if _has_gpu() else ["cpu"]
             _wait_for(server, url, logs)
             # As an argument, others could read it in the list of processes.
             secret = {} if notify is None else {"ENGRAM_NOTIFY": notify}
+            kept = [] if keep_images is None else ["--keep-images", str(keep_images)]
             deploying = start(
-                "deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, **secret
+                "deploy", "-c", "from flows.cli import main; main()", "deploy", "--store", store, *kept, **secret
             )
             if deploying.wait() != 0:
                 raise SystemExit(f"engram: nothing was deployed. {_end_of(logs / 'deploy.log')}")
             services.remove(deploying)
-            for pool in pools:
-                limit = str(RUNS_AT_ONCE[pool])
-                start(f"worker-{pool}", "-m", "prefect", "worker", "start", "--pool", pool, "--limit", limit)
-            print(f"Engram is at {url}, with workers for {' and '.join(pools)}. Logs are in {logs}. Ctrl-C stops it.")
+            for worker in workers:
+                own = {} if worker.gpu is None else {"CUDA_VISIBLE_DEVICES": str(worker.gpu)}
+                start(worker.name, *worker.command, **own)
+            by = ", ".join(f"{worker.name} ({worker.at_once} at a time)" for worker in workers)
+            print(f"Engram is at {url}, with {by}. Logs are in {logs}. Ctrl-C stops it.")
             sys.stdout.flush()
             _watch(services, logs)
         except _Stop:
@@ -219,10 +290,12 @@ def _end_leftovers(home: Path) -> None:
             end_all([], mark)
 
 
-def _has_gpu() -> bool:
+def gpu_count() -> int:
+    """GPUs of this machine that torch can use."""
     # Asked of another process: this one stays small, and off the GPU.
-    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL).returncode == 0
+    code = "from tasks.diffusion.model import gpus_here; print(gpus_here())"
+    asked = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    return int(asked.stdout or 0)
 
 
 def _wait_for(server: Process, url: str, logs: Path) -> None:

@@ -51,6 +51,11 @@ class AuditSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     memorized: int | None = Field(None, ge=1, description="Number of memorized prompts that are audited; all if empty.")
+    examined: Literal["confirmed", "all"] = Field(
+        "confirmed",
+        description="The memorized prompts that are localized, attacked, trained away and extracted: those that the"
+        " model at hand was seen to bring an image back from, or all.",
+    )
     nulls: int = Field(500, ge=2, description="Largest number of null prompts that NeMo's statistics are taken over.")
     threshold_nulls: int = Field(
         50, ge=1, description="Largest number of null prompts that the memorization threshold is taken over."

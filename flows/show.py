@@ -27,8 +27,12 @@ SUSPECTS = 100
 
 
 @contextmanager
-def shown_progress(name: str) -> Iterator[None]:
-    """Within, a stage of this name is at work, and loops of it that take long show how far they are."""
+def shown_progress(name: str, did: Callable[[], str] | None = None) -> Iterator[None]:
+    """Within, a stage of this name is at work, and loops of it that take long show how far they are.
+
+    Args:
+        did: says at the end what was done; the rows that this process wrote if left out.
+    """
     begun: dict[str, tuple[float, Any]] = {}
     before = Store.written.copy()
 
@@ -47,11 +51,11 @@ def shown_progress(name: str) -> Iterator[None]:
         except Exception as error:  # whatever a server answers must not end hours of work
             get_run_logger().warning("progress of %s could not be shown: %s", what, one_line(error))
 
-    def did() -> str:
+    def wrote() -> str:
         rows = Store.written - before
         return ", ".join(f"{number} {table}" for table, number in rows.items()) or "all was in the store already"
 
-    with stage(name, did), watching(on_progress):
+    with stage(name, did or wrote), watching(on_progress):
         yield
 
 
@@ -64,34 +68,35 @@ def show(create: Callable[..., Any], *content: Any, key: str, description: str) 
         get_run_logger().warning("the artifact %s could not be shown: %s", key, one_line(error))
 
 
-def show_audit(audit_id: str, path: str, written: Written) -> None:
+def show_audit(store: Store, audit_id: str, place: str, written: Written) -> None:
     """The verdict with the estimates, images, curves, and the overlap of subsets.
 
     Args:
-        path: of the report.
+        store: where the audit lies.
+        place: of its page.
     """
     show(
         create_markdown_artifact,
-        f"# Audit {audit_id}\n\n{written.verdict}\n\n```text\n{written.table}```\n\nReport: `{path}`\n",
+        f"# Audit {audit_id}\n\n{written.verdict}\n\n```text\n{written.table}```\n\nReport: `{place}`\n",
         key="audit",
         description="What the model copies, before and after",
     )
     if written.sheet is not None:
         show(
             create_image_artifact,
-            uri(written.sheet.read_bytes()),
+            uri(store.read_file(written.sheet)),
             key="copies",
             description="Training images beside the best copies of each variant",
         )
     for name, chart in written.drawings.items():
         show_chart(name, chart)
     whole = [row for row in written.overlap if row["layer"] is None and row["step"] is None]
-    columns = ("pair", "pairs", "iou", "std", "lowest", "highest", "iou_chance")
+    columns = ("method", "pair", "pairs", "iou", "std", "lowest", "highest", "iou_chance")
     show(
         create_table_artifact,
         [{name: row[name] for name in columns} for row in whole],
         key="subspace",
-        description="Overlap (IOU) of the weights that subsets of prompts use, beside ordinary prompts and chance",
+        description="Overlap (IOU) of what subsets of prompts use, beside ordinary prompts and chance",
     )
 
 

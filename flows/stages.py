@@ -1,7 +1,7 @@
 """The stages of an audit, each a flow that can also be run alone on what lies in the store.
 
-One direction: collect, localize, mitigate, attack, diagnose, evaluate, report. A stage that misses what the one before
-it writes says so and stops. What each has to do stands in `flows.run.work`.
+One direction: confirm, collect, localize, mitigate, attack, diagnose, evaluate, report. A stage that misses what the
+one before it writes says so and stops. What each has to do stands in `flows.run.work`.
 """
 
 from prefect import flow, get_run_logger, runtime
@@ -9,13 +9,14 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from pydantic import BaseModel
 
 from flows.check import check_run
-from flows.facts import facts_of
+from flows.facts import confirmed_words, facts_of
 from flows.lineage import task
 from flows.run import ids, triggers
 from flows.run.execution import execute
 from flows.run.spec import Run, Spec, audits_like, spec_of
 from flows.run.trials import generations_of, has_own_weights, trials, trigger_ids
 from flows.show import show, show_audit, show_chart, shown_progress, uri
+from tasks.collect import task as collecting
 from tasks.conditions import EXTRACTION
 from tasks.errors import InputError
 from tasks.evaluate.task import Trial
@@ -29,6 +30,7 @@ class Audited(BaseModel):
 
     audit_id: str
     report: str
+    """Where its page lies: a path of the machine that made it, or an s3:// URL."""
     variants: dict[str, str]
     """By the name that estimates go by, the variant in the store."""
     written: reporting.Written
@@ -37,12 +39,33 @@ class Audited(BaseModel):
 write_report = task(reporting.write_report, "write report", "evidence", reads=("metrics", "generations", "scores"))
 
 
-@flow(name="collect", flow_run_name="collect")
-def collect(run: Run) -> None:
-    """Activations and feature norms of memorized, null and ordinary prompts.
+@flow(name="confirm", flow_run_name="confirm")
+def confirm(run: Run) -> None:
+    """Which memorized prompts the model at hand brings an image back from: later stages examine these.
 
     Raises:
         InputError: there is no such run, or its model cannot be used.
+    """
+    spec = _begun(run)
+    for _ in execute(spec, "confirm"):
+        pass
+    show_confirmed(spec_of(run))
+
+
+def show_confirmed(spec: Spec) -> None:
+    """Says how many memorized prompts are confirmed, in the log and where a command was typed."""
+    words = f"confirmed: {confirmed_words(spec)}"
+    log = get_run_logger().info if spec.chosen.examined else get_run_logger().warning
+    log(words)
+    collecting.say(words)
+
+
+@flow(name="collect", flow_run_name="collect")
+def collect(run: Run) -> None:
+    """Activations and feature norms of examined, null and ordinary prompts.
+
+    Raises:
+        InputError: there is no such run, its model cannot be used, or the confirmation did not run.
     """
     spec = _begun(run)
     for _ in execute(spec, "collect"):
@@ -80,10 +103,15 @@ def mitigate(run: Run, audit_id: str | None = None) -> dict[str, str]:
         get_run_logger().warning("nothing is fine-tuned: %s", spec.chosen.why_not_erasable)
     for _ in execute(spec, "mitigate", "none" if audit_id is None else audit_of(spec, audit_id)):
         pass
+    show_trainings(spec)
+    return ids.there(spec)
+
+
+def show_trainings(spec: Spec) -> None:
+    """Shows how the trainings went that are there."""
     there = ids.there(spec)
-    for name in (one.name for one in trainings if one.name in there):
+    for name in (one.name for one in spec.settings.chosen("training") if one.name in there):
         show_chart(name, reporting.training_chart(name, mitigating.history_of(spec.subject, there[name])))
-    return there
 
 
 @flow(name="attack", flow_run_name="attack")
@@ -115,13 +143,20 @@ def diagnose(run: Run, audit_id: str | None = None) -> None:
     if not triggers.diagnosed(spec):
         _nothing("diagnosed", "--set diagnosed=N, or --profile full, with training images")
         return
-    for item, done in execute(spec, "diagnose", audit_id):
-        if item.anew:
-            words, maps = done
-            show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
-            for number, drawing in enumerate(maps, 1):
-                key, image = f"locality-{number}", uri(drawing.encode(), "svg+xml")
-                show(create_image_artifact, image, key=key, description="Triggers, their starts and prompts")
+    for _ in execute(spec, "diagnose", audit_id):
+        pass
+    show_locality(spec, audit_id)
+
+
+def show_locality(spec: Spec, audit_id: str) -> None:
+    """Shows the diagnosis of an audit, if there is one."""
+    if (found := reporting.diagnosis_of(spec.subject, audit_id)) is None:
+        return
+    words, maps = found
+    show(create_markdown_artifact, words, key="locality", description="Whether memory is local")
+    for number, drawing in enumerate(maps, 1):
+        key, image = f"locality-{number}", uri(drawing.encode(), "svg+xml")
+        show(create_image_artifact, image, key=key, description="Triggers, their starts and prompts")
 
 
 @flow(name="evaluate", flow_run_name="evaluate")
@@ -152,7 +187,8 @@ def report(run: Run, audit_id: str | None = None) -> Audited:
     spec = _begun(run)
     audit_id = audit_of(spec, audit_id)
     subject, settings = spec.subject, spec.settings
-    record = reporting.record_of(subject.open(), audit_id)
+    store = subject.open()
+    record = reporting.record_of(store, audit_id)
     variants = ids.there(spec)
     # Many generations of one prompt are nothing to look at, and attacks of so many steps are a curve.
     put = [one for one in trials(spec, variants) if one.condition != EXTRACTION and one.condition.steps is None]
@@ -169,17 +205,29 @@ def report(run: Run, audit_id: str | None = None) -> Audited:
             control=ids.sets(spec, one, ids.groups(spec, one, ordinary=True)) if one.controlled else "",
             curve=ids.curve(spec, one) if one.curve is not None else "",
         )
-        for one in settings.localizers()
+        for one in spec.chosen.localizers()
     ]
-    path = reporting.page_path(subject, audit_id)
     facts = facts_of(spec, record, variants)
     scorers = {"sscd": sscd.scorer_of(settings.sscd), "clip": clip.scorer_of(spec.clip)}
-    page = (subject, audit_id, path, variants, spec.chosen.memorized, shown, facts, found, scorers, searches, trained)
+    page = (
+        subject,
+        audit_id,
+        variants,
+        spec.chosen.examined_first,
+        spec.chosen.units,
+        shown,
+        facts,
+        found,
+        scorers,
+        searches,
+        trained,
+    )
     with shown_progress("report"):
         written = write_report(*page)
+    place = reporting.page_place(store, audit_id)
     if runtime.flow_run.parent_flow_run_id is None:  # else the audit shows it on its own page
-        show_audit(audit_id, str(path), written)
-    return Audited(audit_id=audit_id, report=str(path), variants=variants, written=written)
+        show_audit(store, audit_id, place, written)
+    return Audited(audit_id=audit_id, report=place, variants=variants, written=written)
 
 
 def audit_of(spec: Spec, audit_id: str | None) -> str:

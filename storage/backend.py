@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -15,6 +16,10 @@ MANIFEST = "manifest.json"
 """File that makes a folder of weights visible on S3, and says in both backends what the folder holds."""
 WEIGHTS = "weights"
 """Folder of the store with the folders of weights."""
+REPORTS = "reports"
+"""Folder of the store with the pages of audits, a folder each."""
+CHECKPOINTS = "checkpoints"
+"""Folder of the store with the states of trainings that are not done."""
 HOUR = 3600.0
 """Seconds after which a file left aside counts as abandoned, whoever wrote it."""
 
@@ -69,11 +74,27 @@ class Backend(Protocol):
     def replace(self, path: str, data: bytes) -> None:
         """Let a file have these bytes from one step to the next, whatever was there."""
 
+    def writing(self, path: str) -> AbstractContextManager[Path]:
+        """Within, a local file to write into; at the end it takes the place of what was there, from one step to the
+        next. Where an error ends it, what was there stays."""
+
+    def reading(self, path: str) -> AbstractContextManager[Path]:
+        """Within, a local file with the bytes of a file; it must not be changed."""
+
+    def place(self, path: str) -> str:
+        """Where a file lies, for people: a path of this machine, or a URL."""
+
+    def copied(self, folder: str) -> Path:
+        """A local folder with the files below a folder as they are now, which must not be changed."""
+
     def remove(self, paths: Iterable[str]) -> None:
         """Remove files, and folders that are empty then; no error for what is gone."""
 
     def put_folder(self, path: str, source: Path, table: str) -> None:
         """Let a folder of copies of all files below `source` appear in one step, with a manifest that names `table`."""
+
+    def remove_folder(self, path: str) -> None:
+        """Let a folder that was put be gone from one step to the next; no error if it is gone."""
 
     def get_folder(self, path: str) -> Path:
         """A local folder with the files of a folder that was put; it must not be changed."""

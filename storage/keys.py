@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,25 @@ from storage.errors import StoreError
 _KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 
+@dataclass(frozen=True)
+class Written:
+    """A part of content keys as `content_key` writes it: for a large one that is in many of them."""
+
+    text: str
+
+    @classmethod
+    def of(cls, part: Any) -> Written:
+        """A part that counts as itself."""
+        return cls(_text(part))
+
+
 def content_key(*parts: Any) -> str:
     """Hash what determines a piece of work.
 
     Args:
         parts: JSON-able values, nested at will. The order of a dict's entries does not matter, a tuple equals a list,
             floats count to the last bit, and 1, 1.0, True and "1" are four different things. Bytes and NumPy arrays
-            (dtype, shape and content) are allowed as well.
+            (dtype, shape and content) are allowed as well, and what `Written.of` makes of any of these.
 
     Returns:
         32 hexadecimal digits.
@@ -28,8 +41,12 @@ def content_key(*parts: Any) -> str:
     Raises:
         TypeError: for a value of any other type; a key made from its `repr` would not be stable.
     """
-    text = json.dumps([_tagged(part) for part in parts], ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
+    text = ",".join(part.text if isinstance(part, Written) else _text(part) for part in parts)
+    return hashlib.sha256(f"[{text}]".encode("ascii")).hexdigest()[:32]
+
+
+def _text(part: Any) -> str:
+    return json.dumps(_tagged(part), ensure_ascii=True, separators=(",", ":"))
 
 
 def check_key(key: str) -> str:

@@ -10,6 +10,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -113,13 +114,31 @@ class LocalBackend:
         _flush_folder(final.parent)
 
     def replace(self, path: str, data: bytes) -> None:
+        with self.writing(path) as aside:
+            aside.write_bytes(data)
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[Path]:
         final, aside = self.path / path, self._aside()
         try:
-            _write(aside, data)
+            yield aside
+            _flush(aside)
+            _make_folders(final.parent)
             os.rename(aside, final)
         finally:
             aside.unlink(missing_ok=True)
         _flush_folder(final.parent)
+
+    @contextmanager
+    def reading(self, path: str) -> Iterator[Path]:
+        os.stat(self.path / path)  # it is there, or this says that it is not
+        yield self.path / path
+
+    def place(self, path: str) -> str:
+        return str(self.path / path)
+
+    def copied(self, folder: str) -> Path:
+        return self.path / folder
 
     def remove(self, paths: Iterable[str]) -> None:
         folders = set()
@@ -162,6 +181,14 @@ class LocalBackend:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         _flush_folder(final.parent)
+
+    def remove_folder(self, path: str) -> None:
+        aside = self._aside()
+        try:
+            os.rename(self.path / path, aside)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(aside)
 
     def get_folder(self, path: str) -> Path:
         manifest = read_manifest(self.read(f"{path}/{MANIFEST}"), path)

@@ -1,12 +1,12 @@
 """`store.json`: the version of a store's schemas, and where its tables lie.
 
-    {"format": "engram", "version": 4}                              a store that was begun with this version
+    {"format": "engram", "version": 5}                              a store that was begun with this version
 
 A migration writes the tables anew into a folder of their own, and this file says which folder counts:
 
-    {..., "version": 4, "tables": "v4", "former": {"version": 3, "tables": ""}, "migrating": true}     it is at work
-    {..., "version": 4, "tables": "v4", "former": {"version": 3, "tables": ""}}                         it is done
-    {..., "version": 4, "tables": "v4"}                              and the former tables were removed
+    {..., "version": 5, "tables": "v5", "former": {"version": 4, "tables": ""}, "migrating": true}     it is at work
+    {..., "version": 5, "tables": "v5", "former": {"version": 4, "tables": ""}}                         it is done
+    {..., "version": 5, "tables": "v5"}                              and the former tables were removed
 
 While it is at work the file names the new version already: programs of the former one refuse the store by that.
 """

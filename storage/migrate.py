@@ -2,7 +2,7 @@
 
     store.json          names the new version from the first step on, so that nobody else opens the store; see
                         `storage.mark`
-    v4/                 the new parts; what lies there is done, which is all that a migration that was killed has to
+    v5/                 the new parts; what lies there is done, which is all that a migration that was killed has to
                         know to go on
     <table>/...         the former parts; never changed, and removed by `drop_former` alone
     weights/...         stay where they are: their versions are their own
@@ -31,7 +31,7 @@ from storage.holdings import RECORD
 from storage.layout import folder_of, partition_of
 from storage.mark import MARK, Mark, Tables, read_mark
 from storage.migrations import MIGRATIONS, OLDEST, tables_of
-from storage.parts import check_rows, encode, siblings, statement, unseal
+from storage.parts import Held, check_rows, encode, held, siblings, statement, unseal
 from storage.processes import mark_lost, not_ended, still_there
 from storage.render import visible
 from storage.rows import conform
@@ -83,6 +83,11 @@ def migrate(
             if not dry_run:  # of a migration that ended before it came to these
                 _mark_lost(url, lost)
             return None
+        if mark.former is not None and not mark.migrating:
+            raise StoreError(
+                f"the store {url} still has the parts of version {mark.former.version} that it was migrated from: run "
+                f"`engram migrate --gc --store {url}` first, which removes them"
+            )
         # Of a migration that was interrupted these are known from its mark.
         former = mark.former if mark.migrating and mark.former else mark.tables
         if not OLDEST <= former.version < VERSION:
@@ -113,7 +118,7 @@ def _mark_lost(url: str, audits: Iterable[str]) -> None:
 
 
 def drop_former(url: str | Path | None = None, dry_run: bool = False) -> Amount | None:
-    """Remove the parts that a migration has brought to the present version, from their former folder.
+    """Remove the parts that a migration has brought to a later version, from their former folder.
 
     Returns:
         What was removed, or would be; None where there are none.
@@ -125,7 +130,7 @@ def drop_former(url: str | Path | None = None, dry_run: bool = False) -> Amount 
     with clear(f"cannot remove the former parts of {url}"):
         home = backend_of(url)
         mark = _mark(url, home)
-        if mark.migrating or mark.tables.version != VERSION:
+        if mark.migrating or (mark.tables.version != VERSION and mark.former is None):
             raise StoreError(f"the store {url} is not migrated yet: run `engram migrate --store {url}` without --gc")
         if mark.former is None:
             return None
@@ -183,6 +188,7 @@ class _Move:
         seen: set[str] = set()
         # A writer that had the store open may have added a part in the meantime.
         while former := [entry.path for entry in self.entries() if entry.path not in seen]:
+            self.refuse_doubles(former)
             total = len(seen) + len(former)
             records = [one for one in former if _table(one) == RECORD]
             for some in (sorted(set(former) - set(records)), records):
@@ -193,6 +199,16 @@ class _Move:
                         seen.add(address)
                         if on_progress:
                             on_progress(len(seen), total)
+
+    def refuse_doubles(self, former: list[str]) -> None:
+        """Raises StoreError where two parts would come to lie at one address, since a folder they were told apart by is
+        gone."""
+        places: dict[str, str] = {}
+        for one in sorted(former):
+            if (other := places.setdefault(self.address(one), one)) != one:
+                raise StoreError(
+                    f"{visible(one)} has the key of {visible(other)}, and would take its place: remove one of the two"
+                )
 
     def converted(self, former: list[str]) -> Generator[str, None, None]:
         """Put these parts in place, a few at once, and name each that is; none is begun once one has failed."""
@@ -207,13 +223,13 @@ class _Move:
 
     def convert(self, address: str) -> None:
         """Put one part in place."""
-        sha256, rows, together = self.read(address)
+        sha256, rows, together, within = self.read(address)
         name, new = _table(address), self.address(address)
         table = TABLES[name]
         if name == RECORD:
             rows = self.record(rows)
         renamed = conform(table, self.migrated(name, rows), partition_of(table, new))
-        data = encode(table, renamed, new, together)
+        data = encode(table, renamed, new, together, within)
         self.target.put(new, data)
         before = statement(self.tables[name], sha256, rows)
         self.statements[address] = before, statement(table, unseal(data, table, new).sha256, renamed)
@@ -231,15 +247,15 @@ class _Move:
         """What a part said and what the new one says; None where it is gone."""
         if address not in self.statements and self.source.find(address) is not None:
             name, new = _table(address), self.address(address)
-            sha256, rows, _ = self.read(address)
+            sha256, rows, *_ = self.read(address)
             data = self.target.read(new)
             table = TABLES[name]
             now = statement(table, unseal(data, table, new).sha256, check_rows(data, table, new))
             self.statements[address] = statement(self.tables[name], sha256, rows), now
         return self.statements.get(address)
 
-    def read(self, address: str) -> tuple[str, pa.Table, int]:
-        """Seal and rows of a former part, and how many were written together.
+    def read(self, address: str) -> tuple[str, pa.Table, int, list[Held]]:
+        """Seal and rows of a former part, how many were written together, and the parts that were merged in it.
 
         Raises:
             StoreError: it is not sound.
@@ -255,7 +271,8 @@ class _Move:
                 f"{visible(address)} {reason}; once it is removed, the migration goes on, and the stage that wrote it "
                 "makes it again"
             ) from error
-        return seal.sha256, rows, siblings(pq.read_metadata(pa.BufferReader(data)).metadata)
+        footer = pq.read_metadata(pa.BufferReader(data)).metadata
+        return seal.sha256, rows, siblings(footer), held(footer)
 
     def address(self, former: str) -> str:
         """Where the new part of a former address lies."""

@@ -4,6 +4,9 @@ Its footer carries the part's address, which is table, partition and key, and th
 64 zeros stand in the digest's own place: the seal. So a change of any byte, in the data or in the footer, and a copy or
 a move to another place are found with nothing but the file; no second file can get lost or lag behind.
 
+The footer also holds digests of the units whose rows it has, and a merged part's the names of the parts that it was
+made of, for which it answers; see `storage.units` and `storage.compaction`.
+
 A seal finds what happens by accident and what is done without care. It is no signature: who can write to the store and
 knows this file can seal a part of their own.
 """
@@ -13,10 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -25,14 +30,22 @@ from storage.errors import StoreError, one_line
 from storage.layout import partition_of
 from storage.rows import check_rules
 from storage.tables import Table
+from storage.units import Digests, digest, packed, units_of, unpacked
 
+MERGED = "merged~"
+"""What the name of a merged part begins with; '~' is in no key."""
 _SEAL = b"engram.sha256"
 _ADDRESS = b"engram.address"
+_UNITS = b"engram.units"
+_HELD = b"engram.held"
 _BLANK = b"0" * 64
 # In Parquet's footer (Thrift's compact protocol) a metadata entry is: key, 0x18 (field 2, string), length 64, value.
 _PATTERN = re.compile(re.escape(_SEAL) + rb"\x18\x40([0-9a-f]{64})")
-# About a million list elements a row group: large enough to compress, small enough to read one step of many.
+# About a million list elements a row group, or 8 MiB of files: large enough to compress, small enough to read one step,
+# or some of the images, of many. So few rows that statistics tell where an audit is among hundreds.
 _GROUP_ELEMENTS = 1 << 20
+_GROUP_BYTES = 1 << 23
+_GROUP_ROWS = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -43,19 +56,59 @@ class Seal:
     """The digest in its footer."""
     bound: bool
     """Whether the footer names the part's address; earlier releases sealed parts without one."""
+    packed_units: str
+    """The digests of its units."""
+    packed_held: str = ""
+    """Of a merged part, the digests of the names that it holds; see `name_digest`."""
+    range: tuple[str, str] | None = None
+    """The least and the greatest value of the first column that names its units, where that is known."""
+
+    @cached_property
+    def units(self) -> Digests:
+        """The digests of its units, sorted."""
+        return unpacked(self.packed_units)
+
+    @cached_property
+    def held(self) -> Digests:
+        """The digests of the names that it holds, sorted."""
+        return unpacked(self.packed_held)
 
 
-def encode(table: Table, rows: pa.Table, address: str, siblings: int = 1) -> bytes:
+@dataclass(frozen=True)
+class Held:
+    """A part of the same partition whose rows are in a merged part."""
+
+    name: str
+    """Its key, or the name of what was a merged part itself."""
+    siblings: int
+    """How many parts were written together with it; 0 where some of its rows were taken out since, so that its work
+    counts as not done."""
+    said: str
+    """What it said; see `statement`."""
+
+
+def name_digest(name: str) -> int:
+    """What `Seal.held` has for the name of a part, without its ending."""
+    return digest(name)
+
+
+def encode(table: Table, rows: pa.Table, address: str, siblings: int = 1, held: Sequence[Held] = ()) -> bytes:
     """Rows, already conforming, as the bytes of a sealed part.
 
     Args:
         address: where the part will lie, relative to the store.
         siblings: how many parts were written together under the same key.
+        held: the parts whose rows these are.
     """
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, rows.schema, **_layout(table)) as writer:
         writer.write_table(rows, row_group_size=_group_rows(table, rows))
-        entries = {"engram.siblings": str(siblings), _ADDRESS.decode(): address, _SEAL.decode(): _BLANK.decode()}
+        entries = {"engram.siblings": str(siblings)}
+        if table.unit:
+            entries[_UNITS.decode()] = packed(units_of(table, rows))
+        if held:
+            entries[_HELD.decode()] = json.dumps([[one.name, one.siblings, one.said] for one in held])
+        entries |= {_ADDRESS.decode(): address, _SEAL.decode(): _BLANK.decode()}
         writer.add_key_value_metadata(entries)
     data = bytearray(sink.getvalue())
     spot = _find_seal(data)
@@ -90,23 +143,30 @@ def unseal(data: bytes, table: Table, address: str) -> Seal:
             if not bound:
                 # Its columns say where it belongs, all but its key.
                 _check_partition(file.read(list(table.partition)), table, address)
+            units = footer[_UNITS].decode() if _UNITS in footer else _units(table, file)
+            names = np.unique(np.array([name_digest(one.name) for one in held(footer) if one.siblings], np.uint64))
+            ends = _range(table, file.metadata)
     except (pa.ArrowException, OSError) as error:
         raise StoreError(one_line(error)) from error
-    return Seal(sealed, bound)
+    return Seal(sealed, bound, units, packed(names), ends)
 
 
 def check_rows(data: bytes, table: Table, address: str) -> pa.Table:
-    """The rows of a part that `unseal` found sound, after a check that they lie in their partition and keep the rules.
+    """The rows of a part that `unseal` found sound, after a check that they lie in their partition, keep the rules, and
+    are those of the units in its footer.
 
     Raises:
         StoreError: what is wrong with them.
     """
     try:
-        rows = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            rows, footer = file.read(), file.metadata.metadata or {}
     except (pa.ArrowException, OSError) as error:
         raise StoreError(one_line(error)) from error
     _check_partition(rows, table, address)
     check_rules(table, rows)
+    if table.unit and _UNITS in footer and footer[_UNITS].decode() != packed(units_of(table, rows)):
+        raise StoreError("its rows are not of the units that its footer names")
     return rows
 
 
@@ -147,6 +207,24 @@ def _check_footer(footer: Mapping[bytes, bytes], schema: pa.Schema, table: Table
         raise StoreError(f"its columns are not those of {table.name}")
 
 
+def _units(table: Table, file: pq.ParquetFile) -> str:
+    """The units of a part that does not name them, as earlier releases wrote it; of their own tables none are known."""
+    return packed(units_of(table, file.read(list(table.unit)))) if table.unit else ""
+
+
+def _range(table: Table, metadata: pq.FileMetaData) -> tuple[str, str] | None:
+    """The least and the greatest value of the first column that names a unit, as the statistics of a part have them."""
+    if not table.unit or not metadata.num_rows:
+        return None
+    number = metadata.schema.names.index(table.unit[0])
+    groups = [metadata.row_group(group).column(number).statistics for group in range(metadata.num_row_groups)]
+    if not all(
+        one is not None and one.has_min_max and isinstance(one.min, str) and not one.null_count for one in groups
+    ):
+        return None
+    return min(one.min for one in groups), max(one.max for one in groups)
+
+
 def _check_partition(rows: pa.Table, table: Table, address: str) -> None:
     for name, value in partition_of(table, address).items():
         if rows[name].unique().to_pylist() not in ([value], []):
@@ -163,6 +241,11 @@ def siblings(footer: Mapping[bytes, bytes] | None) -> int:
     if not count.isdigit():
         raise ValueError("it is no part of a store: remove it")
     return int(count)
+
+
+def held(footer: Mapping[bytes, bytes] | None) -> list[Held]:
+    """The parts whose rows are in the part that has this footer metadata; none if it is not a merged one."""
+    return [Held(*one) for one in json.loads((footer or {}).get(_HELD, b"[]"))]
 
 
 def _find_seal(data: bytes | bytearray) -> int | None:
@@ -206,5 +289,15 @@ def _layout(table: Table) -> dict[str, Any]:
 def _group_rows(table: Table, rows: pa.Table) -> int:
     lists = [rows[field.name] for field in table.schema if pa.types.is_list(field.type)]
     elements: int = sum(pc.sum(pc.list_value_length(column)).as_py() or 0 for column in lists)
-    fitting: int = rows.num_rows * _GROUP_ELEMENTS // max(elements, 1)
-    return max(1, min(1 << 17, fitting))
+    blobs = [rows[field.name] for field in table.schema if pa.types.is_binary(field.type)]
+    size: int = sum(pc.sum(pc.binary_length(column)).as_py() or 0 for column in blobs)
+    return max(
+        1,
+        min(
+            _GROUP_ROWS,
+            *(
+                rows.num_rows * most // max(there, 1)
+                for most, there in ((_GROUP_ELEMENTS, elements), (_GROUP_BYTES, size))
+            ),
+        ),
+    )

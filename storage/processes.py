@@ -12,7 +12,12 @@ from typing import Any
 
 import psutil
 
-from storage.store import Store
+from storage.checked import dataset
+from storage.store import Store, clear
+from storage.tables import TABLES
+
+BEGUN, ENDED = "-begun", "-ended"
+"""What follows an audit's id in the keys of its two rows in `audits`."""
 
 
 def begun_here(store: Store, audit_id: str) -> None:
@@ -41,15 +46,29 @@ def mark_lost(store: Store, audit_id: str | None = None) -> list[str]:
     Raises:
         StoreError: the store cannot be read or written.
     """
-    rows = store.read("audits").to_pylist()
-    if not (running := not_ended(rows)):
+    if not (running := _without_end(store)):
         return []
     at_work = still_there(running, store.read("processes", audit_id=list(running)).to_pylist())
     lost = [name for name in running if name == audit_id or name not in at_work]
     for name in lost:
         end = running[name] | {"state": "lost", "finished_at": datetime.now(UTC)}
-        store.write("audits", f"{name}-ended", [end])
+        store.write("audits", f"{name}{ENDED}", [end])
     return lost
+
+
+def _without_end(store: Store) -> dict[str, dict[str, Any]]:
+    """By id, the row of each audit that stands as running.
+
+    The parts of an audit go by its id, so those of most need not be opened: that it has ended says a name. Of parts
+    that go by other names the rows say it.
+    """
+    parts = {entry.path.rpartition("/")[2].removesuffix(".parquet"): entry for entry in store.entries("audits")}
+    ended = {key.removesuffix(ENDED) for key, entry in parts.items() if key.endswith(ENDED) and not entry.fault}
+    named = {f"{name}{end}" for name in ended for end in (BEGUN, ENDED)}
+    left = dataset(store.checked, TABLES["audits"], [entry for key, entry in parts.items() if key not in named])
+    with clear("cannot read audits"):
+        rows = not_ended(left.to_table().to_pylist())
+    return {name: row for name, row in rows.items() if name not in ended}
 
 
 def not_ended(audits: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -15,13 +15,13 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from storage.backend import HOUR, MANIFEST, WEIGHTS, Entry
+from storage.backend import CHECKPOINTS, HOUR, MANIFEST, REPORTS, WEIGHTS, Entry
 from storage.errors import StoreError
 from storage.folders import Manifest, digest, read_manifest, write_manifest
 from storage.tables import TABLES
@@ -76,6 +76,40 @@ class S3Backend:
     def replace(self, path: str, data: bytes) -> None:
         self._upload(path, data)
 
+    @contextmanager
+    def writing(self, path: str) -> Iterator[Path]:
+        with self._scratch() as file, _boto3() as client:
+            yield file
+            # Not through Arrow, which lets half a file appear where its upload is broken off by a signal.
+            client.upload_file(str(file), self.bucket, self._name(path).removeprefix(f"{self.bucket}/"))
+
+    @contextmanager
+    def reading(self, path: str) -> Iterator[Path]:
+        with self._scratch() as file:
+            with self.filesystem.open_input_stream(self._name(path)) as remote, open(file, "wb") as local:
+                shutil.copyfileobj(remote, local, 1 << 20)
+            yield file
+
+    def place(self, path: str) -> str:
+        return f"{self.url}/{path}"
+
+    def copied(self, folder: str) -> Path:
+        final = self._cached(folder)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=final.parent))
+        try:
+            for entry in self.files(folder):
+                name = PurePosixPath(entry.path).relative_to(folder)
+                if ".." in name.parts:
+                    raise OSError(f"{entry.path} would lie elsewhere on a disk; remove it")
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                (aside / name).write_bytes(self.read(entry.path))
+            self._forget(final)  # what lies there may have been written anew since
+            aside.rename(final)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return final
+
     def remove(self, paths: Iterable[str]) -> None:
         keys = [self._name(path).removeprefix(f"{self.bucket}/") for path in paths]
         with _boto3() as client:
@@ -98,9 +132,12 @@ class S3Backend:
         # Another writer of the same key may have come first; then this upload stays unseen, and is litter.
         self.put(f"{path}/{MANIFEST}", manifest)
 
+    def remove_folder(self, path: str) -> None:
+        self.remove([f"{path}/{MANIFEST}"])  # from here on nobody sees the rest, which is litter
+        self.remove([entry.path for entry in self.files(path)])
+
     def get_folder(self, path: str) -> Path:
-        address = f"{self.url} {_endpoint() or ''}"
-        final = cache() / hashlib.sha256(address.encode()).hexdigest()[:16] / path
+        final = self._cached(path)
         if final.is_dir():
             if _is_whole(final, read_manifest(self.read(f"{path}/{MANIFEST}"), path)):
                 return final
@@ -126,6 +163,18 @@ class S3Backend:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return final
+
+    def _cached(self, path: str) -> Path:
+        """Where what lies here is kept on this machine."""
+        address = f"{self.url} {_endpoint() or ''}"
+        return cache() / hashlib.sha256(address.encode()).hexdigest()[:16] / path
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A path for a file that may be large, which is gone afterwards."""
+        cache().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".aside-", dir=cache()) as folder:
+            yield Path(folder) / "file"
 
     def _forget(self, final: Path) -> None:
         """Takes a download away, which another process may be doing at the same moment."""
@@ -158,7 +207,7 @@ class S3Backend:
                 for upload in page.get("Uploads", []):
                     age = now - upload["Initiated"].timestamp()
                     # A bucket may be shared; uploads of others are none of ours to end.
-                    ours = upload["Key"].removeprefix(prefix).split("/")[0] in (*TABLES, WEIGHTS)
+                    ours = upload["Key"].removeprefix(prefix).split("/")[0] in (*TABLES, WEIGHTS, REPORTS, CHECKPOINTS)
                     if ours and age > HOUR:
                         found[f"{_UPLOAD}{upload['UploadId']} {upload['Key']}"] = age
         return found
@@ -208,12 +257,13 @@ def _boto3() -> Iterator[Any]:
     """A client for what Arrow cannot do; its errors are turned into OSError."""
     try:
         import boto3
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
     except ImportError as error:
-        raise StoreError("collecting unfinished uploads on S3 needs boto3: pip install boto3") from error
+        raise StoreError("removing anything from S3, and checkpoints there, need boto3: pip install boto3") from error
     try:
         yield boto3.client("s3")
-    except (BotoCoreError, ClientError) as error:
+    except (Boto3Error, BotoCoreError, ClientError) as error:
         raise OSError(str(error)) from error
 
 

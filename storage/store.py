@@ -2,12 +2,15 @@
 
     <table>/<column>=<value>/.../<content key>.parquet      parts
     weights/<content key>/...                               folders of model weights
+    reports/<audit id>/...                                  pages of audits
+    checkpoints/...                                         states of trainings that are not done
     store.json                                              format and schema version; see `storage.mark`
     .aside/                                                 files being written; nobody reads there
 
 Of a store that was migrated the tables lie in a folder of it, which store.json names.
 
-Many processes write at once without locks: each part appears in one atomic step and is never changed afterwards.
+Many processes write at once without locks: each part appears in one atomic step and is never changed afterwards. What
+lies in several parts is read once; see `storage.units`.
 """
 
 from __future__ import annotations
@@ -25,13 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage import parts
-from storage.backend import MANIFEST, WEIGHTS, Backend, Entry
-from storage.checked import Checked, dataset, refusal
+from storage.backend import CHECKPOINTS, MANIFEST, REPORTS, WEIGHTS, Backend, Entry
+from storage.checked import Checked, dataset, is_merged, refusal
 from storage.errors import NoStore, StoreError, one_line
 from storage.keys import check_key
 from storage.layout import matching, partition_of, segment, split
 from storage.local import LocalBackend
 from storage.mark import MARK, Mark, Tables, check_version, read_mark
+from storage.parts import name_digest
 from storage.render import visible
 from storage.rows import Rows, conform, find_table
 from storage.s3 import S3Backend
@@ -96,11 +100,14 @@ class Store:
         if not found or len(partition) == len(find_table(table).partition):
             return bool(found)
         with clear(f"cannot read {found[0]}"):
-            footer = pq.read_metadata(f"{self.backend.root}/{found[0]}", filesystem=self.backend.filesystem)
-        return len(found) >= parts.siblings(footer.metadata)
+            footer = pq.read_metadata(f"{self.backend.root}/{found[0]}", filesystem=self.backend.filesystem).metadata
+            of_key = [one.siblings for one in parts.held(footer) if one.name == key]
+        return len(found) >= max(of_key, default=parts.siblings(footer))
 
     def parts(self, table: str, key: str | None = None, **partition: Any) -> list[str]:
         """Addresses of the parts of a table, sorted; of one key and of some partitions only, if given.
+
+        For a key that was merged with others this is the part that holds it.
 
         Raises:
             StoreError: an unknown table or partition column; a store that cannot be read.
@@ -128,11 +135,27 @@ class Store:
         with clear(f"cannot list {table}"):
             if key is not None and len(wanted) == len(definition.partition):
                 one = self.backend.find(f"{folder}/{check_key(key)}.parquet")
-                return [one] if one else []
+                if one is not None:
+                    return [one]
             # A folder that cannot be looked into may hold any part.
-            ends = (f"/{key}.parquet" if key else ".parquet", "/")
-            found = (_placed(definition, entry) for entry in self.backend.files(folder) if entry.path.endswith(ends))
-            return sorted((one for one in found if _may_hold(definition, one, wanted)), key=lambda one: one.path)
+            found = (_placed(definition, entry) for entry in self.backend.files(folder) if _is_part(entry))
+            listed = sorted((one for one in found if _may_hold(definition, one, wanted)), key=lambda one: one.path)
+        return listed if key is None else self._of_key(key, listed)
+
+    def _of_key(self, key: str, listed: list[Entry]) -> list[Entry]:
+        """Of these parts those that hold a key, one a folder; its own part where that is there."""
+        own = (f"/{key}.parquet", "/")
+        found = {entry.path.rpartition("/")[0]: entry for entry in listed if entry.path.endswith(own)}
+        for entry in listed:
+            folder = entry.path.rpartition("/")[0]
+            if folder in found or not is_merged(entry.path):
+                continue
+            try:
+                if name_digest(key) in self.checked.seal(entry).held:
+                    found[folder] = entry
+            except StoreError as error:  # it may hold the key
+                found[entry.path] = replace(entry, fault=str(error))
+        return sorted(found.values(), key=lambda one: one.path)
 
     def write(self, table: str, key: str, rows: Rows, **partition: Any) -> str:
         """Put rows in place as one part.
@@ -153,13 +176,14 @@ class Store:
         """
         definition = find_table(table)
         # Asked first, so that work that is there already costs neither a check of its rows nor their encoding.
-        if len(partition) == len(definition.partition) and (found := self.parts(table, key, **partition)):
-            return found[0]
+        asked = set(definition.partition) <= set(partition)
+        if asked and (found := self._holding(definition, key, partition)):
+            return found
         checked = conform(definition, rows, partition)
         pieces = split(definition, checked, partition)
         if len(pieces) != 1:
             raise StoreError(f"these rows span {len(pieces)} partitions of {table}; use write_parts")
-        return self._put(definition, key, *pieces[0], siblings=1)
+        return self._put(definition, key, *pieces[0], siblings=1, asked=asked)
 
     def write_parts(self, table: str, key: str, rows: Rows, **partition: Any) -> list[str]:
         """Put rows in place as one part for each partition among them, all under one key.
@@ -177,11 +201,12 @@ class Store:
         return [self._put(definition, key, *piece, siblings=len(pieces)) for piece in pieces]
 
     def read(self, table: str, key: str | None = None, columns: list[str] | None = None, **where: Any) -> pa.Table:
-        """Read rows.
+        """Read rows; of parts that overlap each unit of work counts once.
 
         Args:
             table: name of the table.
-            key: only the part, or parts, of this key.
+            key: only the part, or parts, that hold this key. A merged part has rows of other keys as well, so `where`
+                has to say which are meant.
             columns: only these columns, in this order.
             where: only rows with these values, or with one of a list of values; a partition column's value spares the
                 reading of other parts.
@@ -240,13 +265,110 @@ class Store:
                 raise StoreError(f"there is no folder {address} in {self.url}")
             return self.home.get_folder(address)
 
-    def _put(self, table: Table, key: str, folder: str, rows: pa.Table, siblings: int) -> str:
-        address = f"{folder}/{check_key(key)}.parquet"
+    def put_file(self, address: str, data: bytes) -> None:
+        """Let a file that is no part, such as a page, have these bytes, from one step to the next.
+
+        Args:
+            address: its path relative to the store, below `REPORTS` or `CHECKPOINTS`.
+
+        Raises:
+            StoreError: a full disk, missing rights; what was there stays then.
+        """
         with clear(f"cannot write {address}"):
-            if not self.backend.exists(address):
-                self.backend.put(address, parts.encode(table, rows, address, siblings))
-                Store.written[table.name] += rows.num_rows
+            self.home.replace(_checked(address), data)
+
+    def has_file(self, address: str) -> bool:
+        """Whether there is such a file, see `put_file`."""
+        with clear(f"cannot look for {address}"):
+            return self.home.exists(_checked(address))
+
+    def read_file(self, address: str) -> bytes:
+        """The bytes of a file, see `put_file`.
+
+        Raises:
+            StoreError: there is none.
+        """
+        with clear(f"cannot read {address}"):
+            return self.home.read(_checked(address))
+
+    @contextmanager
+    def writing(self, address: str) -> Iterator[Path]:
+        """Within, a local file to write into, which is put in place at the end as `put_file` does it. It may be large.
+
+        Raises: as `put_file`; an error within leaves what was there, too.
+        """
+        with clear(f"cannot write {address}"), self.home.writing(_checked(address)) as path:
+            yield path
+
+    @contextmanager
+    def reading(self, address: str) -> Iterator[Path]:
+        """Within, a local file with the bytes of a file of the store, which may be large; it must not be changed.
+
+        Raises:
+            StoreError: there is none.
+        """
+        with clear(f"cannot read {address}"), self.home.reading(_checked(address)) as path:
+            yield path
+
+    def place(self, address: str) -> str:
+        """Where a file lies, or would, for people: a path of this machine, or an s3:// URL."""
+        return self.home.place(_checked(address))
+
+    def copied(self, folder: str) -> Path:
+        """A local folder with the files below a folder of the store, see `put_file`; read them, do not change them.
+
+        From S3 they are downloaded as they are now, into `$ENGRAM_CACHE` or `~/.cache/engram`.
+
+        Raises:
+            StoreError: they cannot be read, or written here.
+        """
+        with clear(f"cannot fetch {folder}"):
+            return self.home.copied(_checked(folder))
+
+    def files(self, folder: str) -> list[Entry]:
+        """The files below a folder of the store, see `put_file`.
+
+        Raises:
+            StoreError: it cannot be listed.
+        """
+        with clear(f"cannot list {folder}"):
+            return list(self.home.files(_checked(folder)))
+
+    def remove_file(self, address: str) -> None:
+        """Remove a file, see `put_file`; no error if it is gone.
+
+        Raises:
+            StoreError: missing rights; on S3, no boto3.
+        """
+        with clear(f"cannot remove {address}"):
+            self.home.remove([_checked(address)])
+
+    def _put(self, table: Table, key: str, folder: str, rows: pa.Table, siblings: int, asked: bool = False) -> str:
+        """Put a part in place, unless a part has its key; `asked` says that this was looked for a moment ago."""
+        address = f"{folder}/{check_key(key)}.parquet"
+        if not asked and (found := self._holding(table, key, partition_of(table, address))):
+            return found
+        with clear(f"cannot write {address}"):
+            self.backend.put(address, parts.encode(table, rows, address, siblings))
+            Store.written[table.name] += rows.num_rows
         return address
+
+    def _holding(self, table: Table, key: str, partition: Mapping[str, Any]) -> str | None:
+        """The address of a part that has this key in this partition."""
+        inside = {name: partition[name] for name in table.partition}
+        return next((entry.path for entry in self.entries(table.name, key, **inside) if not entry.fault), None)
+
+
+def _is_part(entry: Entry) -> bool:
+    return entry.path.endswith((".parquet", "/"))
+
+
+def _checked(address: str) -> str:
+    """The address of a file that is no part; whoever gives another one is mistaken."""
+    top, _, rest = address.partition("/")
+    if top not in (REPORTS, CHECKPOINTS) or not rest or ".." in rest.split("/"):
+        raise ValueError(f"{visible(address)} is no file of {REPORTS} or {CHECKPOINTS}")
+    return address
 
 
 def _placed(table: Table, entry: Entry) -> Entry:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 4
+VERSION = 5
 """Version of the schemas; raise it whenever a column is added or removed, or changes its name, type or meaning.
 
 Parts of two schemas must not meet in one store: a view takes its columns from the first part it finds, so a column that
@@ -36,6 +36,10 @@ class Table:
     partition: tuple[str, ...]
     """Columns whose values name the folders, outermost first; one part holds one value of each."""
 
+    unit: tuple[str, ...]
+    """Columns that name, within one folder, what was made in one go: rows that agree in these count once, as one part
+    has them; see `storage.units`. None of tables of earlier versions, which are kept to be migrated alone."""
+
     view: str
     """Name of the SQL view of all rows; the table's own name unless that name stands for something made from them."""
 
@@ -46,9 +50,9 @@ def column(name: str, kind: pa.DataType, text: str, optional: bool = False, valu
     return pa.field(name, kind, nullable=optional, metadata=metadata)
 
 
-def _table(name: str, text: str, partition: str, *columns: pa.Field, view: str = "") -> Table:
+def _table(name: str, text: str, partition: str, *columns: pa.Field, unit: str, view: str = "") -> Table:
     metadata = {"engram.table": name, "engram.version": str(VERSION), "description": text}
-    return Table(name, text, pa.schema(columns, metadata), tuple(partition.split()), view or name)
+    return Table(name, text, pa.schema(columns, metadata), tuple(partition.split()), tuple(unit.split()), view or name)
 
 
 _MODEL = column("model_id", TEXT, "fingerprint of the model's weights and configs, and of any precision but float32")
@@ -70,6 +74,7 @@ _ALL = (
         column("source", TEXT, "its folder, or its name on the Hugging Face Hub; the same for successive versions"),
         column("family", TEXT, "class of the denoiser, width of text embeddings, e.g. 'UNet2DConditionModel 768'"),
         column("created_at", TIME, "when it was first seen"),
+        unit="model_id",
     ),
     _table(
         "prompts",
@@ -82,6 +87,23 @@ _ALL = (
         column("memorization", TEXT, "verbatim or template; null if unknown or none", optional=True, values="VM TM"),
         column("subset", TEXT, "group of prompts that is localized together", optional=True),
         column("image_ids", pa.list_(TEXT), "training images that belong to the prompt", optional=True),
+        column(
+            "exposures",
+            COUNT,
+            "how often training shows the prompt in an epoch, with all of its images; null if unknown",
+            optional=True,
+        ),
+        unit="prompt_id",
+    ),
+    _table(
+        "clusters",
+        "which near-duplicates a prompt of a set belongs to",
+        "prompt_set",
+        column("prompt_set", TEXT, "name of the set"),
+        column("prompt_id", TEXT, "the prompt"),
+        column("cluster", TEXT, "the smallest prompt id of those with nearly the same image or caption"),
+        column("params_id", TEXT, "key of the prompts that were compared, and of the models that compared them"),
+        unit="params_id prompt_id",
     ),
     _table(
         "images",
@@ -92,6 +114,7 @@ _ALL = (
         column("width", INT, "pixels"),
         column("height", INT, "pixels"),
         column("caption", TEXT, "its caption in the training data", optional=True),
+        unit="image_id",
     ),
     _table(
         "activations",
@@ -108,6 +131,7 @@ _ALL = (
         column("sum_sq", FLOATS, "per feature, the sum of squares over all unit-norm tokens", optional=True),
         column("tokens", COUNT, "tokens that mean_abs and sum_sq run over", optional=True),
         column("params_id", TEXT, "key of the parameters of the collection (schedule, seed, guidance)", optional=True),
+        unit="params_id prompt_id step",
     ),
     _table(
         "neuron_sets",
@@ -129,6 +153,7 @@ _ALL = (
         column("members", MEMBERS, "sorted, no repeats: neuron indices, or weights as row * width + column"),
         column("universe", pa.uint64(), "number of possible members"),
         column("width", pa.uint32(), "columns of the weight matrix; null when members are neurons", optional=True),
+        unit="params_id scope scope_id step",
     ),
     _table(
         "nemo_traces",
@@ -152,6 +177,7 @@ _ALL = (
         column("score", FLOAT, "similarity reached: unblocked against blocked", optional=True),
         column("kept", pa.bool_(), "whether what was tried stays blocked", optional=True),
         column("candidates", INT, "neurons blocked in this trial", optional=True),
+        unit="params_id prompt_id",
     ),
     _table(
         "detections",
@@ -163,6 +189,7 @@ _ALL = (
         _PARAMS,
         _DETECTOR,
         column("score", FLOAT, "its score, higher where the prompt is memorized; to be compared with null prompts"),
+        unit="params_id prompt_id",
     ),
     _table(
         "findings",
@@ -180,6 +207,7 @@ _ALL = (
         column("alpha", FLOAT, "the false-alarm rate that was asked for"),
         column("flagged", pa.bool_(), "whether the p-value is at most alpha"),
         column("found_at", TIME, "when"),
+        unit="detector params_id prompt_id",
     ),
     _table(
         "variants",
@@ -205,6 +233,7 @@ _ALL = (
         column("card", TEXT, "what its model card says (JSON); null for the original", optional=True),
         column("pruned", COUNT, "neurons or weights set to zero", optional=True),
         column("total", COUNT, "neurons or weights in the layers that were searched", optional=True),
+        unit="variant params_id",
     ),
     _table(
         "triggers",
@@ -222,6 +251,7 @@ _ALL = (
             "distance", FLOAT, "l2 distance of the embedding from where the search began; 0 where it is that itself"
         ),
         column("loss", FLOATS, "loss at each step of the search", optional=True),
+        unit="trigger_id",
     ),
     _table(
         "generations",
@@ -237,6 +267,7 @@ _ALL = (
         column("seed", COUNT, "seed of the initial noise"),
         column("generation_id", TEXT, "key of the image"),
         column("bytes", pa.binary(), "the encoded file"),
+        unit="generation_id",
     ),
     _table(
         "scores",
@@ -247,11 +278,12 @@ _ALL = (
         column("reference_id", TEXT, "what it was compared with; null if nothing", optional=True),
         column("scorer", TEXT, "the model that scored, e.g. of SSCD or CLIP; null if none", optional=True),
         column("value", FLOAT, "the score"),
+        unit="generation_id reference_id scorer",
     ),
     _table(
         "metrics",
         "one estimate of one variant under one condition",
-        "audit_id",
+        "",
         _AUDIT,
         _METHOD,
         column("condition", TEXT, "what was asked of the variant; null when the estimate needs none", optional=True),
@@ -260,17 +292,19 @@ _ALL = (
         column("low", FLOAT, "lower end of its interval", optional=True),
         column("high", FLOAT, "upper end of its interval", optional=True),
         column("n", COUNT, "cases it rests on", optional=True),
+        unit="audit_id variant condition metric",
     ),
     _table(
         "evidence",
         "the generations whose scores the estimates of one variant under one condition rest on",
-        "audit_id",
+        "",
         _AUDIT,
         _METHOD,
         column("condition", TEXT, "what was asked of the variant"),
         column("metric", TEXT, "the kind of score, as `scores` has it", values="sscd clip"),
         column("scorer", TEXT, "the model the scores were made with"),
         column("generation_ids", pa.list_(TEXT), "the generations"),
+        unit="audit_id variant condition metric scorer",
     ),
     _table(
         "runs",
@@ -283,6 +317,7 @@ _ALL = (
         column("long_prompts", TEXT, "how many prompts are longer than the model reads; empty where none is"),
         column("code_version", TEXT, "version of this program that resolved it"),
         column("resolved_at", TIME, "when it was resolved"),
+        unit="run_id params resolved_at",
     ),
     _table(
         "audits",
@@ -300,6 +335,7 @@ _ALL = (
         column("started_at", TIME, "when it started"),
         column("finished_at", TIME, "when it ended; null while it runs", optional=True),
         column("state", TEXT, "'running', 'completed', 'failed', 'cancelled' or 'lost': its process is gone"),
+        unit="audit_id state",
         view="audit_states",
     ),
     _table(
@@ -312,14 +348,16 @@ _ALL = (
         column("space", TEXT, "the process ids' namespace, one for each container; empty where there are none"),
         column("pid", COUNT, "number of the process"),
         column("began", FLOAT, "when the process began, seconds since 1970"),
+        unit="audit_id",
     ),
     _table(
         "audit_parts",
         "a part that the numbers of a completed audit rest on, as it was when the audit ended",
-        "audit_id",
+        "",
         _AUDIT,
         column("address", TEXT, "where the part lies, relative to the store"),
         column("sha256", TEXT, "its seal; of a table with a column of times, the digest of its rows without these"),
+        unit="audit_id address",
     ),
     _table(
         "accepted",
@@ -327,6 +365,7 @@ _ALL = (
         "",
         _AUDIT,
         column("accepted_at", TIME, "when"),
+        unit="audit_id accepted_at",
     ),
     _table(
         "nights",
@@ -337,6 +376,7 @@ _ALL = (
         column("baseline", TEXT, "the audit it was compared with; null where there was none", optional=True),
         column("outcome", TEXT, "'first' or 'no regression' or 'regression'"),
         column("told_at", TIME, "when"),
+        unit="name audit_id",
     ),
     _table(
         "registrations",
@@ -346,8 +386,12 @@ _ALL = (
         column("state", TEXT, "whether it is audited from then on", values="registered removed"),
         column("params", TEXT, "all parameters of its audit (JSON); null when it is removed", optional=True),
         column("changed_at", TIME, "when"),
+        unit="name changed_at",
     ),
 )
 
 TABLES: dict[str, Table] = {table.name: table for table in _ALL}
 """Every table by name."""
+
+ESTIMATES = ("metrics", "evidence")
+"""Tables of what audits found, each row of which belongs to one audit."""

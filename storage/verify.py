@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from storage.backend import MANIFEST, WEIGHTS, Entry
-from storage.checked import doubles
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.backend import CHECKPOINTS, MANIFEST, WEIGHTS, Entry
+from storage.checked import doubles, is_merged
 from storage.errors import StoreError, one_line
 from storage.folders import digest, read_manifest
 from storage.holdings import RECORD
 from storage.layout import partition_of, segment
 from storage.local import LocalBackend
-from storage.parts import Seal, check_rows, statement, unseal
+from storage.parts import Seal, check_rows, held, statement, unseal
 from storage.render import visible
-from storage.store import Store
-from storage.tables import TABLES, Table
+from storage.store import Store, clear
+from storage.tables import ESTIMATES, TABLES, Table
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def examine(store: Store, gc: bool = False, progress: Callable[[int, int], None]
     What is missing is known from the records of completed audits (`audit_parts`). A part that was deleted and computed
     anew is as good as the old one if it says the same. If it does not, it is a damage until an audit that rests on the
     new part has ended; from then on there is a note on the older audits. Who wants to lose what an audit rests on
-    deletes its record as well.
+    forgets the audit.
 
     Args:
         store: the store.
@@ -84,7 +87,7 @@ def examine(store: Store, gc: bool = False, progress: Callable[[int, int], None]
         found.setdefault(address, []).append(reason)
     for address, reason in (*_of_no_audit(parts, found), *_lost_sets(parts)):
         found.setdefault(address, []).append(reason)
-    notes = parts.notes() + _missing(parts, found)
+    notes = parts.notes() + _missing(parts, found) + _unfinished(store)
     return Verdict([Damage(address, reason) for address in sorted(found) for reason in found[address]], notes)
 
 
@@ -110,12 +113,15 @@ class _Parts:
         self.store = store
         self.seals: dict[str, Seal] = {}
         self.statements: dict[str, str] = {}
-        """By address, what a part says; see `storage.parts.statement`. Whatever takes the place of a part, such as a
-        larger part that holds its rows, has to answer for its address here."""
-        self.records: list[dict[str, Any]] = []
-        """The rows of `audit_parts`."""
+        """By address, what a part says; see `storage.parts.statement`."""
+        self.held: dict[str, set[str]] = {}
+        """By address, what a part said that merged parts hold."""
+        self.records: set[tuple[str, str, str]] = set()
+        """The rows of `audit_parts`: audit, address and sha256."""
         self.audits: set[str] = set()
         """The ids in `audits`."""
+        self.of_audits: dict[str, set[str]] = {}
+        """By address of estimates and records, the ids of the audits that they are of."""
         self.completed: dict[str, datetime] = {}
         """By completed audit, when it ended."""
         self.variants: list[dict[str, Any]] = []
@@ -133,12 +139,17 @@ class _Parts:
             data = self.store.backend.read(entry.path)
             seal = unseal(data, table, entry.path)
             rows = check_rows(data, table, entry.path)
+            parts = held(pq.read_metadata(pa.BufferReader(data)).metadata)
         except (StoreError, OSError) as error:
             return one_line(error).removeprefix(f"{visible(entry.path)} ")
         self.seals[entry.path] = seal
         self.statements[entry.path] = statement(table, seal.sha256, rows)
+        for part in parts:
+            self.held.setdefault(f"{entry.path.rpartition('/')[0]}/{part.name}.parquet", set()).add(part.said)
+        if table.name in (*ESTIMATES, RECORD):
+            self.of_audits[entry.path] = set(rows["audit_id"].to_pylist())
         if table.name == RECORD:
-            self.records += rows.to_pylist()
+            self.records |= {tuple(row.values()) for row in rows.to_pylist()}
         elif table.name == "variants":
             self.variants += rows.to_pylist()
         elif table.name == "neuron_sets":
@@ -155,7 +166,7 @@ class _Parts:
 
     def notes(self) -> list[str]:
         old = sum(not seal.bound for seal in self.seals.values())
-        silent = len(set(self.completed) - {row["audit_id"] for row in self.records})
+        silent = len(set(self.completed) - {audit_id for audit_id, *_ in self.records})
         return [
             *(
                 [f"{old} parts were sealed by an earlier release, without their key: a new name is not noticed"]
@@ -170,9 +181,9 @@ def _of_no_audit(parts: _Parts, found: Mapping[str, list[str]]) -> Iterator[tupl
     if any(address.startswith("audits/") for address in found):  # their rows are damaged, and reported as such
         return
     for address in parts.seals:
-        table = TABLES[address.split("/")[0]]
-        if table.partition == ("audit_id",) and (one := partition_of(table, address)["audit_id"]) not in parts.audits:
-            yield address, f"belongs to the audit {one}, of which `audits` has no row: remove it"
+        for one in sorted(parts.of_audits.get(address, set()) - parts.audits):
+            way = "`engram forget` takes them out" if is_merged(address) else "remove it"
+            yield address, f"has rows of the audit {one}, of which `audits` has no row: {way}"
 
 
 def _lost_sets(parts: _Parts) -> Iterator[tuple[str, str]]:
@@ -188,29 +199,39 @@ def _lost_sets(parts: _Parts) -> Iterator[tuple[str, str]]:
 
 def _missing(parts: _Parts, found: dict[str, list[str]]) -> list[str]:
     """Adds to `found` what audits rest on and is not there as it was; returns notes on what was computed anew."""
-    recorded: dict[str, list[dict[str, Any]]] = {}
-    for row in parts.records:
-        recorded.setdefault(row["address"], []).append(row)
+    recorded: dict[str, list[tuple[str, str]]] = {}
+    for audit_id, address, sha256 in parts.records:
+        recorded.setdefault(address, []).append((audit_id, sha256))
     anew: dict[str, int] = {}
     for address, rows in recorded.items():
         # The last audit to end says which part counts.
-        rows.sort(key=lambda row: (str(parts.completed.get(row["audit_id"], "")), row["audit_id"]))
+        rows.sort(key=lambda row: (str(parts.completed.get(row[0], "")), row[0]))
         present = parts.statements.get(address)
-        others = [row["audit_id"] for row in rows if row["sha256"] != present]
+        said = {present, *parts.held.get(address, ())}
+        others = [audit_id for audit_id, sha256 in rows if sha256 not in said]
         if not others:
             continue
         resting = _audits(others)
         if address in found:
             found[address][0] += f"; {resting} on it"
-        elif present is None:
-            way = f"audit again, or delete {RECORD}/audit_id=... of what rests on it"
+        elif said == {None}:
+            way = "audit again, or `engram forget` what rests on it"
             found[address] = [f"is missing, and {resting} on it: {way}"]
-        elif rows[-1]["sha256"] != present:
+        elif rows[-1][1] not in said:
             found[address] = [f"is another part than the one that {resting} on: audit again, which rests on this one"]
         else:
             for audit_id in others:
                 anew[audit_id] = anew.get(audit_id, 0) + 1
     return [f"{count} parts were computed anew since audit {one} ended" for one, count in sorted(anew.items())]
+
+
+def _unfinished(store: Store) -> list[str]:
+    """A note on checkpoints: a training that nobody goes on with leaves its own for ever."""
+    with clear(f"cannot list {CHECKPOINTS}"):
+        found = list(store.home.files(CHECKPOINTS))
+    size = sum(entry.size for entry in found) / 1e6
+    words = f"{len(found)} trainings are not done; their {CHECKPOINTS} take {size:.0f} MB, and may be removed"
+    return [words] * bool(found)
 
 
 def _audits(ids: list[str]) -> str:

@@ -19,6 +19,16 @@ def detection_scores(subject: Subject, prompts: Sequence[Prompt], params_id: str
     Raises:
         InputError: a prompt has none.
     """
+    found = scores_known(subject, params_id)
+    if lost := [prompt.text for prompt in prompts if prompt.prompt_id not in found]:
+        raise InputError(
+            f"{len(lost)} prompts have no detection scores, such as {lost[0][:60]!r}: run the detection first"
+        )
+    return {prompt.prompt_id: found[prompt.prompt_id] for prompt in prompts}
+
+
+def scores_known(subject: Subject, params_id: str) -> dict[str, np.ndarray]:
+    """The same of all prompts of which the store has them."""
     rows = subject.open().read(
         "nemo_traces",
         columns=["prompt_id", "step_number", "score"],
@@ -30,14 +40,7 @@ def detection_scores(subject: Subject, prompts: Sequence[Prompt], params_id: str
     found: dict[str, dict[int, float]] = {}
     for name, number, score in zip(*(column.to_pylist() for column in rows.columns), strict=True):
         found.setdefault(name, {})[number] = score
-    if lost := [prompt.text for prompt in prompts if prompt.prompt_id not in found]:
-        raise InputError(
-            f"{len(lost)} prompts have no detection scores, such as {lost[0][:60]!r}: run the detection first"
-        )
-    return {
-        prompt.prompt_id: np.array([found[prompt.prompt_id][n] for n in sorted(found[prompt.prompt_id])])
-        for prompt in prompts
-    }
+    return {name: np.array([scores[n] for n in sorted(scores)]) for name, scores in found.items()}
 
 
 def detector_scores(subject: Subject, detector: Detector, params: Params) -> dict[str, float]:

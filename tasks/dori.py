@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.conditions import Start
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
+from tasks.diffusion.footprint import fitting
 from tasks.diffusion.noise import Key, generator
 from tasks.errors import Diverged, InputError
 from tasks.params import SPEED
@@ -236,8 +237,8 @@ def search(
 
 
 def draw_noise(model: Model, draw: torch.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Timesteps int64 (n,), uniform over all, and standard normal noise (n, channels, height, width), on the CPU."""
-    times = torch.randint(model.schedule.trained, (n,), generator=draw)
+    """Timesteps (n,), uniform over all, and standard normal noise (n, channels, height, width), on the CPU."""
+    times = model.schedule.random_timesteps(n, draw)
     return times, torch.randn(n, *model.latent_shape, generator=draw)
 
 
@@ -272,7 +273,7 @@ def _search_together(
     optimizer = torch.optim.Adam([embedding], lr=params.learning_rate)
     losses: list[list[float]] = [[] for _ in keys]
     snapshots = [{0: one.cpu().clone()} if 0 in params.also_at else {} for one in begin]
-    size = len(clean)
+    size = fitting(model, "gradient", len(clean))
     for step in range(params.steps):
         # Each search's own generator, in a fixed order: timesteps, then noise.
         pairs = [draw_noise(model, draw, params.batch) for draw in draws]

@@ -17,7 +17,8 @@ def prompt_id(text: str) -> str:
 
 
 def values_id() -> str:
-    """Value activations: nothing but the model and the prompt determines them."""
+    """Value activations: nothing but the model and the prompt determines them, and with these the noise of the prompt
+    where they depend on step and latent."""
     return content_key("values/1")
 
 

@@ -293,6 +293,8 @@ class Localizer(Method):
                 )
         if self.on_triggers and self.budget:
             raise InputError(f"{self.name} is asked about single triggers, of which there is no {self.budget!r}")
+        if self.on_triggers and not callable(self.reads) and "images" in self.reads:
+            raise InputError(f"{self.name} is asked about single triggers, which have none of the images that it reads")
 
     def id(self, params: BaseModel, *rest: Any) -> str:
         """What its sets go by; parameters that only unite them later do not count."""
@@ -352,14 +354,17 @@ class Mitigation(Method):
     check: Callable[[Any, Any], None] | None = None
     """Raises InputError where parameters do not fit a model: called with them and the model's outline, which is known
     before any weights are loaded."""
+    memory: Callable[[Any, Any], float] | None = None
+    """Bytes of its device that a training takes at the least, the model's own weights among them, when it goes sample
+    by sample: a function of its parameters and of the model without weights, see `tasks.diffusion.footprint`."""
 
     def changed(self, params: Params) -> Any:
         """Its own parameters, from those of its group."""
         return type(params).model_validate(dict(params) | dict(self.change))
 
     def reads_surrogates(self, params: Any) -> bool:
-        """Whether it replaces memorized images with these parameters."""
-        return self.surrogates(params) if callable(self.surrogates) else self.surrogates
+        """Whether it replaces memorized images, with these parameters of its group."""
+        return self.surrogates(self.changed(params)) if callable(self.surrogates) else self.surrogates
 
 
 S = TypeVar("S", bound=Callable[..., Any])

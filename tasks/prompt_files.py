@@ -23,10 +23,13 @@ from tasks.errors import InputError, printable
 Kind = Literal["memorized", "null", "ordinary"]
 TEXT = ("caption", "prompt", "text")
 IMAGE = ("image", "file_name")
+EXPOSURES = "exposures"
 _SCANNED = ("detectors", "p_value")
 """Columns of the files that `engram scan --out` writes."""
 _QUOTED = re.compile(r"''*[=+\-@\t\r＝＋－＠]")
 """A cell of such a file that has a quote before its text, so that no spreadsheet takes it for a formula."""
+_WHOLE = re.compile(r"[0-9]{1,9}(\.0*)?")
+"""A whole number; pandas writes it as 10.0 where other cells of the column are empty."""
 URL = ("url", "image_url", "img_url")
 """Columns with addresses of images, which nothing here fetches."""
 FILES = ".csv, .tsv, .json, .jsonl, .txt (each also .gz) or .parquet"
@@ -49,6 +52,8 @@ class PromptEntry:
     """Names, with or without suffix, of the prompt's training images."""
     numbers: tuple[str, ...] = ()
     """What `Index` says: numbers of images, in a folder that belongs to this very file."""
+    exposures: int | None = None
+    """How often training shows the text in an epoch, with all of its images; None if nobody says."""
     source: str = field(default="", compare=False)
     """File and line where it first stands, such as `memorized.csv:17`."""
 
@@ -70,6 +75,8 @@ class Read:
     """What a person should know, but need not mend."""
     urls: str = ""
     """The column with addresses of images, where there is one."""
+    again: list[str] = field(default_factory=list)
+    """Where texts stand that stood before, each with its line."""
 
 
 Record = tuple[str, Mapping[str, Any]]
@@ -83,8 +90,8 @@ def read_file(path: Path, kind: Kind = "memorized") -> Read:
         path: `.csv` or `.tsv` with a header (separated by comma, semicolon, tab or bar, or as Excel's `sep=` line
             says), `.jsonl`, `.json` with an array or with an object a line, or `.txt` with a prompt a line; UTF-8, or
             UTF-16 or UTF-32 with a byte order mark; each also compressed, with `.gz` behind. The text is called
-            caption, prompt or text; `type` or `memorization` says VM or TM; `subset` and `kind` are read where they
-            are.
+            caption, prompt or text; `type` or `memorization` says VM or TM; `subset`, `kind` and `exposures` are read
+            where they are.
         kind: what prompts are taken for that do not say.
     """
     problems: list[str] = []
@@ -108,11 +115,16 @@ def read_file(path: Path, kind: Kind = "memorized") -> Read:
 def prompts_of(path: Path, records: Iterable[Record], kind: Kind, problems: list[str], notices: list[str]) -> Read:
     """The prompts of records: of a file's lines, or of the rows of a table.
 
+    Records of one text are one prompt. Its exposures are their sum: each is a line of the training set, so an epoch
+    shows the text as often as all of them together.
+
     Args:
         problems, notices: what was and is found to be wrong meanwhile is added.
     """
     found: dict[str, PromptEntry] = {}
     differing: list[str] = []
+    again: list[str] = []
+    partly: list[str] = []
     urls = ""
     for source, record in records:
         prompt = _prompt(source, record, kind, problems)
@@ -120,22 +132,48 @@ def prompts_of(path: Path, records: Iterable[Record], kind: Kind, problems: list
         if prompt is None:
             continue
         if (known := found.get(prompt.text)) is not None:
+            again.append(source)
             if known.kind != prompt.kind:
                 problems.append(two_kinds(known, prompt))
             if (known.memorization, known.subset) != (prompt.memorization, prompt.subset):
                 differing.append(source)
             images = tuple(dict.fromkeys((*known.images, *prompt.images)))
             numbers = tuple(dict.fromkeys((*known.numbers, *prompt.numbers)))
-            prompt = replace(known, images=images, numbers=numbers)
+            if (known.exposures is None) != (prompt.exposures is None):
+                partly.append(source)
+            exposures = added(known.exposures, prompt.exposures)
+            prompt = replace(known, images=images, numbers=numbers, exposures=exposures)
         found[prompt.text] = prompt
     if differing:
         notices.append(
             f"{len(differing)} prompts stand again with another type or subset, of which the first counts: "
             f"{shortened(differing)}"
         )
+    if partly:
+        notices.append(
+            f"{len(partly)} prompts stand again, once with {EXPOSURES} and once without, which are then unknown: "
+            f"{shortened(partly)}"
+        )
     if not found and not problems:
         problems.append(f"{path} holds no prompts")
-    return Read(list(found.values()), few(problems, f"in {path}"), notices, urls)
+    return Read(list(found.values()), few(problems, f"in {path}"), notices, urls, again)
+
+
+def exposures_of(value: Any) -> int | None:
+    """The exposures that a cell says; None where it is empty.
+
+    Raises:
+        ValueError: it is no whole number, or a very large one.
+    """
+    text = (_cell(value) or "").strip()
+    if text and not _WHOLE.fullmatch(text):
+        raise ValueError(f"{EXPOSURES} {text[:60]!r} is no whole number below a billion")
+    return int(float(text)) if text else None
+
+
+def added(one: int | None, other: int | None) -> int | None:
+    """The exposures of a text that stands twice; unknown where either is."""
+    return None if one is None or other is None else one + other
 
 
 def expanded(path: Path) -> Path:
@@ -188,9 +226,8 @@ def has_words(text: str) -> bool:
 def _prompt(source: str, record: Mapping[str, Any], kind: Kind, problems: list[str]) -> PromptEntry | None:
     """A record as a prompt; none, and what is wrong with it, where it is none."""
     cells = {name: _cell(value) for name, value in record.items()}
-    if nested := [
-        name for name in (*TEXT, *IMAGE, "index", "kind", "subset") if cells.get(name) is None and name in cells
-    ]:
+    texts = (*TEXT, *IMAGE, "index", "kind", "subset", EXPOSURES)
+    if nested := [name for name in texts if cells.get(name) is None and name in cells]:
         what = type(record[nested[0]]).__name__
         problems.append(f"{source}: {nested[0]} is a {what}, no text: give a line or row for each value")
         return None
@@ -211,6 +248,11 @@ def _prompt(source: str, record: Mapping[str, Any], kind: Kind, problems: list[s
     if own not in get_args(Kind):
         problems.append(f"{source}: kind {own!r} is none of {', '.join(get_args(Kind))}")
         return None
+    try:
+        exposures = exposures_of(row.get(EXPOSURES))
+    except ValueError as error:
+        problems.append(f"{source}: {error}")
+        return None
     named = next((row[name] for name in IMAGE if row.get(name)), "")
     memorization = (row.get("memorization") or row.get("type") or "").strip().upper()
     return PromptEntry(
@@ -220,6 +262,7 @@ def _prompt(source: str, record: Mapping[str, Any], kind: Kind, problems: list[s
         subset=row.get("subset") or None,
         images=(named,) if named else (),
         numbers=(row["index"],) if row.get("index") else (),
+        exposures=exposures,
         source=source,
     )
 
@@ -369,7 +412,7 @@ def _rows(
         found = ", ".join(name for name in names if name) or "none"
         problems.append(f"{path} has no column called {', '.join(TEXT[:-1])} or {TEXT[-1]}; it has: {found[:200]}")
         return
-    if twice := [name for name in (*TEXT, *IMAGE, "index", "kind") if names.count(name) > 1]:
+    if twice := [name for name in (*TEXT, *IMAGE, "index", "kind", EXPOSURES) if names.count(name) > 1]:
         problems.append(f"{path} has two columns called {twice[0]}: rename one")
         return
     short: list[str] = []

@@ -8,14 +8,13 @@ from functools import lru_cache
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 
-from storage import Store
+from storage import Store, sha256_of
 from tasks.diffusion.families import Model, layers_of
 from tasks.diffusion.hub import source_of
 from tasks.diffusion.masks import Members, is_changed, with_tensors, without_neurons, without_weights
@@ -59,7 +58,7 @@ class Subject(BaseModel):
 
     @property
     def model_id(self) -> str:
-        return identity(Path(self.model), self.precision)
+        return identity(Path(self.model), self.precision, sha256_of)
 
     def load(self) -> Model:
         """The original model.
@@ -173,12 +172,6 @@ class Subject(BaseModel):
         """The variant whose weights are run: the original where a mitigation acts at inference alone."""
         return ORIGINAL if variant == ORIGINAL or _acts_at_inference(self.row(variant)) else variant
 
-    def beside(self, name: str) -> Path:
-        """A folder on this machine for what is no part of the store, such as reports; beside it where it is local."""
-        local = self.store.startswith("file://")
-        root = Path(unquote(urlsplit(self.store).path)) if local else Path(".engram/store")
-        return root.parent / name
-
     def row(self, variant: str) -> dict[str, Any]:
         """The row of a variant in the table `variants`.
 
@@ -206,8 +199,6 @@ class Subject(BaseModel):
                 f"the files of {variant!r} were gone when the store was migrated: run the mitigation again"
             )
         card: dict[str, Any] = json.loads(text)
-        if "cut" in card:  # as earlier releases wrote it
-            card["pruned_words"] = card.pop("cut")
         return card
 
     def _applied(self, variant: str, prompt_id: str | None, model: Model) -> AbstractContextManager[object]:
@@ -311,16 +302,22 @@ def units_of(subject: Subject, prompts: Sequence[Prompt]) -> dict[str, str]:
     return units([*links, *((one.prompt_id, one.text, one.image_ids) for one in prompts)])
 
 
-def shards(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Consecutive pieces of at most `size`: what is written at once, so the most that an interruption costs."""
+def shards(items: Sequence[T], size: int, lacking: Callable[[T], bool] = lambda item: True) -> Iterator[Sequence[T]]:
+    """Consecutive pieces of at most `size`: what is written at once, so the most that an interruption costs.
+
+    Args:
+        lacking: whether an item is to be done; pieces hold only such items. Where pieces begin does not follow from it,
+            so work that is taken up again is done in the same batches, which round alike.
+    """
     for start in range(0, len(items), size):
-        yield items[start : start + size]
+        if piece := [item for item in items[start : start + size] if lacking(item)]:
+            yield piece
 
 
 @lru_cache(maxsize=1)
 def _loaded(source: str, device: str | None, precision: Precision, model_id: str) -> Model:
     # The identity is part of the key, so a model that changed on disk is loaded anew.
-    return load_model(source, device, precision)
+    return load_model(source, device, precision, model_id)
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,8 @@ says which prompts are localized together, not which are the same memory.
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 
+from tasks.clusters import clusters
+
 PROMPTS = "_prompts"
 """Ends the name of the metric that says how many prompts an estimate rests on, where its n is another number."""
 
@@ -31,22 +33,13 @@ def units(prompts: Iterable[Link]) -> dict[str, str]:
     The order of the prompts is of no account. A prompt may stand there several times, as where several sets have it;
     all its images count. The query `copies` mirrors this in SQL.
     """
-    parent: dict[str, str] = {}
-
-    def root(node: str) -> str:
-        while parent.setdefault(node, node) != node:
-            parent[node] = node = parent[parent[node]]
-        return node
-
     names: set[str] = set()
+    together: dict[str, set[str]] = {}
     for name, text, images in prompts:
         names.add(name)
         for link in (f"text {spelling(text)}", *(f"image {image}" for image in images)):
-            parent[root(link)] = root(f"prompt {name}")
-    least: dict[str, str] = {}
-    for name in sorted(names):
-        least.setdefault(root(f"prompt {name}"), name)
-    return {name: least[root(f"prompt {name}")] for name in names}
+            together.setdefault(link, set()).add(name)
+    return clusters(sorted(names), together.values(), ())
 
 
 def spelling(text: str) -> str:

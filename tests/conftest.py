@@ -19,6 +19,8 @@ for setting in list(os.environ):
 os.environ |= {
     "PREFECT_HOME": HOME,
     "PREFECT_PROFILES_PATH": f"{HOME}/profiles.toml",
+    # A flow that is called without a server would start one of Prefect's, and give it twenty seconds to come up.
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
     "_TYPER_FORCE_DISABLE_TERMINAL": "1",  # where tests run for GitHub, Typer would colour all the same
 }
 

@@ -119,7 +119,9 @@ Captions = tuple[Subject, list[Shot], list[str], dict[Pair, float]]
 
 
 def copies(subject: Subject, shots: list[Shot], ids: list[str], scores: dict[Pair, float]) -> list[Estimate]:
-    return copying.copying(HandMade(made_for(subject, shots, ids), {"sscd": scores}), NONE)
+    return copying.copying(
+        HandMade(made_for(units_of(subject, [shot.prompt for shot in shots]), shots, ids), {"sscd": scores}), NONE
+    )
 
 
 @pytest.fixture
@@ -221,7 +223,9 @@ def test_alignment_and_seeds_count_images_too(captions: Captions) -> None:
         "sscd_pair": pairs,
         "sscd_gen": dict.fromkeys(zip(ids, originals, strict=True), 0.4),
     }
-    seen = HandMade(made_for(subject, shots, ids), scores, originals=originals)
+    seen = HandMade(
+        made_for(units_of(subject, [shot.prompt for shot in shots]), shots, ids), scores, originals=originals
+    )
     score, kept = clip.measured(seen, NONE)
     assert (score.n, score.prompts, kept.n, kept.prompts) == (2, 6, 2, 6) and kept.value == 0.5
     (alike,) = seed_similarity.measured(seen, NONE)

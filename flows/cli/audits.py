@@ -1,7 +1,10 @@
 """Commands that audit a model: the whole way, one stage of it, and what is done with audits afterwards."""
 
 import json
+import sys
 import tempfile
+import webbrowser
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,16 +43,42 @@ def audit(
             "--dry-run", help="Do nothing: list what there is to do, what is there already, and how long it takes."
         ),
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Processes of this machine that share the work; with GPUs each has one of its own."),
+    ] = 1,
+    spread: Annotated[
+        str | None,
+        typer.Option(help="Work pool of the server at PREFECT_API_URL whose workers share the work: cpu or gpu."),
+    ] = None,
+    compare_base: Annotated[
+        bool,
+        typer.Option(
+            "--compare-base", help="Audit the model without its LoRA adapters first, and say what they bring back."
+        ),
+    ] = False,
 ) -> None:
     """Audit a model: what it memorized, where, whether it can be pruned away, and whether it is then gone."""
-    if dry_run:
-        _foresee(params, as_json)
-        return
     from flows.audit import audit as run
+    from flows.audit import shared
 
+    params = params.model_copy(update={"workers": workers, "spread": spread})
+    shared(params)
+    if compare_base and not params.lora:
+        raise InputError("--compare-base says what LoRA adapters bring back: give them with --lora")
+    asked = [params.model_copy(update={"lora": ()}), params] if compare_base else [params]
+    if dry_run:
+        _foresee(asked, as_json)
+        return
     with prefect_server():
-        found = run(params)
-    _tell(found, params.store, as_json)
+        found = [run(one) for one in asked]
+    if as_json:
+        print(json.dumps(_told(found, params.store), indent=1))
+        return
+    for each in found:
+        _tell(each, params.store)
+    if compare_base:
+        _tell_brought(params.store, *(each.audit_id for each in found))
 
 
 def _stage(name: str, words: str) -> None:
@@ -80,7 +109,7 @@ def _stage(name: str, words: str) -> None:
         with prefect_server():
             found = getattr(stages, name)(spec.run, audit_id)
         if name == "report":
-            _tell(found, params.store, False)
+            _tell(found, params.store)
         elif name == "mitigate":
             print("\n".join(found.values()))
 
@@ -92,6 +121,7 @@ def _stage(name: str, words: str) -> None:
 
 
 for _name, _words in (
+    ("confirm", "Ask the model which memorized prompts it brings an image back from."),
     ("collect", "Collect activations and feature norms of prompts."),
     ("localize", "Find the neurons and weights that hold memorized images, with their controls."),
     ("mitigate", "Make the variants: pruned, trained, or defended at inference."),
@@ -210,6 +240,25 @@ def results(
     )
 
 
+@app.command(name="open")
+def open_page(
+    audit_id: Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or 'latest'.")] = "latest",
+    only_path: Annotated[bool, typer.Option("--path", help="Print where it lies, and open nothing.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Open the page of an audit in the browser, and print its path; from S3 it is downloaded first."""
+    quiet()
+    from tasks.report import task as reporting
+
+    opened = looked_at(store)
+    chosen = reporting.latest(opened) if audit_id == "latest" else audit_id
+    reporting.record_of(opened, chosen)
+    path = reporting.page_here(opened, chosen)
+    print(visible(str(path)), flush=True)
+    if not only_path and not webbrowser.open(path.as_uri()):
+        print("engram: no browser is to be had here: open that file in one", file=sys.stderr)
+
+
 @app.command()
 def accept(
     audit_id: Annotated[str, typer.Argument(metavar="AUDIT", help="An audit, or 'latest'.")],
@@ -221,29 +270,74 @@ def accept(
     print(f"accepted {reporting.accept(looked_at(store), audit_id)}")
 
 
-def _foresee(params: Any, as_json: bool) -> None:
-    """Lists the work of an audit; the store stays as it is, and none is begun."""
+def _foresee(asked: Sequence[Any], as_json: bool) -> None:
+    """Lists the work of audits; the store stays as it is, and none is begun."""
     from flows.run.outlook import outlook
     from flows.run.spec import resolve
 
+    found = []
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            Store.open(params.store, create=False)
-        except NoStore:  # so nothing is there yet
-            params = params.model_copy(update={"store": Store.open(Path(scratch) / "store").url})
-        found = outlook(resolve(params, keep=False))
+        for params in asked:
+            try:
+                Store.open(params.store, create=False)
+            except NoStore:  # so nothing is there yet
+                params = params.model_copy(update={"store": Store.open(Path(scratch) / "store").url})
+            found.append(outlook(resolve(params, keep=False)))
     if as_json:
-        print(json.dumps({"work": found.records(), "seconds": found.seconds}, indent=1))
+        rows = [{"work": each.records(), "seconds": each.seconds, "memory": dict(each.memory)} for each in found]
+        base = {"base": rows[0]} if len(rows) > 1 else {}
+        print(json.dumps(rows[-1] | base, indent=1))
         return
-    printed(found.records(), Format.TABLE)
-    print(found.words())
+    for one, each in zip(asked, found, strict=True):
+        if len(asked) > 1:
+            print(visible(one.named))
+        printed(each.records(), Format.TABLE)
+        print(each.words())
 
 
-def _tell(found: Any, store: str, as_json: bool) -> None:
+def _told(found: Sequence[Any], store: str) -> dict[str, Any]:
+    """An audit as JSON has it; of two also the first, without adapters, and what these brought back."""
+    from tasks.report import task as reporting
+
+    opened = Store.open(store)
+
+    def told(one: Any) -> dict[str, Any]:
+        estimates = opened.read("metrics", audit_id=one.audit_id).to_pylist()
+        return {"audit_id": one.audit_id, "report": one.report, "metrics": estimates}
+
+    if len(found) == 1:
+        return told(found[0])
+    brought = reporting.brought_back(opened, *(one.audit_id for one in found))
+    return told(found[1]) | {"base": told(found[0]), "brought_back": [asdict(one) for one in brought]}
+
+
+def _tell(found: Any, store: str) -> None:
     """An audit's estimates, and where its page lies."""
-    if as_json:
-        estimates = Store.open(store).read("metrics", audit_id=found.audit_id).to_pylist()
-        print(json.dumps({"audit_id": found.audit_id, "report": found.report, "metrics": estimates}, indent=1))
-    else:
-        print(found.written.table)
-        print(f"audit   {found.audit_id}\nreport  {visible(found.report)}")
+    print(found.written.table)
+    print(f"audit   {found.audit_id}\nreport  {visible(found.report)}")
+    if found.report.startswith("s3://"):
+        print(f"open    engram open {found.audit_id} --store {visible(store)}")
+
+
+def _tell_brought(store: str, without: str, with_adapters: str) -> None:
+    """What adapters bring back, prompt by prompt, and in a sentence."""
+    from tasks.report import task as reporting
+
+    found = reporting.brought_back(Store.open(store), without, with_adapters)
+    if not found:
+        print("What the adapters bring back was not measured: the prompts have no images; give them with --images.")
+        return
+    rows = [
+        {
+            "prompt": one.prompt,
+            "copies without": f"{one.copies_before} of {one.images_before}",
+            "copies with": f"{one.copies_after} of {one.images_after}",
+            "best SSCD without": round(one.best_before, 3),
+            "best SSCD with": round(one.best_after, 3),
+        }
+        for one in found
+    ]
+    print()
+    printed(rows, Format.TABLE)
+    print(reporting.words_of_brought(found))
+    print(f"All that changed: engram compare {without} {with_adapters} --store {visible(store)}")

@@ -4,7 +4,7 @@ import os
 import sys
 
 # Each brings its commands; help lists them in this order.
-from flows.cli import audits, platform, scans, store, world  # noqa: F401
+from flows.cli import audits, platform, prompts, scans, store, world  # noqa: F401
 from flows.cli.shared import app, quiet, settings_of
 from flows.lifetime import INTERRUPTED, say_interrupted
 from storage import StoreError, visible_lines

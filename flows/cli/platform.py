@@ -70,6 +70,18 @@ NotifyFileOption = Annotated[
 ]
 
 
+KeepImagesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--keep-images",
+        min=1,
+        metavar="N",
+        help="Keep images and pages of the last N nights of each model, and of accepted audits; estimates are always "
+        "kept. As it was set before if left out, at first all.",
+    ),
+]
+
+
 def _address(context: typer.Context, notify: str | None, file: Path | None) -> str | None:
     """Who is told, from wherever it was given."""
     from flows.receiver import read_address
@@ -103,8 +115,16 @@ def serve(
         ),
     ] = None,
     home: Annotated[Path, typer.Option(help="Folder of the server's database and logs.")] = Path(".engram/prefect"),
+    cpu_workers: Annotated[
+        int, typer.Option(min=0, help="Runs of the pool cpu at a time; 0 on a machine whose GPUs do all the work.")
+    ] = 2,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=0, help="GPUs that work, each with a worker of its own; all that there are if left out."),
+    ] = None,
     notify: NotifyOption = None,
     notify_file: NotifyFileOption = None,
+    keep_images: KeepImagesOption = None,
     store: StoreOption = None,
 ) -> None:
     """Bring up the Prefect server with its UI, workers, deployments and automations; Ctrl-C stops all of it."""
@@ -112,7 +132,7 @@ def serve(
 
     signal.set_wakeup_fd(-1)  # it ends in an order of its own
     address = _address(context, notify, notify_file)
-    run(host, port, Store.open(store).url, home, address, name or [])
+    run(host, port, Store.open(store).url, home, address, name or [], cpu_workers, gpus, keep_images)
 
 
 @app.command()
@@ -120,6 +140,7 @@ def deploy(
     context: typer.Context,
     notify: NotifyOption = None,
     notify_file: NotifyFileOption = None,
+    keep_images: KeepImagesOption = None,
     store: StoreOption = None,
 ) -> None:
     """Register pools, deployments and automations with a Prefect server that runs already: PREFECT_API_URL."""
@@ -129,7 +150,7 @@ def deploy(
     address = _address(context, notify, notify_file)
     from flows import alerts, deployments
 
-    for name in deployments.deploy(Store.open(store).url, Path.cwd()):
+    for name in deployments.deploy(Store.open(store).url, Path.cwd(), keep_images):
         print(name)
     for name in alerts.install(address):
         print(name)

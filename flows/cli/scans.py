@@ -7,13 +7,18 @@ from typing import Annotated
 import typer
 
 from flows.cli.shared import (
+    ConfigOption,
+    DenoiserOption,
     Format,
     FormatOption,
     LongPromptsOption,
+    LoraOption,
     ModelOption,
     StoreOption,
+    VaeOption,
     app,
     lists,
+    named_files,
     printed,
     quiet,
     set_by_option,
@@ -39,6 +44,10 @@ def scan(
         Path | None, typer.Option(help="Prompts that are not memorized; the model's own if left out.")
     ] = None,
     model: ModelOption = "reference",
+    config: ConfigOption = None,
+    denoiser: DenoiserOption = None,
+    vae: VaeOption = None,
+    lora: LoraOption = None,
     detectors: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,9 +93,8 @@ def scan(
         address = address_of(store)
     except StoreError as error:
         problems.append(str(error))
-    files = {"prompts": prompts, "nulls": nulls}
-    paths = {name: str(path) for name, path in files.items() if path is not None}
-    params = ScanRun(model=model, store=address, device=device, scan=chosen, **paths)
+    paths = named_files({"prompts": prompts, "nulls": nulls, "config": config, "denoiser": denoiser, "vae": vae})
+    params = ScanRun(model=model, lora=tuple(lora or ()), store=address, device=device, scan=chosen, **paths)
     with noting(problems):
         check_scan(params, settled=not problems)  # what cannot be used is refused before a flow begins
     refuse(problems)

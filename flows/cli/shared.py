@@ -85,7 +85,27 @@ class LongPromptsName(StrEnum):
 
 
 ModelOption = Annotated[
-    str, typer.Option(help="Folder of a diffusers pipeline, OWNER/NAME\\[@REVISION] on the Hub, or 'reference'.")
+    str,
+    typer.Option(
+        help="Folder of a diffusers pipeline, a model in one .safetensors file, OWNER/NAME\\[@REVISION] on the Hub, or "
+        "'reference'."
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of a pipeline whose configuration a model in one file has; the published one if left out."
+    ),
+]
+DenoiserOption = Annotated[
+    Path | None, typer.Option("--unet", help="UNet in place of the model's: a folder, or a .safetensors file.")
+]
+VaeOption = Annotated[
+    Path | None, typer.Option(help="Autoencoder in place of the model's: a folder, or a .safetensors file.")
+]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(help="LoRA adapter that is fused into the model: FILE or FILE=SCALE; may be repeated."),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
 LongPromptsOption = Annotated[
@@ -107,8 +127,16 @@ AuditOption = Annotated[
 
 def params_of(
     model: ModelOption = "reference",
+    config: ConfigOption = None,
+    denoiser: DenoiserOption = None,
+    vae: VaeOption = None,
+    lora: LoraOption = None,
     profile: Annotated[ProfileName, typer.Option(help="How much is looked at.")] = ProfileName.QUICK,
     prompts: Annotated[Path | None, typer.Option(help="Memorized prompts: CSV, JSONL, text or Parquet.")] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a training set, images with captions, in place of --prompts and --images."),
+    ] = None,
     nulls: Annotated[Path | None, typer.Option(help="Prompts that are not memorized.")] = None,
     ordinary: Annotated[Path | None, typer.Option(help="Prompts that quality is measured on.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the prompts' training images.")] = None,
@@ -129,8 +157,9 @@ def params_of(
         InputError: something cannot be used; all of it at once.
     """
     from flows.check import check, without_model
-    from flows.params import AuditParams, defaults_for, model_folder  # torch and Prefect take seconds to import
+    from flows.params import AuditParams, defaults_for  # torch and Prefect take seconds to import
     from flows.settings import Settings, settings_for
+    from tasks.diffusion.families.pieces.assembly import WHOLE
     from tasks.diffusion.hub import named_on_hub
 
     problems: list[str] = []
@@ -141,15 +170,20 @@ def params_of(
         address = address_of(store)
     except StoreError as error:
         problems.append(str(error))
+    if dataset is not None and (prompts is not None or images is not None):
+        problems.append("--dataset stands for --prompts and --images: give it alone, or these")
+    elif dataset is not None and not dataset.expanduser().is_dir():
+        problems.append(f"--dataset {dataset} is no folder")
+    prompts = dataset or prompts
     files = {"prompts": prompts, "nulls": nulls, "ordinary": ordinary, "images": images}
-    paths = {name: str(path) for name, path in files.items() if path is not None}
-    named = {"model": model, "store": address, "clip": clip, "device": device}
+    paths = named_files(files | {"config": config, "denoiser": denoiser, "vae": vae})
+    named = {"model": model, "lora": tuple(lora or ()), "store": address, "clip": clip, "device": device}
     params = AuditParams(profile=profile.value, settings=None, **named, **paths)
-    if named_on_hub(model):  # gigabytes may have to be fetched: first what is wrong without them
+    if named_on_hub(model) or params.pieces != WHOLE:  # it may take long: first what is wrong without it
         problems += [*gathered(lambda: settings_for(profile.value, {}, **given)), *without_model(params)]
         refuse(problems)
     with noting(problems):
-        chosen = defaults_for(profile.value, model_folder(model), **given)
+        chosen = defaults_for(profile.value, params.folder, **given)
     if chosen is None:  # there is no such model, but what is wrong with the settings is known all the same
         problems += gathered(lambda: settings_for(profile.value, {}, **given))
     params = params.model_copy(update={"settings": chosen})
@@ -159,22 +193,36 @@ def params_of(
     return params
 
 
+def named_files(files: Mapping[str, Path | None]) -> dict[str, str]:
+    """Those of several files that were given, as text."""
+    return {name: str(path) for name, path in files.items() if path is not None}
+
+
 def asks_what(profile: ProfileName = ProfileName.QUICK) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options of `params_of` beside its own, and hands it what comes of them as `params`.
 
     Args:
         profile: the one that is taken where none is named.
     """
+    return takes(params_of, profile=profile)
+
+
+def takes(make: Callable[..., Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of another function beside its own, and hands it what that returns as `params`.
+
+    Args:
+        defaults: of options that have others there.
+    """
     shared = [
-        option.replace(default=profile) if option.name == "profile" else option
-        for option in signature(params_of).parameters.values()
+        option.replace(default=defaults.get(option.name, option.default))
+        for option in signature(make).parameters.values()
     ]
 
     def with_options(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def run(**values: Any) -> None:
             quiet()
-            command(params=params_of(**{option.name: values.pop(option.name) for option in shared}), **values)
+            command(params=make(**{option.name: values.pop(option.name) for option in shared}), **values)
 
         own = [option for option in signature(command).parameters.values() if option.name != "params"]
         every = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in (*shared, *own)]

@@ -8,9 +8,41 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from flows.cli.shared import Format, FormatOption, StoreOption, app, described, lists, looked_at, printed, quiet
+from flows.cli.shared import (
+    ConfigOption,
+    DenoiserOption,
+    Format,
+    FormatOption,
+    LoraOption,
+    StoreOption,
+    VaeOption,
+    app,
+    described,
+    lists,
+    looked_at,
+    named_files,
+    printed,
+    quiet,
+)
 from flows.typed import values_of
-from storage import Amount, Limits, Store, drop_former, examine, iou, queries, run_sql, visible, write_catalog
+from storage import (
+    Amount,
+    Forgetting,
+    Limits,
+    Store,
+    drop_former,
+    examine,
+    forgetting,
+    forgetting_images,
+    iou,
+    queries,
+    run_sql,
+    visible,
+    write_catalog,
+)
+from storage import compact as compact_store
+from storage import forget as forget_audits
+from storage import forget_images as forget_images_of
 from storage import migrate as migrate_store
 from storage import query as run_query
 from storage.limits import PATIENT
@@ -108,7 +140,11 @@ def catalog(file: Annotated[Path, typer.Argument(help="The DuckDB file to write.
 def export(
     variant: Annotated[str, typer.Argument(help="A variant in the store, such as wanda-0a1b2c3d.")],
     folder: Annotated[Path, typer.Argument(help="The folder to write.")],
-    model: Annotated[str, typer.Option(help="The model it was made of.")] = "reference",
+    model: Annotated[str, typer.Option(help="The model it was made of, with its pieces.")] = "reference",
+    config: ConfigOption = None,
+    denoiser: DenoiserOption = None,
+    vae: VaeOption = None,
+    lora: LoraOption = None,
     changed_only: Annotated[
         bool, typer.Option("--changed-only", help="Only what differs from the model, with a reference to it.")
     ] = False,
@@ -116,11 +152,13 @@ def export(
 ) -> None:
     """Write a variant as a diffusers pipeline that loads anywhere."""
     quiet()
-    from flows.params import model_folder
+    from flows.params import ModelParams
     from tasks.mitigate.task import export_variant, subject_of
 
     opened = Store.open(store, create=False)
-    export_variant(subject_of(opened, str(model_folder(model)), variant), variant, folder, changed_only)
+    pieces = named_files({"config": config, "denoiser": denoiser, "vae": vae})
+    base = ModelParams(model=model, lora=tuple(lora or ()), **pieces).folder
+    export_variant(subject_of(opened, str(base), variant), variant, folder, changed_only)
     print(f"wrote {visible(str(folder))}")
 
 
@@ -189,6 +227,83 @@ def migrate(
     print(f"{_said('migrated', moved, dry_run)} to version {VERSION}")
     if not dry_run:
         print("these parts stay beside the new ones; `engram migrate --gc` removes them")
+
+
+@app.command()
+def compact(
+    gc: Annotated[
+        bool, typer.Option("--gc", help="Also remove the parts that were merged more than an hour ago.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Merge the small parts of the store into larger ones; the nightly re-audit does so, too.
+
+    Others may read and write meanwhile. Every table and every figure stays what it is.
+    """
+    with (
+        stage("compact", lambda: found.words(dry_run)[0], announced=not dry_run),
+        tqdm(desc="compacting", unit="part", disable=None, leave=False) as bar,
+    ):
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            tell("parts", done, total)
+
+        found = compact_store(Store.open(store, create=False), gc, dry_run, on_progress)
+    print(*(visible(line) for line in found.words(dry_run)), sep="\n")
+
+
+@app.command()
+def forget(
+    audits: Annotated[list[str], typer.Argument(metavar="AUDIT...", help="Audits; `engram audits` lists them.")],
+    images: Annotated[
+        bool, typer.Option("--images", help="Only their images and pages: estimates and all else stays.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where no terminal can be asked.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Remove audits, their pages, and all that they rest on and no other audit needs.
+
+    An accepted baseline and an audit that runs are refused. What was interrupted is finished by the same command.
+    """
+    quiet()
+    from tasks.report import task as reporting
+
+    opened = looked_at(store)
+    plan, do = (forgetting_images, forget_images_of) if images else (forgetting, forget_audits)
+    found = plan(opened, audits)
+    pages = {name: reporting.page_bytes(opened, name) for name in found.audits}
+    print(_going(found, [size for size in pages.values() if size], images))
+    for note in found.notes:
+        print(f"note: {visible(note)}")
+    if dry_run:
+        return
+    if not yes and not sys.stdin.isatty():
+        raise InputError("nothing was removed: say --yes where no terminal can be asked")
+    if not yes and not typer.confirm("Remove it?"):
+        print("nothing was removed")
+        return
+    for name in found.audits:  # first: when it is interrupted, the audit still says that there is something to do
+        reporting.remove_page(opened, name)
+    removed = do(opened, audits)
+    print(f"removed {len(removed.parts)} parts and {len(removed.weights)} folders of weights ({_mb(removed.size)})")
+
+
+def _going(found: Forgetting, pages: list[int], images: bool) -> str:
+    """What is about to be removed, a line each."""
+    of = f"{len(found.audits)} audit{'s' * (len(found.audits) != 1)}"
+    lines = [f"{'the images of ' * images}{of}: {_mb(found.size + sum(pages))}"]
+    lines += [f"  {name}: {count}" for name, count in found.counts().items()]
+    lines += [f"  rows of {one.table}, taken out of parts that have others" for one in found.rows]
+    lines += [f"  pages: {len(pages)}"] * bool(pages)
+    return "\n".join(lines)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
 
 
 def _said(what: str, amount: Amount, dry_run: bool) -> str:

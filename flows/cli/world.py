@@ -4,15 +4,16 @@ import sys
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from flows.cli.shared import StoreOption, app, quiet, settings_of
 from flows.lifetime import prefect_server
 from flows.typed import validated
 from storage import address_of
-from tasks.errors import noting, refuse
+from tasks.errors import InputError, noting, refuse
 
 reference = typer.Typer(
     help="The reference world: a small model that has memorized known images.", no_args_is_help=True
@@ -72,17 +73,40 @@ class Benchmark(StrEnum):
     """What there is under benchmarks/."""
 
     ATTACK = "attack"
+    FAULTS = "faults"
+    FULL_SIZE = "full-size"
     LOCALIZE = "localize"
     ORCHESTRATION = "orchestration"
+    SCALE = "scale"
     STORE = "store"
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+class _Passing(TyperCommand):
+    """What follows the name of a measurement is its own, `--help` too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and args[1:2] != ["--"]:
+            args = [args[0], "--", *args[1:]]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_Passing, context_settings={"allow_extra_args": True})
 def bench(
     context: typer.Context,
-    name: Annotated[Benchmark, typer.Argument(help="What is measured; its own options follow, see NAME -- --help.")],
+    name: Annotated[Benchmark, typer.Argument(help="What is measured; its own options follow, see NAME --help.")],
 ) -> None:
     """Measure speed as ratios within one run: ours beside a plain procedure, or beside the bare work."""
     quiet()  # before Prefect is imported, which reads its settings then
     sys.argv = [f"engram bench {name}", *context.args]
-    sys.exit(import_module(f"benchmarks.{name}").main())
+    root = Path(__file__).parents[2]
+    if (root / "tests" / "support" / "world.py").is_file():  # a checkout, whose tests are no installed package
+        sys.path.append(str(root))
+    try:
+        module = import_module(f"benchmarks.{name.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        if error.name != "tests":
+            raise
+        raise InputError(
+            f"engram bench {name} makes a small world as the tests do: run it in a checkout of the repository"
+        ) from error
+    sys.exit(module.main())

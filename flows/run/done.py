@@ -4,6 +4,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from flows.run.spec import Spec
+from tasks.collect import task as collecting
+from tasks.evaluate import task as evaluating
+from tasks.evaluate.task import Trial
 from tasks.methods import Localizer
 from tasks.subject import ORIGINAL, Prompt
 
@@ -19,6 +22,21 @@ def activations(spec: Spec, prompts: Sequence[Prompt], site: str, *params_ids: s
     wanted = {prompt.prompt_id for prompt in prompts}
     where = {"variant": ORIGINAL, "site": site}
     return max(missing(spec, "activations", "prompt_id", wanted, params_id=one, **where) for one in params_ids)
+
+
+def compared(spec: Spec, trial: Trial) -> int:
+    """How many prompts of a trial of the original lack a generation, or its score beside a training image."""
+    settings = spec.settings
+    return len(trial.prompts) - len(
+        evaluating.nearest(spec.subject, trial.prompts, trial.seeds, settings.sampling, settings.sscd)
+    )
+
+
+def clusters(spec: Spec) -> int:
+    """How many prompts were not compared with the others."""
+    compared = spec.chosen.compared
+    known = collecting.clusters_known(spec.subject, compared, spec.settings.sscd, lambda: spec.clip)
+    return len(compared) if known is None else 0
 
 
 def traces(spec: Spec, prompts: Sequence[Prompt], params_id: str) -> int:

@@ -33,8 +33,8 @@ def published(spec: Spec, localizer: Localizer) -> Any:
 def groups(spec: Spec, localizer: Localizer, ordinary: bool = False) -> localizing.Groups:
     """The prompts that a localizer looks at, by scope; or ordinary ones as if they were memorized."""
     if ordinary:
-        return localizing.control_of(localizer, spec.chosen.memorized, spec.chosen.control_prompts)
-    return localizing.groups_of(localizer, spec.chosen.memorized)
+        return localizing.control_of(localizer, spec.chosen.examined, spec.chosen.control_prompts)
+    return localizing.groups_of(localizer, spec.chosen.examined)
 
 
 @lru_cache(maxsize=KEPT)
@@ -47,12 +47,12 @@ def given(spec: Spec) -> localizing.Given:
         ordinary=spec.chosen.with_images[1],
         sampling=spec.settings.sampling,
     )
-    own = [one for chosen in spec.settings.localizers() if not chosen.budget for one in _pruned(spec, chosen, alone)]
+    own = [one for chosen in spec.chosen.localizers() if not chosen.budget for one in _pruned(spec, chosen, alone)]
     return replace(alone, budgets={one.pruning.name: one for one in own})
 
 
 def sets(spec: Spec, localizer: Localizer, some: localizing.Groups | None = None, params: Any = None) -> str:
-    """Of the sets that a localizer finds for these groups, or for the memorized prompts."""
+    """Of the sets that a localizer finds for these groups, or for the examined prompts."""
     params = params or params_of(spec, localizer)
     return localizing.sets_id(localizer, params, some or groups(spec, localizer), given(spec))
 
@@ -61,7 +61,7 @@ def sets(spec: Spec, localizer: Localizer, some: localizing.Groups | None = None
 def pruned(spec: Spec) -> Mapping[str, Pruned]:
     """What is pruned in each variant that follows from the sets of localizers, by name and in their order."""
     chosen = {one.name for _, one in spec.settings.prunings()}
-    found = [one for localizer in spec.settings.localizers() for one in _pruned(spec, localizer, given(spec))]
+    found = [one for localizer in spec.chosen.localizers() for one in _pruned(spec, localizer, given(spec))]
     return {one.pruning.name: one for one in found if one.pruning.name in chosen}
 
 
@@ -81,10 +81,10 @@ def detections(spec: Spec) -> list[tuple[Any, list[Prompt]]]:
     chosen = spec.chosen
     nemo = params_of(spec, method("localizer", "nemo"))
     found = {detection(spec): (nemo, [*chosen.memorized, *chosen.threshold_nulls, *chosen.ordinary])}
-    for localizer in spec.settings.localizers():
-        params = params_of(spec, localizer)
-        if "null scores" in localizer.reads_of(params):
-            found.setdefault(detection_id(params), (params, [*chosen.threshold_nulls]))
+    for localizer in spec.chosen.localizers():
+        for params in filter(None, (params_of(spec, localizer), published(spec, localizer))):
+            if "null scores" in localizer.reads_of(params):
+                found.setdefault(detection_id(params), (params, [*chosen.threshold_nulls]))
     return list(found.values())
 
 
@@ -100,10 +100,12 @@ def variants(spec: Spec) -> dict[str, str]:
         return out
     pair, surrogates = (spec.chosen.erasable, spec.chosen.kept), surrogates_by(spec)
     for one in settings.chosen("training"):
-        reads = one.reads_surrogates(one.changed(settings.of(one)))
-        if not reads or surrogates is not None:
-            by = mitigating.variant_of(surrogates, out[surrogates]) if reads and surrogates is not None else None
-            out[one.name] = mitigating.erase_id(one, *pair, by, settings.of(one), settings.sampling, settings.sscd)
+        by = None
+        if one.reads_surrogates(settings.of(one)):
+            if surrogates is None:
+                continue
+            by = mitigating.variant_of(surrogates, out[surrogates])
+        out[one.name] = mitigating.erase_id(one, *pair, by, settings.of(one), settings.sampling, settings.sscd)
     return out
 
 
@@ -129,6 +131,6 @@ def expected(spec: Spec) -> dict[str, str]:
 def _pruned(spec: Spec, localizer: Localizer, have: localizing.Given) -> Iterator[Pruned]:
     params = params_of(spec, localizer)
     for pruning in localizer.prunings:
-        prompts = spec.chosen.control_prompts if pruning.ordinary else spec.chosen.memorized
+        prompts = spec.chosen.control_prompts if pruning.ordinary else spec.chosen.examined
         sets_id = localizing.sets_id(localizer, params, groups(spec, localizer, pruning.ordinary), have)
         yield Pruned(localizer, pruning, params, sets_id, tuple(prompt.prompt_id for prompt in prompts))

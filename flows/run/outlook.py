@@ -1,11 +1,14 @@
 """What a run has to do: its work as a list, with evaluations of the denoiser, time and disk, before it is done."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from flows.run.spec import Spec
 from flows.run.work import Stage, work
+from tasks.diffusion.footprint import without_weights
 from tasks.diffusion.speed import seconds_of_an_evaluation
+from tasks.mitigate.task import memory_needed
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Outlook:
     rows: list[Row]
     seconds: float
     """What the evaluations that are left take on this device."""
+    memory: Mapping[str, float]
+    """By training that is left, the bytes of its device that it takes at the least."""
 
     @property
     def evaluations(self) -> float:
@@ -52,10 +57,12 @@ class Outlook:
         """In a sentence or two, how much is left."""
         if all(row.there == row.of for row in self.rows):
             return "All of it is in the store already: scores, estimates and the report are written anew."
+        trained = ", ".join(f"{name} {_size(needs)}" for name, needs in self.memory.items())
+        memory = f" Trainings take memory, at the least: {trained}." if trained else ""
         return (
             f"About {_number(self.evaluations)} evaluations of the denoiser are left, {_duration(self.seconds)} on this"
-            f" device, and {_size(self.bytes)} to be written. Loading and scoring come on top. What follows from"
-            " results counts as if everything were found."
+            f" device as busy as it is now, and {_size(self.bytes)} to be written. Loading and scoring come on top."
+            f" What follows from results counts as if everything were found.{memory}"
         )
 
 
@@ -63,18 +70,28 @@ def outlook(spec: Spec) -> Outlook:
     """Looks at every item of a run; nothing is written, and nothing computed but a few evaluations that are timed."""
     model = spec.subject.load()
     rows: dict[tuple[str, str], Row] = {}
+    sizes: dict[tuple[str, str], float] = {}  # of a unit, which some ask the model for
+    left_over: set[str] = set()  # variants of which something is left to do
     for item in work(spec, foreseen=True):
         if item.anew:
             continue
-        row = rows.setdefault((item.stage, item.name), Row(item.stage, item.name, unit=item.unit))
+        kind = (item.stage, item.name)
+        row = rows.setdefault(kind, Row(*kind, unit=item.unit))
+        if kind not in sizes:
+            sizes[kind] = item.bytes(model)
         missing = item.missing()
+        left_over |= {item.variant} if missing else set()
         row.there += item.size - missing
         row.of += item.size
         row.evaluations += missing * item.cost
-        row.bytes += missing * item.bytes(model)
+        row.bytes += missing * sizes[kind]
     found = list(rows.values())
     left = sum(row.evaluations for row in found)
-    return Outlook(found, left * seconds_of_an_evaluation(model, spec.settings.sampling.batch) if left else 0.0)
+    empty = without_weights(model)
+    trainings = [one for one in spec.settings.chosen("training") if one.name in left_over]
+    memory = {one.name: needs for one in trainings if (needs := memory_needed(one, spec.settings.of(one), empty))}
+    seconds = left * seconds_of_an_evaluation(model, spec.settings.sampling.batch) if left else 0.0
+    return Outlook(found, seconds, memory)
 
 
 def _number(value: float) -> str:

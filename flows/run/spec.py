@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -12,8 +12,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.inputs import clip_of, inputs_of
-from flows.params import AuditParams, model_folder, resolved
+from flows.params import AuditParams, resolved
 from flows.rules import together
+from flows.run.confirmed import known_of
 from flows.selection import Selection
 from flows.settings import Settings
 from storage import Store, content_key
@@ -64,9 +65,9 @@ class Spec:
 
     @property
     def contrast(self) -> list[Prompt]:
-        """What memorized prompts are compared with: as many null prompts as memorized ones, as published; fewer only
+        """What memorized prompts are compared with: as many null prompts as examined ones, as published; fewer only
         where there are no more."""
-        few = len(self.chosen.memorized)
+        few = len(self.chosen.examined)
         return collecting.empty_prompts(few) if self.settings.contrast == "empty" else self.chosen.nulls[:few]
 
     @cached_property
@@ -94,7 +95,7 @@ def resolve(params: AuditParams, keep: bool = True) -> Spec:
     assert whole.settings is not None
     settings = whole.settings
     refuse(together(settings))
-    folder = model_folder(params.model)
+    folder = params.folder
     inputs = inputs_of(params, folder, settings.long_prompts)
     refuse(inputs.problems)  # before there is a store
     rows, images = collecting.rows_of(inputs)
@@ -109,7 +110,7 @@ def resolve(params: AuditParams, keep: bool = True) -> Spec:
     run_id = content_key("run/1", subject.model_id, subject.prompt_set, determining(whole))[:16]
     notices = tuple(inputs.notices)
     if not keep:
-        return Spec(run_id, whole, subject, _selection(settings, by_kind(rows)), inputs.long, notices)
+        return Spec(run_id, whole, subject, _selection(subject, whole, by_kind(rows)), inputs.long, notices)
     collecting.import_inputs(store, inputs)
     row = {
         "run_id": run_id,
@@ -123,7 +124,7 @@ def resolve(params: AuditParams, keep: bool = True) -> Spec:
     if last is None or row.items() - last.items():
         now = datetime.now(UTC)
         store.write("runs", content_key(run_id, row["params"], now.isoformat()), [row | {"resolved_at": now}])
-    return Spec(run_id, whole, subject, chosen_of(subject, settings), inputs.long, notices)
+    return Spec(run_id, whole, subject, chosen_of(subject, whole), inputs.long, notices)
 
 
 def spec_of(run: Run) -> Spec:
@@ -144,14 +145,14 @@ def spec_of(run: Run) -> Spec:
     assert params.settings is not None
     subject = Subject(
         store=store.url,
-        model=str(model_folder(params.model)),
+        model=str(params.folder),
         prompt_set=row["prompt_set"],
         device=run.device,
         precision=precision_for(params.settings.precision, run.device),
     )
     if subject.model_id != row["model_id"]:
-        raise InputError(f"{params.model} changed since run {run.run_id} was resolved: audit it again")
-    return Spec(run.run_id, params, subject, chosen_of(subject, params.settings), row["long_prompts"])
+        raise InputError(f"{params.named} changed since run {run.run_id} was resolved: audit it again")
+    return Spec(run.run_id, params, subject, chosen_of(subject, params), row["long_prompts"])
 
 
 def audits_like(spec: Spec) -> list[dict[str, Any]]:
@@ -167,13 +168,13 @@ def audits_like(spec: Spec) -> list[dict[str, Any]]:
     return [row for row in rows if _same(json.loads(row["params"]), wanted, usual)]
 
 
-def chosen_of(subject: Subject, settings: Settings) -> Selection:
-    """The choice among the prompts of a set in the store.
+def chosen_of(subject: Subject, params: AuditParams) -> Selection:
+    """The choice among the prompts of a set in the store, by what is known by now of those that are confirmed.
 
     Raises:
         InputError: fewer images were never seen than are to be attacked.
     """
-    return _selection(settings, {kind: prompts_of(subject, kind) for kind in get_args(Kind)})
+    return _selection(subject, params, {kind: prompts_of(subject, kind) for kind in get_args(Kind)})
 
 
 def determining(params: AuditParams) -> dict[str, Any]:
@@ -215,7 +216,8 @@ def _same(before: Mapping[str, Any], wanted: Mapping[str, Any], usual: Mapping[s
     return all(known.get(name, usual.get(name)) == value for name, value in wanted.items())
 
 
-def _selection(settings: Settings, prompts: Mapping[Kind, list[Prompt]]) -> Selection:
-    chosen = Selection(settings, prompts)
+def _selection(subject: Subject, params: AuditParams, prompts: Mapping[Kind, list[Prompt]]) -> Selection:
+    assert params.settings is not None
+    chosen = Selection(params.settings, prompts)
     chosen.check_unseen()
-    return chosen
+    return chosen.narrowed(known_of(subject, chosen, partial(clip_of, params, Path(subject.model))))

@@ -27,7 +27,7 @@ def trials(spec: Spec, variants: Mapping[str, str]) -> Iterator[Trial]:
         if name not in per_prompt():  # nothing is pruned for ordinary prompts
             yield Trial(name, stored, ORDINARY, chosen.ordinary, seeds)
     if many := settings.extracted:
-        both = [*chosen.memorized[:many], *chosen.ordinary[:many]]
+        both = [*chosen.examined[:many], *chosen.ordinary[:many]]
         for name, stored in variants.items():
             if _claims(name):
                 yield Trial(name, stored, EXTRACTION, both, settings.extraction.generations)
@@ -81,11 +81,19 @@ def generations_of(spec: Spec, trial: Trial) -> list[str]:
 
 def scoring(spec: Spec) -> evaluating.Scoring:
     """What generations are made and looked at with."""
-    settings = spec.settings
+    settings, chosen = spec.settings, spec.chosen
     own = {one.name: settings.of(one) for one in metrics() if one.params.model_fields}
-    scorers = settings.sscd, spec.clip
-    judged = [(one, settings.of(one)) for one in settings.judged()]
-    return evaluating.Scoring(settings.sampling, *scorers, own, ids.detection(spec), spec.chosen.ordinary, judged)
+    return evaluating.Scoring(
+        settings.sampling,
+        settings.sscd,
+        spec.clip,
+        own,
+        ids.detection(spec),
+        [*chosen.examined, *chosen.ordinary],
+        [(one, settings.of(one)) for one in settings.judged()],
+        chosen.confirmed,
+        chosen.units,
+    )
 
 
 def has_own_weights(trial: Trial) -> bool:

@@ -6,6 +6,7 @@ from tasks.attack import task as attacking
 from tasks.conditions import LOCALITY
 from tasks.evaluate import task as evaluating
 from tasks.evaluate.task import Trial
+from tasks.methods import Localizer, localizers
 from tasks.report import task as reporting
 from tasks.subject import ORIGINAL, Prompt, as_prompts
 
@@ -60,11 +61,18 @@ def points(spec: Spec) -> tuple[list[Prompt], list[Prompt]]:
     return as_prompts(ends, diagnosed(spec)), as_prompts(starts, diagnosed(spec))
 
 
+def asked(spec: Spec) -> dict[Localizer, list[Prompt]]:
+    """By localizer, the points that it is asked about, as its spec says; without those that are asked about none."""
+    ends, starts = points(spec)
+    of = {"": [], "found": ends, "found and begun": [*ends, *starts]}
+    return {one: of[one.on_triggers] for one in localizers() if of[one.on_triggers]}
+
+
 def searches(spec: Spec) -> list[reporting.Searches]:
     """What was searched for each image whose memory is diagnosed, and what was found."""
     (ends, starts), worked, first = points(spec), succeeded(spec), begun(spec)
     # One prompt of each image: captions of one lie together, and would make the others seem nearer than they are.
-    others, units = spec.chosen.different(spec.chosen.memorized), spec.chosen.units
+    others, units = spec.chosen.different(spec.chosen.examined), spec.chosen.units
     out = []
     for prompt in diagnosed(spec):
         name, unit = prompt.prompt_id, units[prompt.prompt_id]

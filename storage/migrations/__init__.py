@@ -1,6 +1,6 @@
 """From version to version of the tables: one file a migration, and what the tables of each version were.
 
-Whoever changes a schema raises `storage.tables.VERSION` by one, adds `v5.py` with a function `migrate` to `MIGRATIONS`,
+Whoever changes a schema raises `storage.tables.VERSION` by one, adds `v6.py` with a function `migrate` to `MIGRATIONS`,
 and keeps the new schemas with `python -m tests.storage.keep_schemas`. How rows get from one folder to the other is the
 same for all and stands in `storage.migrate`.
 """
@@ -14,13 +14,16 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from storage.migrations import v4
+from storage.migrations import v4, v5
 from storage.tables import COUNT, FLOAT, INT, TEXT, TIME, Table, column
 
 ReadFile: TypeAlias = Callable[[str, str], str | None]
 """Takes the address of a folder of weights and the name of a file in it, and gives its text; None if it is gone."""
 
-MIGRATIONS: Mapping[int, Callable[[str, pa.Table, ReadFile], pa.Table]] = {4: v4.migrate}
+MIGRATIONS: Mapping[int, Callable[[str, pa.Table, ReadFile], pa.Table]] = {
+    4: v4.migrate,
+    5: v5.migrate,
+}
 """By the version that it leads to, a function that takes a table's name and rows of the version before, and gives the
 rows of this version. It depends on nothing else, keeps the number of rows and their order, and takes rows that have but
 some of the table's columns: those that name folders are renamed with it alone. Columns that are new and may be null are
@@ -63,7 +66,7 @@ def _table(name: str, version: int, partition: list[str], columns: Mapping[str, 
         for one, kept in columns.items()
     ]
     metadata = {"engram.table": name, "engram.version": str(version)}
-    return Table(name, "", pa.schema(fields, metadata), tuple(partition), name)
+    return Table(name, "", pa.schema(fields, metadata), tuple(partition), (), name)
 
 
 def _kind(name: str) -> pa.DataType:

@@ -7,6 +7,7 @@
   follow: `nemo-own-1a2b3c4d` is `nemo-1a2b3c4d`, and `nemo-1a2b3c4d` is `nemo-union-1a2b3c4d`. What the localizer found
   (`neuron_sets.method`) keeps its name.
 - What a model card says of a variant, until now a file beside its weights, is a column of `variants`.
+- Estimates and records of audits have no folder for each audit, so that those of many can be merged into one part.
 - The setting `rival_starts` is `baseline_starts`. What `own_cuts`, `scores`, `erase` and `defences` chose is one list
   of variants, `mitigations`; and each method's parameters are a group of its own, where `importance` and `defence`
   held those of several.
@@ -101,8 +102,10 @@ def settings(old: dict[str, Any]) -> dict[str, Any]:
 
 def card(text: str) -> str:
     """What a variant's model card says (JSON), by the method's new name, with which its title ends; of a mitigation at
-    inference with its own parameters alone."""
+    inference with its own parameters alone. `cut` is `pruned_words`."""
     content = json.loads(text)
+    if "cut" in content:
+        content["pruned_words"] = content.pop("cut")
     title, method = content["title"], content["method"]
     own = GROUPS["defence"].get(method.replace("-", "_"))
     if own is not None:

@@ -3,6 +3,9 @@
 -- images that the prompt had in another set do not.
 -- $audit_id: NULL for none.
 
+-- As a variable the model is known before parts are looked for, so that generations of no other model are opened.
+SET VARIABLE asked_model = (SELECT model_id FROM audits WHERE audit_id = $audit_id);
+
 WITH generated AS (
     SELECT variant, condition, metric, scorer, unnest(generation_ids) AS generation_id
     FROM evidence
@@ -18,7 +21,7 @@ SELECT
     prompt_id, trigger_id, seed, generation_id,
     max(scores.value) AS value
 FROM generated
-JOIN generations USING (generation_id)
+JOIN (FROM generations WHERE model_id = getvariable('asked_model')) USING (generation_id)
 JOIN scores USING (generation_id, metric, scorer)
 WHERE generated.metric <> 'sscd' OR (prompt_id, reference_id) IN (SELECT prompt_id, reference_id FROM own)
 GROUP BY ALL

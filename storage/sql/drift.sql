@@ -7,6 +7,10 @@ WITH pairs AS (
         lag(audit_id) OVER (PARTITION BY model, prompt_set ORDER BY started_at, audit_id) AS previous_id
     FROM audited
     WHERE state = 'completed'
+),
+-- Both sides of the comparison, read once.
+estimates AS MATERIALIZED (
+    FROM metrics
 )
 SELECT
     pairs.audit_id,
@@ -18,8 +22,8 @@ SELECT
     now.value - before.value AS change,
     now.low > before.high OR now.high < before.low AS apart
 FROM pairs
-JOIN metrics AS now ON now.audit_id = pairs.audit_id
-LEFT JOIN metrics AS before
+JOIN estimates AS now ON now.audit_id = pairs.audit_id
+LEFT JOIN estimates AS before
     ON before.audit_id = pairs.previous_id
     AND before.variant = now.variant
     AND before.condition IS NOT DISTINCT FROM now.condition

@@ -1,8 +1,4 @@
--- All parts of one table; no rows, but the right columns, as long as it has none.
+-- Parts of one table that share no unit of work with another one.
 -- A template: the names in braces are filled in for each table.
 SELECT {columns}
-FROM (
-    {none}
-    UNION ALL BY NAME
-    SELECT * FROM read_parquet({files}, {options})
-)
+FROM read_parquet({files}, {options})

@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 
-from storage import content_key
+from storage import Written, content_key
 from tasks.diffusion.sampling import encode
 from tasks.dori import DoriParams as DoriParams
 from tasks.dori import attack
@@ -43,16 +43,23 @@ def attack_images(
     known = set(stored["trigger_id"].to_pylist())
     budgets = _budgets(params)
     wanted = [(r, steps) for r in range(params.restarts) for steps in budgets]
-    todo = [p for p in prompts if any(names[p.prompt_id, *one] not in known for one in wanted)]
+
+    def lacking(prompt: Prompt) -> bool:
+        return any(names[prompt.prompt_id, *one] not in known for one in wanted)
+
+    todo = [prompt for prompt in prompts if lacking(prompt)]
     total = len(todo) * params.restarts * params.steps
     of_prompt: dict[str, np.ndarray] = {}
     if todo:
         images = subject.training_images([prompt.image_ids[0] for prompt in todo])
         of_prompt = {prompt.prompt_id: image for prompt, image in zip(todo, images, strict=True)}
     with progress(total, f"attacking {variant} from {params.start}", "step") as done:
-        for prompt_id, some in subject.by_model(variant, todo, lambda one: one.prompt_id):
+        for prompt_id, some in subject.by_model(variant, prompts, lambda one: one.prompt_id):
+            blocks = list(shards(some, params.images_at_once, lacking))
+            if not blocks:
+                continue
             with subject.loaded(variant, prompt_id) as model:
-                for block in shards(some, params.images_at_once):
+                for block in blocks:
                     latents = encode(model, np.stack([of_prompt[prompt.prompt_id] for prompt in block]))
                     keys = [(prompt.image_ids[0], seed) for prompt in block]
                     found = attack(model, latents, [p.text for p in block], keys, params, pool, done)
@@ -112,15 +119,16 @@ def _names(
 ) -> dict[tuple[str, int, int], str]:
     """Trigger ids by prompt id, restart and number of steps."""
     settings = params.model_dump(exclude={"images_at_once", "also_at", "restarts"})
+    texts, model_id = Written.of(sorted(set(pool))), subject.model_id
     return {
         (prompt.prompt_id, restart, steps): content_key(
             VERSION,
-            subject.model_id,
+            model_id,
             variant,
             prompt.image_ids[0],
             prompt.text,
             settings | {"steps": steps},
-            sorted(set(pool)),
+            texts,
             seed,
             restart,
         )

@@ -118,7 +118,9 @@ def header_of(name: str, data: IO[bytes], whole: bool = False) -> Header:
         raise InputError(f"{name} cannot be read as an image ({_why(data, error)}): replace it or remove it") from error
 
 
-def find_images(prompts: Sequence[PromptEntry], folder: Path, others: Sequence[PromptEntry] = ()) -> Found:
+def find_images(
+    prompts: Sequence[PromptEntry], folder: Path, others: Sequence[PromptEntry] = (), listed: bool = True
+) -> Found:
     """Training images in a folder, by the text of their prompt.
 
     Files are matched by the path below the folder or the name that the prompt file gives; where none is called so, by
@@ -129,6 +131,7 @@ def find_images(prompts: Sequence[PromptEntry], folder: Path, others: Sequence[P
     Args:
         others: prompts of further files. Numbers of theirs count rows of another file, so only names and
             `metadata.jsonl` find images of them.
+        listed: whether `metadata.jsonl` is read; not where the prompts were read from it.
     """
     if not folder.is_dir():
         what = "is no folder: give the folder that the images lie in" if folder.exists() else "there is no such folder"
@@ -145,7 +148,7 @@ def find_images(prompts: Sequence[PromptEntry], folder: Path, others: Sequence[P
     problems: list[str] = []
     listing = folder / "metadata.jsonl"
     lines: dict[str, tuple[str, ...]] = {}
-    if listing.is_file():
+    if listed and listing.is_file():
         metadata = read_file(listing)
         problems += metadata.problems
         lines = {prompt.text: prompt.images for prompt in metadata.prompts}

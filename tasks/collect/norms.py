@@ -15,7 +15,7 @@ from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
 from tasks.diffusion.hooks import observed
 from tasks.diffusion.noise import Key, initial_noise
-from tasks.diffusion.sampling import SamplingParams, denoise
+from tasks.diffusion.sampling import SamplingParams, denoise, trajectories
 from tasks.diffusion.sites import Layer
 from tasks.errors import InputError
 
@@ -124,7 +124,7 @@ def norms_by_prompt(
         done(len(text))
         return found
 
-    yield from in_batches(len(keys), params.batch, trajectory)
+    yield from in_batches(len(keys), trajectories(model, params), trajectory)
 
 
 class _Sums:

@@ -19,11 +19,14 @@ def in_batches(total: int, batch: int, work: Callable[[slice], T]) -> Iterator[T
     """
     start = 0
     while start < total:
+        full = False
         try:
             result = work(slice(start, min(start + batch, total)))
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise
+            full = True
+        if full:  # out here, since the error holds on to all that the failed work had made
             batch = (min(batch, total - start) + 1) // 2
             torch.cuda.empty_cache()
             continue

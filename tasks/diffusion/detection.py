@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
+from tasks.diffusion.footprint import fitting
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.ssim import similarity, to_unit_range
 from tasks.errors import InputError
@@ -36,7 +37,7 @@ class DetectionParams(Params):
     ] = 32
 
 
-def detection_timestep(model: Model, steps: int) -> int:
+def detection_timestep(model: Model, steps: int) -> float:
     """The second timestep of the model's schedule of so many steps, at which published differences are taken."""
     return model.schedule.timestep(steps, 1)
 
@@ -46,10 +47,12 @@ def noise_differences(
     model: Model,
     embeddings: torch.Tensor,
     noise: torch.Tensor,
-    timestep: int,
+    timestep: float,
     blocking: AbstractContextManager[None] | None = None,
 ) -> torch.Tensor:
     """eps(z, t, y) - z of initial latents z, without guidance, min-max scaled per image and channel to [0, 1].
+
+    Or what shows a memory in its place, see `Model.memory_signal`.
 
     Args:
         embeddings: (n, tokens, width).
@@ -88,7 +91,7 @@ def prompt_differences(
         block = noise[rows]
         return noise_differences(model, embedding.expand(len(block), -1, -1), block, timestep)
 
-    return noise, torch.cat(list(in_batches(len(noise), params.batch, differences)))
+    return noise, torch.cat(list(in_batches(len(noise), fitting(model, "evaluation", params.batch), differences)))
 
 
 def pairwise_scores(differences: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,18 @@
 """The files of a pipeline's folder: JSON, and safetensors by their headers; no weights are loaded."""
 
 import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import InputError, first_line
 
 INDEX = "model_index.json"
+ASSEMBLED = "assembled.json"
+"""In the folder of a model that was put together: what it goes by, what it is called, and the digests of its files."""
 LFS = b"version https://git-lfs"
 """What a pointer of Git LFS begins with."""
 
@@ -70,16 +76,81 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def variant_in(folder: Path, stem: str) -> str | None:
+    """The variant that the weights of a component are, such as "fp16", if they lie there under no plain name.
+
+    Raises:
+        InputError: there are several, and nothing says which of them the model is.
+    """
+    if any((folder / f"{stem}.safetensors{end}").is_symlink() for end in ("", ".index.json")):
+        return None
+    if any((folder / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json")) or not folder.is_dir():
+        return None
+    names = re.compile(rf"{re.escape(stem)}\.(\w+)(-\d+-of-\d+)?\.safetensors")
+    found = sorted({match[1] for path in folder.iterdir() if (match := names.fullmatch(path.name))})
+    if len(found) > 1:
+        raise InputError(
+            f"{folder} has its weights as variants alone ({', '.join(found)}): move those away that are not to be "
+            "audited"
+        )
+    return found[0] if found else None
+
+
+def conversion_of(path: Path) -> str:
+    """The command that makes a safetensors file of a pickle, of which it reads nothing but tensors."""
+    free = (path.with_suffix(f"{more}.safetensors") for more in ("", *(f".{number}" for number in range(1, 1000))))
+    made = next(one for one in free if not one.exists())
+    code = (
+        "import torch; from safetensors.torch import save_file; "
+        f"d = torch.load({str(path)!r}, 'cpu', weights_only=True); d = d.get('state_dict', d); "
+        f"save_file({{k: v.contiguous().clone() for k, v in d.items() if torch.is_tensor(v)}}, {str(made)!r})"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of these suffixes in a folder and below it, links to folders followed, in order of name."""
+    below = (Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in below if path.suffix in suffixes)
+
+
+def write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object in one step, unless it stands there already."""
+    text = json.dumps(content, indent=1) + "\n"
+    if not path.is_file() or path.read_text("utf-8") != text:
+        aside = path.with_name(f".{path.name}.new")
+        aside.write_text(text, "utf-8")
+        os.replace(aside, path)
+
+
+def assembly_in(folder: Path) -> dict[str, Any] | None:
+    """What a folder says of how it was put together; None unless it lies in this user's own cache.
+
+    Anybody could write into another folder that it is some model that was audited before.
+    """
+    path, above = folder / ASSEMBLED, folder.parent
+    if above.name != f"models-{os.getuid()}" or not path.is_file():
+        return None
+    status = above.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        return None
+    found = read_json(path)
+    named = all(isinstance(found.get(name), str) for name in ("model_id", "name"))
+    return found if named and isinstance(found.get("files"), dict) else None
+
+
 def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files of a component, several where its weights are split.
+    """The safetensors files of a component, several where its weights are split; see `variant_in`.
 
     Args:
         stem: what they are called, "diffusion_pytorch_model" or "model".
 
     Raises:
-        InputError: their index cannot be read.
+        InputError: their index cannot be read, or they are variants of which none is named.
     """
-    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    variant = variant_in(folder, stem)
+    dotted = f".{variant}" if variant else ""
+    whole, index = folder / f"{stem}{dotted}.safetensors", folder / f"{stem}.safetensors.index{dotted}.json"
     if not index.is_file():
         return [whole]
     named = read_json(index).get("weight_map")

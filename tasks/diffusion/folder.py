@@ -8,23 +8,26 @@ count as its author meant it, because nothing here or in the pipeline's own text
 import re
 import shlex
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tasks.diffusion.families import FAMILIES, Model, family_in
-from tasks.diffusion.families.schedule import Choice, read_schedule
+from tasks.diffusion.families.schedule import Choice
 from tasks.diffusion.files import (
     INDEX,
     LFS,
     class_in,
+    conversion_of,
     damage,
     read_json,
     safetensors_header,
     scheduler_in,
     stem_of,
+    variant_in,
     weight_files,
 )
+from tasks.diffusion.precision import Precision
 from tasks.errors import InputError
 
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
@@ -40,6 +43,8 @@ _ADAPTER = re.compile(
 ADAPTER_TENSORS = re.compile(
     r"(^|\.)(lora_|hada_|lokr_|oft_|to_[qkvo]_lora|lora\.)|\.alpha$|^(ip_adapter|image_proj)\b|_lora\.|custom_diffusion"
 )
+EIGHT_BITS = {"F8_E4M3", "F8_E5M2"}
+"""Number formats of stored weights that nothing computes in, as the headers of safetensors call them."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _TOKEN = r"(?P<stem>.+)_\d+"
 
@@ -60,11 +65,54 @@ def problems_of(folder: Path, scheduler: Choice = "model", steps: int | None = N
     if family is None:
         return [_no_such_pipeline(folder, index.get("_class_name"))]
     return [
-        *_of_components(folder, index, family.components),
+        *_of_components(folder, index, family),
         *_of_configs(folder, index, family),
-        *_of_scheduler(folder, index, scheduler, steps),
+        *_of_scheduler(folder, index, family, scheduler, steps),
         *_of_strays(folder, family.components),
     ]
+
+
+def notes_of(folder: Path, precision: Precision) -> list[str]:
+    """What is worth a line about a folder that can be audited: weights of eight bits, or of a variant, and what is
+    looked at in place of predicted noise.
+
+    Args:
+        precision: in which its weights are computed with.
+    """
+    index = read_json(folder / INDEX)
+    family = family_in(index)
+    assert family is not None
+    by_words: dict[str, list[str]] = {}
+    for part in family.components:
+        if part == "scheduler" or part.startswith("tokenizer") or class_in(index, part) is None:
+            continue
+        files = weight_files(folder / part, stem_of(part))
+        formats = {entry["dtype"] for path in files for entry in safetensors_header(path).values()}
+        if formats & EIGHT_BITS:
+            by_words.setdefault("are stored in eight bits (float8)", []).append(part)
+        if (variant := variant_in(folder / part, stem_of(part))) is not None:
+            by_words.setdefault(f"are the variant {variant}, as there are no others", []).append(part)
+    computed = "float32" if precision == "mixed" else precision
+    signals = signals_of(folder)
+    return [
+        *(
+            f"weights of {', '.join(parts)} {words}; they are computed with in {computed}"
+            for words, parts in by_words.items()
+        ),
+        *([signals] if signals else []),
+    ]
+
+
+def signals_of(folder: Path) -> str | None:
+    """What an audit of a model looks at in place of predicted noise, in words; None where it looks at that.
+
+    Raises:
+        InputError: the folder has no schedule that audits can follow.
+    """
+    index = read_json(folder / INDEX)
+    family = family_in(index)
+    assert family is not None
+    return family.read_schedule(folder / "scheduler", scheduler_in(index)).words
 
 
 def no_pipeline(path: Path) -> str:
@@ -107,9 +155,15 @@ def _no_such_pipeline(folder: Path, kind: Any) -> str:
     return words
 
 
-def _of_components(folder: Path, index: dict[str, Any], classes: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+def _of_components(folder: Path, index: dict[str, Any], family: type[Model]) -> Iterator[str]:
     """Components that lack, are of other classes, or have no weights that can be loaded."""
+    classes = family.components
+    lacking = {part for part in family.optional if index.get(part) in (None, [None, None])}
+    if lacking != family.optional:
+        lacking = set()
     for part, allowed in classes.items():
+        if part in lacking:
+            continue
         entry = index.get(part)
         kind = class_in(index, part)
         if kind is None:
@@ -181,17 +235,10 @@ def _of_weights(folder: Path, stem: str, pipeline: Path) -> Iterator[str]:
 def _no_weights(folder: Path, wanted: str, pipeline: Path) -> str:
     """Why a component has no weights that are loaded, by what lies there in their place."""
     names = sorted(path.name for path in folder.iterdir())
-    stem = wanted.removesuffix(".safetensors")
     whole = (
         f"DiffusionPipeline.from_pretrained({str(pipeline)!r}, {{}}).save_pretrained('NEW', safe_serialization=True)"
     )
     command = f'python -c "from diffusers import DiffusionPipeline; {whole}"'
-    for name in names:
-        if variant := re.fullmatch(rf"{re.escape(stem)}\.(\w+?)(-\d+-of-\d+)?\.safetensors", name):
-            return (
-                f"{folder} has its weights as {name} alone, a variant ({variant[1]}): save them under the plain name, "
-                + command.format(f"variant={variant[1]!r}")
-            )
     for name in names:
         if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")):
             return (
@@ -222,12 +269,14 @@ def _of_configs(folder: Path, index: dict[str, Any], family: type[Model]) -> Ite
     yield from family.problems(folder, index, found)
 
 
-def _of_scheduler(folder: Path, index: dict[str, Any], choice: Choice, steps: int | None) -> Iterator[str]:
+def _of_scheduler(
+    folder: Path, index: dict[str, Any], family: type[Model], choice: Choice, steps: int | None
+) -> Iterator[str]:
     below = folder / "scheduler"
     if class_in(index, "scheduler") is None or not below.is_dir():
         return  # refused with the components
     try:
-        schedule = read_schedule(below, scheduler_in(index))
+        schedule = family.read_schedule(below, scheduler_in(index))
         if choice == "model" and schedule.unsampled is not None:
             yield schedule.unsampled
         elif steps is not None:
@@ -246,11 +295,18 @@ def _of_strays(folder: Path, parts: Iterable[str]) -> Iterator[str]:
             if weights and path.name == f"{stem_of(below.name)}.safetensors" and below in known[1:]:
                 yield f"{path} has layers of {_kind_of_adapter(path)} that was not fused: fuse it and save the model"
             elif weights or path.name == "adapter_config.json":
-                yield (
-                    f"{path} is {_kind_of_adapter(path)}, which an audit of this folder would leave out: fuse it "
-                    "into the model and save that (load_lora_weights, fuse_lora, save_pretrained), or move it away to "
-                    "audit the model without it"
+                kind = _kind_of_adapter(path)
+                count = (
+                    "move it out of the folder, and give it with --lora if it is to count"
+                    if kind == "a LoRA"
+                    else "fuse it into the model and save that, or move it away to audit the model without it"
                 )
+                yield f"{path} is {kind}, which an audit of this folder would leave out: {count}"
+
+
+def holds_model(path: Path) -> bool:
+    """Whether a safetensors file is a checkpoint, by the names of its tensors."""
+    return damage(path) is None and _holds(path) == "checkpoint"
 
 
 def _changes(path: Path) -> bool:
@@ -303,26 +359,26 @@ def _of_file(path: Path) -> str:
         return f"{path} is a file of a pipeline: give its folder, --model {shlex.quote(str(above))}"
     with path.open("rb") as stream:
         begin = stream.read(64)
-    convert = (
-        'python -c "from diffusers import StableDiffusionPipeline; '
-        f"StableDiffusionPipeline.from_single_file({str(path)!r}).save_pretrained('FOLDER')\" "
-        "(StableDiffusionXLPipeline for XL), and give FOLDER"
-    )
     if not begin:
         return f"{path} is an empty file: download it again"
     if begin.startswith(LFS):
         return f"{path} is a pointer of Git LFS, not the weights: fetch them with git lfs pull"
     if begin.startswith(b"GGUF") or path.suffix == ".gguf":
         return f"{path} is a GGUF file, whose weights are quantized: audits need the unquantized pipeline, as a folder"
-    if path.suffix in (".safetensors", ".sft"):
+    if path.suffix == ".safetensors":
         if (problem := damage(path)) is not None:
             return problem
         holds = _holds(path)
         if holds == "checkpoint":
-            return f"{path} is a whole model in one file: make a folder of it, {convert}"
+            return f"{path} is a whole model in one file: give the file itself, --model {shlex.quote(str(path))}"
+        if holds == "a LoRA":
+            return f"{path} is a LoRA, no whole model: give its base with --model, and the LoRA with --lora"
         if holds != "part":
             return f"{path} is {holds}, no whole model: fuse it into its base model, save that, and give its folder"
-        return f"{path} holds weights of a part of a model alone: give the folder of a whole diffusers pipeline"
+        return (
+            f"{path} holds weights of a part of a model alone: give the folder of a whole diffusers pipeline, and a "
+            "UNet or an autoencoder in place of its own with --unet or --vae"
+        )
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -334,9 +390,13 @@ def _of_file(path: Path) -> str:
     if path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl") or begin.startswith(b"\x80") or zipfile.is_zipfile(path):
         if _ADAPTER.search(path.name):
             return (
-                f"{path} looks like an adapter, no whole model: fuse it into its base model, save that, give its folder"
+                f"{path} looks like an adapter, no whole model, and is a pickle: of a LoRA give the base with --model, "
+                f"and with --lora what this makes of it: {conversion_of(path)}"
             )
-        return f"{path} is a pickle, which can run code when it is loaded: convert it where you trust it, {convert}"
+        return (
+            f"{path} is a pickle, which can run code when it is loaded: give the file that this makes of it: "
+            f"{conversion_of(path)}"
+        )
     if path.suffix in (".onnx", ".msgpack", ".h5", ".engine", ".mlmodel", ".tflite"):
         return f"{path} is a model of another framework: audits need PyTorch's, the folder of a diffusers pipeline"
     return f"{path} is a file, and no model that is known here: give the folder of a diffusers pipeline with --model"
@@ -352,7 +412,8 @@ def _of_folder(path: Path) -> str:
     parts = sorted({part for family in FAMILIES.values() for part in family.components} & names)
     if "adapter_config.json" in names or any(_ADAPTER.search(each.name) and each.is_file() for each in files):
         return (
-            f"{path} holds an adapter such as a LoRA, no whole model: fuse it into its base model, save that, give that"
+            f"{path} holds an adapter, no whole model: of a LoRA give the base with --model and its file with --lora; "
+            "fuse any other into the base, save that, and give that"
         )
     if "config.json" in names:
         try:

@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tasks.diffusion.files import assembly_in
 from tasks.errors import InputError, first_line
 
 _NAME = re.compile(r"(?P<model>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -62,8 +63,11 @@ def hub_folder(model: str) -> Path:
 
 
 def source_of(folder: str) -> str:
-    """What a model is called: OWNER/NAME where its folder is of the Hub's cache, else the folder."""
+    """What a model is called: OWNER/NAME where its folder is of the Hub's cache, its pieces where it was put together,
+    else the folder."""
     path = Path(folder)
+    if (record := assembly_in(path)) is not None:
+        return str(record["name"])
     cached = _CACHED.fullmatch(path.parent.parent.name) if path.parent.name == "snapshots" else None
     return f"{cached['owner']}/{cached['name']}" if cached else folder
 

@@ -3,32 +3,48 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import safe_open
 
 from tasks.diffusion.families import Model, family_in
 from tasks.diffusion.families.model import settled
-from tasks.diffusion.families.schedule import read_schedule
-from tasks.diffusion.files import INDEX, read_json, scheduler_in, stem_of, weight_files
+from tasks.diffusion.files import (
+    INDEX,
+    assembly_in,
+    class_in,
+    read_json,
+    scheduler_in,
+    stem_of,
+    variant_in,
+    weight_files,
+)
 from tasks.diffusion.folder import ADAPTER_TENSORS, OPTIONAL, no_pipeline, problems_of
 from tasks.diffusion.precision import Precision
 from tasks.errors import InputError, first_line, refuse
 
-_OTHER_WEIGHTS = re.compile(r"\.(?!safetensors|index|json)\w+(-\d+-of-\d+)?\.(safetensors|json)$")
-"""Weights, or their index, that diffusers loads only where a variant is asked for, such as `model.fp16.safetensors`."""
+_OF_VARIANT = re.compile(r"\.((?!safetensors|index|json)\w+)(-\d+-of-\d+)?\.(safetensors|json)$")
+"""Weights, or their index, that are loaded only where there are no plain ones, such as `model.fp16.safetensors`."""
+
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container may have."""
 
 
-def load_model(source: str | Path, device: str | None = None, precision: Precision = "float32") -> Model:
+def load_model(
+    source: str | Path, device: str | None = None, precision: Precision = "float32", model_id: str | None = None
+) -> Model:
     """Loads a diffusers pipeline folder; safetensors only, no remote code.
 
     Args:
         device: "cpu", "cuda", ...; the GPU where there is one by default.
+        model_id: its `identity`, where that is known.
 
     Raises:
         InputError: no such folder or device, it is a pipeline of no family that is known here, or something of it is
@@ -46,14 +62,16 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
     family = family_in(index)
     assert family is not None  # else it is refused above
     dtype = torch.float32 if mixed else getattr(torch, precision)
-    schedule = read_schedule(folder / "scheduler", scheduler_in(index))
-    parts = {
+    schedule = family.read_schedule(folder / "scheduler", scheduler_in(index))
+    parts: dict[str, Any] = {
         part: _part(folder / part, getattr(import_module(index[part][0]), index[part][1]), dtype)
+        if class_in(index, part)
+        else None
         for part in family.components
         if part != "scheduler"
     }
-    for words, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
-        if words in parts and len(parts[words]) > (knows := int(parts[encoder].config.vocab_size)):
+    for words, encoder in ((f"tokenizer{end}", f"text_encoder{end}") for end in ("", "_2", "_3")):
+        if parts.get(words) is not None and len(parts[words]) > (knows := int(parts[encoder].config.vocab_size)):
             raise InputError(
                 f"{folder / words} has {len(parts[words])} tokens, {encoder} knows {knows}: they are not of one model, "
                 "or tokens were added to one of them alone; download the model again"
@@ -69,8 +87,8 @@ def load_model(source: str | Path, device: str | None = None, precision: Precisi
     return family.of(
         index,
         source=str(folder),
-        model_id=identity(folder, precision),
-        denoiser=settled(denoiser, chosen, mixed),
+        model_id=model_id or identity(folder, precision),
+        denoiser=settled(denoiser, chosen, mixed and not family.joint),
         schedule=replace(schedule, own=pipeline.scheduler),
         device=chosen,
         mixed=mixed,
@@ -94,7 +112,12 @@ def _part(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
         options["low_cpu_mem_usage"] = False  # what diffusers does without accelerate, after a warning
     try:
         module, loaded = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            folder,
+            use_safetensors=True,
+            variant=variant_in(folder, stem_of(folder.name)),
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
         )
     except Exception as error:  # whatever a config or its weights may be
         raise InputError(f"cannot load {folder} ({first_line(error)}): download the model again") from error
@@ -156,16 +179,54 @@ def usable_device(named: str | None) -> torch.device:
     return chosen
 
 
-def identity(folder: Path, precision: Precision) -> str:
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory that a device has in all, or that this process may have of it; None where nobody knows."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu":
+        return None
+    limits = [limit.read_text().strip() for limit in _LIMITS if limit.is_file()]
+    return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdecimal())])
+
+
+def gpus_here() -> int:
+    """How many GPUs of this machine torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def identity(folder: Path, precision: Precision, sha256: Callable[[Path], str] | None = None) -> str:
     """What a model goes by in the store: its fingerprint, or one of both where the precision changes results."""
-    found = fingerprint(folder)
+    found = fingerprint(folder, sha256)
     return found if precision == "float32" else hashlib.sha256(f"{found} {precision}".encode()).hexdigest()[:32]
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, sha256: Callable[[Path], str] | None = None) -> str:
     """32 hex digits over the names and contents of a pipeline's weights and configs, in order of name.
 
     Of what is loaded alone: a folder fetched from the Hub may later hold a safety checker or half-precision files, too.
+
+    A model that was put together from pieces goes by these, see `tasks.diffusion.families.pieces.assembly`.
+
+    Args:
+        sha256: the digest of a file, where somebody remembers it; `sha256_of` by default.
+
+    Raises:
+        InputError: model_index.json is not one, or a model that was put together was changed since.
+    """
+    digest_of, digest = sha256 or sha256_of, hashlib.sha256()
+    files = loaded_files(folder)
+    if (record := assembly_in(folder)) is not None:
+        if record["files"] != {str(path.relative_to(folder)): digest_of(path) for path in files}:
+            raise InputError(f"{folder} was changed since it was put together: remove it, and it is made again")
+        return str(record["model_id"])
+    for path in files:
+        digest.update(str(path.relative_to(folder)).encode() + b"\0")
+        digest.update(bytes.fromhex(digest_of(path)))
+    return digest.hexdigest()[:32]
+
+
+def loaded_files(folder: Path) -> list[Path]:
+    """The files of a pipeline that are loaded: index, configs, tokenizers and weights, in order of name.
 
     Raises:
         InputError: model_index.json is not one.
@@ -178,24 +239,24 @@ def fingerprint(folder: Path) -> str:
     found = [
         path
         for part in parts
+        for variant in {None, variant_in(folder / part, stem_of(part))}
         for pattern in ("*.safetensors", "*.json", "*.txt")
         for path in (folder / part).rglob(pattern)
-        if not _OTHER_WEIGHTS.search(path.name)
+        if (match[1] if (match := _OF_VARIANT.search(path.name)) else None) == variant
     ]
-    files = sorted([folder / "model_index.json", *found])
-    stamp = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-    return _fingerprint(folder, stamp)
+    return sorted([folder / "model_index.json", *found])
 
 
-@lru_cache(maxsize=16)
-def _fingerprint(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for name, _, _ in files:
-        path = Path(name)
-        digest.update(str(path.relative_to(folder)).encode() + b"\0")
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:32]
+@lru_cache(maxsize=256)
+def _digest(path: Path, stamp: tuple[int, ...]) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file in hexadecimal digits; one that does not change is read once."""
+    status = path.stat()
+    return _digest(path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 def audit_defaults(folder: str | Path) -> dict[str, Any]:

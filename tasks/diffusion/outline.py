@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 
 from tasks.diffusion.families import Model, family_in
-from tasks.diffusion.files import INDEX
+from tasks.diffusion.files import INDEX, scheduler_in
+from tasks.diffusion.footprint import META
+from tasks.diffusion.precision import Precision
 from tasks.diffusion.sites import Layer, Site
 from tasks.errors import InputError, first_line
 
@@ -61,6 +64,49 @@ def outline_of(folder: Path) -> Outline:
         latent=latent,
         image=(latent[0] * scale, latent[1] * scale) if latent and scale else None,
         trained=trained if isinstance(trained, int) else None,
+    )
+
+
+def weightless(folder: Path, precision: Precision = "float32") -> Model:
+    """The model of a pipeline's folder with all its modules on the meta device; no weights need to lie there.
+
+    Raises:
+        InputError: it is of no family that is known here, or a configuration describes no component.
+    """
+    index = _read(folder / INDEX)
+    if (family := family_in(index)) is None:
+        raise InputError(f"{folder / INDEX} names a pipeline of no family that audits know")
+    dtype = torch.float32 if precision == "mixed" else getattr(torch, precision)
+    parts: dict[str, Any] = {}
+    for name in family.components:
+        if name == "scheduler":
+            continue
+        entry = index.get(name) or [None, None]
+        if entry[0] is None:  # as a pipeline says that it has none
+            parts[name] = None
+            continue
+        kind = getattr(import_module(entry[0]), entry[1])
+        try:
+            if name.startswith("tokenizer"):
+                parts[name] = kind.from_pretrained(folder / name, local_files_only=True)
+                continue
+            with META:
+                made = (
+                    kind(kind.config_class.from_pretrained(folder / name, local_files_only=True))
+                    if name.startswith("text_encoder")
+                    else kind.from_config(kind.load_config(folder / name, local_files_only=True))
+                )
+        except Exception as error:  # whatever a layer makes of a number that does not fit
+            raise InputError(f"{folder / name} describes no {kind.__name__}: {first_line(error)}") from error
+        parts[name] = nn.Module.to(made, dtype).eval().requires_grad_(False)  # diffusers' own warns of nothing
+    return family.of(
+        index,
+        source=str(folder),
+        model_id="",
+        denoiser=parts.pop(family.denoiser_name),
+        schedule=family.read_schedule(folder / "scheduler", scheduler_in(index)),
+        device=META,
+        **parts,
     )
 
 

@@ -3,7 +3,9 @@
 import io
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Annotated, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -12,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
-from tasks.diffusion.families.schedule import Choice, stepped
+from tasks.diffusion.families.schedule import Choice, as_input, started, stepped
+from tasks.diffusion.footprint import META, fitting, on_meta
 from tasks.diffusion.noise import Key, initial_noise
 from tasks.errors import InputError
 from tasks.params import SPEED
@@ -31,7 +34,13 @@ class SamplingParams(BaseModel):
         Choice, Field(description="The sampler: the model's own scheduler, DDIM, or DPM-Solver++.")
     ] = "model"
     batch: Annotated[
-        int, Field(ge=1, le=1024, description="Images made at a time; this does not change the result."), SPEED
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="Images made at a time, or fewer as memory allows; this does not change the result.",
+        ),
+        SPEED,
     ] = 32
 
 
@@ -62,10 +71,16 @@ def generate(
             return decode(model, denoise(model, text, empty, initial_noise(model, keys[rows]), params))
 
     out = []
-    for images in in_batches(len(keys), params.batch, some):
+    for images in in_batches(len(keys), trajectories(model, params), some):
         out.append(images)
         done(len(images))
     return np.concatenate(out) if out else np.zeros((0, 0, 0, 3), np.uint8)
+
+
+def trajectories(model: Model, params: SamplingParams) -> int:
+    """How many images are denoised at a time: guidance asks the denoiser twice for each."""
+    passes = 2 if params.guidance > 1 else 1
+    return max(1, fitting(model, "evaluation", passes * params.batch) // passes)
 
 
 @torch.no_grad()
@@ -89,11 +104,11 @@ def denoise(
         InputError: the scheduler cannot sample in so many steps, or draws noise of its own, see `sampler`.
     """
     scheduler = _scheduler(model, params)
-    latents = latents * scheduler.init_noise_sigma
+    latents = started(scheduler, latents)
     guided = params.guidance > 1
     for step in scheduler.timesteps[:steps]:
         on_step(int(step))
-        scaled = scheduler.scale_model_input(latents, step)
+        scaled = as_input(scheduler, latents, step)
         if guided:
             both = torch.cat([empty.expand_as(text), text])
             without, with_text = model.output(torch.cat([scaled, scaled]), step, both).chunk(2)
@@ -105,9 +120,9 @@ def denoise(
     return latents
 
 
-def first_timestep(model: Model, params: SamplingParams) -> int:
+def first_timestep(model: Model, params: SamplingParams) -> float:
     """The timestep that sampling begins with."""
-    return int(_scheduler(model, params).timesteps[0])
+    return model.schedule.as_timestep(_scheduler(model, params).timesteps[0])
 
 
 @torch.no_grad()
@@ -127,7 +142,7 @@ def decode(model: Model, latents: torch.Tensor, batch: int = 8) -> np.ndarray:
             raise InputError(f"{what}: load the model with --set precision=float32")
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
-    return np.concatenate(list(in_batches(len(latents), batch, some)))
+    return np.concatenate(list(in_batches(len(latents), fitting(model, "decoder", batch), some)))
 
 
 @torch.no_grad()
@@ -138,15 +153,23 @@ def encode(model: Model, images: np.ndarray, batch: int = 8) -> torch.Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(images[rows])).permute(0, 3, 1, 2)
         return model.encode_images(pixels.to(model.device, model.vae.dtype) / 127.5 - 1)
 
-    return torch.cat(list(in_batches(len(images), batch, some)))
+    return torch.cat(list(in_batches(len(images), fitting(model, "encoder", batch), some)))
+
+
+_SIZES: WeakKeyDictionary[torch.nn.Module, dict[tuple[int, ...], tuple[int, int]]] = WeakKeyDictionary()
+"""By decoder and shape of latents, the size of images."""
 
 
 def image_size(model: Model) -> tuple[int, int]:
-    """Width and height of the model's images in pixels."""
-    height, width = decode(model, torch.zeros(1, *model.latent_shape, device=model.device, dtype=model.dtype)).shape[
-        1:3
-    ]
-    return width, height
+    """Width and height of the model's images in pixels; a decoder is asked once, and computes nothing."""
+    known = _SIZES.setdefault(model.vae, {})
+    if model.latent_shape not in known:
+        decoder = replace(model, vae=on_meta(model.vae))
+        with torch.no_grad():
+            shown = decoder.decode(torch.zeros(1, *model.latent_shape, device=META, dtype=model.dtype))
+        height, width = shown.shape[2:]
+        known[model.latent_shape] = (width, height)
+    return known[model.latent_shape]
 
 
 def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -5,6 +5,7 @@ from time import perf_counter
 import torch
 
 from tasks.diffusion.families import Model
+from tasks.diffusion.footprint import fitting
 from tasks.diffusion.noise import initial_noise
 
 LEAST_S = 2.0
@@ -13,7 +14,12 @@ LEAST_S = 2.0
 
 @torch.no_grad()
 def seconds_of_an_evaluation(model: Model, batch: int) -> float:
-    """Seconds that one evaluation of the denoiser takes, in batches of so many: a mean over some seconds of them."""
+    """Seconds that one evaluation of the denoiser takes, a mean over some seconds of them.
+
+    Args:
+        batch: so many at a time, or as many as fit.
+    """
+    batch = fitting(model, "evaluation", batch)
     text = model.unconditional().expand(batch, -1, -1)
     noise = initial_noise(model, [("speed", seed) for seed in range(batch)])
 

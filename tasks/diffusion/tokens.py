@@ -50,4 +50,5 @@ def _loaded(folder: Path, files: tuple[tuple[str, int], ...]) -> Tokenizers:
         raise InputError(f"cannot load the tokenizer of {folder}: {first_line(error)}") from error
     if not each:
         raise InputError(f"the pipeline at {folder} has no tokenizer: audits need all of a base model")
-    return Tokenizers(tuple(each), family.most_tokens(each[0], config), family.as_read)
+    most = family.most_tokens(each[0], config)
+    return Tokenizers(tuple(each), most, family.as_read, family.token_limits(each, most))

@@ -1,7 +1,7 @@
 """Copies of training images: how many are brought back, and how near to them what is made lies, by SSCD."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,11 @@ from tasks.methods import Column, NoParams, metric
 from tasks.scorers.sscd import COPY_THRESHOLD
 
 BY_KIND = ("mr", "sscd_orig_max", "sscd_orig_median")
-"""Metrics that are taken of verbatim and template memories by themselves, too."""
+"""Metrics that are taken of each kind of prompt by itself, too, where there is more than one."""
+_KINDS: tuple[dict[str, Callable[[Generation], bool]], ...] = (
+    {"vm": lambda one: one.memorization == "VM", "tm": lambda one: one.memorization == "TM"},
+    {"confirmed": lambda one: one.confirmed, "unconfirmed": lambda one: not one.confirmed},
+)
 
 
 @metric(
@@ -32,33 +36,44 @@ BY_KIND = ("mr", "sscd_orig_max", "sscd_orig_median")
         Column("mr", "Copy rate", ".0%", "lower", narrow=True, order=10, drawn=True),
         Column("mr_vm", "Copy rate, VM", ".0%", "lower", order=11),
         Column("mr_tm", "Copy rate, TM", ".0%", "lower", order=12),
+        Column("mr_confirmed", "Copy rate, confirmed", ".0%", "lower", order=12),
+        Column("mr_unconfirmed", "Copy rate, unconfirmed", ".0%", "lower", order=12),
         Column("mr_generations", "Copy rate, of generations", ".1%", "lower", order=13),
         Column("sscd_orig_max", "SSCD, best seed", better="lower", narrow=True, order=20),
         Column("sscd_orig_median", "SSCD, median seed", better="lower", narrow=True, order=21),
     ),
     kept=(
-        *(f"sscd_orig_{seeds}_{kind}" for seeds in ("max", "median") for kind in ("mad", "mean", "std", "vm", "tm")),
+        *(f"sscd_orig_{seeds}_{kind}" for seeds in ("max", "median") for kind in ("mad", "mean", "std")),
+        *(f"sscd_orig_{seeds}_{kind}" for seeds in ("max", "median") for kinds in _KINDS for kind in kinds),
     ),
 )
 def copying(seen: Seen, params: NoParams) -> list[Estimate]:
     """MR and the similarities to training images, over the prompts that have any.
 
     Where prompts are verbatim (VM) and template memories (TM), MR and similarities of each kind follow, under the same
-    names with `_vm` and `_tm`: of the prompts of this kind. An image that has both counts in either.
+    names with `_vm` and `_tm`: of the prompts of this kind. An image that has both counts in either. Where some prompts
+    are confirmed and others are not, so do those with `_confirmed` and `_unconfirmed`.
     """
     nearest = similarities(seen)
     if not nearest:
         return []
 
-    def found(kind: str | None = None) -> list[Estimate]:
-        of_kind = [one for one, _ in nearest if kind in (None, one.memorization)]
-        by_unit = gathered(of_kind, [value for one, value in nearest if kind in (None, one.memorization)])
-        return of_prompts(of_kind, [mr(by_unit), mr_generations(by_unit), *sscd_orig(by_unit)])
+    def found(some: Sequence[tuple[Generation, float]]) -> list[Estimate]:
+        generations = [one for one, _ in some]
+        by_unit = gathered(generations, [value for _, value in some])
+        return of_prompts(generations, [mr(by_unit), mr_generations(by_unit), *sscd_orig(by_unit)])
 
-    kinds = {one.memorization for one, _ in nearest}
-    of_kinds = [(kind, one) for kind in ("VM", "TM") if {"VM", "TM"} <= kinds for one in found(kind)]
-    named = [replace(one, metric=f"{one.metric}_{kind.lower()}") for kind, one in of_kinds if one.metric in BY_KIND]
-    return found() + named
+    out = found(nearest)
+    for kinds in _KINDS:
+        parts = {name: [pair for pair in nearest if belongs(pair[0])] for name, belongs in kinds.items()}
+        if all(parts.values()):
+            out += [
+                replace(one, metric=f"{one.metric}_{name}")
+                for name, part in parts.items()
+                for one in found(part)
+                if one.metric in BY_KIND
+            ]
+    return out
 
 
 def similarities(seen: Seen) -> list[tuple[Generation, float]]:

@@ -50,7 +50,7 @@ def judged(scored: Sequence[Detected]) -> list[Estimate]:
     memorized = [one for one in scored if one.memorized]
     remembered = {one.unit for one in memorized}
     others = [one for one in scored if not one.memorized and one.unit not in remembered]
-    if not others:
+    if not others or not memorized:
         return []
     own, rest = _means(memorized), _means(others)
     found = [replace(auc(own, rest), prompts=len(memorized) + len(others))]

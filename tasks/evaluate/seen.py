@@ -31,6 +31,8 @@ class Generation:
     """Whether its prompt is a memorized one."""
     memorization: str | None = None
     """VM (verbatim) or TM (template), where that is known."""
+    confirmed: bool = False
+    """Whether its prompt was seen to bring an image back from the original."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Seen(Protocol):
 
     @property
     def detected(self) -> Sequence[Detected]:
-        """What detection scored: the memorized prompts and ordinary ones."""
+        """What detection scored: the memorized prompts that are examined, and ordinary ones."""
 
     @property
     def scanned(self) -> Mapping[str, Sequence[Detected]]:

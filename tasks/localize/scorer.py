@@ -19,6 +19,7 @@ import torch
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.detection import noise_differences
 from tasks.diffusion.families import Model
+from tasks.diffusion.footprint import fitting
 from tasks.diffusion.hooks import scaled
 from tasks.diffusion.sites import Layer
 from tasks.diffusion.ssim import similarity
@@ -35,7 +36,7 @@ class BlockedScore:
         embedding: torch.Tensor,
         noise: torch.Tensor,
         unblocked: torch.Tensor,
-        timestep: int,
+        timestep: float,
         batch: int,
         thorough: bool = True,
     ) -> None:
@@ -106,7 +107,8 @@ class BlockedScore:
                 self._known[candidates, seed] = 1.0  # nothing is blocked
         unknown = [pair for pair in unknown if pair[0]]
 
-        for done in in_batches(len(unknown), self._batch, lambda rows: self._scores(unknown[rows])):
+        batch = fitting(self._model, "evaluation", self._batch)
+        for done in in_batches(len(unknown), batch, lambda rows: self._scores(unknown[rows])):
             for (candidates, seed), value in done:
                 self._known[candidates, seed] = self._latest[seed] = value
                 if failed(value):

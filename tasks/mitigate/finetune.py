@@ -11,8 +11,7 @@ and `lora_finetune`.
 import copy
 import json
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, cast
@@ -21,6 +20,8 @@ import torch
 from pydantic import ConfigDict, Field
 
 from tasks.diffusion.batches import in_batches
+from tasks.diffusion.families import Model
+from tasks.diffusion.footprint import META, bytes_of, bytes_of_model, bytes_of_training, fitting, on_meta
 from tasks.diffusion.noise import generator
 from tasks.dori import DoriParams, draw_noise, frozen, search, start_embeddings
 from tasks.errors import Diverged, InputError
@@ -84,8 +85,22 @@ class FineTuneParams(Params):
         float, Field(ge=0, description="Training stops when the held-out attack reproduces no larger share than this.")
     ] = 0.0
     save_every: Annotated[
-        int, Field(ge=1, description="Steps between checkpoints; this does not change the result."), SPEED
+        int,
+        Field(
+            ge=1,
+            description="Steps between checkpoints, or more where saving took longer than a tenth of the time; this "
+            "does not change the result.",
+        ),
+        SPEED,
     ] = 10
+    gradient_checkpointing: Annotated[
+        bool,
+        Field(
+            description="Whether what backpropagation needs is computed again rather than kept, which takes much less "
+            "memory, and a third more time; this does not change the result."
+        ),
+        SPEED,
+    ] = False
     lora_rank: Annotated[
         int, Field(ge=0, le=1024, description="The rank of the changes of the attention that lora-finetune trains.")
     ] = 4
@@ -96,6 +111,29 @@ def cost_of_an_image(params: FineTuneParams) -> float:
     """Evaluations of the denoiser that each memorized image takes, about; a gradient counts as three."""
     erased = params.attack_steps * params.attack_batch + params.noises if params.erase_weight else 0
     return 3.0 * params.epochs * (erased + params.ordinary_batch / params.images_per_step)
+
+
+def memory_of_training(params: FineTuneParams, model: Model, rank: int = 0) -> float:
+    """Bytes that a training takes, the model among them, sample by sample: seven denoisers where all weights train.
+
+    These are the model's own, the one that is trained, its average, the two moments of AdamW, and the gradients of both
+    losses; beside them lies what backpropagation keeps.
+
+    Args:
+        model: on the meta device.
+        rank: as of `finetune`.
+    """
+    denoiser = on_meta(model.denoiser).requires_grad_(not rank)
+    if rank:
+        with META:
+            _with_lora(denoiser, rank, params.seed)
+    weights = [weight for weight in denoiser.parameters() if weight.requires_grad]
+    trained = sum(weight.numel() * weight.element_size() for weight in weights)
+    learning = replace(model, denoiser=denoiser)
+    backward = bytes_of_training(learning, weights, params.gradient_checkpointing)
+    before = trained if erases(params) else 0  # the first loss's, while those of the second are made
+    # Or else AdamW's step, which needs as much again.
+    return bytes_of_model(model) + bytes_of(denoiser) + 3 * trained + max(before + backward, 2 * trained)
 
 
 ALL_WEIGHTS = {"lora_rank": 0}
@@ -121,6 +159,7 @@ def erases(params: FineTuneParams) -> bool:
     claims=True,
     gradients=True,
     change=ALL_WEIGHTS,
+    memory=memory_of_training,
     done="the denoiser was trained to answer adversarial embeddings of memorized images with others",
 )
 def finetune(lesson: Lesson, params: FineTuneParams, rank: int = 0) -> Trained:
@@ -151,6 +190,7 @@ def finetune(lesson: Lesson, params: FineTuneParams, rank: int = 0) -> Trained:
             run.save()
         lesson.on_progress(progress)
     run.denoiser.requires_grad_(False)
+    run.denoiser.disable_gradient_checkpointing()
     for weight, average in zip(run.weights, run.average, strict=True):
         weight.copy_(average)
     if run.lora is not None:
@@ -159,7 +199,7 @@ def finetune(lesson: Lesson, params: FineTuneParams, rank: int = 0) -> Trained:
 
 
 def _with_lora(denoiser: Any, rank: int, seed: int) -> Any:
-    """Puts low-rank changes, at first none, beside the four projections of every attention, and returns what merges
+    """Puts low-rank changes, at first none, beside the projections of every attention, and returns what merges
     them; they alone take gradients."""
     from peft import LoraConfig, LoraModel  # takes a second to import, and few trainings need it
 
@@ -171,7 +211,11 @@ def _with_lora(denoiser: Any, rank: int, seed: int) -> Any:
                 r=rank,
                 lora_alpha=rank,
                 init_lora_weights="gaussian",
-                target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+                # Those of the text, too, where it has its own beside the image's.
+                target_modules=[
+                    *("to_q", "to_k", "to_v", "to_out.0"),
+                    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+                ],
             ),
             "default",
         )
@@ -182,10 +226,12 @@ class _Run:
 
     def __init__(self, lesson: Lesson, params: FineTuneParams, rank: int) -> None:
         model, memorized, ordinary = lesson.model, lesson.memorized, lesson.ordinary
-        self.memorized, self.ordinary, self.params, self.path = memorized, ordinary, params, lesson.checkpoint
+        self.memorized, self.ordinary, self.params, self.checkpoint = memorized, ordinary, params, lesson.checkpoint
         # In evaluation mode: these denoisers have no batch statistics, and dropout would draw from a global generator.
         self.denoiser = cast(Any, copy.deepcopy(model.denoiser))
         self.denoiser.eval().requires_grad_(not rank)
+        if params.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
         self.lora = _with_lora(self.denoiser, rank, params.seed) if rank else None
         self.model = replace(model, denoiser=self.denoiser)
         self.weights = [weight for weight in self.denoiser.parameters() if weight.requires_grad]
@@ -207,8 +253,8 @@ class _Run:
             len(ordinary.latents),
         )
         self.identity = json.dumps(determined_by)
-        if self.path.exists():
-            self._load()
+        if (state := self.checkpoint.load()) is not None:
+            self._go_on(state)
 
     def step(self) -> Progress:
         number = len(self.history)
@@ -249,7 +295,7 @@ class _Run:
             return loss.item(), torch.autograd.grad(weight * loss, self.weights, allow_unused=True)
 
         total = 0.0
-        for loss, gradients in in_batches(n, n, some):
+        for loss, gradients in in_batches(n, fitting(self.model, "gradient", n), some):
             total += loss
             for parameter, gradient in zip(self.weights, gradients, strict=True):
                 if gradient is not None:
@@ -307,25 +353,21 @@ class _Run:
                     weight.copy_(value)
 
     def save(self) -> None:
-        state = {
-            "identity": self.identity,
-            "denoiser": self.denoiser.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
-            "triggers": self.triggers,
-            "history": [asdict(progress) for progress in self.history],
-            "stopped": self.stopped,
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_suffix(f".{os.getpid()}.writing")  # another audit may train the same
-        torch.save(state, aside)
-        os.replace(aside, self.path)
+        self.checkpoint.save(
+            {
+                "identity": self.identity,
+                "denoiser": self.denoiser.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average,
+                "triggers": self.triggers,
+                "history": [asdict(progress) for progress in self.history],
+                "stopped": self.stopped,
+            }
+        )
 
-    def _load(self) -> None:
-        # Into main memory: beside the training itself there may be no room for it on a GPU.
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+    def _go_on(self, state: Mapping[str, Any]) -> None:
         if state["identity"] != self.identity:
-            raise InputError(f"{self.path} is the checkpoint of another training: remove it, or give another file")
+            raise InputError(f"{self.checkpoint} is the checkpoint of another training: remove it")
         self.denoiser.load_state_dict(state["denoiser"])
         self.optimizer.load_state_dict(state["optimizer"])
         device = self.model.device

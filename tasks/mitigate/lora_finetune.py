@@ -3,7 +3,7 @@
 from tasks.diffusion.outline import Outline
 from tasks.errors import InputError
 from tasks.methods import mitigation
-from tasks.mitigate.finetune import FineTuneParams, cost_of_an_image, erases, finetune
+from tasks.mitigate.finetune import FineTuneParams, cost_of_an_image, erases, finetune, memory_of_training
 from tasks.mitigate.training import Lesson, Trained
 
 
@@ -25,6 +25,7 @@ def _check(params: FineTuneParams, outline: Outline) -> None:
     surrogates=erases,
     gradients=True,
     check=_check,
+    memory=lambda params, model: memory_of_training(params, model, params.lora_rank),
     done="low-rank changes of the denoiser's attention were trained to answer adversarial embeddings of"
     " memorized images with others",
 )

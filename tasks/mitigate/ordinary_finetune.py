@@ -1,7 +1,7 @@
 """Fine-tuning on ordinary pairs alone: what any further training makes a model forget."""
 
 from tasks.methods import mitigation
-from tasks.mitigate.finetune import ALL_WEIGHTS, FineTuneParams, cost_of_an_image, finetune
+from tasks.mitigate.finetune import ALL_WEIGHTS, FineTuneParams, cost_of_an_image, finetune, memory_of_training
 from tasks.mitigate.training import Lesson, Trained
 
 
@@ -17,6 +17,7 @@ from tasks.mitigate.training import Lesson, Trained
     cost=cost_of_an_image,
     gradients=True,
     change=ALL_WEIGHTS | {"erase_weight": 0.0, "check_every": 0},
+    memory=memory_of_training,
     done="the denoiser was trained further on ordinary images alone",
 )
 def ordinary_finetune(lesson: Lesson, params: FineTuneParams) -> Trained:

@@ -47,12 +47,13 @@ def perturbed_embedding(request: Request, params: PerturbedEmbeddingParams) -> A
 
 
 def with_lower_norm(
-    model: Model, embeddings: torch.Tensor, keys: Sequence[Key], params: PerturbedEmbeddingParams, first: int
+    model: Model, embeddings: torch.Tensor, keys: Sequence[Key], params: PerturbedEmbeddingParams, first: float
 ) -> torch.Tensor:
     """Embeddings (n, rows, width) moved until the text-conditional noise norm at the first step is small.
 
     ||eps(z_T, t, y) - eps(z_T, t, null)||_2 is large for memorized prompts. Each sample stops by itself when it is
-    below the target, and Adam works element by element, so a batch does not matter.
+    below the target, and Adam works element by element, so a batch does not matter. Where the schedule ends in noise
+    the norm is that of velocity, see `tasks.diffusion.families.schedule`: the same target asks for more.
 
     Args:
         first: the timestep that sampling begins with.
@@ -65,17 +66,17 @@ def with_lower_norm(
 
 
 def _with_lower_norm(
-    model: Model, embeddings: torch.Tensor, keys: Sequence[Key], params: PerturbedEmbeddingParams, first: int
+    model: Model, embeddings: torch.Tensor, keys: Sequence[Key], params: PerturbedEmbeddingParams, first: float
 ) -> torch.Tensor:
     start = initial_noise(model, keys)
     target = params.target * (start[0].numel() / (4 * 64 * 64)) ** 0.5
     with torch.no_grad():
-        plain = model.predict(start, first, model.unconditional().expand_as(embeddings)).noise
+        plain = model.predict(start, first, model.unconditional().expand_as(embeddings)).target
     text = embeddings.detach().float().clone().requires_grad_(True)
     optimizer = torch.optim.Adam([text], lr=params.learning_rate)
     for _ in range(params.steps):
-        noise = model.predict(start, first, text.to(model.dtype)).noise
-        norms = (noise - plain).float().flatten(1).norm(dim=1)
+        pulled = model.predict(start, first, text.to(model.dtype)).target
+        norms = (pulled - plain).float().flatten(1).norm(dim=1)
         going = norms.detach() > target
         if not going.any():
             break

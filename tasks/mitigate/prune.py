@@ -14,8 +14,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from tasks.diffusion.families import family_of
-from tasks.diffusion.files import INDEX, read_json
+from tasks.diffusion.families import family_in, family_of
+from tasks.diffusion.files import INDEX, read_json, stem_of, variant_in
 from tasks.diffusion.folder import OPTIONAL
 from tasks.diffusion.masks import Members
 from tasks.diffusion.noise import generator
@@ -156,6 +156,7 @@ def save_pipeline(base: str | Path, denoiser: nn.Module, folder: str | Path, car
                 torch_dtype=denoiser.dtype,
                 use_safetensors=True,
                 local_files_only=True,
+                variant=_variant(Path(base)),
                 **_left_out(Path(base)),
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
@@ -164,10 +165,20 @@ def save_pipeline(base: str | Path, denoiser: nn.Module, folder: str | Path, car
         _write_card(aside, card, whole=True)
 
 
+def _variant(base: Path) -> str | None:
+    """The variant that a component has its weights as, such as fp16, if it has no plain ones."""
+    found = (variant_in(part, stem_of(part.name)) for part in sorted(base.iterdir()) if part.is_dir())
+    return next((variant for variant in found if variant), None)
+
+
 def _left_out(base: Path) -> dict[str, None]:
-    """Components that model_index.json lists, the folder lacks and nothing needs; a checker needs its extractor."""
+    """Components that model_index.json lists, the folder lacks and nothing needs; a checker needs its extractor. So
+    are those that a family can do without."""
     index = read_json(base / INDEX) if (base / INDEX).is_file() else {}
+    family = family_in(index)
+    own = family.optional if family is not None else frozenset()
     lacking = {name for name in OPTIONAL if name in index and not (base / name).is_dir()}
+    lacking |= {name for name in own if not (base / name).is_dir()}
     if "feature_extractor" in lacking and "safety_checker" in index:
         lacking.add("safety_checker")
     return dict.fromkeys(lacking)

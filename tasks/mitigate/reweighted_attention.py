@@ -28,7 +28,12 @@ def _check(params: ReweightedAttentionParams, outline: Outline) -> None:
 
 
 def check_family(family: type[Model]) -> None:
-    """Raises InputError where prompts of a family have no first token to turn to."""
+    """Raises InputError where a family has no attention to the text alone, or its prompts no token to turn it to."""
+    if family.joint:
+        raise InputError(
+            "reweighted-attention changes attention to the text alone, and in "
+            f"{family.__name__} text and image attend to both: leave it out of --set 'mitigations=[...]'"
+        )
     if not family.start_token:
         raise InputError(
             "reweighted-attention turns attention to the token that begins every prompt, and prompts of "

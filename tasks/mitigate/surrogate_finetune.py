@@ -1,7 +1,7 @@
 """Fine-tuning on surrogates without any attack: what adversarial fine-tuning owes to its triggers."""
 
 from tasks.methods import mitigation
-from tasks.mitigate.finetune import ALL_WEIGHTS, FineTuneParams, cost_of_an_image, erases, finetune
+from tasks.mitigate.finetune import ALL_WEIGHTS, FineTuneParams, cost_of_an_image, erases, finetune, memory_of_training
 from tasks.mitigate.training import Lesson, Trained
 
 
@@ -18,6 +18,7 @@ from tasks.mitigate.training import Lesson, Trained
     surrogates=erases,
     gradients=True,
     change=ALL_WEIGHTS | {"attack_steps": 0, "starts": ("prompt",)},
+    memory=memory_of_training,
     done="the denoiser was trained to answer the prompts of memorized images with other images",
 )
 def surrogate_finetune(lesson: Lesson, params: FineTuneParams) -> Trained:

@@ -1,8 +1,7 @@
 """Training memories away: what every mitigation that trains weights is given, and what it gives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +63,24 @@ class HeldOut(Protocol):
         """
 
 
+class Checkpoint(Protocol):
+    """Where a training keeps its state, to go on after it was killed, on this machine or another. It is removed once
+    the training has ended and what it gives is kept."""
+
+    def load(self) -> Mapping[str, Any] | None:
+        """The state that was saved last, its tensors in main memory; None where none was."""
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replaces the state that was saved last, from one moment to the next.
+
+        A save that comes soon may be left out where saving takes long: what is repeated after a kill is then longer,
+        and its result the same.
+
+        Args:
+            state: tensors, numbers and texts, and lists and dicts of them: nothing else is read again.
+        """
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What a training is given."""
@@ -72,8 +89,8 @@ class Lesson:
     """It stays as it is: train a copy of its denoiser, `model.with_denoiser(copy)`."""
     memorized: Memorized
     ordinary: Ordinary
-    checkpoint: Path
-    """A file that belongs to this training, which may be killed and called again. It is removed at the end."""
+    checkpoint: Checkpoint
+    """Belongs to this training, which may be killed and called again."""
     held_out: HeldOut
     on_progress: Callable[[Progress], None] = lambda progress: None
     """Is called after each step of this call."""

@@ -59,13 +59,20 @@ class Control:
 
 def verdict(rows: Sequence[Row], standings: Standings) -> str:
     """One paragraph: what the original copies, and for each mitigation whether the images are gone or only hidden."""
-    start = _mr(rows, "original", PROMPT)
+    start = _row(rows, "original", PROMPT, "mr")
     if start is None:
+        if (flagged := _row(rows, "original", PROMPT, "confirmed")) is not None:
+            return (
+                f"Detection flags {_count(flagged)} memorized prompts {_interval(flagged)}. None has a training image,"
+                " so copies were not measured, and nothing can be said of any mitigation: give --images."
+            )
         return "How much the original model copies was not measured, so nothing can be said of any mitigation."
     of = "memorized prompts"
     if start.prompts not in (None, start.n):
         of = f"different memorized images, which {start.prompts} prompts share,"
     said = [f"For {_count(start)} {of} the original model reproduces a training image {_interval(start)}."]
+    if (confirmed := _row(rows, "original", PROMPT, "mr_confirmed")) is not None:
+        said.append(f"What follows is about the {confirmed.n} that are confirmed so; rates of the others stand apart.")
     if attacks := _sound(rows, "original"):
         words = _strongest(attacks)
         said.append(f"{words[0].upper()}{words[1:]}.")
@@ -290,7 +297,8 @@ def _is_attack(condition: Condition) -> bool:
 
 
 def _mr(rows: Sequence[Row], variant: str, condition: Condition) -> Row | None:
-    return _row(rows, variant, condition, "mr")
+    """The copy rate: of confirmed prompts where there are others, which no mitigation can make forget anything."""
+    return _row(rows, variant, condition, "mr_confirmed") or _row(rows, variant, condition, "mr")
 
 
 def _row(rows: Sequence[Row], variant: str, condition: Condition, metric: str) -> Row | None:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tasks.diffusion.families import Model
 from tasks.methods import detector
-from tasks.scan.noise import SeededParams, by_seed, check_steps, guidance, timestep
+from tasks.scan.noise import SeededParams, by_seed, check_steps, guidance, pull, timestep
 
 
 class AnisotropyParams(SeededParams):
@@ -41,7 +41,8 @@ def anisotropy(
     the same pure noise z. From its published code: the timesteps (the first, and the third from the end of 50), the
     cosine, which is taken over channels and averaged over pixels, and the sum norm + 2 cosine for SD 1.4. Our own: the
     norm is brought to 4 x 64 x 64 latents, so that the weight means the same for others, and models that predict
-    velocity are looked at by the noise it implies, too; the published weights of SD 2 belong to another scale.
+    velocity are looked at by the noise it implies, too; the published weights of SD 2 belong to another scale. Where
+    the schedule ends in noise the norm is that of velocity, for which no weight was published.
 
     Args, Returns: see `tasks.methods.Score`.
 
@@ -52,7 +53,7 @@ def anisotropy(
     scale = (4 * 64 * 64 / torch.Size(model.latent_shape).numel()) ** 0.5
 
     def both(text: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        early, _ = guidance(model, text, null, noise, first)
+        early = pull(model, text, null, noise, first)
         late, unconditional = guidance(model, text, null, noise, last)
         alignment = torch.cosine_similarity(late, unconditional, dim=1).mean((1, 2))
         return scale * early.flatten(1).norm(dim=1) + params.cosine * alignment

@@ -66,8 +66,13 @@ def attention_layer(family: type[Model], layers: Sequence[Layer]) -> Layer:
     """The fourth cross-attention layer in order of execution: in SD 1.x the second of the second down block.
 
     Raises:
-        InputError: there are fewer, or prompts begin with no such token.
+        InputError: there are fewer or none, or prompts begin with no such token.
     """
+    if family.joint:
+        raise InputError(
+            f"entropy looks at attention to the text alone, and in {family.__name__} text and image attend to both: "
+            "scan with norm"
+        )
     if not family.start_token:
         raise InputError(
             "entropy looks at the attention that leaves the token which begins every prompt, and prompts of "

@@ -13,6 +13,8 @@ from pydantic import Field
 
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
+from tasks.diffusion.families.schedule import Prediction
+from tasks.diffusion.footprint import fitting
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.outline import Outline, enough_timesteps
 from tasks.errors import InputError
@@ -44,35 +46,48 @@ def by_seed(
         noise = initial_noise(model, keys[rows])
         return work(embeddings[owners[rows]].to(noise), noise)
 
-    found = torch.cat(list(in_batches(len(keys), batch, some)))
+    found = torch.cat(list(in_batches(len(keys), fitting(model, "evaluation", batch), some)))
     return found.unflatten(0, (len(prompt_ids), seeds))
 
 
-def timestep(model: Model, params: SeededParams, number: int) -> int:
+def timestep(model: Model, params: SeededParams, number: int) -> float:
     """A timestep of the model's schedule by its number; negative ones count from the end."""
     return model.schedule.timestep(params.steps, number)
 
 
 def guidance(
-    model: Model, text: torch.Tensor, null: torch.Tensor, noise: torch.Tensor, timestep: int
+    model: Model, text: torch.Tensor, null: torch.Tensor, noise: torch.Tensor, timestep: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """eps(z, t, y) - eps(z, t, null), and eps(z, t, null).
+    """eps(z, t, y) - eps(z, t, null), and eps(z, t, null), float32.
 
     Raises:
         InputError: a prediction is not finite.
     """
-    unconditional = predicted(model, null.to(noise).expand_as(text), noise, timestep)
-    return predicted(model, text, noise, timestep) - unconditional, unconditional
+    unconditional = predicted(model, null.to(noise).expand_as(text), noise, timestep).noise.float()
+    return predicted(model, text, noise, timestep).noise.float() - unconditional, unconditional
 
 
-def predicted(model: Model, text: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
-    """eps(z, t, y), float32.
+def pull(model: Model, text: torch.Tensor, null: torch.Tensor, noise: torch.Tensor, timestep: float) -> torch.Tensor:
+    """How far a prompt pulls a prediction away from that without text, eps(z, t, y) - eps(z, t, null), float32.
+
+    Of velocity where the schedule ends in noise (`Schedule.target`): at its first step predicted noise is the same for
+    every prompt. A difference of velocities is one of noises over sqrt(a), or one of images over -sqrt(1 - a).
+
+    Raises:
+        InputError: a prediction is not finite.
+    """
+    unconditional = predicted(model, null.to(noise).expand_as(text), noise, timestep).target
+    return predicted(model, text, noise, timestep).target.float() - unconditional.float()
+
+
+def predicted(model: Model, text: torch.Tensor, noise: torch.Tensor, timestep: float) -> Prediction:
+    """What the model predicts of z at t under y.
 
     Raises:
         InputError: it is not finite.
     """
-    found = model.predict(noise, timestep, text).noise.float()
-    if not found.isfinite().all():
+    found = model.predict(noise, timestep, text)
+    if not (found.noise.isfinite().all() and found.target.isfinite().all()):
         raise InputError("predictions are not finite: load the model in float32 or bfloat16")
     return found
 

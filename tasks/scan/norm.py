@@ -6,7 +6,7 @@ import torch
 
 from tasks.diffusion.families import Model
 from tasks.methods import detector
-from tasks.scan.noise import SeededParams, by_seed, check_steps, guidance, timestep
+from tasks.scan.noise import SeededParams, by_seed, check_steps, pull, timestep
 
 
 class NormParams(SeededParams):
@@ -29,7 +29,8 @@ def norm(
 ) -> torch.Tensor:
     """The norm ||eps(z, T, y) - eps(z, T, null)||_2, the mean over seeds.
 
-    At the first timestep: the paper's detection after one step, which denoises nothing.
+    At the first timestep: the paper's detection after one step, which denoises nothing. Our own: of velocity where the
+    schedule ends in noise, see `tasks.scan.noise.pull`.
 
     Args, Returns: see `tasks.methods.Score`.
 
@@ -39,7 +40,6 @@ def norm(
     first, null = timestep(model, params, 0), model.unconditional()
 
     def norms(text: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        pull, _ = guidance(model, text, null, noise, first)
-        return pull.flatten(1).norm(dim=1)
+        return pull(model, text, null, noise, first).flatten(1).norm(dim=1)
 
     return by_seed(model, embeddings, prompt_ids, params.seeds, batch, norms).mean(1)

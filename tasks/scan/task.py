@@ -104,9 +104,12 @@ def score_prompts(
     """
     model, store, params_id = subject.load(), subject.open(), detector.id(params)
     known = detector_scores(subject, detector, params)
-    todo = [prompt for prompt in prompts if prompt_id(prompt.text) not in known]
-    with progress(len(todo), f"scanning by {detector.name}", "prompt") as done:
-        for block in shards(todo, SHARD):
+
+    def lacking(prompt: PromptEntry | Prompt) -> bool:
+        return prompt_id(prompt.text) not in known
+
+    with progress(sum(map(lacking, prompts)), f"scanning by {detector.name}", "prompt") as done:
+        for block in shards(prompts, SHARD, lacking):
             texts = [prompt.text for prompt in block]
             ids = [prompt_id(text) for text in texts]
             found = detector.score(model, model.encode(texts), ids, params, batch).tolist()

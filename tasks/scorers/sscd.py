@@ -54,7 +54,7 @@ class SscdParams(BaseModel):
     ] = 288
     threads: Annotated[
         int,
-        Field(ge=0, le=256, description="CPU threads of the ONNX model; 0 leaves their number to the runtime."),
+        Field(ge=0, le=256, description="CPU threads of the ONNX model; 0 takes as many as torch does."),
         SPEED,
     ] = 0
 
@@ -163,7 +163,8 @@ def _installed() -> Path:
 
 def _onnx(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    # The runtime's own number is that of all cores, in each of several workers.
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common kind of their own

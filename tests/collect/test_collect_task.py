@@ -64,3 +64,27 @@ def test_what_is_there_is_not_computed_again(
     for name in ("norms_by_prompt", "value_activations"):
         monkeypatch.setattr(collecting, name, None)
     both(subject, prompts, sampling)
+
+
+def test_a_few_prompts_are_read_at_a_time_and_values_stay_the_same(
+    subject: Subject, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def values(of: Subject) -> dict[tuple[str, str], list[float]]:
+        door.collect_values(of, prompts_of(of, "memorized"), Site.VALUE)
+        found = of.open().read("activations", site="value").to_pylist()
+        return {(row["prompt_id"], row["layer"]): row["mean_abs"] for row in found}
+
+    whole = values(subject)
+    other = subject.model_copy(update={"store": Store.open(str(tmp_path / "other")).url})
+    door.import_set(other.open(), world.parent / "prompts.parquet", world.parent / "images.parquet")
+    embed, sizes = Subject.embed, []
+
+    def noted(of: Subject, prompts: list[Prompt]) -> Any:
+        sizes.append(len(prompts))
+        return embed(of, prompts)
+
+    monkeypatch.setattr(Subject, "embed", noted)
+    monkeypatch.setattr(collecting, "READ", 3)
+    few = values(other)
+    assert sizes == [3, 1] and few.keys() == whole.keys() != set()
+    assert all(few[name] == pytest.approx(found, rel=1e-5) for name, found in whole.items())

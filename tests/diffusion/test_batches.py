@@ -1,5 +1,7 @@
 """Batches cover everything in order and halve when memory runs out."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -27,3 +29,19 @@ def test_the_error_comes_through_when_not_even_one_fits() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         list(in_batches(3, 2, work))
+
+
+def test_what_failed_is_let_go_before_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def work(rows: slice) -> int:
+        large = torch.zeros(rows.stop - rows.start)
+        made.append(weakref.ref(large))
+        if len(large) > 2:
+            raise torch.OutOfMemoryError
+        return len(large)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(made[-1]() is not None))
+    assert list(in_batches(4, 4, work)) == [2, 2]
+    assert alive == [False]

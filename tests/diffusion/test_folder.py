@@ -1,7 +1,10 @@
 """What lies in a model folder: everything that is wrong is told at once and before any weights are loaded."""
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +98,7 @@ def both(*changes: Change) -> Change:
 
 BAD: dict[str, tuple[Change, str]] = {
     # What would be loaded but not count.
-    "lora": (weights("pytorch_lora_weights.safetensors", "unet.a.lora_A.weight"), "is a LoRA, .* fuse it"),
+    "lora": (weights("pytorch_lora_weights.safetensors", "unet.a.lora_A.weight"), "is a LoRA, .* with --lora if"),
     "lora by another name": (weights("style.safetensors", "unet.a.lora.down.weight"), "style.safetensors is a LoRA"),
     "lora beside the unet": (weights("unet/pytorch_lora_weights.safetensors", "a"), "unet/pytorch_lora_.* is a LoRA"),
     "lora that was not fused": (
@@ -131,7 +134,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "scale": (config("vae", scaling_factor=None), "scaling_factor None"),
     "mask": (config("text_encoder", use_attention_mask=True), "use_attention_mask"),
     "quantized": (config("unet", quantization_config={"load_in_8bit": True}), "quantized"),
-    "zero snr": (config("scheduler", rescale_betas_zero_snr=True), "zero terminal SNR"),
+    "zero snr": (config("scheduler", rescale_betas_zero_snr=True, prediction_type="epsilon"), "zero terminal SNR"),
     "predicts images": (config("scheduler", prediction_type="sample"), "predicts 'sample'"),
     # What cannot be loaded, or is no text-to-image model.
     "inpainting": (config("unet", in_channels=9), "takes 9 channels and gives 4, as an inpainting model does"),
@@ -154,7 +157,13 @@ BAD: dict[str, tuple[Change, str]] = {
     "config gone": (without("unet/config.json"), "unet/config.json is missing: download the model again"),
     "config broken": (lambda folder: (folder / "vae/config.json").write_text("{"), "vae/config.json is not JSON"),
     "weights gone": (without("unet/diffusion_pytorch_model.safetensors"), "safetensors is missing: download"),
-    "fp16": (moved("unet", "diffusion_pytorch_model.fp16.safetensors"), r"variant \(fp16\): .*variant='fp16'"),
+    "two variants": (
+        both(
+            moved("unet", "diffusion_pytorch_model.fp16.safetensors"),
+            weights("unet/diffusion_pytorch_model.ema.safetensors", "conv_in.weight"),
+        ),
+        r"unet has its weights as variants alone \(ema, fp16\): move those away",
+    ),
     "bin": (moved("vae", "diffusion_pytorch_model.bin"), "a pickle, .*use_safetensors=False"),
     "text bin": (moved("text_encoder", "pytorch_model.bin"), "text_encoder has .* pytorch_model.bin alone, a pickle"),
     "flax": (moved("unet", "diffusion_flax_model.msgpack"), "weights of Flax alone"),
@@ -360,15 +369,14 @@ def single(path: Path, *tensors: str) -> Path:
 NOT_FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing": (lambda at: at / "gone", "there is no such file or folder; .* OWNER/NAME"),
     "empty": (lambda at: at, "the folder is empty"),
-    "checkpoint": (
-        lambda at: single(at / "sd.safetensors", "model.diffusion_model.out.0.weight"),
-        "a whole model in one file: .*from_single_file",
-    ),
     "checkpoint in a folder": (
         lambda at: single(at / "sd.safetensors", "model.diffusion_model.out.0.weight").parent,
-        "no model_index.json in .*; .*sd.safetensors is a whole model in one file",
+        "no model_index.json in .*; .*sd.safetensors is a whole model in one file: give the file itself, --model ",
     ),
-    "lora": (lambda at: single(at / "l.safetensors", "lora_unet_x.lora_up.weight"), "is a LoRA, no whole model: fuse"),
+    "lora": (
+        lambda at: single(at / "l.safetensors", "lora_unet_x.lora_up.weight"),
+        "is a LoRA, no whole .* with --lora",
+    ),
     "lora folder": (lambda at: single(at / "pytorch_lora_weights.safetensors", "a").parent, "holds an adapter"),
     "unet file": (lambda at: single(at / "u.safetensors", "conv_in.weight"), "a part of a model alone"),
     "cut short": (
@@ -381,7 +389,7 @@ NOT_FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "gguf folder": (lambda at: written(at / "m.gguf", b"GGUF\x03").parent, "GGUF file"),
     "old ckpt": (
         lambda at: written(at / "m.ckpt", b"\x80\x02}q"),
-        "is a pickle, which can run code .*from_single_file",
+        "is a pickle, which can run code .*weights_only=True",
     ),
     "pth": (lambda at: zipped(at / "m.pth", "archive/data.pkl"), "is a pickle, which can run code"),
     "pt": (lambda at: zipped(at / "m.pt", "m/data.pkl"), "is a pickle, which can run code"),
@@ -422,6 +430,20 @@ NOT_FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "index itself": (lambda at: written(at / "sd/model_index.json", b"{}"), "is a file of a pipeline: give its folder"),
 }
+
+
+def test_the_command_that_converts_a_pickle_does(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(2), "b": torch.zeros(3)}
+    path = tmp_path / 'it\'s $(touch owned) "model".ckpt'
+    torch.save({"state_dict": tensors | {"c": tensors["a"]}, "epoch": 3}, path)
+    path.with_suffix(".safetensors").write_bytes(b"another")
+    with pytest.raises(InputError) as refused:
+        model_folder(str(path))
+    program, option, code = shlex.split(str(refused.value).partition("makes of it: ")[2])
+    assert (program, option) == ("python", "-c")
+    subprocess.run([sys.executable, option, code], check=True)
+    assert load_file(path.with_suffix(".1.safetensors")).keys() == {"a", "b", "c"}
+    assert path.with_suffix(".safetensors").read_bytes() == b"another"
 
 
 @pytest.mark.parametrize("case", NOT_FOLDERS)

@@ -133,10 +133,13 @@ def test_what_is_no_base_model_is_refused_in_a_line(xl_folder: Path, tmp_path: P
         load_model(refiner, "cpu")
 
 
-def test_a_schedule_that_ends_without_signal_is_refused(v_folder: Path, tmp_path: Path) -> None:
+def test_noise_predicted_by_a_schedule_that_ends_without_signal_is_refused(v_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(v_folder, tmp_path / "copy")
     path = copy / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_betas_zero_snr": True}))
+    own = {"rescale_betas_zero_snr": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    assert load_model(copy, "cpu").schedule.ends_in_noise
+    path.write_text(json.dumps(json.loads(path.read_text()) | own | {"prediction_type": "epsilon"}))
     with pytest.raises(InputError, match="zero terminal SNR"):
         load_model(copy, "cpu")
 

@@ -10,7 +10,7 @@ import torch
 
 from tasks.diffusion import sampling
 from tasks.diffusion.families import Model
-from tasks.diffusion.sampling import SamplingParams, decode, generate
+from tasks.diffusion.sampling import SamplingParams, decode, generate, image_size
 from tasks.errors import InputError
 from tests.support.denoisers import tiny_model
 
@@ -70,3 +70,21 @@ def test_an_image_that_is_not_a_number_is_refused_with_its_cause(dtype: torch.dt
     )
     with pytest.raises(InputError, match=f"not finite in {dtype}.*{cause}"):
         decode(replace(tiny_model(), vae=vae), torch.ones(1, 4, 8, 8))
+
+
+def test_how_large_images_are_is_asked_of_a_decoder_once() -> None:
+    """The outlook asks for each piece of work; a large decoder takes seconds each time."""
+
+    class Decoder(torch.nn.Module):
+        config, dtype, asked = SimpleNamespace(scaling_factor=1.0), torch.float32, 0
+
+        def decode(self, latents: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+            Decoder.asked += 1  # of copies, too
+            return (latents[:, :3].repeat(1, 1, 2, 4),)
+
+    vae = Decoder()
+    model = replace(tiny_model(), vae=vae)
+    _, height, width = model.latent_shape
+    assert image_size(model) == image_size(model) == (4 * width, 2 * height)
+    assert Decoder.asked == 1
+    assert image_size(replace(model, vae=Decoder())) == (4 * width, 2 * height)

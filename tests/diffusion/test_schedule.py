@@ -18,7 +18,7 @@ from tasks.diffusion.model import load_model
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.sampling import SamplingParams, denoise
 from tasks.errors import InputError
-from tests.support.pipelines import KEYS, PROMPTS
+from tests.support.pipelines import KEYS, PROMPTS, ZERO_SNR
 
 NAMES = sorted(
     name
@@ -98,6 +98,29 @@ def test_every_scheduler_samples_as_its_pipeline_or_is_refused(
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_scheduler_goes_down_to_zero_terminal_snr_as_its_pipeline_or_leaves_it_to_ddim(
+    name: str, spacing: str, model: Model, tmp_path: Path
+) -> None:
+    shared = TRAINED | ZERO_SNR | {"timestep_spacing": spacing, "steps_offset": 1, "use_flow_sigmas": False}
+    write(tmp_path, **default(name) | shared)
+    loaded = as_loaded(model, tmp_path, name)
+    assert loaded.schedule.ends_in_noise
+    samples = {"DDIM", "DDIMParallel", "DPMSolverMultistep", "EulerDiscrete", "TCD", "UniPCMultistep"}
+    if name.removesuffix("Scheduler") not in samples:
+        with pytest.raises(InputError, match=r"sample with --set sampling.scheduler=ddim|sampling.scheduler=ddim or"):
+            found_of(loaded, "model", 5)
+    else:
+        found = found_of(loaded, "model", 5)
+        expected = expected_of(model, getattr(diffusers, name).from_pretrained(tmp_path), 5)
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    # Whatever the model's own is, DDIM samples as the pipeline does with DDIM of that schedule.
+    by_ddim = DDIMScheduler.from_config(default(name) | shared, clip_sample=False, set_alpha_to_one=False)
+    torch.testing.assert_close(found_of(loaded, "ddim", 5), expected_of(model, by_ddim, 5), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"UnCLIPScheduler"}))  # its betas are always the same
 def test_another_scheduler_counts_before_the_models_own_is_judged(name: str, tmp_path: Path) -> None:
     """Where the training noise is known, DDIM and DPM-Solver++ sample whatever the model's own scheduler is."""
@@ -146,7 +169,9 @@ def test_pndm_samples_velocity_as_its_pipeline_does_at_any_number_of_steps(
         ("DPMSolverSDEScheduler", {}, r"needs torchsde, which is not installed, and .* does not say"),
         ("MyScheduler", {}, "diffusers .* has no scheduler MyScheduler"),
         ("DDIMScheduler", {"prediction_type": "sample"}, "the model predicts 'sample'"),
-        ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "zero terminal SNR.*write v_prediction for its"),
+        ("PNDMScheduler", TRAINED | {"rescale_betas_zero_snr": True}, r"does not say .*\(no prediction_type\)"),
+        ("PNDMScheduler", TRAINED | ZERO_SNR | {"prediction_type": "epsilon"}, "no image follows from predicted noise"),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "continuous timesteps"),
         ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, "predicts 'flow_"),
         ("DDIMScheduler", {"beta_schedule": "mine"}, "cannot be made of its config"),

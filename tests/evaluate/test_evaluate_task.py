@@ -13,7 +13,7 @@ from tasks import methods
 from tasks.conditions import EXTRACTION, ORDINARY, PROMPT, Condition, dori
 from tasks.diffusion.sampling import SamplingParams, to_png
 from tasks.errors import InputError
-from tasks.evaluate import copying, extraction, quality, seed_similarity, ssim
+from tasks.evaluate import confirmation, copying, extraction, quality, seed_similarity, ssim
 from tasks.evaluate import task as door
 from tasks.evaluate.estimates import Estimate, gathered, over_units
 from tasks.evaluate.extraction import ExtractionParams
@@ -28,7 +28,7 @@ from tasks.report.standing import standings
 from tasks.report.task import rows_of
 from tasks.scorers.clip import ClipParams
 from tasks.scorers.sscd import SscdParams, scorer_of
-from tasks.subject import Prompt, Subject
+from tasks.subject import Prompt, Subject, units_of
 from tests.support.seen import HandMade
 
 NONE = NoParams()
@@ -51,6 +51,11 @@ def seen_of(subject: Subject, prompts: list[Prompt], seeds: int = 1, condition: 
     return StoredSeen(subject, trial, door.shots(prompts, seeds), SCORING)
 
 
+def of(subject: Subject, shots: Sequence[Shot]) -> dict[str, str]:
+    """What counts once, as the prompt set has it."""
+    return units_of(subject, [shot.prompt for shot in shots])
+
+
 def table_of(subject: Subject) -> str:
     return estimates_text(rows_of(subject.open(), "audit"), standings())
 
@@ -60,7 +65,7 @@ def scored(subject: Subject, kind: str, values: dict[Pair, float]) -> None:
         {"generation_id": name, "reference_id": other, "scorer": scorer_of(SscdParams()), "value": value}
         for (name, other), value in values.items()
     ]
-    subject.open().write("scores", f"by-hand-{kind}", rows, metric=kind)
+    subject.open().write("scores", content_key(kind, sorted(values)), rows, metric=kind)
 
 
 @pytest.fixture
@@ -140,21 +145,57 @@ def test_a_training_image_is_seen_cropped_as_it_was_trained_on(
 def test_verbatim_and_template_memories_stand_apart(subject: Subject) -> None:
     scores = {("g", "i"): 0.9, ("h", "j"): 0.1, ("h", "k"): 0.3}
     shots = [Shot(prompt_of("p", "i", kind="VM"), None, 0), Shot(prompt_of("q", "j", "k", kind="TM"), None, 0)]
-    found = copying.copying(HandMade(made_for(subject, shots, ["g", "h"]), {"sscd": scores}), NONE)
+    found = copying.copying(HandMade(made_for(of(subject, shots), shots, ["g", "h"]), {"sscd": scores}), NONE)
     figures = {one.metric: one for one in found}
     assert figures["mr_generations"].value == 0.5
     assert (figures["mr"].value, figures["mr_vm"].value, figures["mr_tm"].value) == (0.5, 1, 0)
     assert (figures["mr"].n, figures["mr_vm"].n, figures["mr_tm"].n) == (2, 1, 1)
     assert figures["sscd_orig_max_tm"].value == pytest.approx(0.3)
-    one_kind = copying.copying(HandMade(made_for(subject, shots[:1], ["g"]), {"sscd": scores}), NONE)
+    one_kind = copying.copying(HandMade(made_for(of(subject, shots), shots[:1], ["g"]), {"sscd": scores}), NONE)
     assert not any(figure.metric.endswith(("_vm", "_tm")) for figure in one_kind)
+
+
+def test_confirmed_prompts_and_others_stand_apart(subject: Subject) -> None:
+    """Two captions of one image, of which one is confirmed, and a prompt without an image, confirmed by detection."""
+    scores = {("a", "i"): 0.9, ("b", "i"): 0.2, ("c", "j"): 0.1}
+    shots = [Shot(one, None, 0) for one in (prompt_of("p", "i"), prompt_of("q", "i"), prompt_of("r", "j"))]
+    shots.append(Shot(prompt_of("s"), None, 0))
+    for row in (prompt_of("p", "i"), prompt_of("q", "i"), prompt_of("r", "j"), prompt_of("s")):
+        own = {"prompt_id": row.prompt_id, "text": row.text, "kind": "memorized", "image_ids": list(row.image_ids)}
+        subject.open().write("prompts", row.prompt_id, [own], prompt_set="none")
+    seen = HandMade(made_for(of(subject, shots), shots, ["a", "b", "c", "d"], {"p", "s"}), {"sscd": scores})
+    found = {one.metric: one for one in copying.copying(seen, NONE)}
+    assert (found["mr"].value, found["mr"].n) == (0.5, 2)
+    assert (found["mr_confirmed"].value, found["mr_confirmed"].n) == (1, 1)
+    # The image's other caption counts with those that are not confirmed, and brings nothing back.
+    assert (found["mr_unconfirmed"].value, found["mr_unconfirmed"].n) == (0, 2)
+    assert found["sscd_orig_max_unconfirmed"].value == pytest.approx(0.15)
+    (share,) = confirmation.confirmation(seen, NONE)
+    assert (share.metric, share.n, share.prompts) == ("confirmed", 3, 4)
+    assert share.value == pytest.approx(2 / 3)
+    for confirmed in ({"p", "q", "r"}, set[str]()):
+        alike = copying.copying(
+            HandMade(made_for(of(subject, shots), shots, ["a", "b", "c", "d"], confirmed), {"sscd": scores}), NONE
+        )
+        assert not [one.metric for one in alike if one.metric.endswith("confirmed")]
+
+
+def test_how_near_a_prompt_comes_is_known_once_all_was_scored(subject: Subject) -> None:
+    prompts = [prompt_of("p", "i", "j"), prompt_of("q", "k"), prompt_of("r")]
+    given = subject, prompts, 2, SCORING.sampling, SCORING.sscd
+    ids = door.generation_ids(subject, "original", PROMPT, door.shots(prompts, 2), SCORING.sampling)
+    first = {(ids[0], "i"): 0.1, (ids[0], "j"): 0.3, (ids[1], "i"): 0.2, (ids[2], "k"): 0.8, (ids[3], "k"): 0.4}
+    scored(subject, "sscd", first)
+    assert door.nearest(*given) == {"q": pytest.approx(0.8)}
+    scored(subject, "sscd", {(ids[1], "j"): 0.25, (ids[0], "an image of an earlier set"): 0.9})
+    assert door.nearest(*given) == {"p": pytest.approx(0.3), "q": pytest.approx(0.8)}
 
 
 def test_a_trigger_counts_where_any_generation_of_it_is_a_copy(subject: Subject) -> None:
     scores = {("a", "i"): 0.2, ("b", "i"): 0.9, ("c", "i"): 0.7, ("d", "j"): 0.1, ("d", "k"): 0.71}
     one, two = prompt_of("p", "i"), prompt_of("q", "j", "k")
     shots = [Shot(one, "t", 0), Shot(one, "t", 1), Shot(one, "u", 0), Shot(two, "v", 0)]
-    seen = HandMade(made_for(subject, shots, ["a", "b", "c", "d"]), {"sscd": scores})
+    seen = HandMade(made_for(of(subject, shots), shots, ["a", "b", "c", "d"]), {"sscd": scores})
     assert copying.triggers_that_copy(copying.similarities(seen)) == {"t", "v"}
 
 
@@ -167,7 +208,7 @@ def test_structure_is_of_the_nearest_training_image(subject: Subject) -> None:
         Shot(prompt_of("q", "third"), None, 0),
         Shot(prompt_of("r"), None, 0),
     ]
-    seen = HandMade(made_for(subject, shots, ["copy", "new", "none"]), images=images)
+    seen = HandMade(made_for(of(subject, shots), shots, ["copy", "new", "none"]), images=images)
     best, _ = ssim.measured(seen, NONE)
     assert (best.metric, best.n, best.prompts) == ("ssim_orig_max", 2, 2)
     assert best.value == pytest.approx((1 + ssim.ssim(images["new"], other)) / 2)
@@ -193,7 +234,7 @@ def test_metrics_are_taken_where_they_apply(subject: Subject) -> None:
         for condition in (PROMPT, ORDINARY, EXTRACTION, dori("noise"))
     }
     always = {"copying", "seed-similarity", "ssim"}
-    assert taken["original", "prompt"] == always | {"detection", "shared"}
+    assert taken["original", "prompt"] == always | {"confirmation", "detection", "shared"}
     assert taken["wanda", "prompt"] == always | {"change", "shared"}
     assert taken["wanda", "ordinary"] == always | {"change", "clip", "quality"}
     assert taken["original", "ordinary"] == always | {"clip", "quality"}
@@ -218,7 +259,7 @@ def test_quality_is_of_prompts_that_have_images(subject: Subject) -> None:
     shots = [Shot(prompt_of(f"p{n}", name), None, 0) for n, name in enumerate(images)]
     shots += [Shot(prompt_of("r"), None, 0), Shot(prompt_of("q", "i0"), None, 0)]
     ids = [*(f"g{n}" for n in range(LEAST)), "elsewhere", "second"]
-    seen = HandMade(made_for(subject, shots, ids), vectors=near)
+    seen = HandMade(made_for(of(subject, shots), shots, ids), vectors=near)
     found = {one.metric: one for one in quality.quality(seen, NONE)}
     assert found["fid"].value == pytest.approx(0, abs=1e-6)
     assert (found["fid"].n, found["kid"].n) == (LEAST, LEAST)
@@ -230,7 +271,7 @@ def test_distances_of_too_few_images_have_no_value(subject: Subject) -> None:
     prompts = [prompt_of(f"p{n}", f"i{n % (LEAST - 1)}") for n in range(9)]
     shots = [Shot(prompt, None, seed) for prompt in prompts for seed in range(2)]
     ids = [f"g{n}" for n in range(len(shots))]
-    found = quality.quality(HandMade(made_for(subject, shots, ids)), NONE)
+    found = quality.quality(HandMade(made_for(of(subject, shots), shots, ids)), NONE)
     assert [(one.metric, math.isnan(one.value), one.n) for one in found] == [("fid", True, 10), ("kid", True, 10)]
     door.write_estimates(subject, "audit", "original", ORDINARY, found)
     rows = subject.open().read("metrics").to_pylist()
@@ -247,12 +288,12 @@ def test_an_image_that_always_comes_back_is_no_memory_unless_it_was_trained_on(s
     shots = [Shot(prompt, None, seed) for prompt in prompts for seed in range(3)]
     params = ExtractionParams(clique=3, measure="sscd", distance=0.3)
     ids = [name for prompt in prompts for name in names[prompt.prompt_id]]
-    found = extraction.extraction(HandMade(made_for(subject, shots, ids), vectors=vectors), params)
+    found = extraction.extraction(HandMade(made_for(of(subject, shots), shots, ids), vectors=vectors), params)
     assert {one.metric: (one.value, one.n) for one in found} == {
         "extraction_precision": (0.5, 2),
         "extraction_recall": (pytest.approx(1 / 3), 3),
     }
     # Without training images a claim can only be compared with what the prompt is said to be.
     shots = [Shot(replace(shot.prompt, image_ids=()), None, shot.seed) for shot in shots]
-    found = extraction.extraction(HandMade(made_for(subject, shots, ids), vectors=vectors), params)
+    found = extraction.extraction(HandMade(made_for(of(subject, shots), shots, ids), vectors=vectors), params)
     assert [(one.value, one.n) for one in found] == [(1, 2), (pytest.approx(2 / 3), 3)]

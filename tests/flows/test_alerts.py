@@ -21,16 +21,14 @@ from prefect.states import Completed, Failed, Running
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from flows.alerts import BLOCK, FORMER, REGRESSION, _put, announce, install, kept, lost_runs
-from flows.notices import EVERY_S, PAUSE, Notice, _Prefect
+from flows.notices import PAUSE, Notice, _Prefect
 from tasks.errors import InputError
-from tests.support.hook import Hook
+from tests.support.hook import LATER_S, Hook
 from tests.support.served import Served, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
 
 MINE = {"prefect.resource.id": "engram.model.mine", "prefect.resource.name": "mine"}
-LATER_S = 3 * EVERY_S + 5
-"""After the first notice, the time in which a second one would come."""
 
 
 def emit(event: Event) -> None:
@@ -52,18 +50,6 @@ def running(client: SyncPrefectClient, name: str) -> UUID:
     return run.id
 
 
-def heard(hook: Hook, words: str) -> list[dict[str, Any]]:
-    return [notice for notice in hook.received if words in notice["text"]]
-
-
-def told_once(hook: Hook, words: str, seconds: float = 60) -> dict[str, Any]:
-    """The one notice with these words, after the time in which another one would have come."""
-    until(lambda: heard(hook, words), seconds)
-    time.sleep(LATER_S)
-    (notice,) = heard(hook, words)
-    return notice
-
-
 def test_a_regression_is_told_once_though_announced_twice(served: Served, hook: Hook) -> None:
     payload: dict[str, Any] = {"words": f'It copies <2> "more"\nimages. {uuid4()}', "regressions": ["mr: 0 to 2"]}
     key = str(uuid4())
@@ -71,7 +57,7 @@ def test_a_regression_is_told_once_though_announced_twice(served: Served, hook: 
         announce("engram.audit.completed", MINE, payload, key)
         for _ in range(2):
             announce(REGRESSION, MINE, payload, key)
-    notice = told_once(hook, payload["words"])
+    notice = hook.told_once(payload["words"])
     assert notice["type"] == "application/json" and notice["key"]
     assert notice["text"] == f"Engram: mine got worse. {payload['words']}"
     assert (notice["event"], notice["resource"], notice["payload"]) == (
@@ -87,7 +73,7 @@ def test_a_receiver_that_fails_is_asked_again(served: Served, hook: Hook) -> Non
         hook.failures += [500, 429]
         for name in ("audit", "nightly"):
             client.set_flow_run_state(running(client, name), Failed(message=words))
-    notice = told_once(hook, words, 120 + 3 * PAUSE.total_seconds())
+    notice = hook.told_once(words, 120 + 3 * PAUSE.total_seconds())
     assert notice["text"] == f"Engram: the nightly audit a run of nightly ended as Failed: {words}"
     assert notice["url"].startswith(served.url)
     assert [each["key"] for each in hook.refused if words in each["text"]] == [notice["key"]] * 2
@@ -126,9 +112,9 @@ def test_a_database_that_others_write_makes_no_second_notice(served: Served, hoo
             over.set()
             for writer in writers:
                 writer.join()
-    until(lambda: len(heard(hook, words)) >= len(runs), 120)
+    until(lambda: len(hook.heard(words)) >= len(runs), 120)
     time.sleep(LATER_S)
-    notice = sorted(each["text"].rpartition(": ")[2] for each in heard(hook, words))
+    notice = sorted(each["text"].rpartition(": ")[2] for each in hook.heard(words))
     assert notice == [f"{words} {number}" for number in range(len(runs))]
 
 
@@ -138,7 +124,7 @@ def test_a_night_that_does_not_end_is_told_once(served: Served, hook: Hook) -> N
         with closing(sqlite3.connect(served.home / "prefect.db", timeout=30)) as database, database:
             begun = f"{datetime.now(UTC) - timedelta(hours=25):%Y-%m-%d %H:%M:%S.%f}"
             database.executemany("UPDATE flow_run SET start_time = ? WHERE id = ?", [(begun, str(run)) for run in runs])
-        assert told_once(hook, "at work for a day")["event"] == "engram.nightly.overdue"
+        assert hook.told_once("at work for a day")["event"] == "engram.nightly.overdue"
         for run in runs:
             client.set_flow_run_state(run, Completed(), force=True)
 

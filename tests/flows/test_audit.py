@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
 from flows import stages
@@ -41,9 +40,10 @@ from tasks.scorers.sscd import Sscd
 from tasks.subject import Subject
 from tests.support.world import tiny_world
 
-pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect"), pytest.mark.filterwarnings("ignore")]
 
 SETTINGS: dict[str, Any] = {
+    "examined": "all",
     "memorized": 4,
     "threshold_nulls": 2,
     "ordinary": 2,
@@ -78,12 +78,6 @@ RIVALS: dict[str, Any] = {
     "efforts": (1, 3),
     "effort_images": 1,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -189,6 +183,7 @@ def test_another_refinement_is_held_against_the_published_one(params: AuditParam
         update={"nemo": nemo, "agreement": True, "memorized": 2, "mitigations": ("nemo",)}
     )
     spec = resolve(params.model_copy(update={"settings": settings, "store": str(tmp_path / "store")}))
+    stages.confirm(spec.run)
     stages.collect(spec.run)
     stages.localize(spec.run)
     found = _agreement(spec)
@@ -225,11 +220,9 @@ def test_the_store_is_whole_and_says_how_it_was_made(params: AuditParams, audite
 
 def diagnosed(spec: Spec, audit_id: str) -> tuple[str, list[str]]:
     """What the diagnosis says of an audit whose triggers are there."""
-    ends, starts = triggers.points(spec)
-    points = {"nemo": ends, "wanda": [*ends, *starts]}
-    sets = {
-        name: ids.sets(spec, method("localizer", name), localizing.one_by_one(some)) for name, some in points.items()
-    }
+    asked = triggers.asked(spec).items()
+    sets = {one.name: ids.sets(spec, one, localizing.one_by_one(points)) for one, points in asked}
+    assert {*sets} <= {"nemo", "wanda"}
     return reporting.diagnose(spec.subject, audit_id, triggers.searches(spec), sets, spec.settings.seed)
 
 
@@ -283,7 +276,7 @@ def test_an_interrupted_audit_goes_on(params: AuditParams, tmp_path: Path, monke
     assert any(part.startswith("variants/") for part in before)
     assert run_sql(store, "SELECT state FROM audits").to_pylist() == [{"state": "cancelled"}]
     with nothing_computed():
-        for stage in (stages.collect, stages.localize, stages.mitigate):
+        for stage in (stages.confirm, stages.collect, stages.localize, stages.mitigate):
             stage(resolve(other).run)
     assert parts(store) == before
     audit(other)
@@ -293,10 +286,17 @@ def test_an_interrupted_audit_goes_on(params: AuditParams, tmp_path: Path, monke
 
 @pytest.mark.slow
 def test_each_stage_runs_alone_on_what_the_others_left(
-    params: AuditParams, audited: Audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = params.model_copy(update={"store": str(tmp_path / "store")})
+    few: dict[str, Any] = {"mitigations": ("nemo-union", "wanda", "ordinary-finetune"), "efforts": ()}
+    settings = Settings.model_validate(SETTINGS | RIVALS | few)
+    params = AuditParams(model=str(model), store=str(tmp_path / "whole"), device="cpu", settings=settings)
+    audited, other = audit(params), params.model_copy(update={"store": str(tmp_path / "store")})
     spec = resolve(other)
+    for stage in (stages.collect, stages.localize):
+        with pytest.raises(InputError, match="run the confirmation first"):
+            stage(spec.run)
+    stages.confirm(spec.run)
     with pytest.raises(InputError, match="run the collection first"):
         stages.localize(spec.run)
     with pytest.raises(InputError, match="run the localization first"):
@@ -427,7 +427,7 @@ def test_trained_and_defended_variants(params: AuditParams, audited: Audited) ->
         assert subject.weights_of(audited.variants[name]) == "original"
         found = subject.at_inference(audited.variants[name])
         assert found is not None and found[0].name == name
-    assert not list(subject.beside("checkpoints").glob("*"))
+    assert not list(subject.open().home.files("checkpoints"))
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -189,6 +189,20 @@ def test_settings_that_the_model_is_not_made_for(outline: Outline, changed: dict
     assert with_model(idle, outline) == []
 
 
+TRAINED: dict[str, Any] = {"mitigations": ["wanda", "adversarial-finetune"], "ordinary": 2}
+"""Leaves ordinary prompts that are trained on."""
+
+
+def test_a_training_that_cannot_fit_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(params(model, tmp_path / "store", settings=TRAINED))
+    monkeypatch.setattr("tasks.mitigate.task.memory.memory_of", lambda device: 2_000_000)
+    check(params(model, tmp_path / "store", settings=TRAINED | {"mitigations": ["wanda"]}))
+    (found,) = problems(model, tmp_path / "store", settings=TRAINED | {"seeds": 2})
+    assert "adversarial-finetune needs" in found and "cpu has 0.0 GB" in found
+    # Workers of a pool look at their own memory.
+    check(params(model, tmp_path / "store", settings=TRAINED | {"seeds": 2}, spread="gpu"))
+
+
 def test_schedules_latents_and_statistics_of_the_model(outline: Outline, tmp_path: Path) -> None:
     few = replace(outline, latent=(2, 8), image=None, trained=40)
     settings = FITS | {"sampling": {"steps": 41}, "taylor": {"timesteps": 41}, "mitigations": ["taylor", "nemo"]}
@@ -279,7 +293,7 @@ def no_child(*_: Any, **__: Any) -> None:
     pytest.fail("something was started")
 
 
-STAGES = ("collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report")
+STAGES = ("confirm", "collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report")
 WRONG: list[tuple[tuple[str, ...], str]] = [
     *(
         ((command, *words), expected)
@@ -381,7 +395,8 @@ def test_an_audit_that_there_is_not_starts_nothing(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("localize", "prompts of value activations at value: run the collection first"),
+        ("collect", "which memorized prompts the model brings back: run the confirmation first"),
+        ("localize", "run the confirmation first"),
         ("mitigate", "first"),
         ("attack", "first"),
         ("evaluate", "with this model, these prompts and these settings: run `engram audit`"),

@@ -21,11 +21,12 @@ from flows.cli.shared import NEEDS_A_PLATFORM
 from flows.serve import environment
 from flows.settings import Settings, settings_for
 from storage import Store
+from tasks.errors import InputError
 from tasks.methods import method, methods, metrics
 from tests.support.rows import put_sets
 
 COMMANDS = (
-    *("audit", "collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report"),
+    *("audit", "confirm", "collect", "localize", "mitigate", "attack", "diagnose", "evaluate", "report"),
     *(
         "settings",
         "methods",
@@ -41,7 +42,7 @@ COMMANDS = (
         "results",
         "accept",
     ),
-    *("models", "serve", "deploy", "reference", "bench"),
+    *("prompts", "models", "serve", "deploy", "reference", "bench"),
 )
 
 
@@ -289,3 +290,26 @@ def test_a_log_has_no_bars_of_libraries() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert said.stdout == "False\n"
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--", "--help")])
+def test_a_benchmark_lists_its_own_options(words: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(app, ["bench", "attack", *words]).output.startswith("usage: engram bench attack")
+    assert "scale" in CliRunner().invoke(app, ["bench", "--help"]).output
+
+
+def test_an_audit_is_not_spread_two_ways(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--dry-run"]):
+        said = refused(monkeypatch, capsys, "audit", "--workers", "2", "--spread", "gpu", *more)
+        assert said == "engram: --workers and --spread exclude each other: leave one out"
+
+
+def test_a_benchmark_that_needs_a_checkout_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'tests'", name="tests")
+
+    monkeypatch.setattr("flows.cli.world.import_module", missing)
+    answer = CliRunner().invoke(app, ["bench", "scale"])
+    assert isinstance(answer.exception, InputError) and "run it in a checkout of the repository" in str(
+        answer.exception
+    )

@@ -191,6 +191,11 @@ def test_what_a_person_set_stays_when_it_is_deployed_again(served: Served) -> No
         assert again.id == nightly.id
         assert [each.active for each in again.schedules] == [False]
         assert again.parameters == {"params": {"store": "file:///store", "margin": 0.2}}
+        for given, kept in ((30, 30), (None, 30), (7, 7)):
+            deploy("file:///store", served.folder, given)
+            params = client.read_deployment_by_name("nightly/nightly").parameters["params"]
+            assert params == {"store": "file:///store", "margin": 0.2, "keep_images": kept}
+            assert "keep_images" not in client.read_deployment_by_name("audit/audit").parameters["params"]
         original = [DeploymentScheduleUpdate(schedule=schedule.schedule, active=True)]
         client.update_deployment(nightly.id, DeploymentUpdate(schedules=original, parameters=nightly.parameters))
         deploy((served.folder / ".engram" / "store").as_uri(), served.folder)

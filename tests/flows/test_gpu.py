@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.audit import AuditParams, audit
 from flows.settings import Settings
@@ -22,6 +21,7 @@ pytestmark = [
 ]
 
 SETTINGS: dict[str, Any] = {
+    "examined": "all",
     "memorized": 2,
     "threshold_nulls": 2,
     "ordinary": 2,
@@ -42,13 +42,13 @@ def generated(store: Store) -> dict[tuple[str, int], np.ndarray]:
     return {(row["prompt_id"], row["seed"]): from_bytes(row["bytes"]).astype(float) for row in rows}
 
 
+@pytest.mark.usefixtures("prefect")
 def test_an_audit_on_a_gpu_sees_what_one_on_the_processor_sees(tmp_path: Path) -> None:
     model, stores = tiny_world(tmp_path), {}
-    with prefect_test_harness(server_startup_timeout=120):
-        for device in ("cpu", "cuda"):
-            stores[device] = Store.open(tmp_path / device)
-            given = {"model": str(model), "store": stores[device].url, "device": device}
-            audit(AuditParams(**given, settings=Settings.model_validate(SETTINGS)))
+    for device in ("cpu", "cuda"):
+        stores[device] = Store.open(tmp_path / device)
+        given = {"model": str(model), "store": stores[device].url, "device": device}
+        audit(AuditParams(**given, settings=Settings.model_validate(SETTINGS)))
     images = {device: generated(store) for device, store in stores.items()}
     assert images["cpu"].keys() == images["cuda"].keys() != set()
     # Of 255 levels: noise is drawn on the processor for both, so what differs is rounding.

@@ -40,9 +40,17 @@ def test_what_is_open_is_closed(tmp_path: Path) -> None:
 
 def test_a_new_home_is_closed_and_so_is_one_behind_a_link_of_ones_own(tmp_path: Path) -> None:
     assert private(tmp_path / "a" / "home") == tmp_path / "a" / "home"
-    assert modes(tmp_path / "a" / "home") == {(True, 0o700)}
+    assert modes(tmp_path / "a" / "home") == CLOSED
     (tmp_path / "link").symlink_to(tmp_path / "a" / "home")
     assert private(tmp_path / "link") == tmp_path / "a" / "home"
+
+
+def test_a_home_whose_database_lies_elsewhere_is_known_again(tmp_path: Path) -> None:
+    home = private(tmp_path / "home")
+    (home / "ui").mkdir()  # all that a server leaves there in its first seconds
+    (home / "ui").chmod(0o755)
+    assert private(home) == home
+    assert modes(home) == CLOSED
 
 
 def test_a_folder_of_other_things_is_left_as_it_is(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def at_work(folder: Path, model: Path, *command: str) -> Iterator[Terminal]:
     terminal = Terminal(folder, *command, "--model", str(model), "--store", "store", "--device", "cpu", *sets)
     try:
         deadline = time.monotonic() + STARTS_S
-        while b"feature norms" not in terminal.shown:
+        while b"generating" not in terminal.shown:
             terminal.read(0.5)
             assert terminal.process.is_running() and time.monotonic() < deadline, terminal.shown.decode()
         yield terminal
@@ -223,7 +223,7 @@ def test_an_audit_that_is_asked_to_end_says_so_in_a_line_and_in_the_store(
 @pytest.mark.slow
 @pytest.mark.server
 def test_a_stage_ends_like_an_audit(model: Path, tmp_path: Path) -> None:
-    for terminal in at_work(tmp_path, model, "collect"):
+    for terminal in at_work(tmp_path, model, "confirm"):
         os.write(terminal.screen, b"\x03")
         assert terminal.ended(SOON_S) == 130
         terminal.read(0.5)

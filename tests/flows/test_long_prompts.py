@@ -101,6 +101,6 @@ def test_the_setting_is_one_of_all_and_an_option_of_its_own(world: Path) -> None
         asked_of(settings=["long_prompts=refuse"])
 
 
-@pytest.mark.parametrize("command", ["audit", "collect", "localize", "evaluate", "report", "scan"])
+@pytest.mark.parametrize("command", ["audit", "confirm", "collect", "localize", "evaluate", "report", "scan"])
 def test_every_command_has_the_option(command: str) -> None:
     assert "--long-prompts" in CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout

@@ -2,22 +2,17 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 from prefect import runtime
 from prefect.events import Event
 from prefect.events.clients import AssertingEventsClient
 from prefect.events.worker import EventsWorker
 from prefect.testing.fixtures import asserting_events_worker
-from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
 from flows.audit import AuditParams
@@ -26,60 +21,16 @@ from flows.nightly import NightFailed, NightlyParams, nightly, register, registe
 from flows.params import full_name
 from flows.settings import Settings
 from storage import Store, StoreError, verify
-from tasks.diffusion.model import load_model
-from tasks.diffusion.sampling import SamplingParams, generate, to_png
 from tasks.errors import InputError
 from tasks.report.task import accept
 from tasks.scorers.sscd import SscdParams
 from tests.support.artifacts import artifact
+from tests.support.nights import PLANTED, SETTINGS, before_training, plant
 from tests.support.world import tiny_world
 
-pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
-
-SETTINGS: dict[str, Any] = {
-    "memorized": 2,
-    "threshold_nulls": 2,
-    "ordinary": 2,
-    "seeds": 4,
-    "attacked": 0,
-    "sampling": {"steps": 2},
-    "nemo": {"seeds": 3, "threshold": 0.0, "theta": 1.5, "theta_min": 1.0},
-    "wanda": {"sparsity": 0.1, "tau": 2},
-    "sscd": {"side": 96},
-}
-PLANTED = "picture 8"
-"""An ordinary prompt of the tiny world."""
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect"), pytest.mark.filterwarnings("ignore")]
 
 __all__ = ["asserting_events_worker"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-def plant(model: Path) -> None:
-    """Makes what the model draws for one prompt that prompt's training images: it now copies them with every seed."""
-    world, loaded = model.parent, load_model(model, "cpu")
-    prompts, images = (pq.read_table(world / f"{name}.parquet").to_pylist() for name in ("prompts", "images"))
-    (prompt,) = (row for row in prompts if row["text"] == PLANTED)
-    keys = [(prompt["prompt_id"], seed) for seed in range(SETTINGS["seeds"])]
-    drawn = generate(loaded, loaded.encode([PLANTED] * len(keys)), keys, SamplingParams(**SETTINGS["sampling"]))
-    made = [to_png(image) for image in drawn]
-    prompt["image_ids"] = [hashlib.sha256(data).hexdigest() for data in made]
-    side = {"width": drawn.shape[2], "height": drawn.shape[1], "caption": PLANTED}
-    images += [{"image_id": name, "bytes": data} | side for name, data in zip(prompt["image_ids"], made, strict=True)]
-    for name, rows in (("prompts", prompts), ("images", images)):
-        pq.write_table(pa.Table.from_pylist(rows), world / f"{name}.parquet")
-
-
-def before_training(model: Path) -> None:
-    """The model as it was: the same network behind a decoder that draws something else."""
-    vae = AutoencoderTiny.from_pretrained(model / "vae")
-    for weights in vae.decoder.parameters():
-        weights.data *= 2
-    vae.save_pretrained(model / "vae")
 
 
 def events_heard(worker: EventsWorker) -> list[Event]:
@@ -199,6 +150,18 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asserting_event
     with pytest.raises(InputError, match="no model 'gone' is registered"):
         nightly(params.model_copy(update={"models": ("gone",)}))
     assert verify(store) == []
+
+    # By a rule only the last night keeps its images and page, beside the accepted audit.
+    before_training(model)
+    (last,) = nightly(params.model_copy(update={"keep_images": 1}))
+    pages = {entry.path.split("/")[1] for entry in store.home.files("reports")}
+    assert {first, last.audit_id} <= pages and night.audit_id not in pages
+    assert store.read("metrics", audit_id=str(night.audit_id)).num_rows and verify(store) == []
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.nightly.forget_images", broken_store)
+        patched.setattr(runtime.flow_run, "scheduled_start_time", started - timedelta(days=1), raising=False)
+        with pytest.raises(NightFailed, match="Images of earlier nights could not be removed: a part is damaged"):
+            nightly(params.model_copy(update={"keep_images": 1}))
 
 
 def test_a_night_without_models(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.server]
 
 SETTINGS = {
     "seeds": 2,
+    "examined": "all",
     "memorized": 4,
     "threshold_nulls": 2,
     "ordinary": 3,

@@ -1,12 +1,10 @@
 """The whole audit on a transformer of random weights: nothing but its family knows that it is no UNet."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from diffusers import DiffusionPipeline
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.audit import AuditParams, audit
 from flows.check import check
@@ -25,12 +23,6 @@ TRAININGS = ("adversarial-finetune", "lora-finetune")
 MITIGATIONS = (*SETTINGS["mitigations"], *TRAININGS, *AT_INFERENCE)
 
 
-@pytest.fixture
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_world(tmp_path_factory.mktemp("world"), write_pixart)
@@ -42,7 +34,7 @@ def params(model: Path, store: Path, **changed: object) -> AuditParams:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("prefect")
 def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
     audited = audit(params(model, tmp_path / "store"))
     store = Store.open(str(tmp_path / "store"))

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -14,11 +15,13 @@ from flows.run import ids, work
 from flows.run.outlook import outlook
 from flows.run.spec import Spec, audits_like, resolve, spec_of, speeds
 from flows.settings import Settings
-from storage import Store
+from storage import Store, connect, verify
+from storage.tables import TABLES
 from tasks.errors import InputError
 from tests.support.world import tiny_world
 
 SETTINGS: dict[str, Any] = {
+    "examined": "all",
     "memorized": 4,
     "threshold_nulls": 2,
     "ordinary": 2,
@@ -44,9 +47,11 @@ def params_of(model: Path, store: Path, **changed: Any) -> AuditParams:
 
 
 def do(spec: Spec, *stages: work.Stage) -> None:
-    for item in work.work(spec, *stages, audit_id="an audit"):
-        if item.anew or item.missing():
-            item.do()
+    """The work of these stages, of all by default; which prompts are confirmed is known behind the first."""
+    for stage in stages or work.STAGES:
+        for item in work.work(spec_of(spec.run), stage, audit_id="an audit"):
+            if item.anew or item.missing():
+                item.do()
 
 
 def rows(store: str, table: str) -> list[str]:
@@ -114,33 +119,67 @@ def test_a_setting_that_is_new_does_not_part_an_audit_from_its_figures(model: Pa
 def test_ids_are_known_before_anything_has_run(model: Path, tmp_path: Path) -> None:
     spec = resolve(params_of(model, tmp_path / "store"))
     before, expected = ids.variants(spec), ids.expected(spec)
-    do(spec, "collect", "localize", "mitigate")
+    do(spec, "confirm", "collect", "localize", "mitigate")
+    spec = spec_of(spec.run)
     assert ids.variants(resolve(spec.params)) == before
     assert ids.there(spec).items() <= expected.items() and {"nemo", "wanda"} < ids.there(spec).keys()
 
 
 @pytest.mark.slow
-def test_neither_shards_nor_their_order_change_what_is_found(
+def test_neither_shards_nor_order_nor_overlap_change_what_is_found(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each shard as another worker would do it, and the last one first."""
-    whole, apart = (resolve(params_of(model, tmp_path / name)) for name in ("whole", "apart"))
-    do(whole, "collect", "localize", "mitigate", "attack")
-    monkeypatch.setattr(work, "SHARD", 1)
-    stages: tuple[work.Stage, ...] = ("collect", "localize", "mitigate", "attack")
+    """Each shard as another worker would do it, and the last one first. Then, as if both had begun at one moment and
+    neither had seen what the other did, the parts of both lie in one store."""
+    few: dict[str, Any] = {"detectors": ("norm",), "seeds": 1, "attacked": 1}
+    whole, apart = (resolve(params_of(model, tmp_path / name, **few)) for name in ("whole", "apart"))
+    stages: tuple[work.Stage, ...] = ("confirm", "collect", "localize", "mitigate", "attack", "evaluate")
+    do(whole, *stages)
+    monkeypatch.setattr(work, "UNITS", 1)
     for stage in stages:
+        apart = spec_of(apart.run)
         items = work.work(apart, stage, audit_id="an audit")
         for item in reversed(list(items)) if stage in ("collect", "attack") else items:
             item.do()
     assert len([item for item in work.work(apart, "collect") if item.method.startswith("feature norms")]) == 12
+    one, two = (Store.open(spec.subject.store) for spec in (whole, apart))
+    ended = {"audit_id": "an audit", "model_id": whole.subject.model_id, "params": "{}", "code_version": "0"}
+    for store in (one, two):
+        store.write("audits", "an-audit", [ended | {"started_at": 0, "finished_at": 1, "state": "completed"}])
     for table in ("neuron_sets", "nemo_traces", "variants"):
-        assert rows(apart.subject.store, table) == rows(whole.subject.store, table)
-    for table, of in (("activations", ("prompt_id", "layer", "step", "params_id")), ("triggers", ("trigger_id",))):
-        one, two = (
-            {tuple(row[name] for name in of) for row in Store.open(spec.subject.store).read(table).to_pylist()}
-            for spec in (whole, apart)
-        )
-        assert one == two
+        assert rows(one.url, table) == rows(two.url, table)
+    of_one, of_two = ({table: rows(store.url, table) for table in TABLES} for store in (one, two))
+    made = [table for table in TABLES if table != "runs"]  # which name the store
+    names = {table: units(one, table) for table in made}
+    assert names == {table: units(two, table) for table in made}
+    for path in (tmp_path / "apart").rglob("*"):
+        target = tmp_path / "whole" / path.relative_to(tmp_path / "apart")
+        if path.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    both = Store.open(one.url)
+    for table in ("activations", "detections", "generations"):
+        held = sum(pq.read_metadata(f"{both.backend.root}/{part}").num_rows for part in both.parts(table))
+        assert held > both.read(table).num_rows, f"no parts of {table} overlap; the test has lost its point"
+    for table in TABLES:
+        # The last bits of what was computed in other batches may differ.
+        assert set(rows(both.url, table)) <= {*of_one[table], *of_two[table]}
+        assert table == "runs" or units(both, table) == names[table]
+        assert query_rows(both, table) == sorted(map(str, both.read(table).to_pylist()))
+    assert verify(both) == []
+
+
+def units(store: Store, table: str) -> list[str]:
+    """What each row is of, as often as there are rows."""
+    columns = [*TABLES[table].partition, *TABLES[table].unit]
+    kept = [name for name in columns if not name.endswith("_at")]
+    return sorted(str(row) for row in store.read(table, columns=kept).to_pylist())
+
+
+def query_rows(store: Store, table: str) -> list[str]:
+    """All rows as SQL has them."""
+    answer = connect(store).sql(f"SELECT * FROM {TABLES[table].view}").to_arrow_table()
+    return sorted(map(str, answer.cast(TABLES[table].schema).to_pylist()))
 
 
 def test_the_outlook_shrinks_as_work_is_done(model: Path, tmp_path: Path) -> None:
@@ -149,12 +188,22 @@ def test_the_outlook_shrinks_as_work_is_done(model: Path, tmp_path: Path) -> Non
     assert before.seconds > 0 and before.bytes > 0 and all(row.there == 0 for row in before.rows)
     norms = next(row for row in before.rows if row.work.startswith("feature norms"))
     assert (norms.of, norms.evaluations) == (12, 12 * 2 * 2)  # prompts, steps, halves of guidance
-    images = sum(row.evaluations for row in before.rows if row.work == "generate, original, prompt")
+    images = sum(row.evaluations for row in before.rows if row.work == "ask the model, original, prompt")
     assert images == 4 * 2 * 2 * 2  # prompts, seeds, steps, halves
-    do(spec, "collect", "localize")
+    do(spec, "confirm", "collect", "localize")
+    spec = spec_of(spec.run)
     half = outlook(spec)
-    assert all(row.there == row.of for row in half.rows if row.stage in ("collect", "localize"))
+    assert all(row.there == row.of for row in half.rows if row.stage in ("confirm", "collect", "localize"))
     assert 0 < half.evaluations < before.evaluations and "evaluations of the denoiser are left" in half.words()
+
+
+def test_the_outlook_says_what_trainings_take(model: Path, tmp_path: Path) -> None:
+    trained = {"mitigations": ("wanda", "adversarial-finetune"), "ordinary": 2}
+    found = outlook(resolve(params_of(model, tmp_path / "store", **trained)))
+    denoiser = next(row.bytes for row in found.rows if row.work.startswith("train"))  # as many bytes are written
+    assert found.memory.keys() == {"adversarial-finetune"}
+    assert 7 * denoiser < found.memory["adversarial-finetune"]
+    assert "Trainings take memory, at the least: adversarial-finetune " in found.words()
 
 
 def test_a_dry_run_leaves_everything_as_it_was(model: Path, tmp_path: Path) -> None:
@@ -181,6 +230,11 @@ def test_a_stage_says_what_comes_first(model: Path, tmp_path: Path) -> None:
     from flows.run.execution import check_ready
 
     spec = resolve(params_of(model, tmp_path / "store"))
+    for stage in ("collect", "localize"):
+        with pytest.raises(InputError, match="which memorized prompts the model brings back: run the confirmation"):
+            check_ready(spec, stage)
+    do(spec, "confirm")
+    spec = spec_of(spec.run)
     with pytest.raises(
         InputError, match=r"lacks 8 of 8 prompts of value activations at value: run the collection first"
     ):

@@ -7,12 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner, Result
 
 from flows.audit import AuditParams
@@ -29,7 +27,7 @@ from tests.support.artifacts import artifact
 from tests.support.prompts import read_prompts
 from tests.support.world import tiny_world
 
-pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect"), pytest.mark.filterwarnings("ignore")]
 
 PROMPTS = """;Caption;URL;type;subset;Index
 0;"a ""red"" cup, twice";;VM;cups;7
@@ -41,12 +39,6 @@ PROMPTS = """;Caption;URL;type;subset;Index
 NULLS = "one\ntwo\nthree\nfour\n"
 ALPHA = "0.8"
 """With four null prompts: flagged is what scores higher than any one of them."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.fixture(scope="module")

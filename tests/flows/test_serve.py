@@ -125,7 +125,7 @@ def test_nothing_is_left_behind(first: Life, second: Life, number: int) -> None:
 @pytest.mark.server
 def test_it_says_where_it_is(first: Life) -> None:
     assert first.greeting.startswith("Engram is at http://127.0.0.1:")
-    assert "workers for cpu" in first.greeting
+    assert "worker-cpu (2 at a time)" in first.greeting
 
 
 @pytest.mark.slow

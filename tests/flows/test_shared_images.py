@@ -7,7 +7,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.audit import AuditParams, audit
 from flows.facts import facts_of
@@ -46,9 +45,9 @@ def test_an_attack_has_one_prompt_of_each_image(params: AuditParams) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("prefect")
 def test_an_audit_counts_images_and_says_their_prompts(params: AuditParams, tmp_path: Path) -> None:
-    with prefect_test_harness(server_startup_timeout=120):
-        audited = audit(params)
+    audited = audit(params)
     store = Store.open(params.store)
     rows = store.read("metrics", audit_id=audited.audit_id).to_pylist()
     found = {

@@ -83,9 +83,11 @@ def test_words_of_a_spec_are_those_that_there_are() -> None:
         replace(wanda, reads=("norm",))
 
 
-def test_single_triggers_have_no_budget() -> None:
+def test_single_triggers_have_neither_budget_nor_images() -> None:
     with pytest.raises(InputError, match="random is asked about single triggers, of which there is no 'wanda'"):
         replace(method("localizer", "random"), on_triggers="found")
+    with pytest.raises(InputError, match="gradient is asked about single triggers, which have none of the images"):
+        replace(method("localizer", "gradient"), on_triggers="found", budget="", reads=("images",))
 
 
 def test_settings_are_groups_of_the_methods_own() -> None:

@@ -126,7 +126,7 @@ def test_weights_of_earlier_releases_are_read(subject: Subject, tmp_path: Path, 
     card = {"title": "t", "base": "b", "base_id": "i", "method": "wanda", "audit_id": "audit-1", "site": "ff-hidden"}
     store = subject.open()
     row = {"variant": "wanda-old", "method": "wanda", "params_id": "p"}
-    row["card"] = json.dumps(card | {"pruned": 1, "total": 2, "cut": "some weights"})
+    row["card"] = json.dumps(card | {"pruned": 1, "total": 2, "pruned_words": "some weights"})
     row["weights"] = store.put_folder("variants", "old", folder)
     store.write("variants", "old", [row], model_id=subject.model_id)
     if not whole:
@@ -278,6 +278,18 @@ def test_a_training_that_does_not_fit_leaves_the_store_as_it_was(
     with pytest.raises(TooLarge, match="adversarial-finetune does not fit into the device's memory"):
         erase(subject, prompts, full)
     assert subject.open().parts("variants") == before
+
+
+def test_a_training_that_cannot_fit_is_refused_before_surrogates_are_made(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*given: Any) -> Any:
+        raise AssertionError("surrogates were made of a training that cannot be")
+
+    monkeypatch.setattr(erasing, "surrogates", made)
+    monkeypatch.setattr("tasks.mitigate.task.memory.memory_of", lambda device: 1000)
+    with pytest.raises(TooLarge, match=r"adversarial-finetune needs .* GB of memory at the least, and cpu has 0.0 GB"):
+        erase(subject, prompts_of(subject, "memorized")[:1])
 
 
 def test_inner_attacks_do_not_begin_where_the_held_out_one_does() -> None:

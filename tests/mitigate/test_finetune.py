@@ -1,6 +1,6 @@
 """Adversarial fine-tuning: a broken run ends with the weights of an unbroken one, and the original is left alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tasks.errors import Diverged, InputError
 from tasks.mitigate import finetune as finetuning
 from tasks.mitigate.finetune import FineTuneParams, finetune
 from tasks.mitigate.training import HeldOut, Lesson, Memorized, Ordinary, Progress, Trained
+from tasks.params import determining
 from tests.support.denoisers import TOKENS, WIDTH, tiny_model, tiny_unet
 
 PARAMS = FineTuneParams(
@@ -41,6 +42,19 @@ def never(denoiser: Any, seed: int, seeds: int, images_at_once: int = 4) -> floa
     raise AssertionError("a held-out attack was made that nobody asked for")
 
 
+class InFile:
+    """A checkpoint in a file, which keeps every state that it is given."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> Any:
+        return torch.load(self.path, weights_only=True) if self.path.exists() else None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        torch.save(dict(state), self.path)
+
+
 def train(
     model: Model,
     memorized: Memorized,
@@ -51,7 +65,7 @@ def train(
     held_out: HeldOut = never,
     rank: int = 0,
 ) -> Trained:
-    return finetune(Lesson(model, memorized, ordinary, checkpoint, held_out, on_progress), params, rank)
+    return finetune(Lesson(model, memorized, ordinary, InFile(checkpoint), held_out, on_progress), params, rank)
 
 
 class Killed(Exception):
@@ -231,3 +245,34 @@ def test_low_rank_changes_touch_the_attention_alone(tmp_path: Path) -> None:
     for name in changed:
         assert torch.linalg.matrix_rank(after[name] - before[name], atol=1e-6) <= 2
         torch.testing.assert_close(after[name], two.state_dict()[name])
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    asked = FineTuneParams(gradient_checkpointing=True)
+    assert determining(asked) == determining(FineTuneParams())  # part of no id
+    model, params = tiny_model(), PARAMS.model_copy(update={"epochs": 1})
+    loss, kept = StableDiffusion.training_loss, [0]
+
+    def counted(*given: Any) -> torch.Tensor:
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            return loss(*given)
+
+    monkeypatch.setattr(StableDiffusion, "training_loss", counted)
+    plain = train(model, *data(), params, tmp_path / "one.pt", rank=rank)
+    kept.append(0)
+    with_it = params.model_copy(update={"gradient_checkpointing": True})
+    again = train(model, *data(), with_it, tmp_path / "two.pt", rank=rank)
+    assert kept[1] < 0.6 * kept[0]
+    assert again.history == plain.history
+    wanted = weights(plain.denoiser)
+    assert all(torch.equal(value, wanted[name]) for name, value in again.denoiser.state_dict().items())
+    # What is given back, and the model that was copied, compute as ever.
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in again.denoiser.modules())
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.denoiser.modules())

@@ -13,7 +13,7 @@ from flows.cli.commands import app
 from storage import Store, content_key, verify
 from tasks.errors import InputError
 from tasks.intervals import clopper_pearson
-from tasks.report.task import accept, audits_named, baseline_of, compare
+from tasks.report.task import accept, audits_named, baseline_of, brought_back, compare, words_of_brought
 from tests.support.world import tiny_world
 
 CLAIMS = ("original", "nemo-union", "wanda")
@@ -127,6 +127,26 @@ def test_a_planted_image_is_a_regression(store: Store) -> None:
     assert found.prompts == 6
     assert compare(store, "b", "a", CLAIMS).regressions == []
     assert verify(store) == []
+
+
+def test_what_an_adapter_brings_back_is_told_prompt_by_prompt(store: Store) -> None:
+    before = {("original", "prompt", f"p{n}"): copies for n, copies in enumerate((0, 0, 1, 4, 2, 0))}
+    after = {("original", "prompt", f"p{n}"): copies for n, copies in enumerate((0, 3, 4, 4, 0, 4))}
+    put(store, "base", 1, before)
+    put(store, "tuned", 2, after | {("original", "ordinary", "q"): 4}, model_id="tuned")
+    found = brought_back(store, "base", "tuned")
+    counts = [(one.prompt, one.copies_before, one.copies_after, one.images_after) for one in found]
+    assert counts == [
+        ("image 5", 0, 4, 4),
+        ("image 1", 0, 3, 4),
+        ("image 2", 1, 4, 4),
+        ("image 0", 0, 0, 4),
+        ("image 3", 4, 4, 4),
+        ("image 4", 2, 0, 4),
+    ]
+    assert [found[1].best_before, found[1].best_after] == pytest.approx([0.3, 0.9])
+    said = "Of 6 prompts, the training image of 2 comes back with the adapters and not without them, of 2 with and"
+    assert words_of_brought(found).startswith(f"{said} without, of 1 only without (any")
 
 
 def test_prompts_that_share_an_image_are_asked_about_together(store: Store) -> None:

@@ -1,5 +1,7 @@
 """The verdict: no claim without its control."""
 
+from dataclasses import replace
+
 import pytest
 
 from tasks.conditions import ORDINARY, PROMPT, Condition
@@ -255,3 +257,19 @@ def test_random_words_are_a_mitigation_and_no_random_cut() -> None:
         text = verdict([*rows, mr("random-tokens", "dori-noise", copied)])
         assert "it leaves the weights as they are, so nothing is gone" in text
     assert "random-tokens" not in {control.name for control in controls(rows)}
+
+
+def test_where_some_prompts_are_not_confirmed_the_verdict_is_about_the_others() -> None:
+    def split(variant: str, confirmed: int, unconfirmed: int = 0) -> list[Row]:
+        parts = (
+            ("mr", confirmed + unconfirmed, 20),
+            ("mr_confirmed", confirmed, 8),
+            ("mr_unconfirmed", unconfirmed, 12),
+        )
+        return [replace(mr(variant, "prompt", copied, n), metric=metric) for metric, copied, n in parts]
+
+    attacks = [mr("original", "dori-noise", 8, 8), mr("original", "dori-noise-control", 0)]
+    text = verdict([*split("original", 8), *attacks, *split("wanda", 6), mr("wanda", "dori-noise", 8, 8)])
+    assert "For 8 of 20 memorized prompts the original model reproduces" in text
+    assert "What follows is about the 8 that are confirmed so" in text
+    assert "After wanda, 6 of 8 come back from their prompts" in text

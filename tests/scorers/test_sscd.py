@@ -7,25 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from tasks.errors import InputError
 from tasks.scorers import sscd
 from tasks.scorers.sscd import COPY_THRESHOLD, Sscd, SscdParams, check_sscd
-
-
-def images(n: int, side: int = 64) -> np.ndarray:
-    """Drawings of random rectangles, lines and ellipses on a coloured ground."""
-    out = []
-    for seed in range(n):
-        rng = np.random.default_rng(seed)
-        image = Image.new("RGB", (side, side), tuple(rng.integers(0, 256, 3).tolist()))
-        draw = ImageDraw.Draw(image)
-        for shape in (draw.ellipse, draw.rectangle, draw.line, draw.ellipse, draw.rectangle, draw.line):
-            box = np.sort(rng.integers(0, side, (2, 2)), axis=0).flatten().tolist()
-            shape(box, fill=tuple(rng.integers(0, 256, 3).tolist()))
-        out.append(np.asarray(image))
-    return np.stack(out)
+from tests.support.drawings import drawings
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +22,7 @@ def model() -> Sscd:
 
 
 def test_a_copy_is_near_and_another_image_is_not(model: Sscd) -> None:
-    a, b = images(2)
+    a, b = drawings(2)
     darker, cropped = (0.9 * a).astype(np.uint8), np.asarray(Image.fromarray(a[2:-2, 2:-2]).resize((64, 64)))
     embeddings = model.embed(np.stack([a, darker, cropped, b]))
     assert embeddings.shape == (4, 512)
@@ -47,7 +34,7 @@ def test_a_copy_is_near_and_another_image_is_not(model: Sscd) -> None:
 
 
 def test_neighbours_and_order_do_not_matter(model: Sscd) -> None:
-    four = images(4)
+    four = drawings(4)
     done: list[int] = []
     together = model.embed(four, done.append)
     assert np.array_equal(together[::-1], model.embed(four[::-1]))
@@ -56,7 +43,7 @@ def test_neighbours_and_order_do_not_matter(model: Sscd) -> None:
 
 
 def test_no_images(model: Sscd) -> None:
-    assert model.embed(images(1)[:0]).shape == (0, 512)
+    assert model.embed(drawings(1)[:0]).shape == (0, 512)
 
 
 def test_refuses_what_is_no_image(model: Sscd) -> None:

@@ -45,7 +45,8 @@ def _table(table: Table) -> str:
     lines = [f"### `{table.name}`: {table.text}", ""]
     if table.view != table.name:
         lines += [f"In SQL these rows are the view `{table.view}`.", ""]
-    lines += [f"Folders: {', '.join(f'`{name}`' for name in table.partition) or 'none'}.", ""]
+    folders, unit = (", ".join(f"`{name}`" for name in names) for names in (table.partition, table.unit))
+    lines += [f"Folders: {folders or 'none'}. Unit: {unit}.", ""]
     lines += ["| column | type | |", "|---|---|---|"]
     for field in table.schema:
         text = field.metadata[b"description"].decode().replace("|", "\\|")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import content_key
+from storage import Written, content_key
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -67,3 +67,8 @@ def test_another_process_finds_the_same_key() -> None:
 def test_what_has_no_stable_form_is_refused(value: object) -> None:
     with pytest.raises(TypeError):
         content_key([value])
+
+
+@given(plain, plain, plain)
+def test_what_is_written_before_counts_as_itself(one: object, two: object, three: object) -> None:
+    assert content_key(one, Written.of(two), three) == content_key(one, two, three)

@@ -288,7 +288,7 @@ def test_an_audit_names_what_it_rests_on(store: Store) -> None:
     held = set(store.read("audit_parts")["address"].to_pylist())
     everything = {entry.path for table in TABLES for entry in store.entries(table)}
     assert everything - held == {
-        "audit_parts/audit_id=A/A.parquet",
+        "audit_parts/A.parquet",
         "generations/model_id=n/variant=original/condition=prompt/g.parquet",
         "images/j.parquet",
         "scores/metric=sscd/sn.parquet",
@@ -322,9 +322,9 @@ def test_what_is_computed_anew_does_not_stay_damaged(local: Store) -> None:
     audited(local, "B", 2)
     assert verify(local) == [] and examine(local).notes == ["1 parts were computed anew since audit A ended"]
     # The loss of what an audit rests on is accepted by deleting its record.
-    path_of(local, "metrics/audit_id=A/A.parquet").unlink()
+    path_of(local, "metrics/A.parquet").unlink()
     assert len(verify(local)) == 1
-    shutil.rmtree(path_of(local, "audit_parts/audit_id=A"))
+    path_of(local, "audit_parts/A.parquet").unlink()
     assert verify(local) == []
     assert examine(local).notes == ["1 completed audits have no record of the parts that they rest on"]
 

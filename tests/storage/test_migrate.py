@@ -25,7 +25,7 @@ from storage import Store, StoreError, drop_former, examine, migrate, query, run
 from storage.local import LocalBackend
 from storage.mark import MARK, read_mark
 from storage.migrate import _Move
-from storage.migrations import MIGRATIONS, OLDEST, kept_schemas, tables_of, v4
+from storage.migrations import MIGRATIONS, OLDEST, kept_schemas, tables_of, v4, v5
 from storage.parts import encode
 from storage.tables import TABLES, VERSION
 from tasks.errors import InputError
@@ -55,7 +55,7 @@ def old(unpacked: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def migrated(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, migrated; not to be changed."""
-    folder = shutil.copytree(unpacked, tmp_path_factory.mktemp("v4") / "store")
+    folder = shutil.copytree(unpacked, tmp_path_factory.mktemp("migrated") / "store")
     migrate(folder)
     return folder
 
@@ -193,6 +193,7 @@ def test_what_stood_on_the_store_works(url: str, tmp_path: Path) -> None:
     for row in store.read("variants").to_pylist():
         if row["weights"]:
             before = json.loads((store.get_folder(row["weights"]) / "variant.json").read_text())
+            before["pruned_words"] = before.pop("cut")
             named = {"method": row["method"], "title": f"model, {row['method']}"}
             if row["method"] == "random-tokens":
                 named["params"] = {"tokens": 4}
@@ -281,13 +282,13 @@ def test_what_is_no_part_is_not_removed(old: Path, migrated: Path) -> None:
     (old / "metrics" / "notes.txt").write_text("mine")
     drop_former(old)
     assert (old / "metrics" / "notes.txt").read_text() == "mine"
-    assert sorted(path.name for path in old.iterdir()) == [".aside", "metrics", "store.json", "v4", "weights"]
+    assert sorted(path.name for path in old.iterdir()) == [".aside", "metrics", "store.json", f"v{VERSION}", "weights"]
 
 
 def test_new_work_goes_on_in_a_migrated_store(old: Path, migrated: Path) -> None:
     store = Store.open(shutil.copytree(migrated, old, dirs_exist_ok=True))
     address = store.write("accepted", "new", [{"audit_id": "a", "accepted_at": 0}])
-    assert (old / "v4" / address).exists()
+    assert (old / f"v{VERSION}" / address).exists()
     folder = old.parent / "weights"
     folder.mkdir()
     (folder / "tensor").write_bytes(b"x")
@@ -366,11 +367,11 @@ def test_what_is_done_is_not_done_again(old: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_removal_that_was_interrupted_goes_on(old: Path, migrated: Path) -> None:
     shutil.copytree(migrated, old, dirs_exist_ok=True)
-    before = files_of(old / "v4")
+    before = files_of(old / f"v{VERSION}")
     with pytest.raises(Death), dying_at(40):
         drop_former(old)
     assert drop_former(old) is not None
-    assert files_of(old / "v4") == before and not (old / "metrics").exists()
+    assert files_of(old / f"v{VERSION}") == before and not (old / "metrics").exists()
 
 
 # Other writers.
@@ -545,6 +546,61 @@ def test_settings_choose_the_same_variants_by_the_same_parameters() -> None:
     assert json.loads(v4.card(text))["params"] == {"tokens": 4}
 
 
+# Version 5.
+
+
+def in_folder(packed: Path, folder: Path) -> Path:
+    with tarfile.open(packed) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def test_sets_keep_their_names_and_prompts_have_no_exposures(tmp_path: Path) -> None:
+    folder = in_folder(FIXTURES / "v4.tar.xz", tmp_path / "store")
+    before = {name: rows_of(folder, name) for name in TABLES}
+    done = migrate(folder)
+    assert done is not None and done.version == 4
+    store = Store.open(folder)
+    for name, rows in before.items():
+        after = store.read(name).to_pylist()
+        if name == "prompts":
+            assert {row["exposures"] for row in after} == {None}
+        if name != "audit_parts":  # what an audit rests on is named by new addresses and seals
+            # What was merged stands in two files, and counts once.
+            assert set(map(repr, rows)) == {repr({key: row[key] for key in rows[0]}) for row in after}
+    assert examine(store).damages == [] and examine(store).notes == []
+
+
+def test_a_store_is_migrated_twice_once_what_it_began_with_is_removed(unpacked: Path, tmp_path: Path) -> None:
+    """Else nothing would name those parts any more, and they would stay for ever."""
+    folder, tables = tmp_path / "store", set(tables_of(4))
+    in_folder(FIXTURES / "v4.tar.xz", folder)
+    (folder / "v4").mkdir()
+    for path in folder.iterdir():
+        if path.name in tables:
+            path.rename(folder / "v4" / path.name)
+    for name in tables_of(3):
+        shutil.copytree(unpacked / name, folder / name)
+    mark = {"format": "engram", "version": 4, "tables": "v4", "former": {"version": 3, "tables": ""}}
+    (folder / MARK).write_text(json.dumps(mark))
+    before = files_of(folder)
+    with pytest.raises(StoreError, match=r"still has the parts of version 3.*`engram migrate --gc --store"):
+        migrate(folder)
+    assert files_of(folder) == before
+    former = drop_former(folder)
+    assert former is not None and former.version == 3 and not (folder / "scores").exists()
+    done = migrate(folder)
+    assert done is not None and done.version == 4
+    assert examine(Store.open(folder)).damages == []
+    again = drop_former(folder)
+    assert again is not None and again.version == 4 and not any((folder / "v4").rglob("*.parquet"))
+
+
+def test_version_5_changes_no_row() -> None:
+    rows = pa.table({"prompt_set": ["s"], "text": ["a cat"]})
+    assert v5.migrate("prompts", rows, lambda folder, name: None) is rows
+
+
 # The command.
 
 
@@ -557,10 +613,10 @@ def engram(*words: str) -> list[str]:
 def test_the_command_says_what_it_does(old: Path) -> None:
     at = ("--store", str(old))
     (said,) = engram("--dry-run", *at)
-    assert said == "would have migrated 343 parts of version 3 (2.0 MB) to version 4"
+    assert said == "would have migrated 343 parts of version 3 (2.0 MB) to version 5"
     done, stays = engram(*at)
-    assert done == "migrated 343 parts of version 3 (2.0 MB) to version 4" and "engram migrate --gc" in stays
-    assert engram(*at) == ["the store is of version 4 already"]
+    assert done == "migrated 343 parts of version 3 (2.0 MB) to version 5" and "engram migrate --gc" in stays
+    assert engram(*at) == ["the store is of version 5 already"]
     assert engram("--gc", "--dry-run", *at) == ["would have removed 343 parts of version 3 (2.0 MB)"]
     assert engram("--gc", *at) == ["removed 343 parts of version 3 (2.0 MB)"]
     assert engram("--gc", *at) == ["there are no former parts to remove"]

@@ -211,6 +211,7 @@ def test_drift_is_against_the_previous_and_the_accepted_audit(local: Store) -> N
         ("audit3", "audit2", False, pytest.approx(0.1), True),
     ]
     local.write("accepted", "k", [{"audit_id": "audit0", "accepted_at": times[3]}])
+    con = connect(local)
     latest = query(con, "drift_from_accepted").to_pylist()
     assert [(row["audit_id"], row["accepted_id"], row["change"]) for row in latest] == [
         ("audit3", "audit0", pytest.approx(0.3))
@@ -288,12 +289,14 @@ def test_memorization_left_carries_short_curves_on(local: Store) -> None:
         ("b", "curve"): {1: 0.3},
         ("a", "curve-control"): {1: 0.9, 2: 0.8, 4: 0.7},
     }
-    for (name, phase), points in curves.items():
+    for prompt_id in "ab":
         rows = [
             {"prompt_id": name, "params_id": "p", "phase": phase, "step_number": n, "candidates": size, "score": score}
+            for (name, phase), points in curves.items()
             for n, (size, score) in enumerate(points.items())
+            if name == prompt_id
         ]
-        local.write("nemo_traces", f"{name}-{phase}", rows, model_id="m", variant="original")
+        local.write("nemo_traces", prompt_id, rows, model_id="m", variant="original")
     found = {(row["control"], row["neurons"]): row for row in query(local, "memorization_left").to_pylist()}
     assert {key: row["prompts"] for key, row in found.items()} == {
         **{(False, size): 2 for size in (1, 2, 4)},

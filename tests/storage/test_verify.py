@@ -60,11 +60,12 @@ def test_parts_that_were_moved_or_do_not_belong_are_found(local: Store) -> None:
     other.parent.mkdir(parents=True)
     (root / address).rename(other)
     (root / "metrics").mkdir()
-    (root / "metrics/stray.parquet").write_bytes(other.read_bytes())
+    (root / "detections").mkdir()
+    (root / "detections/stray.parquet").write_bytes(other.read_bytes())
     (root / "metrics/notes.txt").write_text("mine")
     reasons = {found.address: found.reason for found in verify(local)}
     assert f"is a copy of {address} or was moved" in reasons[other.relative_to(root).as_posix()]
-    assert "does not lie where a part" in reasons["metrics/stray.parquet"]
+    assert "does not lie where a part" in reasons["detections/stray.parquet"]
     assert "is no part" in reasons["metrics/notes.txt"]
 
 

@@ -33,17 +33,21 @@ class Letters:
         return SimpleNamespace(input_ids=torch.tensor([row + [31] * (max_length - len(row)) for row in rows]))
 
 
-class Table:
+class Table(torch.nn.Module):
     """A text encoder: each token its vector. The letter z alone is strong in coordinates 0 (planted) and 1."""
 
     config = SimpleNamespace(max_position_embeddings=TOKENS)
 
-    def __init__(self) -> None:
-        self.vectors = torch.randn(32, WIDTH, generator=torch.Generator().manual_seed(0))
-        self.vectors[:, :2] *= 0.001
-        self.vectors[25, :2] = 60.0
+    vectors: torch.Tensor
 
-    def __call__(self, ids: torch.Tensor) -> tuple[torch.Tensor]:
+    def __init__(self) -> None:
+        super().__init__()
+        vectors = torch.randn(32, WIDTH, generator=torch.Generator().manual_seed(0))
+        vectors[:, :2] *= 0.001
+        vectors[25, :2] = 60.0
+        self.register_buffer("vectors", vectors)
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor]:
         return (self.vectors[ids],)
 
 

@@ -2,8 +2,15 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from flows.notices import EVERY_S
+from tests.support.served import until
+
+LATER_S = 3 * EVERY_S + 5
+"""After the first notice, the time in which a second one would come."""
 
 
 class Hook:
@@ -32,3 +39,14 @@ class Hook:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/told"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def heard(self, words: str) -> list[dict[str, Any]]:
+        """What was taken with these words in its text."""
+        return [notice for notice in self.received if words in notice["text"]]
+
+    def told_once(self, words: str, seconds: float = 60) -> dict[str, Any]:
+        """The one notice with these words, after the time in which another one would have come."""
+        until(lambda: self.heard(words), seconds)
+        time.sleep(LATER_S)
+        (notice,) = self.heard(words)
+        return notice

@@ -9,8 +9,11 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -74,7 +77,11 @@ def parts(width: int, **config: Any) -> dict[str, Any]:
     }
 
 
-def write_xl(folder: Path) -> Path:
+ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+"""Of a scheduler whose last timestep is pure noise, as models are trained to zero terminal SNR."""
+
+
+def write_xl(folder: Path, **schedule: Any) -> Path:
     """SDXL in little: two text encoders, pooled text and image size beside the tokens, two blocks an attention."""
     StableDiffusionXLPipeline(
         **parts(
@@ -87,18 +94,19 @@ def write_xl(folder: Path) -> Path:
         text_encoder=CLIPTextModel(text_config(16, 16)),
         text_encoder_2=CLIPTextModelWithProjection(text_config(12, 10)),
         tokenizer_2=WORDS,
-        scheduler=EulerDiscreteScheduler(),
+        scheduler=EulerDiscreteScheduler(**schedule),
         add_watermarker=False,
     ).save_pretrained(folder, safe_serialization=True)
     return folder
 
 
-def write_v(folder: Path) -> Path:
+def write_v(folder: Path, **schedule: Any) -> Path:
     """SD 2.1 in little: it predicts velocity."""
+    schedule = {"prediction_type": "v_prediction"} | schedule
     StableDiffusionPipeline(
         **parts(16),
         text_encoder=CLIPTextModel(text_config(16, 16)),
-        scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False),
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **schedule),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -131,6 +139,47 @@ def write_pixart(folder: Path, kind: Any = PixArtAlphaPipeline, **config: Any) -
         ),
         tokenizer=words,
         scheduler=DPMSolverMultistepScheduler(),
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def write_sd3(folder: Path, t5: bool = True, **config: Any) -> Path:
+    """Stable Diffusion 3.5 in little: three joint blocks, the first with a second attention of the image; images of 32
+    pixels."""
+    torch.manual_seed(0)
+    words = t5_tokenizer()
+    shape: dict[str, Any] = {"sample_size": 8, "num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 12}
+    shape |= {"dual_attention_layers": (0,), "qk_norm": "rms_norm", "pos_embed_max_size": 8}
+    StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            **(shape | config),
+            in_channels=4,
+            out_channels=4,
+            joint_attention_dim=32,
+            caption_projection_dim=24,
+            pooled_projection_dim=8 + 10,
+        ),
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            norm_num_groups=4,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=CLIPTextModelWithProjection(text_config(16, 8)),
+        tokenizer=WORDS,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(12, 10)),
+        tokenizer_2=WORDS,
+        text_encoder_3=T5EncoderModel(
+            T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=16, num_layers=2, num_heads=2, is_decoder=False)
+        )
+        if t5
+        else None,
+        tokenizer_3=words if t5 else None,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     ).save_pretrained(folder, safe_serialization=True)
     return folder
 

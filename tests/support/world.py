@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +16,46 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from tasks.diffusion.sampling import to_png
 from tasks.reference.clip import MODEL, TOKENS, WIDTH, save_clip, text_model
 from tasks.reference.denoiser import new_scheduler
+from tests.support.drawings import drawings
 
 SIDE = 32
+DISTINCT = (
+    *(
+        0,
+        2,
+        3,
+        4,
+        6,
+        7,
+        8,
+        9,
+        11,
+        12,
+        15,
+        18,
+        21,
+        30,
+        32,
+        34,
+        43,
+        44,
+        45,
+        46,
+        47,
+        48,
+        50,
+        52,
+        54,
+        56,
+        57,
+        60,
+        70,
+        71,
+        78,
+    ),
+    *(88, 96, 105, 111, 112, 117, 124, 126, 128, 131, 135, 139, 140, 147, 150, 153, 154, 158, 160, 162, 164, 176, 183),
+)
+"""Drawings that SSCD tells apart (cosines below 0.6), also where it looks at 32 pixels alone."""
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -38,11 +75,12 @@ def tokenizer_alone(folder: Path) -> Path:
     return folder
 
 
-def tiny_world(folder: Path, write_pipeline: Callable[[Path], object] | None = None) -> Path:
+def tiny_world(folder: Path, write_pipeline: Callable[[Path], object] | None = None, memorized: int = 4) -> Path:
     """Writes model, clip, prompts and images, and returns the folder of the model.
 
     Args:
         write_pipeline: writes a pipeline of another family into a folder; by default it is one of Stable Diffusion.
+        memorized: number of memorized prompts; there are as many null prompts, and two more ordinary ones.
     """
     torch.manual_seed(0)
     clip = open_clip.CLIP(**MODEL).eval()
@@ -52,14 +90,14 @@ def tiny_world(folder: Path, write_pipeline: Callable[[Path], object] | None = N
     else:
         write_pipeline(folder / "model")
     prompts, images = [], []
-    rng = np.random.default_rng(0)
     kinds = [
-        *(("memorized", "VM", f"subset {n % 2}") for n in range(4)),
-        *[("null", None, None)] * 4,
-        *[("ordinary", None, None)] * 6,
+        *(("memorized", "VM", f"subset {n % 2}") for n in range(memorized)),
+        *[("null", None, None)] * memorized,
+        *[("ordinary", None, None)] * (memorized + 2),
     ]
+    looks = drawings(DISTINCT[len(kinds)], SIDE)[list(DISTINCT[: len(kinds)])]
     for number, (kind, memorization, subset) in enumerate(kinds):
-        data = to_png(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        data = to_png(looks[number])
         name = hashlib.sha256(data).hexdigest()
         images.append({"image_id": name, "bytes": data, "width": SIDE, "height": SIDE, "caption": f"picture {number}"})
         text = f"picture {number}"

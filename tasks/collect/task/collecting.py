@@ -5,12 +5,20 @@ Work is kept prompt by prompt, so that a larger audit adds to a smaller one and 
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from storage import Store, content_key
 from tasks.collect.norms import norms_by_prompt
-from tasks.collect.values import value_activations
+from tasks.collect.values import SEEDS, STEPS, seen_activations, value_activations
+from tasks.diffusion.batches import in_batches
 from tasks.diffusion.check import check_sampling
+from tasks.diffusion.detection import detection_timestep
+from tasks.diffusion.families import family_in
+from tasks.diffusion.files import INDEX, read_json
+from tasks.diffusion.footprint import fitting
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.sites import Layer, Site
 from tasks.keys import SEED, norms_id, prompt_id, values_id
@@ -18,6 +26,8 @@ from tasks.progress import progress
 from tasks.subject import ORIGINAL, Prompt, Subject, shards
 
 SHARD = 64
+READ = 256
+"""Prompts whose text is read at a time."""
 
 
 def register_model(subject: Subject, sampling: SamplingParams | None = None) -> str:
@@ -47,30 +57,50 @@ def register_model(subject: Subject, sampling: SamplingParams | None = None) -> 
 
 
 def collect_values(subject: Subject, prompts: Sequence[Prompt], site: Site) -> None:
-    """Value activations of prompts; they need the text embedding alone, so they are cheap and all are kept."""
+    """Value activations of prompts, all of which are kept. They need the text embedding alone where the model's text
+    attends to nothing else; see `tasks.collect.values`."""
     model, store = subject.load(), subject.open()
     layers = model.layers(site)
     params_id = values_id()
     known = _known(store, subject, site, params_id)
     todo = [prompt for prompt in prompts if _lacking(prompt, layers, known)]
     with progress(len(todo), f"activations at {site.value}", "prompt") as done:
-        for block in shards(todo, 1024):
-            embeddings = subject.embed(block)
-            found = value_activations(layers, model.text_input(site, embeddings), model.mask(embeddings))
+        size = 1024 if site in model.text_alone else SHARD
+        for block in shards(prompts, size, lambda prompt: _lacking(prompt, layers, known)):
+            if site in model.text_alone:
+
+                def read(rows: slice, block: Sequence[Prompt] = block) -> list[torch.Tensor]:
+                    embeddings = subject.embed(block[rows])
+                    return value_activations(layers, model.text_input(site, embeddings), model.mask(embeddings))
+
+                # Of 1024 prompts of PixArt the embeddings alone take gigabytes.
+                pieces = list(in_batches(len(block), fitting(model, "text", READ), read))
+                found = [torch.cat(of_layer) for of_layer in zip(*pieces, strict=True)]
+                how: dict[str, int] = {"tokens": model.tokens}
+            else:
+                found = seen_activations(model, layers, subject.embed(block), [prompt.noise for prompt in block])
+                how = {"timestep": round(detection_timestep(model, STEPS))}
             rows = [
                 {
                     "prompt_id": prompt.prompt_id,
                     "layer": layer.name,
                     "mean_abs": values[row].numpy(),
-                    "tokens": model.tokens,
                     "params_id": params_id,
                 }
+                | how
                 for layer, values in zip(layers, (layer.cpu() for layer in found), strict=True)
                 for row, prompt in enumerate(block)
                 if (prompt.prompt_id, layer.name) not in known
             ]
             _write(store, subject, site, params_id, block, rows)
             done(len(block))
+
+
+def cost_of_values(subject: Subject, site: Site) -> float:
+    """Evaluations of the denoiser that the value activations of a prompt take; the model is not loaded."""
+    family = family_in(read_json(Path(subject.model) / INDEX))
+    assert family is not None
+    return 0.0 if site in family.text_alone else float(SEEDS)
 
 
 def collect_norms(
@@ -92,9 +122,12 @@ def collect_norms(
     params_id = norms_id(sampling, steps)
     halves = ("cond", "uncond") if sampling.guidance > 1 else ("cond",)
     known = {half: _known(store, subject, site, f"{params_id}-{half}") for half in halves}
-    todo = [prompt for prompt in prompts if any(_lacking(prompt, layers, known[half]) for half in halves)]
-    with progress(len(todo), f"feature norms at {site.value}", "prompt") as done:
-        for block in shards(todo, min(SHARD, sampling.batch)):
+
+    def lacking(prompt: Prompt) -> bool:
+        return any(_lacking(prompt, layers, known[half]) for half in halves)
+
+    with progress(sum(map(lacking, prompts)), f"feature norms at {site.value}", "prompt") as done:
+        for block in shards(prompts, min(SHARD, sampling.batch), lacking):
             keys = [(prompt.noise, SEED) for prompt in block]
             embeddings = subject.embed(block)
             rows: list[dict[str, Any]] = []

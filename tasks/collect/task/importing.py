@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 from storage import Store, content_key
 from tasks.collect.image_files import find_images, header_of, is_name, read_header, read_whole
 from tasks.collect.token_check import same_prompts, tokenized
+from tasks.collect.training_set import NEUTRAL, read_training_set
 from tasks.diffusion.tokens import LongPrompts, tokenizers_of
 from tasks.errors import InputError, first_line, refuse
 from tasks.keys import prompt_id
 from tasks.progress import progress
 from tasks.prompt_files import (
+    EXPOSURES,
     IMAGE,
     TEXT,
     URL,
@@ -26,8 +28,10 @@ from tasks.prompt_files import (
     PromptEntry,
     Read,
     Record,
+    added,
     endless,
     expanded,
+    exposures_of,
     few,
     has_words,
     prompts_of,
@@ -39,6 +43,7 @@ from tasks.prompt_files import (
 from tasks.subject import shards
 
 PROMPT_COLUMNS = ("prompt_id", "text", "kind", "memorization", "subset", "image_ids")
+"""That a Parquet file of the table `prompts` needs; it may have exposures, too."""
 IMAGE_COLUMNS = ("image_id", "bytes", "width", "height", "caption")
 
 
@@ -56,6 +61,10 @@ class Inputs:
     """Images of a Parquet file: rows of the table `images`."""
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    unreadable: int = 0
+    """Images that belong to a prompt, and whose headers cannot be read; each is a problem, and none of `files`."""
+    again: list[str] = field(default_factory=list)
+    """Where texts stand that stood before."""
     long: str = ""
     """How many prompts are longer than the model reads, and what became of them; empty where none is."""
 
@@ -71,8 +80,8 @@ def read_inputs(
     """Reads prompts and looks at their training images.
 
     Args:
-        prompts: a file of memorized prompts, see `read_prompt_file`, or a Parquet file of the table `prompts`, which
-            holds all kinds.
+        prompts: a file of memorized prompts, see `read_prompt_file`, the folder of a training set, or a Parquet file of
+            the table `prompts`, which holds all kinds.
         nulls, ordinary: files of prompts that are not memorized: what memorized ones are compared with, and what
             quality is measured on. Without `ordinary`, the second half of the nulls.
         images: a folder of the prompts' training images, or a Parquet file of the table `images`, which prompts name
@@ -102,6 +111,8 @@ def read_inputs(
     problems += [problem for read in (first, *reads) for problem in read.problems]
     unread = bool(problems)
     notices = [notice for read in (first, *reads) for notice in read.notices]
+    if null_path == NEUTRAL:
+        notices.append("null prompts are the 500 neutral ones that ship, of common things: --nulls takes others")
     own, others_own = first.prompts, [prompt for read in reads for prompt in read.prompts]
     every, long = [*own, *others_own], ""
     if folder is None:
@@ -125,7 +136,8 @@ def read_inputs(
         problems.append(
             "there are no null prompts to compare memorized ones with: give a file of them with --nulls" + left_out
         )
-    found = Inputs(_stem(path), every, {}, [], problems, notices, long)
+    again = [place for read in (first, *reads) for place in read.again]
+    found = Inputs(_stem(path), every, problems=problems, notices=notices, again=again, long=long)
     if image_path is None:
         _without_images(found, first, table)
     elif _is_parquet(image_path):
@@ -133,7 +145,7 @@ def read_inputs(
     elif table:
         found.problems.append(f"{path} names images by their sha256: give a Parquet file of the table images, too")
     else:
-        found = _with_folder(found, image_path, own, others_own, first)
+        found = _with_folder(found, image_path, own, others_own, first, listed=image_path != path)
     return replace(found, prompts=_with_ordinary(found.prompts), notices=list(dict.fromkeys(found.notices)))
 
 
@@ -159,14 +171,23 @@ def rows_of(inputs: Inputs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
         InputError: something cannot be used, all of it at once.
     """
     refuse(inputs.problems)
-    files = _identified({path for paths in inputs.files.values() for path in paths})
-    named = {text: [files[path]["image_id"] for path in paths] for text, paths in inputs.files.items()}
+    rows, image_rows, broken = looked_at(inputs)
+    refuse(few(broken, "of such images"))
+    return rows, image_rows
+
+
+def looked_at(inputs: Inputs) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """The same rows of what can be used, whatever is wrong with the rest; and a line for each image that cannot be
+    read to its end.
+    """
+    files, broken = _identified({path for paths in inputs.files.values() for path in paths})
+    named = {text: [files[path]["image_id"] for path in paths if path in files] for text, paths in inputs.files.items()}
     known = {row["image_id"] for row in inputs.image_rows}
     rows = []
     for prompt in inputs.prompts:
         ids = named.get(prompt.text, []) if not inputs.image_rows else [name for name in prompt.images if name in known]
         rows.append(_prompt_row(prompt, ids))
-    return rows, inputs.image_rows or list(files.values())
+    return rows, inputs.image_rows or list(files.values()), broken
 
 
 def import_set(store: Store, prompts: Path, images: Path) -> str:
@@ -177,13 +198,14 @@ def import_set(store: Store, prompts: Path, images: Path) -> str:
     """
     read = read_prompt_file(prompts)
     image_rows, problems = _image_rows(images)
-    found = Inputs(prompts.stem, read.prompts, {}, image_rows, [*read.problems, *problems])
+    found = Inputs(prompts.stem, read.prompts, image_rows=image_rows, problems=[*read.problems, *problems])
     _name_lost(found, images)
     return import_inputs(store, found)
 
 
 def read_prompt_file(path: Path, kind: Kind = "memorized") -> Read:
-    """The prompts of a file with everything that is wrong with it, Parquet files among them; see `read_file`.
+    """The prompts of a file with everything that is wrong with it, Parquet files and training sets among them; see
+    `read_file` and `read_training_set`.
 
     Of a Parquet file, rows of the table `prompts`, or else of any table with a column caption, prompt or text, in
     capitals or not, as LAION's are.
@@ -191,6 +213,8 @@ def read_prompt_file(path: Path, kind: Kind = "memorized") -> Read:
     Args:
         kind: what prompts are taken for that do not say.
     """
+    if path.is_dir() and kind == "memorized":
+        return read_training_set(path)
     if not _is_parquet(path) or endless(path):
         return read_file(path, kind)
     try:
@@ -242,16 +266,19 @@ def _with_table(found: Inputs, images: Path, table: bool) -> Inputs:
     return found
 
 
-def _with_folder(found: Inputs, folder: Path, own: list[PromptEntry], others: list[PromptEntry], first: Read) -> Inputs:
-    matched = find_images(own, folder, others)
+def _with_folder(
+    found: Inputs, folder: Path, own: list[PromptEntry], others: list[PromptEntry], first: Read, listed: bool
+) -> Inputs:
+    matched = find_images(own, folder, others, listed)
     owner = {path: prompt.place for prompt in found.prompts for path in matched.files.get(prompt.text, ())}
-    broken, moving = [], []
+    broken: dict[Path, str] = {}
+    moving = []
     for path in sorted(owner):
         try:
             if read_header(path).frames > 1:
                 moving.append(path.name)
         except InputError as error:
-            broken.append(f"{owner[path]}: {error}")
+            broken[path] = f"{owner[path]}: {error}"
     notices = list(matched.notices)
     if moving:
         notices.append(
@@ -259,8 +286,9 @@ def _with_folder(found: Inputs, folder: Path, own: list[PromptEntry], others: li
         )
     if first.urls and matched.bare:
         notices.append(f"the addresses of images in column {first.urls} are not fetched: download what is missing")
-    problems = [*found.problems, *matched.problems, *few(broken, f"in {folder}")]
-    return replace(found, files=matched.files, problems=problems, notices=[*found.notices, *notices])
+    problems = [*found.problems, *matched.problems, *few(list(broken.values()), f"in {folder}")]
+    files = {text: [path for path in paths if path not in broken] for text, paths in matched.files.items()}
+    return replace(found, files=files, problems=problems, notices=[*found.notices, *notices], unreadable=len(broken))
 
 
 def _name_lost(found: Inputs, images: Path | None) -> None:
@@ -303,16 +331,15 @@ def _prompt_row(prompt: PromptEntry, image_ids: list[str]) -> dict[str, Any]:
         "memorization": prompt.memorization,
         "subset": prompt.subset,
         "image_ids": image_ids,
-    }
+    } | ({EXPOSURES: prompt.exposures} if prompt.exposures is not None else {})
+    # Left out where it is not known, so that sets go by the names that they have had.
 
 
-def _identified(paths: Collection[Path]) -> dict[Path, dict[str, Any]]:
-    """Rows of `images` of these files, but for the bytes, which all together need not fit into memory.
-
-    Raises:
-        InputError: some cannot be read to their end, all of them at once.
-    """
-    out, broken = {}, []
+def _identified(paths: Collection[Path]) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+    """Rows of `images` of these files, but for the bytes, which all together need not fit into memory; and a line for
+    each file that cannot be read to its end."""
+    out: dict[Path, dict[str, Any]] = {}
+    broken: list[str] = []
     with progress(len(paths), "reading images", "image") as done:
         for path in sorted(paths):
             try:
@@ -323,8 +350,7 @@ def _identified(paths: Collection[Path]) -> dict[Path, dict[str, Any]]:
             except InputError as error:
                 broken.append(str(error))
             done(1)
-    refuse(few(broken, "of such images"))
-    return out
+    return out, broken
 
 
 @cache
@@ -364,7 +390,7 @@ def _not_parquet(path: Path, error: Exception) -> str:
 
 def _table_prompts(path: Path) -> Read:
     """Each prompt once: rows of one text, as where a file has one for each image, are one prompt of all images."""
-    rows, problems = _parquet(path, PROMPT_COLUMNS)
+    rows, problems = _parquet(path, PROMPT_COLUMNS, optional=(EXPOSURES,))
     for number, row in enumerate(rows, 1):
         if not isinstance(row["text"], str) or not has_words(row["text"]):
             problems.append(f"{path}:row {number}: no text")
@@ -372,24 +398,31 @@ def _table_prompts(path: Path) -> Read:
             problems.append(f"{path}:row {number}: kind {row['kind']!r} is none of {', '.join(get_args(Kind))}")
         elif not isinstance(row["image_ids"], (list, type(None))):
             problems.append(f"{path}:row {number}: image_ids is no list")
+        else:
+            try:
+                row[EXPOSURES] = exposures_of(row.get(EXPOSURES))
+            except ValueError as error:
+                problems.append(f"{path}:row {number}: {error}")
     if problems:
         return Read([], few(problems, f"in {path}"), [])
     problems += _checked(path, rows, "prompt_id", lambda row: prompt_id(row["text"]))
     found: dict[tuple[str, str], PromptEntry] = {}
     for number, row in enumerate(rows, 1):
         kind, source = row["kind"], f"{path}:row {number}"
-        known = found.get((row["text"], kind)) or PromptEntry(
-            row["text"], kind, row["memorization"], row["subset"], (), (), source
-        )
-        images = tuple(dict.fromkeys((*known.images, *(row["image_ids"] or ()))))
-        found[row["text"], kind] = replace(known, images=images)
+        known, times = found.get((row["text"], kind)), row[EXPOSURES]
+        images = tuple(dict.fromkeys((*(known.images if known else ()), *(row["image_ids"] or ()))))
+        if known is None:
+            known = PromptEntry(row["text"], kind, row["memorization"], row["subset"], source=source)
+        else:
+            times = added(known.exposures, times)
+        found[row["text"], kind] = replace(known, images=images, exposures=times)
     return Read(list(found.values()), problems or ([] if found else [f"{path} holds no prompts"]), [])
 
 
 def _parquet_prompts(path: Path, kind: Kind) -> Read:
     """Prompts of any table that has a column of texts."""
     data = pq.ParquetDataset(path)
-    wanted = {*TEXT, *IMAGE, *URL, "index", "kind", "type", "memorization", "subset"}
+    wanted = {*TEXT, *IMAGE, *URL, "index", "kind", "type", "memorization", "subset", EXPOSURES}
     fields = [one for one in data.schema if one.name.lower() in wanted]
     columns = {one.name: one.name.lower() for one in fields}
     problems = []
@@ -438,12 +471,15 @@ def _image_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, problems + few(broken, f"in {path}")
 
 
-def _parquet(path: Path, columns: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of these columns, and what is wrong with the file."""
+def _parquet(
+    path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of these columns, and of optional ones that are there, and what is wrong with the file."""
     rows = pq.read_table(path)
     if missing := sorted(set(columns) - set(rows.column_names)):
         return [], [f"{path} has no column {', '.join(missing)}: it needs {', '.join(columns)}"]
-    found: list[dict[str, Any]] = rows.select(list(columns)).to_pylist()
+    there = [*columns, *(name for name in optional if name in rows.column_names)]
+    found: list[dict[str, Any]] = rows.select(there).to_pylist()
     return found, []
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from tasks.diffusion.families.model import Model
 from tasks.diffusion.families.pixart import PixArtAlpha, PixArtSigma
+from tasks.diffusion.families.sd3 import StableDiffusion3
 from tasks.diffusion.families.sdxl import StableDiffusionXL
 from tasks.diffusion.families.unet import StableDiffusion
 from tasks.diffusion.sites import Layer, Site
@@ -14,7 +15,8 @@ from tasks.diffusion.sites import Layer, Site
 __all__ = ["FAMILIES", "Model", "StableDiffusion", "family_in", "family_of", "layers_of"]
 
 FAMILIES: Mapping[str, type[Model]] = {
-    family.pipeline_class.__name__: family for family in (StableDiffusion, StableDiffusionXL, PixArtAlpha, PixArtSigma)
+    family.pipeline_class.__name__: family
+    for family in (StableDiffusion, StableDiffusionXL, PixArtAlpha, PixArtSigma, StableDiffusion3)
 }
 """By pipeline, its family."""
 

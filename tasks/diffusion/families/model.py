@@ -5,7 +5,8 @@ is called, which layers play which role, and what it cannot do. What noise does 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from tasks.diffusion.families.schedule import Prediction, Schedule
+from tasks.diffusion.families.schedule import Prediction, Schedule, read_schedule
 from tasks.diffusion.families.tokenizers import Tokenizers
 from tasks.diffusion.files import INDEX, read_json
 from tasks.diffusion.sites import Layer, Site
@@ -61,6 +62,10 @@ class Model(ABC):
     """Whether every prompt begins with the same token, and what fills it up is attended to, too, as with CLIP."""
     from_first_step: ClassVar[bool]
     """Whether the pipeline tells its scheduler to begin at step 0: it counts where a schedule names a step twice."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Components that a pipeline may lack, all of them together."""
+    joint: ClassVar[bool] = False
+    """Whether text and image attend to both at once, so that no attention is to the text alone."""
     asked_of_pipeline: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """What the pipeline's call has to be given to sample as audits do."""
 
@@ -90,6 +95,16 @@ class Model(ABC):
             tokenizer: the first one.
             config: of the first text encoder.
         """
+
+    @classmethod
+    def token_limits(cls, tokenizers: Sequence[Any], most: int) -> tuple[int, ...]:
+        """How many tokens each of the tokenizers reads, `most_tokens` by default."""
+        return (most,) * len(tokenizers)
+
+    @staticmethod
+    def read_schedule(folder: Path, name: str) -> Schedule:
+        """The schedule by a scheduler's folder and class; see `tasks.diffusion.families.schedule.read_schedule`."""
+        return read_schedule(folder, name)
 
     @staticmethod
     def as_read(text: str) -> str:
@@ -145,11 +160,9 @@ class Model(ABC):
     @property
     def tokenizers(self) -> Tokenizers:
         """What counts a prompt's tokens: some families have several."""
-        return Tokenizers(self._each_tokenizer, self.tokens, self.as_read)
-
-    @property
-    def _each_tokenizer(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self.components if name.startswith("tokenizer"))
+        named = (getattr(self, name) for name in self.components if name.startswith("tokenizer"))
+        each = tuple(one for one in named if one is not None)
+        return Tokenizers(each, self.tokens, self.as_read, self.token_limits(each, self.tokens))
 
     @property
     @abstractmethod
@@ -205,9 +218,7 @@ class Model(ABC):
         """Height of what a latent's one row shows, in pixels; as the pipeline counts it."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def output(
-        self, latents: torch.Tensor, timestep: torch.Tensor | int | float, embeddings: torch.Tensor
-    ) -> torch.Tensor:
+    def output(self, latents: torch.Tensor, timestep: torch.Tensor | float, embeddings: torch.Tensor) -> torch.Tensor:
         """What the denoiser says of latents, in its own terms, which are those of its scheduler.
 
         Args:
@@ -219,14 +230,15 @@ class Model(ABC):
             (n, channels, height, width), of the latents' dtype.
         """
         timesteps = torch.as_tensor(timestep, device=self.device).expand(len(latents))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+        # Not all devices know autocast, even where it is off.
+        with torch.autocast(self.device.type, torch.bfloat16) if self.mixed else nullcontext():
             return self._run(latents, timesteps, embeddings).to(latents.dtype)
 
     @abstractmethod
     def _run(self, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """The denoiser's pass; timesteps (n,)."""
 
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor | int, embeddings: torch.Tensor) -> Prediction:
+    def predict(self, latents: torch.Tensor, timestep: torch.Tensor | float, embeddings: torch.Tensor) -> Prediction:
         """The noise in latents and the clean latents behind them, whatever the denoiser was trained to predict.
 
         Args: as `output`; timesteps are those of training.
@@ -236,16 +248,17 @@ class Model(ABC):
         """
         return self.schedule.prediction(self.output(latents, timestep, embeddings), latents, timestep)
 
-    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
         """Latents noised as in training, of the model's dtype; all (n, channels, height, width), timesteps (n,)."""
         return self.schedule.add_noise(latents, noise, timestep).to(self.dtype)
 
     def training_loss(
-        self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | int, embeddings: torch.Tensor
+        self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | float, embeddings: torch.Tensor
     ) -> torch.Tensor:
         """The plain diffusion loss of each sample, float32 (n,): the mean square of eps - eps_theta(z_t, t, y).
 
-        On noise also where the model predicts velocities, so that losses of all models compare.
+        On noise also where the model predicts velocities, so that losses of all models compare; on velocity where the
+        schedule ends in noise, see `Schedule.target`.
 
         Args:
             latents: clean, (n, channels, height, width), as the noise.
@@ -253,15 +266,20 @@ class Model(ABC):
             embeddings: (n, rows, width).
         """
         noisy = self.add_noise(latents, noise, timestep)
-        predicted = self.predict(noisy, timestep, embeddings.to(self.dtype)).noise
-        return (predicted.float() - noise.float()).square().mean((1, 2, 3))
+        predicted = self.predict(noisy, timestep, embeddings.to(self.dtype)).target
+        target = self.schedule.target(latents, noise, timestep)
+        return (predicted.float() - target.float()).square().mean((1, 2, 3))
 
     def memory_signal(self, prediction: Prediction, latents: torch.Tensor) -> torch.Tensor:
         """What a first prediction shows of a memory, float32 (n, channels, height, width): eps(z, t, y) - z.
 
         Near pure noise it is the image that the model steers at, whatever the seed (Hintersdorf et al., Finding NeMo,
-        NeurIPS 2024, section 3.1).
+        NeurIPS 2024, section 3.1). Where little signal is left that difference is about -sqrt(a) x, x the predicted
+        image; where none is left it is nothing, so it is -x itself for a schedule that ends in noise: derived from the
+        published signal, and scaled by whoever compares it.
         """
+        if self.schedule.ends_in_noise:
+            return -prediction.clean.float()
         return prediction.noise.float() - latents.float()
 
     # Images
@@ -303,7 +321,7 @@ class Model(ABC):
 
     def with_denoiser(self, denoiser: nn.Module) -> Self:
         """The same model with another denoiser of the same shape."""
-        return replace(self, denoiser=settled(denoiser, self.device, self.mixed))
+        return replace(self, denoiser=settled(denoiser, self.device, self.mixed and not self.joint))
 
     def pipeline(self, scheduler: Any) -> Any:
         """The pipeline of diffusers of the same components."""
@@ -313,7 +331,11 @@ class Model(ABC):
 
 
 def settled(denoiser: Any, device: torch.device, mixed: bool) -> Any:
-    """A denoiser as it computes fastest on a device, in evaluation mode, its weights without gradients."""
+    """A denoiser as it computes fastest on a device, in evaluation mode, its weights without gradients.
+
+    Args:
+        mixed: whether it computes in bfloat16, and its attention is such as diffusers' plain one can do.
+    """
     if device.type == "cpu":
         denoiser = denoiser.to(memory_format=torch.channels_last)
         if mixed:  # the fused attention has no fast backward pass in bfloat16 on a CPU
@@ -321,17 +343,19 @@ def settled(denoiser: Any, device: torch.device, mixed: bool) -> Any:
     return denoiser.to(device).eval().requires_grad_(False)
 
 
-def autoencoder_problems(path: Path, vae: Mapping[str, Any], pipeline: str, statistics: bool = False) -> Iterator[str]:
+def autoencoder_problems(
+    path: Path, vae: Mapping[str, Any], pipeline: str, statistics: bool = False, shift: bool = False
+) -> Iterator[str]:
     """Settings of an autoencoder that its pipeline would ignore.
 
     Args:
         path: of its config.
         pipeline: the class that does or does not apply them.
         statistics: whether it applies the mean and spread of latents.
+        shift: whether it applies their shift.
     """
-    if vae.get("shift_factor"):
-        shift = vae["shift_factor"]
-        yield f"{path} has shift_factor {shift}, which {pipeline} does not apply: its images would be off"
+    if vae.get("shift_factor") and not shift:
+        yield f"{path} has shift_factor {vae['shift_factor']}, which {pipeline} does not apply: its images would be off"
     given = [name for name in ("latents_mean", "latents_std") if vae.get(name) is not None]
     if given and not statistics:
         yield f"{path} has {' and '.join(given)}, which {pipeline} does not apply: its images would be off"

@@ -9,8 +9,10 @@ import torch
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 from torch import nn
 
+from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families.model import Model, Parts, autoencoder_problems
 from tasks.diffusion.families.unet import transformer_layers
+from tasks.diffusion.footprint import fitting
 from tasks.diffusion.sites import Site
 
 
@@ -66,8 +68,8 @@ class PixArtAlpha(Model):
 
     @torch.no_grad()
     def encode(self, prompts: list[str], batch: int = 256) -> torch.Tensor:
-        blocks = [self._encoded(prompts[start : start + batch]) for start in range(0, len(prompts), batch)]
-        return torch.cat(blocks).to(self.dtype)
+        blocks = in_batches(len(prompts), fitting(self, "text", batch), lambda rows: self._encoded(prompts[rows]))
+        return torch.cat(list(blocks)).to(self.dtype)
 
     def _encoded(self, prompts: list[str]) -> torch.Tensor:
         how = {"padding": "max_length", "truncation": True, "max_length": self.tokens, "return_tensors": "pt"}

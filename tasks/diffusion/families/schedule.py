@@ -3,7 +3,10 @@
 A scheduler's config says two things: by which noise the model was trained (betas, and what it predicts), and how it is
 sampled. Every audit needs the first. The second counts only where the model's own scheduler is asked for.
 
-With `a` the share of signal that betas leave at a timestep, a noised latent is sqrt(a) x + sqrt(1 - a) eps.
+With `a` the share of signal that betas leave at a timestep, a noised latent is sqrt(a) x + sqrt(1 - a) eps, and its
+velocity sqrt(a) eps - sqrt(1 - a) x (Salimans and Ho, ICLR 2022). Where no signal is left at the last timestep (zero
+terminal SNR; Lin et al., WACV 2024), nothing can be divided by it: what is called noise there is the latent itself,
+whatever the prompt, and only a model that predicts velocity says anything of an image.
 """
 
 import copy
@@ -33,11 +36,20 @@ ELSE = "--set sampling.scheduler=ddim"
 _DDIM = {"clip_sample": False, "set_alpha_to_one": False}
 """Values of latents are not bounded by 1, so nothing is clipped."""
 
-_TRAINED_BY = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "prediction_type")
+_TRAINED_BY = (
+    *("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "prediction_type"),
+    "rescale_betas_zero_snr",
+)
 """What a scheduler's config says of the model's training."""
 
 _LEAST_SIGNAL = 1e-6
-"""Of alphas_cumprod at the last step; 5e-3 in Stable Diffusion, 4e-5 in the first diffusion models."""
+"""Of alphas_cumprod at the last step; 5e-3 in Stable Diffusion, 4e-5 in the first diffusion models, and 0 or 6e-8, as
+schedulers write it, of zero terminal SNR."""
+
+ENDS_IN_NOISE = (
+    "the noise schedule ends without any signal (zero terminal SNR), so memories are looked for in predicted images,"
+    " and norms and losses are those of velocity: derived, without a published reference"
+)
 
 _NOISE = "draws noise at every step, so images would depend on their batch: sample with " + ELSE + " or dpm"
 
@@ -50,6 +62,8 @@ class Prediction:
     """eps(z_t, t, y)."""
     clean: torch.Tensor
     """The latents of the image that it steers at."""
+    target: torch.Tensor
+    """What losses and norms are taken of, as the model predicts it: see `Schedule.target`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,26 @@ class Schedule:
         """Timesteps that the model was trained with: 0, with hardly any noise, up to one less than this."""
         return len(self.own.alphas_cumprod)
 
-    def timestep(self, steps: int, number: int) -> int:
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether nothing of an image is left at the last timestep (zero terminal SNR): predicted noise says nothing
+        of a prompt there, so predicted images and velocities are looked at in its place."""
+        return float(self.own.alphas_cumprod.min()) < _LEAST_SIGNAL
+
+    @property
+    def words(self) -> str | None:
+        """What is looked at in place of predicted noise, in words; None where nothing is."""
+        return ENDS_IN_NOISE if self.ends_in_noise else None
+
+    def as_timestep(self, value: torch.Tensor) -> float:
+        """A timestep of a scheduler as the model reads it: a whole number."""
+        return int(value)
+
+    def random_timesteps(self, n: int, draw: torch.Generator) -> torch.Tensor:
+        """Timesteps int64 (n,), uniform over all of training, on the CPU."""
+        return torch.randint(self.trained, (n,), generator=draw)
+
+    def timestep(self, steps: int, number: int) -> float:
         """A timestep of the model's own way of so many steps, by its number; negative ones count from the end.
 
         Raises:
@@ -75,7 +108,7 @@ class Schedule:
         scheduler = copy.deepcopy(self.own)
         try:
             scheduler.set_timesteps(steps)
-            return int(scheduler.timesteps[number])
+            return self.as_timestep(scheduler.timesteps[number])
         except Exception as error:
             raise InputError(
                 f"{type(self.own).__name__} cannot take {steps} steps ({first_line(error)}): ask for more"
@@ -86,12 +119,23 @@ class Schedule:
         share: torch.Tensor = self.own.alphas_cumprod.to(timesteps.device, torch.float32)[timesteps.long()]
         return share
 
-    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
         """Noised latents, float32; all (n, channels, height, width), timesteps (n,) or one for all."""
         a = self._signal_for(latents, timestep)
         return a.sqrt() * latents + (1 - a).sqrt() * noise
 
-    def prediction(self, output: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor | int) -> Prediction:
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
+        """What losses are taken on, for clean latents that are noised so: the noise, so that losses of all such models
+        compare; the velocity, float32, where the schedule ends in noise, of which a loss on noise would see nothing.
+
+        Args: as `add_noise`.
+        """
+        if not self.ends_in_noise:
+            return noise
+        a = self._signal_for(latents, timestep)
+        return a.sqrt() * noise - (1 - a).sqrt() * latents
+
+    def prediction(self, output: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor | float) -> Prediction:
         """Noise and clean latents of what the denoiser gives for noised latents.
 
         Raises:
@@ -100,13 +144,14 @@ class Schedule:
         # In float32: 1 - a would be nothing in half precision where there is little noise.
         a, kind = self._signal_for(latents, timestep), self.own.config.prediction_type
         if kind == "epsilon":
-            return Prediction(output, ((latents - (1 - a).sqrt() * output) / a.sqrt()).to(output.dtype))
+            return Prediction(output, ((latents - (1 - a).sqrt() * output) / a.sqrt()).to(output.dtype), output)
         if kind == "v_prediction":
             noise = (a.sqrt() * output + (1 - a).sqrt() * latents).to(output.dtype)
-            return Prediction(noise, (a.sqrt() * latents - (1 - a).sqrt() * output).to(output.dtype))
+            clean = (a.sqrt() * latents - (1 - a).sqrt() * output).to(output.dtype)
+            return Prediction(noise, clean, output if self.ends_in_noise else noise)
         raise InputError(f"the model predicts {kind!r}; audits need one that predicts 'epsilon' or 'v_prediction'")
 
-    def _signal_for(self, latents: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
+    def _signal_for(self, latents: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
         return self.signal(torch.as_tensor(timestep, device=latents.device).expand(len(latents))).view(-1, 1, 1, 1)
 
     def sampler(self, choice: Choice, steps: int) -> Any:
@@ -130,7 +175,7 @@ class Schedule:
             made = _made(DPMSolverMultistepScheduler, config, {"algorithm_type": algorithm} | noise)
         else:
             made = _made(type(own), config, {})
-        if not torch.allclose(made.alphas_cumprod.double().cpu(), own.alphas_cumprod.double().cpu(), atol=1e-6):
+        if not self._follows(made):
             raise InputError(
                 f"{type(made).__name__} does not know the noise schedule of {type(own).__name__}, by which the model "
                 "was trained: --set sampling.scheduler=model"
@@ -146,6 +191,11 @@ class Schedule:
             raise InputError(f"{type(made).__name__} {problem}")
         return made
 
+    def _follows(self, made: Any) -> bool:
+        """Whether a scheduler knows the noise by which the model was trained."""
+        trained, known = self.own.alphas_cumprod, made.alphas_cumprod
+        return torch.allclose(known.double().cpu(), trained.double().cpu(), atol=1e-6)
+
 
 def read_schedule(folder: Path, name: str) -> Schedule:
     """The schedule of a pipeline, by its scheduler.
@@ -160,12 +210,14 @@ def read_schedule(folder: Path, name: str) -> Schedule:
     path = folder / "scheduler_config.json"
     config = read_json(path)
     own, why = _own(folder, name)
+    if why is None and config.get("rescale_betas_zero_snr") and not Schedule(own).ends_in_noise:
+        why = f"the scheduler {name} does not know rescale_betas_zero_snr, by which the model was trained"
     if why is not None:
         if lacking := _unstated(config, name):
             raise InputError(
                 f"{why}, and {path} does not say by which noise the model was trained (no {', '.join(lacking)}): put "
-                "the scheduler_config.json of its base model there; models trained by flow matching, EDM or "
-                "consistency cannot be audited"
+                "the scheduler_config.json of its base model there; such a pipeline that is trained by flow matching, "
+                "EDM or consistency cannot be audited"
             )
         own = _made(DDIMScheduler, config, _DDIM, path)
         why = f"{why}: sample with {ELSE} or dpm"
@@ -176,12 +228,28 @@ def read_schedule(folder: Path, name: str) -> Schedule:
         raise InputError(
             f"{path} asks for continuous timesteps or flow sigmas: audits need a model of 1000 noise steps"
         )
-    if float(own.alphas_cumprod.min()) < _LEAST_SIGNAL:
+    schedule = Schedule(own, why)
+    if schedule.ends_in_noise and kind != "v_prediction":
         raise InputError(
             f"the noise schedule of {path} ends without any signal (zero terminal SNR), where no image follows from "
-            "predicted noise: audits need a schedule without rescale_betas_zero_snr"
+            "predicted noise: write v_prediction for its prediction_type if that is what the model predicts, else take "
+            "rescale_betas_zero_snr away"
         )
-    return Schedule(own, why)
+    return schedule
+
+
+def started(scheduler: Any, noise: torch.Tensor) -> torch.Tensor:
+    """Standard normal noise as the latents that a scheduler begins with; some have no scale of their own."""
+    latents: torch.Tensor = noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
+    return latents
+
+
+def as_input(scheduler: Any, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """A scheduler's latents as the denoiser reads them."""
+    if not hasattr(scheduler, "scale_model_input"):
+        return latents
+    scaled: torch.Tensor = scheduler.scale_model_input(latents, timestep)
+    return scaled
 
 
 def stepped(scheduler: Any, output: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -246,11 +314,13 @@ def _walk(kind: Any, config: str, steps: int) -> str | None:
             try:
                 scheduler.set_timesteps(steps)
                 for step in scheduler.timesteps:
-                    scaled = scheduler.scale_model_input(latents, step)
+                    scaled = as_input(scheduler, latents, step)
                     latents = stepped(scheduler, torch.zeros_like(scaled), step, latents)
             except Exception as error:
                 prk = kind is PNDMScheduler and not scheduler.config.skip_prk_steps
                 detail = "its config lacks skip_prk_steps" if prk else first_line(error)
                 return f"cannot take {steps} steps ({detail})"
+            if not latents.isfinite().all():
+                return f"cannot take {steps} steps (what it makes is not finite)"
             ends.append(latents)
     return None if torch.equal(*ends) else _NOISE

@@ -18,19 +18,28 @@ class Tokenizers:
     """Tokens of a prompt that the model reads, with the start and the end of the text."""
     as_read: Callable[[str], str] = str
     """What the pipeline makes of a prompt first."""
+    limits: tuple[int, ...] = ()
+    """Tokens that each reads, where some read more than `most`."""
 
     def counts(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of the whole texts, with start and end; by the tokenizer that makes most of them."""
+        """Tokens of the whole texts, with start and end; by the tokenizer that makes most of them, of those that read
+        fewest."""
         read = list(map(self.as_read, texts))
-        found = [[len(ids) for ids in tokenizer(read, verbose=False).input_ids] for tokenizer in self.each]
+        tightest = [tokenizer for tokenizer, limit in self._limited if limit == self.most]
+        found = [[len(ids) for ids in tokenizer(read, verbose=False).input_ids] for tokenizer in tightest]
         return [max(lengths) for lengths in zip(*found, strict=True)]
 
     def kept(self, texts: Sequence[str]) -> list[bytes]:
         """The ids of the tokens that the model reads, packed: equal for texts that are the same prompt to it."""
         read = list(map(self.as_read, texts))
-        how = {"truncation": True, "max_length": self.most, "verbose": False}
-        found = [tokenizer(read, **how).input_ids for tokenizer in self.each]
+        how = {"truncation": True, "verbose": False}
+        found = [tokenizer(read, max_length=limit, **how).input_ids for tokenizer, limit in self._limited]
         return [b"".join(array("i", [len(ids), *ids]).tobytes() for ids in of) for of in zip(*found, strict=True)]
+
+    @property
+    def _limited(self) -> list[tuple[Any, int]]:
+        """Each with how many tokens it reads."""
+        return list(zip(self.each, self.limits or (self.most,) * len(self.each), strict=True))
 
     def words(self) -> list[str]:
         """The whole words that the first tokenizer knows: pieces of words would be read with their neighbours."""

@@ -11,7 +11,9 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families.model import Model, Parts, autoencoder_problems
+from tasks.diffusion.footprint import fitting
 from tasks.diffusion.sites import Site
 
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -63,8 +65,8 @@ class StableDiffusion(Model):
 
     @torch.no_grad()
     def encode(self, prompts: list[str], batch: int = 256) -> torch.Tensor:
-        blocks = [self._encoded(prompts[start : start + batch]) for start in range(0, len(prompts), batch)]
-        return torch.cat(blocks).to(self.dtype)
+        blocks = in_batches(len(prompts), fitting(self, "text", batch), lambda rows: self._encoded(prompts[rows]))
+        return torch.cat(list(blocks)).to(self.dtype)
 
     def _encoded(self, prompts: list[str]) -> torch.Tensor:
         states: torch.Tensor = self.text_encoder(self._ids(self.tokenizer, prompts))[0]

@@ -2,7 +2,14 @@
 
 from tasks.evaluate.extraction import ExtractionParams, check_clique, check_tiles
 from tasks.evaluate.task.generations import Shot, Trial, generate_images, generation_ids, images_of, shots
-from tasks.evaluate.task.measuring import estimates, measure, succeeded, try_triggers, write_estimates
+from tasks.evaluate.task.measuring import (
+    compare_with_images,
+    estimates,
+    measure,
+    nearest,
+    succeeded,
+    write_estimates,
+)
 from tasks.evaluate.task.seen import Scoring, StoredSeen
 
 __all__ = [
@@ -13,13 +20,14 @@ __all__ = [
     "Trial",
     "check_clique",
     "check_tiles",
+    "compare_with_images",
     "estimates",
     "generate_images",
     "generation_ids",
     "images_of",
     "measure",
+    "nearest",
     "shots",
     "succeeded",
-    "try_triggers",
     "write_estimates",
 ]

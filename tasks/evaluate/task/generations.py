@@ -79,14 +79,18 @@ def generate_images(
     ids = generation_ids(subject, variant, condition, wanted, sampling)
     partition = {"model_id": subject.model_id, "variant": variant, "condition": condition.name}
     known = set(store.read("generations", columns=["generation_id"], **partition)["generation_id"].to_pylist())
-    todo = [(name, shot) for name, shot in zip(ids, wanted, strict=True) if name not in known]
+    every = list(zip(ids, wanted, strict=True))
+    todo = [(name, shot) for name, shot in every if name not in known]
     at_inference = subject.at_inference(variant)
     names = list(dict.fromkeys(shot.trigger_id for _, shot in todo if shot.trigger_id is not None))
     found = dict(zip(names, subject.triggers(names, variant), strict=True)) if names else {}
     with progress(len(todo), f"generating {variant}, {condition.name}", "image") as done:
-        for prompt_id, some in subject.by_model(variant, todo, lambda one: one[1].prompt.prompt_id):
+        for prompt_id, some in subject.by_model(variant, every, lambda one: one[1].prompt.prompt_id):
+            blocks = list(shards(some, sampling.batch, lambda one: one[0] not in known))
+            if not blocks:
+                continue
             with subject.loaded(variant, prompt_id) as model:
-                for block in shards(some, sampling.batch):
+                for block in blocks:
                     texts = [shot.prompt.text for _, shot in block]
                     triggers = (
                         torch.stack([found[shot.trigger_id] for _, shot in block if shot.trigger_id]) if found else None

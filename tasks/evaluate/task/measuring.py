@@ -5,13 +5,16 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from storage import content_key
-from tasks.conditions import Condition
+from tasks.conditions import PROMPT, Condition
+from tasks.diffusion.sampling import SamplingParams
 from tasks.evaluate.copying import similarities, triggers_that_copy
 from tasks.evaluate.estimates import Estimate
-from tasks.evaluate.task.generations import Shot, Trial, generate_images
-from tasks.evaluate.task.seen import Scoring, StoredSeen
+from tasks.evaluate.task.generations import Shot, Trial, generate_images, generation_ids
+from tasks.evaluate.task.generations import shots as shots_of
+from tasks.evaluate.task.seen import Scoring, StoredSeen, scores_known
 from tasks.methods import metrics
-from tasks.subject import Subject
+from tasks.scorers.sscd import SscdParams, scorer_of
+from tasks.subject import ORIGINAL, Prompt, Subject
 from tasks.units import PROMPTS
 
 
@@ -58,10 +61,29 @@ def estimates(
     return found
 
 
-def try_triggers(subject: Subject, trial: Trial, shots: Sequence[Shot], scoring: Scoring) -> None:
-    """Makes and scores the generations by which `succeeded` knows the triggers that bring their image back."""
+def compare_with_images(subject: Subject, trial: Trial, shots: Sequence[Shot], scoring: Scoring) -> None:
+    """Makes the generations of a trial and scores how near they are to training images, and nothing else: what
+    `nearest` and `succeeded` look at."""
     generate_images(subject, trial.variant, trial.condition, shots, scoring.sampling)
     similarities(StoredSeen(subject, trial, shots, scoring))
+
+
+def nearest(
+    subject: Subject, prompts: Sequence[Prompt], seeds: int, sampling: SamplingParams, params: SscdParams
+) -> dict[str, float]:
+    """How near the original's generations of prompts come to their training images, the nearest of all seeds (SSCD).
+
+    Returns:
+        By prompt id; without prompts that have no image, or of which the store lacks a score.
+    """
+    wanted = shots_of(prompts, seeds)
+    ids = generation_ids(subject, ORIGINAL, PROMPT, wanted, sampling)
+    known = scores_known(subject.open(), "sscd", scorer_of(params), ids)
+    found: dict[str, list[float | None]] = {}
+    for name, shot in zip(ids, wanted, strict=True):
+        found.setdefault(shot.prompt.prompt_id, []).extend(known.get((name, image)) for image in shot.prompt.image_ids)
+    whole = {name: [value for value in values if value is not None] for name, values in found.items()}
+    return {name: max(values) for name, values in whole.items() if values and len(values) == len(found[name])}
 
 
 def succeeded(subject: Subject, trial: Trial, shots: Sequence[Shot], scoring: Scoring) -> set[str]:

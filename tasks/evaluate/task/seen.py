@@ -1,6 +1,6 @@
 """What metrics look at, from the store: generations, embeddings and scores, made once and kept."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -38,15 +38,25 @@ class Scoring:
     """By name of the metric, its own parameters, of those that have any."""
     detection_id: str
     """Of the detection scores; see `tasks.keys.detection_id`."""
-    ordinary: Sequence[Prompt] = ()
-    """Prompts that detection tells memorized ones from."""
+    judged: Sequence[Prompt] = ()
+    """Prompts that detectors are to tell apart: memorized ones that are examined, and ordinary ones."""
     detectors: Sequence[tuple[Detector, Params]] = ()
     """Other detectors that scored the same prompts, with their parameters."""
+    confirmed: frozenset[str] = frozenset()
+    """Ids of the memorized prompts that the model at hand brings an image back from."""
+    units: Mapping[str, str] | None = None
+    """By prompt id, what counts once; what the prompt set says of it where it is left out."""
 
 
-def made_for(subject: Subject, shots: Sequence[Shot], ids: Sequence[str]) -> list[Generation]:
-    """The generations of these ids, each with what it was made for."""
-    of = units_of(subject, [shot.prompt for shot in shots])
+def made_for(
+    of: Mapping[str, str], shots: Sequence[Shot], ids: Sequence[str], confirmed: Collection[str] = ()
+) -> list[Generation]:
+    """The generations of these ids, each with what it was made for.
+
+    Args:
+        of: by prompt id, what counts once.
+        confirmed: ids of the prompts that the original brings an image back from.
+    """
     return [
         Generation(
             name,
@@ -58,6 +68,7 @@ def made_for(subject: Subject, shots: Sequence[Shot], ids: Sequence[str]) -> lis
             shot.prompt.image_ids,
             shot.prompt.kind == "memorized",
             shot.prompt.memorization,
+            shot.prompt.prompt_id in confirmed,
         )
         for name, shot in zip(ids, shots, strict=True)
     ]
@@ -80,7 +91,8 @@ class StoredSeen:
 
     @cached_property
     def generations(self) -> list[Generation]:
-        return made_for(self.subject, self.shots, self._ids(self.trial.variant))
+        of = self._units([shot.prompt for shot in self.shots])
+        return made_for(of, self.shots, self._ids(self.trial.variant), self.scoring.confirmed)
 
     @cached_property
     def originals(self) -> list[str]:
@@ -90,16 +102,16 @@ class StoredSeen:
 
     @cached_property
     def detected(self) -> list[Detected]:
-        every = [*self.trial.prompts, *self.scoring.ordinary]
-        of, found = units_of(self.subject, every), detection_scores(self.subject, every, self.scoring.detection_id)
+        every = self.scoring.judged
+        of, found = self._units(every), detection_scores(self.subject, every, self.scoring.detection_id)
         return [
             Detected(one.prompt_id, of[one.prompt_id], one.kind == "memorized", found[one.prompt_id]) for one in every
         ]
 
     @cached_property
     def scanned(self) -> dict[str, list[Detected]]:
-        every = [*self.trial.prompts, *self.scoring.ordinary]
-        of, found = units_of(self.subject, every), {}
+        every = self.scoring.judged
+        of, found = self._units(every), {}
         for detector, params in self.scoring.detectors:
             scores = detector_scores(self.subject, detector, params)
             if lost := [one.text for one in every if one.prompt_id not in scores]:
@@ -121,7 +133,7 @@ class StoredSeen:
         self, kind: str, scorer: str, pairs: Sequence[Pair], compute: Callable[[Sequence[Pair]], Iterable[float]]
     ) -> dict[Pair, float]:
         store = self.subject.open()
-        known = _scores(store, kind, scorer, [name for name, _ in pairs])
+        known = scores_known(store, kind, scorer, [name for name, _ in pairs])
         if todo := [pair for pair in dict.fromkeys(pairs) if pair not in known]:
             found = {pair: float(value) for pair, value in zip(todo, compute(todo), strict=True)}
             rows = [
@@ -136,6 +148,9 @@ class StoredSeen:
     def files(self, names: Sequence[str]) -> dict[str, bytes]:
         """Generations and training images as they are stored."""
         return files_of(self.subject, self.trial.variant, self.condition, names)
+
+    def _units(self, prompts: Sequence[Prompt]) -> Mapping[str, str]:
+        return self.scoring.units or units_of(self.subject, prompts)
 
     def _ids(self, variant: str) -> list[str]:
         return generation_ids(self.subject, variant, self.condition, self.shots, self.scoring.sampling)
@@ -153,16 +168,17 @@ class _SscdVectors:
 
     def images(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         subject, model = self._seen.subject, _sscd(self._seen.scoring.sscd, device_of(self._seen.subject.device))
-        todo = [name for name in names if (self.name, subject.model_id, name) not in _CACHE]
+        of = subject.model_id
+        todo = [name for name in names if (self.name, of, name) not in _CACHE]
         files = self._seen.files(todo)
         size = image_size(subject.load()) if todo else (0, 0)
         what = f"SSCD of {self._seen.trial.variant}, {self._seen.condition.name}"
         with progress(len(todo), what, "image") as done:
             for name in todo:
                 image = fitted(from_bytes(files[name]), size)
-                _CACHE[self.name, subject.model_id, name] = model.embed(image[None])[0]
+                _CACHE[self.name, of, name] = model.embed(image[None])[0]
                 done(1)
-        return {name: _CACHE[self.name, subject.model_id, name] for name in names}
+        return {name: _CACHE[self.name, of, name] for name in names}
 
 
 class _ClipVectors:
@@ -189,7 +205,7 @@ class _ClipVectors:
         return _clip(self._seen.scoring.clip, device_of(self._seen.subject.device))
 
 
-def _scores(store: Store, kind: str, scorer: str, ids: Sequence[str]) -> dict[Pair, float]:
+def scores_known(store: Store, kind: str, scorer: str, ids: Sequence[str]) -> dict[Pair, float]:
     """Scores in the store, made with one model, by generation and reference."""
     columns, wanted = ["generation_id", "reference_id", "value"], sorted(set(ids))
     rows = store.read("scores", columns=columns, metric=kind, scorer=scorer, generation_id=wanted)

@@ -2,7 +2,7 @@
 
 from tasks.localize.ground import NormsParams
 from tasks.localize.statistics import enough_prompts
-from tasks.localize.task.detection import detect
+from tasks.localize.task.detection import detect, flagged
 from tasks.localize.task.given import Given, Groups, control_of, groups_of, one_by_one, sets_id
 from tasks.localize.task.localizing import agreement, curve_id, draw_curves, localize
 
@@ -16,6 +16,7 @@ __all__ = [
     "detect",
     "draw_curves",
     "enough_prompts",
+    "flagged",
     "groups_of",
     "localize",
     "one_by_one",

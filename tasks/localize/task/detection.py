@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from storage import Store, content_key
-from tasks.diffusion.detection import DetectionParams, pairwise_scores, prompt_differences
+from tasks.detections import scores_known
+from tasks.diffusion.detection import DetectionParams, estimate_threshold, pairwise_scores, prompt_differences
 from tasks.keys import detection_id
+from tasks.localize.nemo import NemoParams
 from tasks.progress import progress
 from tasks.subject import ORIGINAL, Prompt, Subject
 
@@ -39,3 +43,26 @@ def traced(store: Store, subject: Subject, params_id: str) -> set[str]:
         "nemo_traces", columns=["prompt_id"], model_id=subject.model_id, variant=ORIGINAL, params_id=params_id
     )
     return set(rows["prompt_id"].to_pylist())
+
+
+def flagged(
+    subject: Subject, prompts: Sequence[Prompt], nulls: Sequence[Prompt], params: NemoParams
+) -> frozenset[str] | None:
+    """The ids of the prompts that NeMo's gate lets through: of two seeds at least, the noise differences are alike.
+
+    Args:
+        nulls: prompts from which the threshold is estimated where none is set.
+
+    Returns:
+        None while the store lacks scores, see `detect`.
+    """
+    if not prompts:
+        return frozenset()
+    judges = nulls if params.threshold is None else []
+    known = scores_known(subject, detection_id(params))
+    if any(prompt.prompt_id not in known for prompt in (*prompts, *judges)):
+        return None
+    limit = params.threshold
+    if limit is None:
+        limit = estimate_threshold([torch.from_numpy(known[prompt.prompt_id]) for prompt in judges], params)
+    return frozenset(prompt.prompt_id for prompt in prompts if known[prompt.prompt_id].max() > limit)

@@ -4,6 +4,7 @@ trained until its memories are gone, and the baselines of both."""
 from tasks.mitigate.finetune import FineTuneParams
 from tasks.mitigate.task.defending import defend, defend_id
 from tasks.mitigate.task.erasing import erase, erase_id, history_of, not_erased
+from tasks.mitigate.task.memory import gigabytes, memory_needed, too_large
 from tasks.mitigate.task.pruning import prune
 from tasks.mitigate.task.variants import (
     export_variant,
@@ -23,8 +24,10 @@ __all__ = [
     "erase",
     "erase_id",
     "export_variant",
+    "gigabytes",
     "history_of",
     "known",
+    "memory_needed",
     "not_erased",
     "prune",
     "prune_id",
@@ -32,5 +35,6 @@ __all__ = [
     "shared_with_found",
     "shares_pruned",
     "subject_of",
+    "too_large",
     "variant_of",
 ]

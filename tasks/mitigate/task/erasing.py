@@ -15,10 +15,13 @@ from tqdm import tqdm
 
 from storage import content_key
 from tasks.diffusion.families import Model
+from tasks.diffusion.footprint import without_weights
 from tasks.diffusion.sampling import SamplingParams, encode, generate
 from tasks.dori import DoriParams, attack
 from tasks.errors import InputError, TooLarge
 from tasks.methods import Mitigation, Params
+from tasks.mitigate.task.checkpoints import StoredCheckpoint
+from tasks.mitigate.task.memory import too_large
 from tasks.mitigate.task.surrogates import surrogates
 from tasks.mitigate.task.variants import put, unpruned_card, variant_of
 from tasks.mitigate.training import Lesson, Memorized, Ordinary, Progress, Trained
@@ -65,7 +68,8 @@ def erase(
     """Trains the memories of these prompts away, or a baseline of that: by name the variant in the store.
 
     Every image of a prompt is erased: of a template's near copies each one keeps up the memory of all. A checkpoint
-    lies beside the store while it runs: killed and called again, it goes on to the same weights.
+    lies in the store while it runs: killed and called again, here or on another machine, it goes on to the same
+    weights.
 
     A prompt of which the pruned model makes nothing but copies has no surrogate: it is left out, since training would
     teach the memory to every trigger. See `not_erased`.
@@ -93,6 +97,9 @@ def erase(
     variant = variant_of(name, params_id)
     if _in_store(subject, variant):
         return {name: variant}
+    # Before surrogates are made, which takes long.
+    if problems := too_large([(mitigation, params)], without_weights(model), model.device):
+        raise TooLarge(*problems)
     measure = Sscd(sscd, model.device)
     kept_out: list[str] = []
     stand_ins: list[np.ndarray] = []
@@ -116,7 +123,7 @@ def erase(
         attacked, budget = model.with_denoiser(denoiser), DoriParams(start="other", images_at_once=images_at_once)
         return _held_out(attacked, memorized, captions, originals, budget, seed, seeds, sampling, measure)
 
-    checkpoint = subject.beside("checkpoints") / f"{model.model_id[:8]}-{variant}.pt"
+    checkpoint = StoredCheckpoint(subject.open(), f"{model.model_id[:8]}-{variant}")
     with _shown(name) as on_progress:
         lesson = Lesson(model, memorized, Ordinary(others, model.encode(captions)), checkpoint, held_out, on_progress)
         try:
@@ -130,7 +137,7 @@ def erase(
     files = {"history.json": json.dumps(history), "not_erased.json": json.dumps(kept_out)}
     card = unpruned_card(subject, name, own, audit_id, "denoiser", mitigation.done)
     put(subject, name, params_id, card, weights=_put_weights(subject, variant, model.denoiser, done.denoiser, files))
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.remove()
     return {name: variant}
 
 

@@ -14,7 +14,7 @@ from tasks.scorers.sscd import COPY_THRESHOLD, Sscd
 from tasks.subject import Prompt, Subject, shards
 
 VERSION = "surrogate/1"
-PROBE = "surrogate"
+CONDITION = "surrogate"
 SEEDS = 4
 """Images made of a prompt at a time."""
 ROUNDS = 4
@@ -72,14 +72,15 @@ def _made(
     subject: Subject, pruned: str, wanted: Sequence[tuple[Prompt, int]], worded: bool, sampling: SamplingParams
 ) -> list[str]:
     """Makes the images of these prompts and seeds that the store does not have, and returns the ids of all."""
-    store, partition = subject.open(), {"model_id": subject.model_id, "variant": pruned, "condition": PROBE}
+    store, partition = subject.open(), {"model_id": subject.model_id, "variant": pruned, "condition": CONDITION}
     how = determining(sampling)
     names = [content_key(VERSION, *partition.values(), prompt.prompt_id, seed, worded, how) for prompt, seed in wanted]
     known = set(store.read("generations", columns=["generation_id"], **partition)["generation_id"].to_pylist())
-    todo = [(name, *one) for name, one in zip(names, wanted, strict=True) if name not in known]
+    every = [(name, *one) for name, one in zip(names, wanted, strict=True)]
+    blocks = list(shards(every, sampling.batch, lambda one: one[0] not in known))
     words = f"surrogates by {pruned}{', more words' if worded else ''}"
-    with progress(len(todo), words, "image") as done, subject.loaded(pruned) as model:
-        for block in shards(todo, sampling.batch):
+    with progress(sum(map(len, blocks)), words, "image") as done, subject.loaded(pruned) as model:
+        for block in blocks:
             texts = [prompt.text for _, prompt, _ in block]
             keys = [(prompt.prompt_id, seed) for _, prompt, seed in block]
             if worded:
@@ -100,7 +101,7 @@ def _made(
 
 
 def _files(subject: Subject, pruned: str, names: Sequence[str]) -> dict[str, bytes]:
-    partition = {"model_id": subject.model_id, "variant": pruned, "condition": PROBE}
+    partition = {"model_id": subject.model_id, "variant": pruned, "condition": CONDITION}
     columns = ["generation_id", "bytes"]
     rows = subject.open().read("generations", columns=columns, generation_id=list(names), **partition)
     return dict(zip(rows["generation_id"].to_pylist(), rows["bytes"].to_pylist(), strict=True))

@@ -9,12 +9,15 @@ from tasks.report.task.comparison import (
     accept,
     audits_named,
     baseline_of,
+    brought_back,
     compare,
     differences_table,
     latest,
+    words_of_brought,
 )
-from tasks.report.task.diagnosis import Searches, diagnose
-from tasks.report.task.page import Localized, Written, page_path, training_chart, write_report
+from tasks.report.task.diagnosis import Searches, diagnose, diagnosis_of
+from tasks.report.task.page import Localized, Written, training_chart, write_report
+from tasks.report.task.pages import page_bytes, page_here, page_place, remove_page
 from tasks.report.task.record import record_of, rows_of
 from tasks.report.task.results import write_results
 
@@ -28,19 +31,25 @@ __all__ = [
     "accept",
     "audits_named",
     "baseline_of",
+    "brought_back",
     "claims",
     "compare",
     "diagnose",
+    "diagnosis_of",
     "differences_table",
     "drawn",
     "grid",
     "latest",
-    "page_path",
+    "page_bytes",
+    "page_here",
+    "page_place",
     "put_between",
     "record_of",
+    "remove_page",
     "rows_of",
     "standings",
     "training_chart",
+    "words_of_brought",
     "write_report",
     "write_results",
 ]

@@ -129,6 +129,64 @@ def differences_table(found: Comparison) -> pa.Table:
     return pa.Table.from_pylist(rows, schema)
 
 
+@dataclass(frozen=True)
+class Brought:
+    """How often two models gave a prompt's training images back."""
+
+    prompt: str
+    copies_before: int
+    """Generations above the threshold, of those of the first audit."""
+    images_before: int
+    best_before: float
+    """The highest SSCD of any generation."""
+    copies_after: int
+    images_after: int
+    best_after: float
+
+
+def brought_back(store: Store, before: str, after: str) -> list[Brought]:
+    """Prompt by prompt, what the original model of an audit gives back that another one's does not; most first.
+
+    Args:
+        before, after: ids of completed audits of the same prompts, as of a model without adapters and with them.
+
+    Raises:
+        InputError: an audit is unknown, has not completed or does not know its images.
+    """
+    records = _completed(store, before), _completed(store, after)
+    seen = _seen(store, before), _seen(store, after)
+    texts = {
+        row["prompt_id"]: row["text"]
+        for record in records
+        for row in store.read("prompts", columns=["prompt_id", "text"], prompt_set=record["prompt_set"]).to_pylist()
+    }
+    found = [
+        Brought(
+            texts.get(pair.prompt_id, pair.prompt_id),
+            sum(score > COPY_THRESHOLD for score in pair.before),
+            len(pair.before),
+            max(pair.before),
+            sum(score > COPY_THRESHOLD for score in pair.after),
+            len(pair.after),
+            max(pair.after),
+        )
+        for pair in _pairs(*seen, "sscd", {})
+        if pair.variant == "original" and pair.condition == PROMPT
+    ]
+    return sorted(found, key=lambda one: (one.copies_before - one.copies_after, one.best_before - one.best_after))
+
+
+def words_of_brought(found: Sequence[Brought]) -> str:
+    """In a sentence, of how many prompts images come back with the second model alone, with both, with the first."""
+    new = sum(one.copies_after > 0 == one.copies_before for one in found)
+    both = sum(one.copies_after > 0 < one.copies_before for one in found)
+    gone = sum(one.copies_before > 0 == one.copies_after for one in found)
+    return (
+        f"Of {len(found)} prompts, the training image of {new} comes back with the adapters and not without them, of"
+        f" {both} with and without, of {gone} only without (any generation with SSCD above {COPY_THRESHOLD:g})."
+    )
+
+
 def baseline_of(store: Store, audit_id: str, reported: Collection[str], speeds: Collection[str] = ()) -> str | None:
     """The audit that a night's is compared with: the earlier one of the same model and prompts that was accepted last,
     among those with the same settings if there are any; else the last of those that somebody was told of, with the same

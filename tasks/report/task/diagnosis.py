@@ -10,7 +10,7 @@ from tasks.conditions import dori
 from tasks.report.charts import Map, drawn
 from tasks.report.locality import locality
 from tasks.report.locality_words import Diagnosed, Overlap, Weights, render_locality
-from tasks.report.task.page import page_path
+from tasks.report.task.pages import page_file
 from tasks.subject import ORIGINAL, Prompt, Subject
 
 
@@ -85,14 +85,23 @@ def diagnose(
         if values
     ]
     store.write("metrics", content_key(audit_id, "locality"), metrics, audit_id=audit_id)
-    folder = page_path(subject, audit_id).parent
-    folder.mkdir(parents=True, exist_ok=True)
     words = render_locality(list(zip(found, weights, strict=True)))
-    (folder / "locality.md").write_text(words)
+    store.put_file(page_file(audit_id, "locality.md"), words.encode())
     maps = [drawn(Map(f"Triggers of: {one.caption}", one.found.places)) for one in found if one.found is not None]
     for number, drawing in enumerate(maps, 1):
-        (folder / f"locality-{number}.svg").write_text(drawing, encoding="utf-8")
+        store.put_file(page_file(audit_id, f"locality-{number}.svg"), drawing.encode())
     return words, maps
+
+
+def diagnosis_of(subject: Subject, audit_id: str) -> tuple[str, list[str]] | None:
+    """What `diagnose` wrote beside the report of an audit; None where there is nothing."""
+    store = subject.open()
+    if not store.has_file(page_file(audit_id, "locality.md")):
+        return None
+    maps: list[str] = []
+    while store.has_file(drawing := page_file(audit_id, f"locality-{len(maps) + 1}.svg")):
+        maps.append(store.read_file(drawing).decode())
+    return store.read_file(page_file(audit_id, "locality.md")).decode(), maps
 
 
 def _diagnosed(subject: Subject, one: Searches, seed: int) -> Diagnosed:

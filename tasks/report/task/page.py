@@ -19,9 +19,10 @@ from tasks.report.charts import Chart, Curve, Matrix
 from tasks.report.report import Report, Strip, StripImage, render, table_text
 from tasks.report.sheet import sheet
 from tasks.report.standing import standings
+from tasks.report.task.pages import page_file
 from tasks.report.task.record import rows_of
 from tasks.report.verdict import Row, effort_rates, effort_words, verdict, without_random
-from tasks.subject import Prompt, Subject, units_of
+from tasks.subject import Prompt, Subject
 
 STRIPS = 8
 """Training images shown with what the variants make of them."""
@@ -58,8 +59,9 @@ class Written:
     verdict: str
     overlap: list[dict[str, Any]]
     """Rows of the query `subspace`."""
-    sheet: Path | None
-    """An image (PNG) of training images beside the best copies of each variant; None where there are none."""
+    sheet: str | None
+    """The file in the store that is an image (PNG) of training images beside the best copies of each variant; None
+    where there are none."""
     drawings: dict[str, Chart]
     """Losses of attacks and trainings, and replication by the attack's effort, those that there are."""
 
@@ -68,17 +70,12 @@ Shown = Mapping[tuple[str, str, Condition], Collection[str]]
 """By name of the variant, variant in the store and condition, the ids of an audit's images."""
 
 
-def page_path(subject: Subject, audit_id: str) -> Path:
-    """Where the page of an audit lies, with what belongs to it beside it."""
-    return subject.beside("reports") / audit_id / "report.html"
-
-
 def write_report(
     subject: Subject,
     audit_id: str,
-    path: Path,
     variants: Mapping[str, str],
     memorized: Sequence[Prompt],
+    units: Mapping[str, str],
     shown: Shown,
     facts: Sequence[tuple[str, str]],
     found: Sequence[Localized],
@@ -86,11 +83,12 @@ def write_report(
     searches: Mapping[str, Collection[str]],
     trainings: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Written:
-    """Writes the page, a contact sheet beside it, and into the store which images the audit's estimates rest on.
+    """Writes the page, a contact sheet beside it, and which images the audit's estimates rest on, into the store.
 
     Args:
         variants: by the name that estimates go by, the variant in the store.
         memorized: the memorized prompts; the first few are shown with their training images.
+        units: by prompt id, what counts once.
         shown: the audit's images.
         found: by localizer, the sets whose overlap is drawn, and the curves of memorization left.
         scorers: by kind of score, "sscd" and "clip", the model that made them; see `scores.scorer`.
@@ -103,7 +101,7 @@ def write_report(
     trained = {name: training_chart(name, history) for name, history in trainings.items()}
     overlaps = {one.localizer: _subspace(store, subject, one) for one in found if one.subsets}
     scores = _scores(store, scorers["sscd"])
-    strips = _strips(store, subject, [prompt for prompt in memorized if prompt.image_ids], shown, scores)
+    strips = _strips(store, subject, [prompt for prompt in memorized if prompt.image_ids], units, shown, scores)
     report = Report(
         title=f"Memorization audit of {Path(subject.source).name}",
         subtitle=f"audit {audit_id}",
@@ -119,13 +117,10 @@ def write_report(
         more_controls=without_random(variants, standings()),
     )
     _keep_evidence(store, audit_id, shown, estimates, scorers)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".writing")
-    aside.write_text(render(report), encoding="utf-8")
-    aside.replace(path)
-    contact = path.with_name("sheet.png") if strips else None
+    store.put_file(page_file(audit_id), render(report).encode())
+    contact = page_file(audit_id, "sheet.png") if strips else None
     if contact is not None:
-        contact.write_bytes(sheet(strips))
+        store.put_file(contact, sheet(strips))
     drawings = {name: chart for name, chart in (attacks | trained).items() if chart is not None}
     shared = [row for rows in overlaps.values() for row in rows]
     return Written(table_text(estimates), verdict(estimates, standings()), shared, contact, drawings)
@@ -147,7 +142,7 @@ def training_chart(name: str, history: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str, Any]]:
-    """Overlap of the weights of subsets by kind of pair: over all, and by layer and by step; see `subspace.sql`."""
+    """Overlap of what was found for subsets by kind of pair: over all, by layer and by step; see `subspace.sql`."""
     which = {"model_id": subject.model_id, "prompt_set": subject.prompt_set}
     which |= {"method": found.localizer.name, "params_id": found.subsets, "control_id": found.control}
     rows = query(store, "subspace", **which)
@@ -156,13 +151,17 @@ def _subspace(store: Store, subject: Subject, found: Localized) -> list[dict[str
 
 
 def _strips(
-    store: Store, subject: Subject, memorized: Sequence[Prompt], shown: Shown, known: Mapping[tuple[str, str], float]
+    store: Store,
+    subject: Subject,
+    memorized: Sequence[Prompt],
+    of: Mapping[str, str],
+    shown: Shown,
+    known: Mapping[tuple[str, str], float],
 ) -> list[Strip]:
     """Each training image beside the best copy that each variant makes of it, from its prompts and under attack.
 
     Prompts that share an image have one strip, with the first's image.
     """
-    of = units_of(subject, memorized)
     sharing: dict[str, list[Prompt]] = {}
     for prompt in memorized:
         sharing.setdefault(of[prompt.prompt_id], []).append(prompt)

@@ -1,0 +1,115 @@
+"""The benchmark of full-size models: their shapes are the published ones, and what it measures is what was done."""
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from benchmarks import full_size
+from benchmarks.full_size import ALL_STAGES, AUDIT, LIMIT, Meter, audited, counted, read, table
+from benchmarks.published import SHAPES, UNKNOWN, components, weights_of_unknown, write_pixart, write_weights
+from flows.params import AuditParams
+from flows.settings import Settings
+from tasks.diffusion.model import load_model
+from tasks.diffusion.outline import weightless
+from tests.support.pipelines import write_v, write_xl
+from tests.support.world import tiny_world
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "millions"),
+    [
+        ("sd3-medium", "transformer", 2085),  # with its table of positions
+        ("sd3-medium", "text_encoder_3", 4762),
+        ("flux.1", "transformer", 11901),
+        ("flux.1", "vae", 84),
+    ],
+)
+def test_what_is_counted_alone_has_its_published_size(name: str, part: str, millions: int) -> None:
+    assert weights_of_unknown(name)[part] / 4e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_pixart_has_its_published_size(tmp_path: Path) -> None:
+    write_pixart(tmp_path)
+    parts = components(weightless(tmp_path))
+    sizes = {name: sum(one.numel() for one in part.parameters()) / 1e6 for name, part in parts.items()}
+    assert sizes == pytest.approx({"transformer": 611, "text_encoder": 4762, "vae": 84}, rel=0.01)
+    assert not SHAPES.keys() & UNKNOWN.keys()
+
+
+def test_random_weights_are_those_that_a_model_is_loaded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.published.SHARD", 2000)  # several files of each component
+    for write in (write_v, write_xl):
+        folder = write(tmp_path / write.__name__)
+        for weights in folder.rglob("*.safetensors"):
+            weights.unlink()
+        write_weights(folder, weightless(folder), torch.float32)
+        assert len(list((folder / "unet").glob("*-of-*.safetensors"))) > 2
+        model = load_model(folder, "cpu")
+        latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+        output = model.output(latents, 1, model.encode(["a"]))
+        assert 1e-3 < float(output.std()) < 1e3
+
+
+def test_a_meter_sees_what_is_taken_and_given_back(tmp_path: Path) -> None:
+    meter = Meter(torch.device("cpu"), tmp_path)
+
+    def work() -> None:
+        torch.ones(64 * MIB // 4)
+        torch.ones(32 * MIB // 4)
+        (tmp_path / "file").write_bytes(bytes(1_000_000))
+
+    found = meter.of(work)
+    assert found["MB"] == 1 and found["seconds"] > 0
+    assert found["GiB"] * 1024 == pytest.approx(64, abs=16)
+    assert meter.of(lambda: None)["GiB"] * 1024 < 16
+    assert psutil.Process().memory_info().rss > 0
+
+
+def test_limits_are_kept_or_not() -> None:
+    one = {"seconds": 1.0, "GiB": 2.5, "MB": 0.0}
+    rows = {"collect: a": one, "evaluate: b": one, "mitigate: apply c": one, "localize: d": one | {"GiB": 1.5}}
+    lines = {line.split(":")[0].strip(): line for line in table(rows, 6.0) if ":" in line.split("limit")[0]}
+    assert LIMIT == 2 * 2**30
+    assert "EXCEEDED" in lines["collect"] and "kept" in lines["localize"] and "limit" not in lines["evaluate"]
+    assert "limit 3.00: kept" in lines["mitigate"]
+    assert any("FAILED" in line for line in table({"FAILED": {"exit code": -9}}, 6.0))
+
+
+def test_every_stage_of_an_audit_is_measured_once(tmp_path: Path) -> None:
+    folder, results = tiny_world(tmp_path / "world"), tmp_path / "results.json"
+    settings = Settings.model_validate(AUDIT | {"nulls": 4, "sampling": {"steps": 1}})
+    params = AuditParams(model=str(folder), store=str(tmp_path / "store"), device="cpu", settings=settings)
+    first = audited(params, ("load", "check", "confirm", "collect"), results, "tiny")
+    assert {label.split(":")[0] for label in first} == {"load", "check", "confirm", "collect"}
+    assert read(results) == first
+    rows = audited(params, ALL_STAGES, results, "tiny")
+    assert {label.split(":")[0] for label in rows} == {*ALL_STAGES} - {
+        "count",
+        "diagnose",
+    }  # this audit has no diagnosis
+    assert {label: rows[label] for label in first} == first
+    assert {"mitigate: apply wanda", "mitigate: apply random"} <= rows.keys()
+    assert any(of["MB"] > 0 for of in rows.values() if "MB" in of)
+
+
+def test_what_does_not_fit_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*given: object) -> None:
+        raise AssertionError("a model was measured that does not fit")
+
+    monkeypatch.setattr(full_size, "measured", never)
+    command = ["full-size", "--only", "sd1.4", "flux.1", "--memory", "5", "--device", "cpu"]
+    figures = tmp_path / "figures.json"
+    monkeypatch.setattr("sys.argv", [*command, "--folder", str(tmp_path / "models"), "--json", str(figures)])
+    assert full_size.main() == 0
+    found = json.loads(figures.read_text())
+    assert found["sd1.4 weights GiB"] == pytest.approx(3.97, abs=0.01)
+    assert found["sd1.4 adversarial-finetune GiB"] > 7 * found["sd1.4 denoiser GiB"]
+    assert found["flux.1 transformer GiB"] == pytest.approx(44.3, abs=0.1)
+    again, said = counted("sd1.4", tmp_path / "models", "bfloat16", in_detail=False)
+    assert again["sd1.4 weights GiB"] == pytest.approx(found["sd1.4 weights GiB"] / 2, rel=1e-3)
+    assert len(said) == 1 and "1.99 GiB of weights" in said[0]

@@ -1,0 +1,91 @@
+"""The whole audit of a model whose text and image attend to both, trained by flow matching; its weights are random."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline
+
+from flows.audit import AuditParams, audit
+from flows.check import check
+from flows.settings import Settings
+from storage import Store, run_sql, verify
+from tasks.errors import InputError
+from tasks.mitigate import task as mitigating
+from tasks.report.task.pages import page_here
+from tasks.subject import Subject
+from tests.flows.test_audit import RIVALS, SETTINGS
+from tests.support.pipelines import write_sd3
+from tests.support.world import tiny_world
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+AT_INFERENCE = ("perturbed-embedding", "random-tokens")
+TRAININGS = ("adversarial-finetune", "lora-finetune")
+MITIGATIONS = (*SETTINGS["mitigations"], "taylor", *TRAININGS, *AT_INFERENCE)
+DETECTORS = ("norm", "ssim", "anisotropy")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_world(tmp_path_factory.mktemp("world"), write_sd3)
+
+
+def params(model: Path, store: Path, **changed: object) -> AuditParams:
+    own = {"mitigations": MITIGATIONS, "detectors": DETECTORS}
+    settings = Settings.model_validate(SETTINGS | RIVALS | own | changed)
+    return AuditParams(model=str(model), store=str(store), device="cpu", settings=settings)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect")
+def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
+    audited = audit(params(model, tmp_path / "store"))
+    store = Store.open(str(tmp_path / "store"))
+    assert verify(store) == []
+    (family,) = {row["family"] for row in store.read("models").to_pylist()}
+    assert family == "SD3Transformer2DModel 32"
+    rows = run_sql(store, "SELECT variant, condition FROM metrics WHERE metric = 'mr'").to_pylist()
+    found = {(row["variant"], row["condition"]) for row in rows}
+    cut = {"nemo-union", "random-nemo-union", "wanda", "random-wanda", "magnitude", "taylor"}
+    assert found >= {(variant, "prompt") for variant in ("original", "nemo", *cut, *AT_INFERENCE, *TRAININGS)}
+    assert found >= {(variant, "dori-noise") for variant in ("original", "nemo", "wanda", *TRAININGS)}
+    seen = store.read("activations").to_pylist()
+    blocks = [f"transformer_blocks.{number}" for number in range(3)]
+    hidden = [f"{block}.{part}.net.2" for block in blocks for part in ("ff", "ff_context")][:-1]
+    assert {row["layer"] for row in seen} == {*hidden, *(f"{block}.attn.add_v_proj" for block in blocks)}
+    # Text that attends to the image has values of a step, and no others.
+    assert {row["timestep"] for row in seen if row["site"] == "value"} == {993}
+    for detector in DETECTORS:
+        scores = [row["score"] for row in store.read("detections", detector=detector).to_pylist()]
+        assert len(set(scores)) == len(scores) > 1 and all(map(math.isfinite, scores))
+    assert "flow matching" in page_here(store, audited.audit_id).read_text()
+    # A variant leaves the store as a pipeline of the same family.
+    subject = Subject(store=store.url, model=str(model), prompt_set="", device="cpu")
+    mitigating.export_variant(subject, audited.variants["wanda"], tmp_path / "whole")
+    pruned = DiffusionPipeline.from_pretrained(tmp_path / "whole").transformer
+    with subject.loaded(audited.variants["wanda"]) as expected:
+        pairs = zip(pruned.parameters(), expected.denoiser.parameters(), strict=True)
+        assert all(one.equal(two) for one, two in pairs)
+    index = json.loads((tmp_path / "whole" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusion3Pipeline"
+    mitigating.export_variant(subject, audited.variants["wanda"], tmp_path / "changed", changed_only=True)
+    card = (tmp_path / "changed" / "README.md").read_text()
+    assert 'transformer = SD3Transformer2DModel.from_pretrained("path/to/this/folder")' in card
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"mitigations": ("reweighted-attention",)}, "in StableDiffusion3 text and image attend to both: leave it out"),
+        ({"detectors": ("entropy",)}, "in StableDiffusion3 text and image attend to both: scan with norm"),
+        ({"sampling": {"scheduler": "ddim", "steps": 2}}, r"sampled by its own scheduler, not by ddim: --set"),
+    ],
+)
+def test_what_the_family_cannot_do_is_refused_before_any_work(
+    change: dict[str, object], line: str, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=line) as refused:
+        check(params(model, tmp_path / "store", **change))
+    assert len(refused.value.problems) == 1
+    assert not (tmp_path / "store").exists()
