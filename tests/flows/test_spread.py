@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from flows.params import AuditParams
@@ -24,6 +23,7 @@ from flows.settings import Settings
 from storage import Store
 from tasks.errors import InputError
 from tests.flows.test_run import SETTINGS, do, rows
+from tests.support.processes import descendants
 from tests.support.world import tiny_world
 
 WHOLE: dict[str, Any] = SETTINGS | {
@@ -167,8 +167,7 @@ def test_processes_share_the_work_and_one_that_is_killed_is_replaced(model: Path
         process = subprocess.Popen(command(model, store, *more), stdout=subprocess.PIPE, stderr=log, env=env)
         killed = 0
         while many == 3 and process.poll() is None and killed < 2:
-            children = psutil.Process(process.pid).children()
-            working = [one for one in children if "flows.run.worker" in " ".join(one.cmdline())]
+            working = [one for one, line in descendants(process.pid).items() if "flows.run.worker" in line]
             if working and (store / "activations").is_dir():
                 time.sleep(4)
                 working[0].send_signal(signal.SIGKILL)

@@ -18,6 +18,7 @@ import storage.limits
 from storage import Limits, Store, StoreError, connect, iou, query, run_sql, time_limit
 from storage.limits import machine_memory, remove_dead, spill_folder
 from storage.local import machine
+from tests.support.processes import descendants
 from tests.support.rows import SET, neuron_set
 
 ROOT = Path(__file__).parents[2]
@@ -32,10 +33,6 @@ def put_many(store: Store) -> None:
         store.write("neuron_sets", "k", rows, **(SET | {"layer": f"l{layer}"}))
 
 
-def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE}
-
-
 @pytest.mark.parametrize(
     "statement",
     [
@@ -46,10 +43,10 @@ def children() -> set[int]:
     ],
 )
 def test_time_ends_a_question(local: Store, statement: str) -> None:
-    before, began = children(), time.monotonic()
+    before, began = descendants(os.getpid()), time.monotonic()
     with pytest.raises(StoreError, match="no answer within 3 seconds"):
         run_sql(local, statement, Limits(seconds=3))
-    assert time.monotonic() - began < 30 and children() <= before
+    assert time.monotonic() - began < 30 and descendants(os.getpid()).keys() <= before.keys()
 
 
 @pytest.mark.parametrize(
