@@ -49,6 +49,25 @@ def build(
         run(params)
 
 
+@reference.command()
+def adapter(
+    model: Annotated[str, typer.Option(help="Folder of the reference model.")] = "reference",
+    folder: Annotated[Path, typer.Option(help="Where training set, checkpoint and adapter are put.")] = Path(
+        ".engram/adapter"
+    ),
+    settings: Annotated[list[str] | None, typer.Option("--set", help="A parameter, such as --set rank=8.")] = None,
+) -> None:
+    """Train a LoRA adapter that memorizes images new to the reference model: a quarter of an hour, resumable."""
+    quiet()
+    from flows.params import model_folder
+    from tasks.reference.adapter import AdapterParams, train_adapter
+
+    params = validated(AdapterParams, settings_of(settings or [], AdapterParams))
+    trained = train_adapter(model_folder(model).parent, folder, params)
+    print(trained.words)
+    print(f"engram audit --model {model} --lora {trained.adapter} --dataset {trained.dataset} --compare-base")
+
+
 @reference.command(name="check")
 def gates(
     model: Annotated[str, typer.Option(help="Folder of the reference model.")] = "reference",
