@@ -51,8 +51,7 @@ class Selection:
         if exact is None:
             exact = units((one.prompt_id, one.text, one.image_ids) for one in whole)
         self.exact = exact
-
-        """By prompt id, the same without near-duplicates."""
+        """By prompt id, the same as `units` without near-duplicates."""
 
         # A memorized image is no control, and must not be trained back in, whatever caption it has, too.
         def apart(some: Sequence[Prompt], of: Mapping[str, str]) -> list[Prompt]:
