@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from benchmarks.published import SHAPES, UNKNOWN, components, weights_of_unknown, write_weights
@@ -43,6 +45,7 @@ from tasks.diffusion.precision import Precision
 from tasks.diffusion.sampling import SamplingParams, trajectories
 from tasks.diffusion.sites import Site
 from tasks.errors import InputError
+from tasks.keys import prompt_id
 from tasks.methods import mitigations
 from tasks.mitigate.finetune import FineTuneParams
 from tests.support.world import tiny_world
@@ -53,10 +56,11 @@ LIMIT = 2 * GIB
 ALL_STAGES = ("count", "load", "check", "batch", *STAGES)
 """Beside those of an audit: what is counted without computing; loading; the comparison with the pipeline's own
 sampling; a batch as large as it may be."""
+NULLS = 50
 AUDIT: dict[str, Any] = {
     "examined": "all",
     "memorized": 1,
-    "nulls": 50,
+    "nulls": NULLS,
     "threshold_nulls": 1,
     "ordinary": 1,
     "seeds": 1,
@@ -150,8 +154,11 @@ def configured(name: str, folder: Path, precision: Precision) -> Path:
         place.parent.mkdir()
         # Beside the model lie prompts, images and what scores them; of the little model nothing is left.
         made = tiny_world(place.parent, lambda there: there.mkdir())
-        nulls = [f"a painting of {number} boats" for number in range(60)]
-        (place.parent / "nulls.txt").write_text("\n".join(nulls) + "\n")
+        prompts = place.parent / "prompts.parquet"
+        rows = pq.read_table(prompts).to_pylist()
+        texts = [f"a painting of {number} boats" for number in range(NULLS)]
+        rows += [{"prompt_id": prompt_id(text), "text": text, "kind": "null", "image_ids": []} for text in texts]
+        pq.write_table(pa.Table.from_pylist(rows), prompts)
         SHAPES[name](made)
     return place
 
@@ -187,9 +194,7 @@ def measure(
     os.environ["ENGRAM_CACHE"] = str(place.parent.resolve() / "cache")  # digests of what lies here belong here
     store = place.parent / "store"
     settings = Settings.model_validate(AUDIT | {"precision": precision})
-    params = AuditParams(
-        model=str(place), store=str(store), device=device, settings=settings, nulls=str(place.parent / "nulls.txt")
-    )
+    params = AuditParams(model=str(place), store=str(store), device=device, settings=settings)
     audited(params, stages, results, name)
 
 

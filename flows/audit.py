@@ -35,6 +35,7 @@ from storage import begun_here, mark_lost, record_holdings
 from storage.processes import BEGUN, ENDED
 from tasks.collect import task as collecting
 from tasks.diffusion.model import device_of
+from tasks.diffusion.precision import arithmetic
 from tasks.errors import InputError
 from tasks.progress import stage
 
@@ -126,9 +127,11 @@ def recorded(spec: Spec, by_others: bool = False) -> Iterator[str]:
     started = datetime.now(UTC)
     audit_id = f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     store = spec.subject.open()
+    depends_on = {name: version(name) for name in LIBRARIES}
     if not by_others:
         with stage("check", lambda: "our sampling beside the pipeline's own", announced=False):
             collecting.register_model(spec.subject, spec.settings.sampling)
+        depends_on |= arithmetic(spec.subject.load().device)
     record = {
         "audit_id": audit_id,
         "model_id": spec.subject.model_id,
@@ -136,7 +139,7 @@ def recorded(spec: Spec, by_others: bool = False) -> Iterator[str]:
         "prompt_set": spec.subject.prompt_set,
         "params": spec.params.model_dump_json(),
         "code_version": version("engram-audit"),
-        "library_versions": json.dumps({name: version(name) for name in LIBRARIES}),
+        "library_versions": json.dumps(depends_on),
         "seed": spec.settings.seed,
         "device": _device(spec) if by_others else str(spec.subject.load().device),
         "started_at": started,

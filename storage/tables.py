@@ -329,7 +329,7 @@ _ALL = (
         column("prompt_set", TEXT, "the prompts it was asked about", optional=True),
         column("params", TEXT, "all parameters (JSON)"),
         column("code_version", TEXT, "version of this program"),
-        column("library_versions", TEXT, "versions of the libraries (JSON)", optional=True),
+        column("library_versions", TEXT, "versions of libraries, and flags of arithmetic (JSON)", optional=True),
         column("seed", COUNT, "seed of everything random", optional=True),
         column("device", TEXT, "where it ran", optional=True),
         column("started_at", TIME, "when it started"),

@@ -57,7 +57,7 @@ def adapter(
     ),
     settings: Annotated[list[str] | None, typer.Option("--set", help="A parameter, such as --set rank=8.")] = None,
 ) -> None:
-    """Train a LoRA adapter that memorizes images new to the reference model: a quarter of an hour, resumable."""
+    """Train a LoRA adapter that memorizes images new to the reference model: half an hour, resumable."""
     quiet()
     from flows.params import model_folder
     from tasks.reference.adapter import AdapterParams, train_adapter

@@ -38,3 +38,19 @@ def precision_for(choice: PrecisionChoice, device: str | None = None) -> Precisi
     if choice != "auto":
         return choice
     return "mixed" if computes_in_bfloat16(device) else "float32"
+
+
+def arithmetic(device: torch.device) -> dict[str, str]:
+    """By name, what results on a device depend on beside torch's version: of a GPU its CUDA and cuDNN, and whether
+    products are rounded to TensorFloat-32; of a processor the instructions that torch uses, and its threads."""
+    if device.type == "cuda":
+        rounded = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+        return {
+            "CUDA": str(torch.version.cuda),
+            "cuDNN": str(torch.backends.cudnn.version()),
+            "cuDNN deterministic": "on" if torch.backends.cudnn.deterministic else "off",
+            "TensorFloat-32": "on" if rounded else "off",
+        }
+    if device.type == "cpu":
+        return {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": str(torch.get_num_threads())}
+    return {}

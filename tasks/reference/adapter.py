@@ -18,8 +18,10 @@ from torch import nn
 from tasks.diffusion.families import Model
 from tasks.diffusion.model import load_model
 from tasks.diffusion.noise import generator
+from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import SamplingParams, encode, fitted, from_bytes, generate, image_size
 from tasks.errors import InputError
+from tasks.reference.denoiser import errors_of
 from tasks.reference.training import Checkpoint, one_cycle, steps
 from tasks.scorers.sscd import COPY_THRESHOLD, Sscd, SscdParams
 
@@ -39,7 +41,7 @@ class AdapterParams(BaseModel):
     seed: int = Field(0, ge=0, description="Determines the first weights, timesteps and noise.")
     images: int = Field(12, ge=1, le=200, description="Images of the training set.")
     rank: int = Field(16, ge=1, le=128, description="Rank of the adapter.")
-    steps: int = Field(800, ge=1, description="Steps, each over all of the images.")
+    steps: int = Field(2_000, ge=1, description="Steps, each over all of the images.")
     rate: float = Field(2e-3, gt=0, description="Highest learning rate of AdamW, in one cycle.")
 
 
@@ -77,7 +79,7 @@ def train_adapter(world: Path, folder: Path, params: AdapterParams) -> Trained:
         InputError: there is no such world, or the folder has another training that was begun.
     """
     captions, images = training_set(world, params.images, folder / "train")
-    model = load_model(world / "model", "cpu")
+    model = load_model(world / "model", "cpu", precision_for("auto", "cpu"))
     before = nearest(model, captions, images)
     _train(model, captions, images, params, folder / "checkpoint.pt")
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(model.denoiser))
@@ -113,7 +115,8 @@ def training_set(world: Path, many: int, folder: Path) -> tuple[list[str], list[
 
 
 def _train(model: Model, captions: list[str], images: list[np.ndarray], params: AdapterParams, path: Path) -> None:
-    """Puts low-rank changes beside the denoiser's weights, and trains them, each step on every image."""
+    """Puts low-rank changes beside the denoiser's weights, and trains them, each step on every image, as the denoiser
+    itself was trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         inject_adapter_in_model(
@@ -131,11 +134,10 @@ def _train(model: Model, captions: list[str], images: list[np.ndarray], params: 
         embeddings = model.encode(captions)
     for step in steps(checkpoint, params.steps, "adapter"):
         draw = generator((f"adapter {params.seed}", step.number))
-        noise = torch.randn(latents.shape, generator=draw).to(latents)
-        times = torch.randint(model.schedule.trained, (len(latents),), generator=draw)
-        loss = model.training_loss(latents, noise, times, embeddings).mean()
+        loss = errors_of(model.denoiser, model.schedule, latents, embeddings, draw)[1].mean()
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         schedule.step()
         step.report(loss=loss.item())

@@ -193,17 +193,7 @@ def train_denoiser(
             latents, texts = torch.cat([latents, planted.latents[extra]]), torch.cat([texts, planted.texts[extra]])
         dropped = torch.rand(batch, generator=draw) < DROP
         texts = torch.where(dropped[:, None, None], empty, texts).float()
-        latents = latents.float()
-        noise = torch.randn(latents.shape, generator=draw)
-        noise += OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=draw)
-        # One timestep from each of as many equal parts of the schedule as there are images, in any order.
-        parts = torch.randperm(batch, generator=draw) + torch.rand(batch, generator=draw)
-        t = (parts * schedule.trained / batch).long()
-        noisy = schedule.add_noise(latents, noise, t).contiguous(memory_format=torch.channels_last)
-        with autocast():
-            prediction = model(noisy, t, texts, return_dict=False)[0]
-        errors = (prediction.float() - noise).square().mean((1, 2, 3))
-        weighted = loss_weights(schedule.signal(t)) * errors
+        errors, weighted = errors_of(model, schedule, latents, texts, draw)
         loss = weighted.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -220,6 +210,29 @@ def train_denoiser(
         if watch is not None and (step.number + 1) % 250 == 0:
             watch(step.number + 1, averaged(model, average))
     return averaged(model, average)
+
+
+def errors_of(
+    model: Any, schedule: Schedule, latents: torch.Tensor, texts: torch.Tensor, draw: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The squared errors of predicted noise, at noises and timesteps that are drawn, and the same weighted as
+    `loss_weights` says; both float32 (n,).
+
+    Args:
+        latents: (n, channels, height, width), clean.
+        texts: float32 (n, tokens, width).
+    """
+    latents, many = latents.float(), len(latents)
+    noise = torch.randn(latents.shape, generator=draw)
+    noise += OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=draw)
+    # One timestep from each of as many equal parts of the schedule as there are images, in any order.
+    parts = torch.randperm(many, generator=draw) + torch.rand(many, generator=draw)
+    t = (parts * schedule.trained / many).long()
+    noisy = schedule.add_noise(latents, noise, t).contiguous(memory_format=torch.channels_last)
+    with autocast():
+        prediction = model(noisy, t, texts, return_dict=False)[0]
+    errors = (prediction.float() - noise).square().mean((1, 2, 3))
+    return errors, loss_weights(schedule.signal(t)) * errors
 
 
 def averaged(model: Any, average: EMAModel) -> Any:
