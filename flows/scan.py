@@ -20,7 +20,8 @@ from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import tokenizers_of
 from tasks.errors import InputError, gathered, noting, refuse
-from tasks.prompt_files import Kind, PromptEntry, expanded, say
+from tasks.progress import say
+from tasks.prompt_files import Kind, PromptEntry, expanded
 from tasks.scan import task as scanning
 from tasks.scan.task import ScanParams
 from tasks.subject import Subject
