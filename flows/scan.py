@@ -43,7 +43,7 @@ class ScanRun(ModelParams):
         description="File of prompts that are not memorized, which others are compared with; the model's own if empty.",
     )
     device: str | None = Field(
-        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+        None, description="Where it computes: cpu, cuda, mps, ...; CUDA where there is any if empty."
     )
     scan: ScanParams = ScanParams()
 

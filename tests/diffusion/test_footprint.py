@@ -103,6 +103,7 @@ def test_a_processor_is_given_what_fits_and_others_halve(monkeypatch: pytest.Mon
     assert [fitting(model, "evaluation", batch) for batch in (1, 2, 3, 4, 32)] == [1, 2, 3, 3, 3]
     monkeypatch.setattr(footprint, "ROOM", 1.0)
     assert fitting(model, "evaluation", 32) == 1
+    assert fitting(replace(model, device=torch.device("mps")), "evaluation", 32) == 1
     assert fitting(replace(model, device=torch.device("cuda")), "evaluation", 32) == 32
 
 
