@@ -59,8 +59,8 @@ def _bare_pass(model: Model, batch: int, texts: torch.Tensor) -> Any:
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 

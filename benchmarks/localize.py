@@ -290,8 +290,8 @@ def benchmark_wanda(model: Model, prompts: list[str], params: SamplingParams) ->
 
 def clock(model: Model) -> float:
     """The time, once the device has done all its work."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    if model.device.type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 

@@ -22,7 +22,7 @@ from tasks.diffusion.model import usable_device
 from tasks.diffusion.outline import Outline, outline_of
 from tasks.diffusion.precision import precision_for
 from tasks.errors import gathered, noting, refuse
-from tasks.progress import stage
+from tasks.progress import say, stage
 from tasks.scorers.clip import check_clip
 from tasks.scorers.sscd import check_sscd
 from tasks.subject import by_kind
@@ -77,7 +77,7 @@ def _checked(params_json: str, settled: bool, stamps: tuple[object, ...]) -> Non
             notes += rules.notices(settings, chosen) if chosen is not None else []
     refuse(problems)
     for note in notes:
-        collecting.say(note)
+        say(note)
 
 
 def check_run(params: AuditParams) -> None:

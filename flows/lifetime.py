@@ -116,8 +116,14 @@ def say_interrupted() -> None:
     if not _said.acquire(blocking=False):
         return
     with suppress(OSError):  # the terminal may be gone
-        bar = "\r\x1b[K" if sys.stderr.isatty() else ""
-        print(f"{bar}engram: {_reason}; the same command goes on from here", file=sys.stderr, flush=True)
+        start = "\n" if sys.stderr.isatty() or _bar_stands() else ""
+        print(f"{start}engram: {_reason}; the same command goes on from here", file=sys.stderr, flush=True)
+
+
+def _bar_stands() -> bool:
+    """Whether a bar stands on the last line; some are drawn into logs, too."""
+    tqdm = sys.modules.get("tqdm")  # whoever draws bars has imported it
+    return tqdm is not None and bool(getattr(tqdm.tqdm, "_instances", ()))
 
 
 @contextmanager

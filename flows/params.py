@@ -77,7 +77,7 @@ class AuditParams(ModelParams):
     images: str | None = Field(None, description="Folder of the prompts' training images.")
     clip: str | None = Field(None, description="The open_clip model that scores alignment: FOLDER, or NAME=FILE.")
     device: str | None = Field(
-        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+        None, description="Where it computes: cpu, cuda, mps, ...; CUDA where there is any if empty."
     )
     workers: int = Field(
         1,

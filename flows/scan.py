@@ -20,7 +20,8 @@ from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import SamplingParams
 from tasks.diffusion.tokens import tokenizers_of
 from tasks.errors import InputError, gathered, noting, refuse
-from tasks.prompt_files import Kind, PromptEntry, expanded, say
+from tasks.progress import say
+from tasks.prompt_files import Kind, PromptEntry, expanded
 from tasks.scan import task as scanning
 from tasks.scan.task import ScanParams
 from tasks.subject import Subject
@@ -42,7 +43,7 @@ class ScanRun(ModelParams):
         description="File of prompts that are not memorized, which others are compared with; the model's own if empty.",
     )
     device: str | None = Field(
-        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+        None, description="Where it computes: cpu, cuda, mps, ...; CUDA where there is any if empty."
     )
     scan: ScanParams = ScanParams()
 

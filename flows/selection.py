@@ -47,11 +47,11 @@ class Selection:
         self.memorized = told[: settings.memorized]
         self.nulls = list(prompts["null"][: settings.nulls])
         self.ordinary = every[: settings.ordinary]
-        whole = [one for some in prompts.values() for one in some]
+        links = [(one.prompt_id, one.text, one.image_ids) for some in prompts.values() for one in some]
         if exact is None:
-            exact = units((one.prompt_id, one.text, one.image_ids) for one in whole)
+            exact = units(links)
         self.exact = exact
-        """By prompt id, the same as `units` without near-duplicates."""
+        """By prompt id, what counts once without near-duplicates."""
 
         # A memorized image is no control, and must not be trained back in, whatever caption it has, too.
         def apart(some: Sequence[Prompt], of: Mapping[str, str]) -> list[Prompt]:
@@ -64,12 +64,8 @@ class Selection:
         """Prompts among which near-duplicates are looked for: memorized ones, and all that must not be like them."""
         if settings.unseen:
             self.compared += self.nulls
-        self.units = exact
+        self.units = exact if known is None else units(links, known.clusters.items())
         """By prompt id, what every estimate counts once; see `tasks.units`."""
-        if known is not None:
-            near = {name: (f"cluster {cluster}",) for name, cluster in known.clusters.items()}
-            links = ((one.prompt_id, one.text, (*one.image_ids, *near.get(one.prompt_id, ()))) for one in whole)
-            self.units = units(links)
         self.kept = apart(kept, self.units)
         self.examined = self.memorized if examine else []
         """The memorized prompts on which the expensive work is done."""

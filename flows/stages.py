@@ -16,11 +16,11 @@ from flows.run.execution import execute
 from flows.run.spec import Run, Spec, audits_like, spec_of
 from flows.run.trials import generations_of, has_own_weights, trials, trigger_ids
 from flows.show import show, show_audit, show_chart, shown_progress, uri
-from tasks.collect import task as collecting
 from tasks.conditions import EXTRACTION
 from tasks.errors import InputError
 from tasks.evaluate.task import Trial
 from tasks.mitigate import task as mitigating
+from tasks.progress import say
 from tasks.report import task as reporting
 from tasks.scorers import clip, sscd
 
@@ -57,7 +57,7 @@ def show_confirmed(spec: Spec) -> None:
     words = f"confirmed: {confirmed_words(spec)}"
     log = get_run_logger().info if spec.chosen.examined else get_run_logger().warning
     log(words)
-    collecting.say(words)
+    say(words)
 
 
 @flow(name="collect", flow_run_name="collect")

@@ -71,6 +71,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory ended.
+
+    By its name, since torch takes seconds to import; on Apple GPUs by its message, of a plain RuntimeError.
+    """
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and str(error).startswith(("MPS backend out of memory", "Invalid buffer size"))
+    )
+
+
 def printable(text: str) -> str:
     """A text on one line; what moves a terminal's cursor or colours it, such as ESC, is escaped.
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from time import monotonic
 
 from tqdm import tqdm
+
+from tasks.errors import printable
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and how much there is."""
@@ -24,19 +27,19 @@ class _Stage:
 
     name: str
     began: float
-    now: tuple[str, int, int] | None = None
-    """What is going on, how much of it is done, and how much there is."""
+    now: tuple[str, int, int, str] | None = None
+    """What is going on, how much of it is done, how much there is, and of what."""
 
-    def advance(self, what: str, done: int, total: int) -> None:
-        self.now = (what, done, total) if done < total else None
+    def advance(self, what: str, done: int, total: int, unit: str) -> None:
+        self.now = (what, done, total, unit) if done < total else None
 
     def line(self) -> str:
         """Where it is."""
         so_far = f"{_minutes(monotonic() - self.began)} so far"
         if self.now is None:
             return f"{self.name}: at work, {so_far}"
-        what, done, total = self.now
-        return f"{self.name}: {what}, {done} of {total}, {so_far}"
+        what, done, total, unit = self.now
+        return f"{self.name}: {what}, {done} of {total} {unit}{'s' if total != 1 else ''}, {so_far}"
 
 
 _stage: _Stage | None = None
@@ -89,10 +92,14 @@ def watching(on_progress: OnProgress) -> Iterator[None]:
         _watcher.reset(token)
 
 
-def tell(what: str, done: int, total: int) -> None:
-    """Lets whoever watches know how far something is."""
+def tell(what: str, done: int, total: int, unit: str) -> None:
+    """Lets whoever watches know how far something is.
+
+    Args:
+        unit: of what so many are done, such as "prompt".
+    """
     if _stage is not None:
-        _stage.advance(what, done, total)
+        _stage.advance(what, done, total, unit)
     if (on_progress := _watcher.get()) is not None:
         on_progress(what, done, total)
 
@@ -102,16 +109,22 @@ def progress(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]
     """A bar on the terminal: call with what was done. Nothing is shown when there is nothing to do."""
     so_far = 0
     if _stage is not None:
-        _stage.advance(what, 0, total)
+        _stage.advance(what, 0, total, unit)
     with tqdm(total=total, desc=what, unit=unit, disable=not sys.stderr.isatty() or not total, leave=False) as bar:
 
         def done(n: int) -> None:
             nonlocal so_far
             bar.update(n)
             so_far += n
-            tell(what, so_far, total)
+            tell(what, so_far, total, unit)
 
         yield done
+
+
+@cache
+def say(line: str) -> None:
+    """A note on standard error, once a process: every stage of an audit reads the files anew, every batch its size."""
+    tqdm.write(f"note: {printable(line)}", file=sys.stderr)
 
 
 def _minutes(seconds: float) -> str:

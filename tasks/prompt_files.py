@@ -8,17 +8,15 @@ import gzip
 import io
 import json
 import re
-import sys
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from tasks.errors import InputError, printable
+from tasks.errors import InputError
 
 Kind = Literal["memorized", "null", "ordinary"]
 TEXT = ("caption", "prompt", "text")
@@ -210,12 +208,6 @@ def shortened(places: Sequence[str], most: int = 5) -> str:
     """Some of these places, and how many more there are."""
     more = len(places) - most
     return ", ".join(places[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-@cache
-def say(line: str) -> None:
-    """A note on standard error, once a process: every stage of an audit reads the files anew."""
-    print(f"note: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def has_words(text: str) -> bool:

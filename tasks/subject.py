@@ -44,7 +44,7 @@ class Subject(BaseModel):
     model: str = Field(description="Folder of a diffusers pipeline.")
     prompt_set: str = Field(description="Name of the set of prompts in the store.")
     device: str | None = Field(
-        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+        None, description="Where it computes: cpu, cuda, mps, ...; CUDA where there is any if empty."
     )
     precision: Precision = Field("float32", description="Number format of weights and of what is computed.")
 

@@ -8,7 +8,7 @@ erased, none does. So they are no independent cases, and count together. Two pro
   accent), which text encoders of the CLIP kind do not see;
 
 and so do prompts that are linked by others: units are the connected components. A prompt with no image is a unit of its
-own, but for its spellings.
+own, but for its spellings. Near-duplicates, where somebody looked for them, are further links.
 
 The cluster of a template memory is found in the same way: a set declares it by its images, as when one prompt has all
 near-identical images of the template, or when several prompts share one of them. The column `subset` declares none: it
@@ -27,19 +27,24 @@ Link = tuple[str, str, Iterable[str]]
 """What links a prompt to others: its id, its text, and its training images."""
 
 
-def units(prompts: Iterable[Link]) -> dict[str, str]:
+def units(prompts: Iterable[Link], near: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
     """By prompt id, the unit that it belongs to: the least prompt id of the component.
 
     The order of the prompts is of no account. A prompt may stand there several times, as where several sets have it;
     all its images count. The query `copies` mirrors this in SQL.
+
+    Args:
+        near: near-duplicates, each a prompt id and that of its cluster, as the table `clusters` has them. Clusters are
+            called by a prompt of theirs, so those of several comparisons may stand there together.
     """
-    names: set[str] = set()
+    pairs = list(near)
+    names = {name for pair in pairs for name in pair}
     together: dict[str, set[str]] = {}
     for name, text, images in prompts:
         names.add(name)
         for link in (f"text {spelling(text)}", *(f"image {image}" for image in images)):
             together.setdefault(link, set()).add(name)
-    return clusters(sorted(names), together.values(), ())
+    return clusters(sorted(names), together.values(), pairs)
 
 
 def spelling(text: str) -> str:

@@ -31,7 +31,7 @@ def test_a_stage_says_in_a_log_that_it_begins_how_far_it_is_and_what_it_did(
         time.sleep(0.3)
     first, *between, last = capsys.readouterr().err.splitlines()
     assert first == "localize: begins"
-    assert between[0] == "localize: noise differences, 2 of 8, 0 s so far"
+    assert between[0] == "localize: noise differences, 2 of 8 prompts, 0 s so far"
     assert last in ("localize: done after 1 s: 8 nemo_traces", "localize: done after 2 s: 8 nemo_traces")
     time.sleep(0.5)
     assert capsys.readouterr().err == ""
@@ -68,3 +68,8 @@ def test_whoever_watches_hears_of_every_step() -> None:
         done(2)
         done(3)
     assert heard == [("NeMo", 2, 5), ("NeMo", 5, 5)]
+
+
+def test_what_steers_a_terminal_is_not_sent_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    showing.say("\x1b[2Jx.png\r is left out")
+    assert capsys.readouterr().err == "note: \\x1b[2Jx.png\\r is left out\n"

@@ -84,6 +84,14 @@ def test_images_link_through_prompts_and_prompts_through_images() -> None:
     assert counted(["a", "d"], found, "memorized") == "2 memorized"
 
 
+def test_near_duplicates_of_several_comparisons_link_too() -> None:
+    """Each names its clusters by a prompt, the smallest of those that it compared."""
+    plain: list[Link] = [(name, name, ()) for name in "abcde"]
+    near = [("a", "a"), ("c", "a"), ("d", "d"), ("c", "b"), ("b", "b"), ("x", "e")]
+    assert units(plain, near) == {"a": "a", "b": "a", "c": "a", "d": "d", "e": "e", "x": "e"}
+    assert units(plain, reversed(near)) == units(reversed(plain), near) == units(plain, near)
+
+
 def prompt_of(name: str, *images: str, kind: str | None = None) -> Prompt:
     return Prompt(name, name, "memorized", kind, "one subset", images)
 

@@ -8,7 +8,7 @@ from flows.cli import audits, platform, prompts, scans, store, world  # noqa: F4
 from flows.cli.shared import app, quiet, settings_of
 from flows.lifetime import INTERRUPTED, say_interrupted
 from storage import StoreError, visible_lines
-from tasks.errors import InputError
+from tasks.errors import InputError, out_of_memory
 
 OUT_OF_MEMORY = "not one image fits into the device's memory: free it, or take --set precision=bfloat16"
 
@@ -26,8 +26,7 @@ def run() -> None:
         print(f"engram: {visible_lines(said)}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        full = type(error).__name__ == "OutOfMemoryError"  # torch's, which takes seconds to import
-        if not full:
+        if not out_of_memory(error):
             raise
         print(f"engram: {OUT_OF_MEMORY}", file=sys.stderr)
         sys.exit(2)

@@ -183,7 +183,8 @@ def _described(
 ) -> Any:
     """What a set holds; what a person should know of it is said on standard error."""
     from flows.prompts import describe
-    from tasks.collect.task import DuplicatesParams, say
+    from tasks.collect.task import DuplicatesParams
+    from tasks.progress import say
 
     problems: list[str] = []
     near: DuplicatesParams | None = None

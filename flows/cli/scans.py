@@ -62,7 +62,9 @@ def scan(
         Path | None,
         typer.Option(dir_okay=False, help="CSV file for the flagged prompts, as `engram audit --prompts` reads it."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps, ...; CUDA where there is any if left out.")
+    ] = None,
     long_prompts: LongPromptsOption = None,
     settings: Annotated[
         list[str] | None,

@@ -144,7 +144,9 @@ def params_of(
         str | None,
         typer.Option(help="open_clip model for the CLIP score: FOLDER, OWNER/NAME in the Hub's cache, or NAME=FILE."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU where there is one if left out.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps, ...; CUDA where there is any if left out.")
+    ] = None,
     long_prompts: LongPromptsOption = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, such as --set seeds=4 or --set wanda.sparsity=0.05.")

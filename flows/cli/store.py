@@ -218,7 +218,7 @@ def migrate(
         def on_progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
-            tell("parts", done, total)
+            tell("writing anew", done, total, "part")
 
         moved = migrate_store(store, dry_run, lost or (), on_progress)
     if moved is None:
@@ -249,7 +249,7 @@ def compact(
         def on_progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
-            tell("parts", done, total)
+            tell("merging", done, total, "part")
 
         found = compact_store(Store.open(store, create=False), gc, dry_run, on_progress)
     print(*(visible(line) for line in found.words(dry_run)), sep="\n")

@@ -72,7 +72,7 @@ def adapter(
 def gates(
     model: Annotated[str, typer.Option(help="Folder of the reference model.")] = "reference",
     only: Annotated[list[str] | None, typer.Option("--only", help="Only these gates, such as --only planted.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ...")] = None,
     store: StoreOption = None,
 ) -> None:
     """Measure every gate that the reference world has to pass, on a full audit of it."""

@@ -96,7 +96,7 @@ class Processes:
             env["CUDA_VISIBLE_DEVICES"] = str(number)
         else:
             # More threads than cores wait for each other at every operation.
-            env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // many)))
+            env.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // many)))
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.run.worker"],
             env=env,
@@ -112,6 +112,8 @@ def check_many(many: int, device: str | None) -> None:
     """Raises InputError where so many processes cannot work on this machine."""
     if many < 1:
         raise InputError(f"--workers {many}: at least one process has to work")
+    if many > 1 and (device or "").startswith("mps"):
+        raise InputError(f"--workers {many}: an Apple GPU is one, and each process needs its own: leave --workers out")
     if _on_gpus(device):
         if device not in (None, "cuda"):
             raise InputError(f"--workers gives each process a GPU of its own: leave out --device {device}")
@@ -121,6 +123,11 @@ def check_many(many: int, device: str | None) -> None:
 
 def _on_gpus(device: str | None) -> bool:
     return gpus_here() > 0 and (device is None or device.startswith("cuda"))
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ask(process: subprocess.Popen[bytes], request: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ class Run(BaseModel):
     store: str = Field(".engram/store", description="Address of the store: a folder, or an s3:// URL.")
     run_id: str = Field(description="The run, as `engram audits` shows it; its settings lie in the store.")
     device: str | None = Field(
-        None, description="Where it computes: cpu, cuda, ...; the GPU where there is one if empty."
+        None, description="Where it computes: cpu, cuda, mps, ...; CUDA where there is any if empty."
     )
 
 

@@ -117,7 +117,7 @@ def spread(spec: Spec, audit_id: str, workers: Workers, say: Callable[[str], Non
                 if why := ended.failed.get(item.id):
                     say(f"{item.name} has no result: {why}")
             board.ended(ended)
-            tell("items done", board.done, board.done + len(board.left))
+            tell("work done", board.done, board.done + len(board.left), "item")
             yield from ended.shard.items
 
 

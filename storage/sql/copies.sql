@@ -1,8 +1,9 @@
 -- Copies: images that each variant under each condition reproduces, verbatim and template apart, and how many there are.
 -- Of all audits together, whatever their steps and seeds: the estimates of one audit are in `metrics`.
--- Prompts that share an image, or whose texts differ in case, spaces and composed letters only, count together: this
--- mirrors tasks/units.py, but for letters such as the German sharp s, which have no single lower case. copied and
--- share_of_generations mirror `mr` and `mr_generations` in tasks/evaluate/copying.py; prompts are counted beside them.
+-- Prompts that share an image, whose texts differ in case, spaces and composed letters only, or that any audit found to
+-- have near-duplicates (`clusters`), count together: this mirrors tasks/units.py, but for letters such as the German
+-- sharp s, which have no single lower case. copied and share_of_generations mirror `mr` and `mr_generations` in
+-- tasks/evaluate/copying.py; prompts are counted beside them.
 -- $metric: the score of a generation against its image, NULL for 'sscd'. $threshold: NULL for 0.7.
 -- $model_id: NULL for all. $scorer: the model that the scores were made with, NULL for all, each for itself.
 
@@ -19,6 +20,8 @@ links AS (
         prompt_id,
         'text ' || trim(regexp_replace(lower(nfc_normalize(text)), '[\s\x0b\x1c-\x1f\x{85}\p{Z}]+', ' ', 'g'))
     FROM prompts
+    UNION
+    SELECT prompt_id, 'cluster ' || cluster FROM clusters
 ),
 -- Both ways between each prompt and the least one that it shares something with.
 edges AS (

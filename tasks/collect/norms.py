@@ -72,8 +72,8 @@ def feature_norms(
 ) -> FeatureNorms:
     """Sums of squares of unit token vectors at the inputs of layers, at every step of real trajectories.
 
-    Nothing but the sums is kept; they are made on the device, in float64 over samples. The batch is halved when memory
-    runs out.
+    Nothing but the sums is kept; those over tokens are made on the device, those over samples in float64 on the CPU.
+    The batch is halved when memory runs out.
 
     Args:
         layers: linear layers that read (n, tokens, inputs), such as those of `Site.FEED_FORWARD_HIDDEN`.
@@ -144,7 +144,7 @@ class _Sums:
         squares = inputs.float().square()
         lengths = squares.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         # Column sums over tokens of squares / lengths; (n, inputs).
-        sums = (lengths.reciprocal().transpose(1, 2) @ squares)[:, 0].double()
+        sums = (lengths.reciprocal().transpose(1, 2) @ squares)[:, 0]
         if self._guided:
             # The unconditional half comes first, see `denoise`.
             unconditional, sums = sums.chunk(2)
@@ -159,7 +159,7 @@ class _Sums:
         """
         for sums in (self._conditional, self._unconditional):
             for (step, index), values in sums.items():
-                sums[step, index] = values.cpu()
+                sums[step, index] = values.cpu().double()  # not all devices know float64
         for (step, index), values in sorted((*self._conditional.items(), *self._unconditional.items()), key=_first):
             if not values.isfinite().all():
                 name = next(layer.name for layer in self._layers if layer.index == index)

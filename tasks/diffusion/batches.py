@@ -5,6 +5,8 @@ from typing import TypeVar
 
 import torch
 
+from tasks.errors import out_of_memory
+
 T = TypeVar("T")
 
 
@@ -15,20 +17,27 @@ def in_batches(total: int, batch: int, work: Callable[[slice], T]) -> Iterator[T
     `work` must leave nothing behind when it fails.
 
     Raises:
-        torch.OutOfMemoryError: not even one row fits.
+        RuntimeError: not even one row fits; see `tasks.errors.out_of_memory`.
     """
     start = 0
     while start < total:
         full = False
         try:
             result = work(slice(start, min(start + batch, total)))
-        except torch.OutOfMemoryError:
-            if batch == 1:
+        except RuntimeError as error:
+            if batch == 1 or not out_of_memory(error):
                 raise
             full = True
         if full:  # out here, since the error holds on to all that the failed work had made
             batch = (min(batch, total - start) + 1) // 2
-            torch.cuda.empty_cache()
+            give_back()
             continue
         start += batch
         yield result
+
+
+def give_back() -> None:
+    """Memory that torch keeps of the GPUs for later goes back to them."""
+    torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -124,7 +124,7 @@ def estimate_threshold(scores: Sequence[torch.Tensor], params: DetectionParams) 
     Raises:
         InputError: fewer than two scores in all.
     """
-    found = torch.cat([prompt.double().flatten().cpu() for prompt in scores]) if scores else torch.empty(0)
+    found = torch.cat([prompt.cpu().double().flatten() for prompt in scores]) if scores else torch.empty(0)
     enough_scores(len(found))
     return float(found.mean() + params.deviations * found.std())
 

@@ -20,6 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from tasks.errors import first_line
+from tasks.progress import say
+
 if TYPE_CHECKING:  # families ask what fits, too
     from tasks.diffusion.families import Model
 
@@ -29,22 +32,23 @@ Work = Literal["evaluation", "gradient", "text", "decoder", "encoder"]
 prompts; images of latents; latents of images."""
 META = torch.device("meta")
 ROOM = 1.5 * 2**30
-"""Bytes that a batch may take on a processor beside weights. With what is looked at on the way, and what libraries
-need, collecting and localizing stay under two GiB."""
+"""Bytes that a batch may take of the machine's memory beside weights. With what is looked at on the way, and what
+libraries need, collecting and localizing stay under two GiB."""
 
 
 def fitting(model: "Model", work: Work, batch: int) -> int:
     """How many samples are worked on at a time: as many as are asked for, or fewer that fit into `ROOM`, at least one.
 
-    On a processor alone: a GPU says when its memory ends, and the batch is halved, see `in_batches`; a process that
-    takes more than the machine has is killed. What does not run on the meta device, such as a model with tensors that
-    are no buffers, is given what was asked for.
+    On a processor, and on an Apple GPU, whose memory is the machine's. Other GPUs say when theirs ends, and the batch
+    is halved, see `in_batches`; a process that takes more than the machine has is killed. What does not run on the meta
+    device, such as a model with tensors that are no buffers, is given what was asked for, and a line says so.
     """
-    if model.device.type != "cpu" or batch == 1:
+    if model.device.type not in ("cpu", "mps") or batch == 1:
         return batch
     try:
         needed = bytes_of_work(model, work)
-    except Exception:  # of a model that somebody else made, whatever it may be
+    except Exception as error:  # of a model that somebody else made, whatever it may be
+        say(f"how much memory a sample takes is not known ({work}: {first_line(error)}): {batch} are taken at a time")
         return batch
     return max(1, min(batch, int(ROOM // max(1, needed))))
 

@@ -43,7 +43,7 @@ def load_model(
     """Loads a diffusers pipeline folder; safetensors only, no remote code.
 
     Args:
-        device: "cpu", "cuda", ...; the GPU where there is one by default.
+        device: "cpu", "cuda", "mps", ...; see `device_of`.
         model_id: its `identity`, where that is known.
 
     Raises:
@@ -161,7 +161,10 @@ def _stored(folder: Path, name: str) -> tuple[Path, torch.Tensor | None]:
 
 
 def device_of(named: str | None) -> torch.device:
-    """The device of this name; the GPU where there is one without a name."""
+    """The device of this name; without one CUDA where there is any, else the processor.
+
+    Apple GPUs are taken only where they are named: nobody has compared what comes out there.
+    """
     return torch.device(named or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -183,6 +186,8 @@ def memory_of(device: torch.device) -> int | None:
     """Bytes of memory that a device has in all, or that this process may have of it; None where nobody knows."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":  # which shares the machine's memory, and should leave some of it
+        return int(torch.mps.recommended_max_memory())
     if device.type != "cpu":
         return None
     limits = [limit.read_text().strip() for limit in _LIMITS if limit.is_file()]
@@ -190,7 +195,7 @@ def memory_of(device: torch.device) -> int | None:
 
 
 def gpus_here() -> int:
-    """How many GPUs of this machine torch can use."""
+    """How many GPUs of this machine torch can use by CUDA."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 

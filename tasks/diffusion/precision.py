@@ -21,7 +21,7 @@ def computes_in_bfloat16(device: str | None = None) -> bool:
     float32.
 
     Args:
-        device: "cpu", "cuda", ...; the GPU where there is one by default.
+        device: "cpu", "cuda", "mps", ...; CUDA where there is any by default. Of "mps" nobody knows.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -34,7 +34,7 @@ class Moments:
     @staticmethod
     def of(activations: Sequence[torch.Tensor]) -> "Moments":
         """Sums over the rows of activations, by layer (n, outputs)."""
-        doubled = [layer.double().cpu() for layer in activations]
+        doubled = [layer.cpu().double() for layer in activations]
         return Moments(
             count=len(doubled[0]),
             sums=tuple(layer.sum(0) for layer in doubled),

@@ -71,7 +71,7 @@ def steps(checkpoint: Checkpoint, total: int, name: str) -> Iterator[Step]:
     for number in bar:
         yield Step(number, averages)
         checkpoint.done = number + 1
-        tell(name, checkpoint.done, total)
+        tell(name, checkpoint.done, total, "step")
         bar.set_postfix({key: f"{value:.4f}" for key, value in averages.items()}, refresh=False)
         if time.monotonic() - saved > SAVE_EVERY_S or checkpoint.done == total:
             checkpoint.save()

@@ -6,16 +6,16 @@ takes the audits for independent. Prompt with the same prompts they go up and do
 
 Whether the model got worse is not read off these intervals, which are far too wide for one image of forty. It is
 decided image by image, because there the evidence is: one whose prompt never gave a copy and now gives one with every
-seed. Prompts that share an image are asked about together (see `tasks.units`): what became of the image, all of them
-tell. Four kinds of questions are put, each answered by an exact test (one-sided) of "nothing changed" against "it got
-worse":
+seed. Prompts that share an image, or have near-duplicates, are asked about together (see `tasks.units`): what became of
+the image, all of them tell. Four kinds of questions are put, each answered by an exact test (one-sided) of "nothing
+changed" against "it got worse":
 
-- prompt: are more of the images of this prompt copies, or of all prompts that share its image? Fisher's exact test
-  over its images, stratified by prompt. That images of several prompts show one image costs this test nothing:
+- prompt: are more of the images of this prompt copies, or of all prompts that count as one with it? Fisher's exact test
+  over their images, stratified by prompt. That images of several prompts show one image costs this test nothing:
   where nothing changed, each prompt gives copies as often as before, and which of them fall to which audit is chance.
 - figure: are more of all images of one variant under one condition copies? The same test, stratified by prompt.
 - attack: do attacked images come back that did not before? The sign test over images. All seeds of one trigger, and all
-  prompts that share an image, tell the same story, so here the image is the unit, not the seed.
+  prompts that count as one, tell the same story, so here the image is the unit, not the seed.
 - quality: did the CLIP score of ordinary prompts fall by more than the margin? The permutation test that swaps, unit by
   unit, what was before and after: captions of one image fall together, so they are swapped together. The fall itself
   must exceed the margin as well.
@@ -96,7 +96,7 @@ class Finding:
     variant: str
     condition: Condition
     prompt_id: str | None
-    """Of several prompts that share an image, the one with most copies more."""
+    """Of several prompts that count as one, the one with most copies more."""
     words: str
     """The counts or estimates, after and before."""
     p: float
@@ -243,7 +243,7 @@ def _of_group(group: Sequence[Pair], threshold: float) -> Iterator[Finding]:
         # The one that tells most; of several alike the first.
         strongest = max(prompts, key=lambda pair: _more(pair, threshold))
         more = f"{len(prompts) - 1} more prompt{'s' if len(prompts) > 2 else ''}"
-        shared = f"with {more} of its image " if len(prompts) > 1 else ""
+        shared = f"with {more} that count as one with it " if len(prompts) > 1 else ""
         yield Finding(
             "prompt", variant, condition, strongest.prompt_id, shared + _counted(counts), *_rise(counts), weight
         )

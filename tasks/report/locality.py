@@ -78,7 +78,7 @@ def locality(
             for index, some in seen[group].items()
         }
 
-    way = (triggers.double() - starts.to(triggers.device).double()).flatten(1).norm(dim=1).mean().item()
+    way = (triggers.cpu().double() - starts.cpu().double()).flatten(1).norm(dim=1).mean().item()
     places = tsne_map(torch.cat(list(points.values())), seed=key[1])
     ends = np.cumsum([len(some) for some in points.values()])[:-1]
     return Locality(
@@ -97,8 +97,8 @@ def share(distance: float, of: float) -> float:
 
 
 def pairwise_distances(points: torch.Tensor) -> torch.Tensor:
-    """l2 distances float64 (n, n) between points (n, ...), whatever their shape."""
-    flat = points.detach().double().flatten(1)
+    """l2 distances float64 (n, n), on the CPU, between points (n, ...), whatever their shape."""
+    flat = points.detach().cpu().double().flatten(1)
     return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 
-from tasks.errors import InputError, first_line
+from tasks.errors import InputError, first_line, out_of_memory
 
 LOCAL = "local-dir:"
 """What open_clip has before the name of a folder."""
@@ -269,9 +269,9 @@ def _load(params: ClipParams, device: torch.device) -> tuple[Any, Any, Any]:
         pretrained = None if name.startswith(LOCAL) else str(weights)
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
         tokenize = open_clip.get_tokenizer(name)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever several libraries make of what a file says
+        if out_of_memory(error):
+            raise
         words = "" if "loading state_dict" in str(error) else f" ({first_line(error)})"
         raise InputError(
             f"cannot load the CLIP model {_called(params)}{words}: are {weights.name} and the architecture of the same "

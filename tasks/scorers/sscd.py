@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from tasks.errors import InputError
+from tasks.errors import InputError, out_of_memory
 from tasks.params import SPEED
 
 COPY_THRESHOLD = 0.7
@@ -178,9 +178,9 @@ def _torchscript(path: Path, device: torch.device) -> Callable[[np.ndarray], np.
     # TorchScript can carry code: it is opened only after its sha256 was found to be the one the user pinned.
     try:
         model = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of a zip, of an archive, of code: errors have no common kind
+        if out_of_memory(error):
+            raise
         raise InputError(f"{path} {_NO_TORCHSCRIPT}") from error
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (_MEAN, _STD))
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from storage import csv_line, safe_cell
 from tasks.collect.task.importing import read_prompt_file
 from tasks.errors import InputError
-from tasks.prompt_files import PromptEntry, expanded, few, has_words, read_file, say
+from tasks.prompt_files import PromptEntry, expanded, few, has_words, read_file
 from tests.support.prompts import read_prompts
 
 TEXTS = st.lists(
@@ -256,8 +256,3 @@ def test_every_text_comes_back_from_the_file_of_a_scan(tmp_path: Path, heads: li
     rows = [["caption", "detectors", "p_value"], *([safe_cell(text), "norm", "0.1"] for text in texts)]
     (tmp_path / "flagged.csv").write_text("".join(map(csv_line, rows)))
     assert [prompt.text for prompt in read_prompts(tmp_path / "flagged.csv")] == texts
-
-
-def test_what_steers_a_terminal_is_not_sent_to_it(capsys: pytest.CaptureFixture[str]) -> None:
-    say("\x1b[2Jx.png\r is left out")
-    assert capsys.readouterr().err == "note: \\x1b[2Jx.png\\r is left out\n"

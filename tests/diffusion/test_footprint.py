@@ -103,7 +103,17 @@ def test_a_processor_is_given_what_fits_and_others_halve(monkeypatch: pytest.Mon
     assert [fitting(model, "evaluation", batch) for batch in (1, 2, 3, 4, 32)] == [1, 2, 3, 3, 3]
     monkeypatch.setattr(footprint, "ROOM", 1.0)
     assert fitting(model, "evaluation", 32) == 1
+    assert fitting(replace(model, device=torch.device("mps")), "evaluation", 32) == 1
     assert fitting(replace(model, device=torch.device("cuda")), "evaluation", 32) == 32
+
+
+def test_what_cannot_be_counted_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model()
+    model.denoiser.register_forward_pre_hook(lambda module, given: given[0].sum().item())  # meta has no numbers
+    assert [fitting(model, "gradient", batch) for batch in (8, 8, 1, 4)] == [8, 8, 1, 4]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("note: how much memory a sample takes is not known (gradient: Tensor.item()")
+    assert first.endswith(": 8 are taken at a time") and second.endswith(": 4 are taken at a time")
 
 
 def test_what_is_computed_again_is_counted_so() -> None:

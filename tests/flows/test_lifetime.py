@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -17,7 +18,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tqdm import tqdm
 
+from flows import lifetime
 from flows.lifetime import prefect_server
 from storage import Store, mark_lost, run_sql
 from tasks.errors import InputError
@@ -68,6 +71,22 @@ def test_a_process_that_does_not_unwind_says_its_last_words_and_ends(work: str, 
     assert process.returncode == 130
     assert out == "said\n"
     assert err == "engram: interrupted; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_last_words_stand_on_a_line_of_their_own(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in a file that a bar is drawn into, or that keeps all that a terminal shows."""
+    words = "engram: interrupted; the same command goes on from here"
+    for bars in (True, False):
+        monkeypatch.setattr(lifetime, "_said", threading.Lock())
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+        with tqdm(total=9, desc="at work", disable=not bars):
+            lifetime.say_interrupted()
+            assert words in capsys.readouterr().err.split("\n")
+    lifetime.say_interrupted()  # once
+    assert words not in capsys.readouterr().err
 
 
 def test_a_process_that_unwinds_is_not_cut_off_by_further_signals() -> None:

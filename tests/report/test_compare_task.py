@@ -156,7 +156,7 @@ def test_prompts_that_share_an_image_are_asked_about_together(store: Store) -> N
     found = compare(store, "a", "b", CLAIMS)
     assert (found.prompts, found.images) == (6, 2)
     words = [words for words, _ in found.regressions]
-    said = "with 4 more prompts of its image 16 of 20 images are copies, before 0 of 20"
+    said = "with 4 more prompts that count as one with it 16 of 20 images are copies, before 0 of 20"
     assert words[0] == f"original, prompt: 'image 0': {said}"
     # One image came, so one prompt is named, and the figure of all.
     assert len(words) == 2 and "16 of 24 images are copies" in words[1]
@@ -167,13 +167,48 @@ def test_prompts_that_share_an_image_are_asked_about_together(store: Store) -> N
     assert compare(store, "c", "b", CLAIMS).images == 2
 
 
+def near(store: Store, prompt_set: str, params_id: str, **cluster: str) -> None:
+    """What an audit of this set found alike."""
+    rows = [{"prompt_id": name, "cluster": of, "params_id": params_id} for name, of in cluster.items()]
+    store.write("clusters", params_id, rows, prompt_set=prompt_set)
+
+
+def test_near_duplicates_count_once_by_what_either_audit_found(store: Store) -> None:
+    came = {("nemo-union", "dori-noise", f"p{n}"): 0 for n in range(6)}
+    put(store, "a", 1, came)
+    put(store, "b", 2, dict.fromkeys(came, 4), model_id="n", prompt_set="q")
+    apart = compare(store, "a", "b", CLAIMS)
+    assert (apart.prompts, apart.images) == (6, 6) and apart.regressions[0][1] <= 0.05
+    assert "of 6 attacked images 6 come back" in apart.regressions[0][0]
+    near(store, "p", "one audit", p0="p0", p1="p0", p2="p2", p3="p3", p4="p4", p5="p5")
+    near(store, "q", "the other", p1="p1", p2="p1", p3="p3", p4="p3", q="q")
+    together = compare(store, "a", "b", CLAIMS)
+    # 0, 1 and 2 by both audits, 3 and 4 by one: three coins that fell so are no proof.
+    assert (together.prompts, together.images) == (6, 3) and together.regressions == []
+    assert "over 6 prompts of 3 images" in together.verdict
+    near(store, "elsewhere", "another set", p0="p0", p5="p0")
+    assert compare(store, "a", "b", CLAIMS).images == 3
+
+
+def test_near_duplicates_that_an_adapter_brings_back_are_one_image(store: Store) -> None:
+    places = [("original", "prompt", f"p{n}") for n in range(6)]
+    put(store, "base", 1, dict(zip(places, (0, 1, 0, 0, 0, 2), strict=True)))
+    put(store, "tuned", 2, dict(zip(places, (4, 4, 4, 4, 0, 0), strict=True)), model_id="tuned")
+    near(store, "p", "both", p0="p0", p1="p0", p2="p2", p3="p2", p4="p4", p5="p5")
+    found = brought_back(store, "base", "tuned")
+    assert {one.prompt: one.unit for one in found}["image 3"] == "p2" and len(found) == 6
+    words = words_of_brought(found)
+    assert words.startswith("Of 6 prompts of 4 images, the training image of 1 comes back with the adapters and not")
+    assert "of 1 with and without, of 1 only without (any" in words
+
+
 def test_an_audit_that_counted_prompts_is_told_from_one_that_counts_images(store: Store) -> None:
     for day, name in enumerate("ab", 1):
         put(store, name, day)
     row = {"variant": "original", "condition": "ordinary", "metric": "clip", "value": 0.5}
     store.write("metrics", "a-more", [row | {"n": 6}], audit_id="a")
     store.write("metrics", "b-more", [row | {"n": 2}], audit_id="b")
-    said = "the same prompts count as 6 and 2: earlier versions counted prompts, not images"
+    said = "estimates count the same prompts as 6 and 2: earlier versions counted prompts, or knew no near-duplicates"
     assert said in compare(store, "a", "b", CLAIMS).notes
     # Of too few there is nothing to compare.
     store.write("metrics", "a-fid", [row | {"metric": "fid", "value": None, "n": 2}], audit_id="a")

@@ -257,10 +257,13 @@ def test_copies_are_counted_verbatim_and_template_apart(local: Store) -> None:
 @given(
     st.lists(
         st.tuples(st.sampled_from(SPELLINGS), st.frozensets(st.integers(0, 9), max_size=2)), max_size=9, min_size=1
-    )
+    ),
+    st.lists(st.tuples(st.sampled_from("xy"), st.integers(0, 8), st.integers(0, 8)), max_size=4),
 )
-def test_copies_count_images_as_figures_do(tmp_path: Path, drawn: list[tuple[str, frozenset[int]]]) -> None:
-    store = Store.open(tmp_path / content_key(*map(str, drawn)))
+def test_copies_count_images_as_figures_do(
+    tmp_path: Path, drawn: list[tuple[str, frozenset[int]]], alike: list[tuple[str, int, int]]
+) -> None:
+    store = Store.open(tmp_path / content_key(*map(str, drawn), *map(str, alike)))
     rows: list[dict[str, Any]] = [
         {
             "prompt_id": f"p{n}",
@@ -272,11 +275,16 @@ def test_copies_count_images_as_figures_do(tmp_path: Path, drawn: list[tuple[str
         for images in [[f"i{image}" for image in shared]]
     ]
     store.write("prompts", "k", rows, prompt_set="p")
+    near = {(by, f"p{max(pair)}", f"p{min(pair)}") for by, *pair in alike if max(pair) < len(rows)}
+    for number, (by, *pair) in enumerate(sorted(near)):
+        found = [{"prompt_id": name, "cluster": pair[-1], "params_id": f"{by} {number}"} for name in {*pair}]
+        store.write("clusters", f"{by} {number}", found, prompt_set=by)
     made = [{"prompt_id": row["prompt_id"], "seed": 0, "generation_id": row["prompt_id"], "bytes": b""} for row in rows]
     store.write("generations", "k", made, model_id="m", variant="original", condition="prompt")
     scores = [{"generation_id": f"p{n}", "reference_id": "x", "value": 0.9 * (n == 0)} for n in range(len(rows))]
     store.write("scores", "k", scores, metric="sscd")
-    of = units((row["prompt_id"], row["text"], row["image_ids"]) for row in rows)
+    links = ((row["prompt_id"], row["text"], row["image_ids"]) for row in rows)
+    of = units(links, [pair for _, *pair in near])
     (found,) = query(store, "copies").to_pylist()
     assert (found["prompts"], found["asked"], found["copied"]) == (len(rows), len(set(of.values())), 1)
     alike = [name for name in of if of[name] == of["p0"]]

@@ -21,7 +21,6 @@ from tasks.collect.task.importing import (
 )
 from tasks.collect.token_check import tokenized
 from tasks.collect.training_set import NEUTRAL
-from tasks.prompt_files import say
 
 __all__ = [
     "NEUTRAL",
@@ -41,7 +40,6 @@ __all__ = [
     "read_prompt_file",
     "register_model",
     "rows_of",
-    "say",
     "set_name",
     "tokenized",
 ]

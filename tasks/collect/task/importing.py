@@ -18,7 +18,7 @@ from tasks.collect.training_set import NEUTRAL, read_training_set
 from tasks.diffusion.tokens import LongPrompts, tokenizers_of
 from tasks.errors import InputError, first_line, refuse
 from tasks.keys import prompt_id
-from tasks.progress import progress
+from tasks.progress import progress, say
 from tasks.prompt_files import (
     EXPOSURES,
     IMAGE,
@@ -36,7 +36,6 @@ from tasks.prompt_files import (
     has_words,
     prompts_of,
     read_file,
-    say,
     shortened,
     two_kinds,
 )

@@ -194,7 +194,7 @@ class Schedule:
     def _follows(self, made: Any) -> bool:
         """Whether a scheduler knows the noise by which the model was trained."""
         trained, known = self.own.alphas_cumprod, made.alphas_cumprod
-        return torch.allclose(known.double().cpu(), trained.double().cpu(), atol=1e-6)
+        return torch.allclose(known.cpu().double(), trained.cpu().double(), atol=1e-6)
 
 
 def read_schedule(folder: Path, name: str) -> Schedule:

@@ -18,7 +18,7 @@ from tasks.diffusion.families import Model
 from tasks.diffusion.footprint import without_weights
 from tasks.diffusion.sampling import SamplingParams, encode, generate
 from tasks.dori import DoriParams, attack
-from tasks.errors import InputError, TooLarge
+from tasks.errors import InputError, TooLarge, out_of_memory
 from tasks.methods import Mitigation, Params
 from tasks.mitigate.task.checkpoints import StoredCheckpoint
 from tasks.mitigate.task.memory import too_large
@@ -128,7 +128,9 @@ def erase(
         lesson = Lesson(model, memorized, Ordinary(others, model.encode(captions)), checkpoint, held_out, on_progress)
         try:
             done: Trained = mitigation.function(lesson, own)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             raise TooLarge(
                 f"{name} does not fit into the device's memory: it takes a second denoiser in float32, and five times"
                 " what of it is trained"

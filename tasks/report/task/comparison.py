@@ -28,7 +28,7 @@ class Comparison:
     prompts: int
     """Prompts that both were asked about."""
     images: int
-    """What those prompts count for: prompts that share an image are one; see `tasks.units`."""
+    """What those prompts count for: prompts that share an image or have near-duplicates are one; see `tasks.units`."""
     differences: list[method.Difference]
     """Every estimate that both have."""
     regressions: list[tuple[str, float]]
@@ -104,7 +104,10 @@ def compare(
     same = [one for one in estimates if (one.condition, one.metric) in ((PROMPT.name, "mr"), (ORDINARY.name, "clip"))]
     if prompt_ids[0] == prompt_ids[1] and (other := [one for one in same if one.n_before != one.n_after]):
         counts = f"{other[0].n_before} and {other[0].n_after}"
-        notes.append(f"the same prompts count as {counts}: earlier versions counted prompts, not images")
+        notes.append(
+            f"estimates count the same prompts as {counts}: earlier versions counted prompts, or knew no"
+            " near-duplicates"
+        )
     return Comparison(before, after, len(shared), count(shared, of), estimates, regressions, notes, verdict)
 
 
@@ -134,6 +137,8 @@ class Brought:
     """How often two models gave a prompt's training images back."""
 
     prompt: str
+    unit: str
+    """What the prompt counts with; see `tasks.units`."""
     copies_before: int
     """Generations above the threshold, of those of the first audit."""
     images_before: int
@@ -160,9 +165,11 @@ def brought_back(store: Store, before: str, after: str) -> list[Brought]:
         for record in records
         for row in store.read("prompts", columns=["prompt_id", "text"], prompt_set=record["prompt_set"]).to_pylist()
     }
+    of = _units(store, records, {row["prompt_id"] for rows in seen for row in rows} - {None})
     found = [
         Brought(
             texts.get(pair.prompt_id, pair.prompt_id),
+            pair.unit,
             sum(score > COPY_THRESHOLD for score in pair.before),
             len(pair.before),
             max(pair.before),
@@ -170,20 +177,21 @@ def brought_back(store: Store, before: str, after: str) -> list[Brought]:
             len(pair.after),
             max(pair.after),
         )
-        for pair in _pairs(*seen, "sscd", {})
+        for pair in _pairs(*seen, "sscd", of)
         if pair.variant == "original" and pair.condition == PROMPT
     ]
     return sorted(found, key=lambda one: (one.copies_before - one.copies_after, one.best_before - one.best_after))
 
 
 def words_of_brought(found: Sequence[Brought]) -> str:
-    """In a sentence, of how many prompts images come back with the second model alone, with both, with the first."""
-    new = sum(one.copies_after > 0 == one.copies_before for one in found)
-    both = sum(one.copies_after > 0 < one.copies_before for one in found)
-    gone = sum(one.copies_before > 0 == one.copies_after for one in found)
+    """In a sentence, how many images come back with the second model alone, with both, with the first."""
+    of = {one.prompt: one.unit for one in found}
+    before = {one.unit for one in found if one.copies_before}
+    after = {one.unit for one in found if one.copies_after}
     return (
-        f"Of {len(found)} prompts, the training image of {new} comes back with the adapters and not without them, of"
-        f" {both} with and without, of {gone} only without (any generation with SSCD above {COPY_THRESHOLD:g})."
+        f"Of {counted(of, of)}, the training image of {len(after - before)} comes back with the adapters and not"
+        f" without them, of {len(after & before)} with and without, of {len(before - after)} only without (any"
+        f" generation with SSCD above {COPY_THRESHOLD:g})."
     )
 
 
@@ -276,13 +284,16 @@ def _seen(store: Store, audit_id: str) -> list[dict[str, Any]]:
 
 
 def _units(store: Store, records: Sequence[Mapping[str, Any]], prompt_ids: Collection[str]) -> dict[str, str]:
-    """By prompt id what counts once, by what the prompt sets of both audits say."""
+    """By prompt id what counts once: by what the prompt sets of both audits say, and by all near-duplicates that any
+    audit found in them. An audit does not say which of these are its own; tests are as exact whatever is linked."""
     links: list[Link] = [(name, name, ()) for name in prompt_ids]  # a set may be gone
-    columns = ["prompt_id", "text", "image_ids"]
+    near: list[tuple[str, str]] = []
     for name in {record["prompt_set"] for record in records} - {None}:
-        rows = store.read("prompts", columns=columns, prompt_set=name).to_pylist()
+        rows = store.read("prompts", columns=["prompt_id", "text", "image_ids"], prompt_set=name).to_pylist()
         links += [(row["prompt_id"], row["text"], row["image_ids"] or ()) for row in rows]
-    return units(links)
+        found = store.read("clusters", columns=["prompt_id", "cluster"], prompt_set=name).to_pylist()
+        near += [(row["prompt_id"], row["cluster"]) for row in found]
+    return units(links, near)
 
 
 def _pairs(
