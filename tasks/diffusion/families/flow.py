@@ -7,7 +7,7 @@ so predicted images and velocities are looked at in its place, see `Schedule.end
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -32,6 +32,8 @@ _REFUSED = {
 @dataclass(frozen=True)
 class FlowSchedule(Schedule):
     """The noise that a model was trained by, and its own scheduler, which alone samples it."""
+
+    always: ClassVar[Choice] = "model"
 
     @property
     def trained(self) -> int:

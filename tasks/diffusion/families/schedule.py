@@ -16,7 +16,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import diffusers
 import torch
@@ -74,6 +74,8 @@ class Schedule:
     """The model's own scheduler; DDIM of the same training noise where that cannot sample."""
     unsampled: str | None = None
     """Why the model's own cannot sample; None where it can."""
+    always: ClassVar[Choice] = "ddim"
+    """What samples every model of such a schedule, whether or not its own scheduler can."""
 
     @property
     def trained(self) -> int:
