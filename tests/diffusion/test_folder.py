@@ -8,7 +8,6 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,26 +19,7 @@ from tasks.diffusion.folder import problems_of
 from tasks.diffusion.model import load_model
 from tasks.errors import InputError
 from tasks.mitigate.prune import Card, save_pipeline
-
-Change = Callable[[Path], object]
-
-
-def config(part: str, **values: Any) -> Change:
-    """Sets values in a component's config."""
-
-    def change(folder: Path) -> None:
-        path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
-
-
-def index(**values: Any) -> Change:
-    def change(folder: Path) -> None:
-        path = folder / "model_index.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
+from tests.support.folders import Change, config, index
 
 
 def weights(name: str, *tensors: str) -> Change:
