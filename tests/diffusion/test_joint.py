@@ -20,12 +20,12 @@ from tasks.diffusion.ssim import to_unit_range
 from tasks.dori import DoriParams, attack, start_embeddings
 from tasks.errors import InputError
 from tasks.scan.noise import pull
-from tests.support.pipelines import KEYS, PROMPTS, write_sd3
+from tests.support.pipelines import KEYS, PROMPTS, write_flux, write_sd3
 
 ATTACK = DoriParams(steps=3, batch=2)
 
 
-@pytest.fixture(scope="module", params=[write_sd3])
+@pytest.fixture(scope="module", params=[write_sd3, write_flux])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     write: Callable[[Path], Path] = request.param
     return load_model(write(tmp_path_factory.mktemp(write.__name__) / "pipeline"), "cpu")
