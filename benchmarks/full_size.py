@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.published import SHAPES, UNKNOWN, components, weights_of_unknown, write_weights
+from benchmarks.published import SHAPES, components, write_weights
 from flows.cli.commands import quiet
 from flows.params import AuditParams
 from flows.run.spec import Spec, resolve, spec_of
@@ -82,7 +82,7 @@ Numbers = dict[str, float]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = [*SHAPES, *UNKNOWN]
+    every = [*SHAPES]
     parser.add_argument("--only", nargs="+", choices=every, default=every, help="these models")
     parser.add_argument("--stage", nargs="+", choices=ALL_STAGES, default=list(ALL_STAGES), help="these stages")
     parser.add_argument("--precision", choices=("float32", "mixed", "bfloat16"), default="float32")
@@ -97,7 +97,7 @@ def main() -> int:
     lines: list[str] = []
     for name in args.only:
         found, said = counted(name, args.folder, args.precision, in_detail="count" in args.stage)
-        if name in SHAPES and {*args.stage} - {"count"}:
+        if {*args.stage} - {"count"}:
             may = args.memory * GIB if args.memory else psutil.virtual_memory().available
             need = found[f"{name} weights GiB"] * GIB + LIMIT
             if need > may and device_of(args.device).type == "cpu":
@@ -120,11 +120,6 @@ def counted(name: str, folder: Path, precision: Precision, in_detail: bool) -> t
     Args:
         in_detail: whether work and trainings are counted beside the weights.
     """
-    if name in UNKNOWN:
-        parts = {part: bytes / GIB for part, bytes in weights_of_unknown(name).items()}
-        words = ", ".join(f"{part} {size:.2f}" for part, size in parts.items())
-        told = f"{name}, float32: {sum(parts.values()):.2f} GiB of weights ({words}); audits know no such family yet"
-        return {f"{name} {part} GiB": size for part, size in parts.items()}, [told]
     model = weightless(configured(name, folder, precision), precision)
     sizes = {part: bytes_of(module) / GIB for part, module in components(model).items()}
     out = {f"{name} weights GiB": bytes_of_model(model) / GIB, f"{name} denoiser GiB": sizes[model.denoiser_name]}

@@ -1,7 +1,6 @@
 """The published shapes of models, and random weights for them: what an audit takes does not depend on what they are.
 
-A model of a known family is a folder that can be audited once weights are written into it. Of others only the bytes of
-their weights are counted, on the meta device: an entry in `SHAPES` makes one of these of them, once there is a family.
+A model is a folder that can be audited once weights are written into it.
 """
 
 import json
@@ -13,14 +12,13 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import nn
 
 from tasks.diffusion.families import Model
-from tasks.diffusion.families.pieces.published import TEXT_ENCODERS, VAES, write_configuration
+from tasks.diffusion.families.pieces.published import TEXT_ENCODERS, VAES, clip_tokenizer, write_configuration
 from tasks.diffusion.files import stem_of
-from tasks.diffusion.footprint import META, bytes_of
+from tasks.diffusion.footprint import bytes_of
 from tests.support.pipelines import t5_tokenizer
 
 SHARD = 2 * 10**9
@@ -39,7 +37,6 @@ T5_XXL: dict[str, Any] = {
     "vocab_size": 32128,
 }
 PIXART: dict[str, Any] = {
-    "_class_name": "PixArtTransformer2DModel",
     "attention_head_dim": 72,
     "caption_channels": 4096,
     "cross_attention_dim": 1152,
@@ -76,30 +73,68 @@ FLUX: dict[str, Any] = {
 }
 SIXTEEN_CHANNELS = VAES["xl"] | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
 CLIP_L, CLIP_G = TEXT_ENCODERS["xl"]
+END = "<|endoftext|>"
+"""What follows the end of a prompt in CLIP's tokenizers, but for the larger ones."""
+
+
+Parts = Mapping[str, tuple[str, Mapping[str, Any]]]
+"""By component, its class and its config."""
 
 
 def write_pixart(folder: Path) -> None:
     """Writes what PixArt-alpha of 1024 pixels has beside its weights; its tokenizer knows letters alone."""
     betas = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}
-    scheduler = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 2, "prediction_type": "epsilon"}
-    written: dict[str, Any] = {
-        "model_index.json": {
-            "_class_name": "PixArtAlphaPipeline",
-            "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
-            "text_encoder": ["transformers", "T5EncoderModel"],
-            "tokenizer": ["transformers", "T5Tokenizer"],
-            "transformer": ["diffusers", "PixArtTransformer2DModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        },
-        "scheduler/scheduler_config.json": scheduler | betas,
-        "text_encoder/config.json": T5_XXL | {"architectures": ["T5EncoderModel"]},
-        "transformer/config.json": PIXART,
-        "vae/config.json": VAES["sd1"],
+    parts: Parts = {
+        "scheduler": ("DPMSolverMultistepScheduler", {"solver_order": 2, "prediction_type": "epsilon"} | betas),
+        "text_encoder": ("T5EncoderModel", T5_XXL),
+        "transformer": ("PixArtTransformer2DModel", PIXART),
+        "vae": ("AutoencoderKL", VAES["sd1"]),
     }
+    _write(folder, "PixArtAlphaPipeline", parts, {"tokenizer": t5_tokenizer()})
+
+
+def write_sd3(folder: Path) -> None:
+    """The same of Stable Diffusion 3 Medium, with T5."""
+    parts: Parts = {
+        "scheduler": ("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 1000, "shift": 3.0}),
+        "text_encoder": ("CLIPTextModelWithProjection", CLIP_L),
+        "text_encoder_2": ("CLIPTextModelWithProjection", CLIP_G),
+        "text_encoder_3": ("T5EncoderModel", T5_XXL),
+        "transformer": ("SD3Transformer2DModel", SD3_MEDIUM),
+        "vae": ("AutoencoderKL", SIXTEEN_CHANNELS | {"scaling_factor": 1.5305, "shift_factor": 0.0609}),
+    }
+    tokenizers = {"tokenizer": clip_tokenizer(END), "tokenizer_2": clip_tokenizer("!"), "tokenizer_3": t5_tokenizer()}
+    _write(folder, "StableDiffusion3Pipeline", parts, tokenizers)
+
+
+def write_flux(folder: Path) -> None:
+    """The same of FLUX.1 dev."""
+    shift = {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True}
+    parts: Parts = {
+        "scheduler": ("FlowMatchEulerDiscreteScheduler", shift),
+        "text_encoder": ("CLIPTextModel", CLIP_L),
+        "text_encoder_2": ("T5EncoderModel", T5_XXL),
+        "transformer": ("FluxTransformer2DModel", FLUX),
+        "vae": ("AutoencoderKL", SIXTEEN_CHANNELS | {"scaling_factor": 0.3611, "shift_factor": 0.1159}),
+    }
+    _write(folder, "FluxPipeline", parts, {"tokenizer": clip_tokenizer(END), "tokenizer_2": t5_tokenizer()})
+
+
+def _write(folder: Path, pipeline: str, parts: Parts, tokenizers: Mapping[str, Any]) -> None:
+    """Writes the index of a pipeline, the configs of its components, and its tokenizers."""
+    index: dict[str, Any] = {"_class_name": pipeline}
+    written: dict[str, dict[str, Any]] = {"model_index.json": index}
+    for name, (kind, config) in parts.items():
+        ours = hasattr(diffusers, kind)
+        index[name] = ["diffusers" if ours else "transformers", kind]
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        written[f"{name}/{file}"] = {**config} | ({"_class_name": kind} if ours else {"architectures": [kind]})
+    for name, tokenizer in tokenizers.items():
+        index[name] = ["transformers", type(tokenizer).__name__]
+        tokenizer.save_pretrained(folder / name)
     for name, content in written.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
-    t5_tokenizer().save_pretrained(folder / "tokenizer")
 
 
 SHAPES: Mapping[str, Callable[[Path], None]] = {
@@ -107,45 +142,10 @@ SHAPES: Mapping[str, Callable[[Path], None]] = {
     "sd2.1": partial(write_configuration, kind="sd2", sees_velocity=True),
     "sdxl": partial(write_configuration, kind="xl"),
     "pixart": write_pixart,
+    "sd3-medium": write_sd3,
+    "flux.1": write_flux,
 }
 """By name, what writes a model's configuration into a folder that is there."""
-Parts = Mapping[str, Callable[[], nn.Module]]
-
-
-def _clip(kind: str, config: Mapping[str, Any]) -> nn.Module:
-    return getattr(transformers, kind)(transformers.CLIPTextConfig(**config))
-
-
-def _t5() -> nn.Module:
-    return transformers.T5EncoderModel(transformers.T5Config(**T5_XXL))
-
-
-def _of(kind: str, config: Mapping[str, Any]) -> nn.Module:
-    return getattr(diffusers, kind).from_config(dict(config))
-
-
-UNKNOWN: Mapping[str, Parts] = {
-    "sd3-medium": {
-        "transformer": partial(_of, "SD3Transformer2DModel", SD3_MEDIUM),
-        "vae": partial(_of, "AutoencoderKL", SIXTEEN_CHANNELS),
-        "text_encoder": partial(_clip, "CLIPTextModelWithProjection", CLIP_L),
-        "text_encoder_2": partial(_clip, "CLIPTextModelWithProjection", CLIP_G),
-        "text_encoder_3": _t5,
-    },
-    "flux.1": {
-        "transformer": partial(_of, "FluxTransformer2DModel", FLUX),
-        "vae": partial(_of, "AutoencoderKL", SIXTEEN_CHANNELS),
-        "text_encoder": partial(_clip, "CLIPTextModel", CLIP_L),
-        "text_encoder_2": _t5,
-    },
-}
-"""By name, the components of models that audits know no family of yet."""
-
-
-def weights_of_unknown(name: str) -> dict[str, int]:
-    """By component of such a model, the bytes of its weights in float32."""
-    with META:
-        return {part: bytes_of(make()) for part, make in UNKNOWN[name].items()}
 
 
 def components(model: Model) -> dict[str, nn.Module]:

@@ -65,6 +65,7 @@ def _checked(params_json: str, settled: bool, stamps: tuple[object, ...]) -> Non
         chosen, notes = of_prompts(params, folder, settings, problems, tokenized=outline is not None)
         notes = [
             *(notes_of(folder, precision_for(settings.precision, params.device)) if outline is not None else []),
+            *(rules.of_sampling(settings, outline) if outline is not None else []),
             *notes,
         ]
         if settled:

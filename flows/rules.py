@@ -48,12 +48,10 @@ def together(settings: Settings) -> list[str]:
         for _, one in settings.prunings()
         if one.control_of and one.control_of not in names
     ]
-    for one in chosen if settings.sampling.guidance <= 1 else ():
-        if isinstance(params := settings.of(one), NormsParams) and params.half != "conditional":
-            out.append(
-                f"without guidance there is no half without text, which {one.group}.half={params.half} needs: --set"
-                f" {one.group}.half=conditional, or sample with a guidance above 1"
-            )
+    if settings.sampling.guidance <= 1:
+        out += (
+            f"without guidance {words}, or sample with a guidance above 1" for words in _without_other_half(settings)
+        )
     out += dict.fromkeys(
         f"{one.group}.stop_at is looked at by held-out attacks, of which there are none: --set"
         f" {one.group}.check_every=N"
@@ -78,16 +76,27 @@ def with_prompts(settings: Settings, chosen: Selection) -> list[str]:
 
 def with_model(settings: Settings, outline: Outline) -> list[str]:
     """What settings cannot do with a model of this outline."""
-    image, trained = outline.image, outline.trained
+    image, trained, family = outline.image, outline.trained, outline.family
+    halves = _without_other_half(settings) if family.distilled and settings.sampling.guidance > 1 else []
     tiled = image and settings.extracted and settings.extraction.measure == "tiles"
     mitigations = [*settings.chosen("training"), *settings.chosen("inference")]
     chosen: list[Detector | Localizer | Mitigation] = [*settings.judged(), *settings.localizers(), *mitigations]
     own = ((one.check, settings.of(one)) for one in chosen)
-    return gathered(
+    return [f"in {family.__name__}, whose guidance is distilled, {words}" for words in halves] + gathered(
         partial(check_tiles, *image, settings.extraction.tiles) if image and tiled else None,
         partial(enough_timesteps, settings.sampling.steps, trained, "sampling.steps"),
         *(partial(check, params, outline) for check, params in own if check is not None),
     )
+
+
+def _without_other_half(settings: Settings) -> list[str]:
+    """Of each localizer that needs the half of guidance without text, what is wrong where there is none."""
+    found = ((one.group, settings.of(one)) for one in settings.localizers())
+    return [
+        f"there is no half without text, which {group}.half={params.half} needs: --set {group}.half=conditional"
+        for group, params in found
+        if isinstance(params, NormsParams) and params.half != "conditional"
+    ]
 
 
 def with_device(settings: Settings, folder: Path, device: str | None) -> list[str]:
@@ -102,6 +111,11 @@ def of_a_scan(params: ScanParams, outline: Outline) -> list[str]:
     """What a scan cannot do with a model of this outline."""
     checks = ((one.check, params.of(one)) for one in params.chosen())
     return gathered(*(partial(check, own, outline) for check, own in checks if check is not None))
+
+
+def of_sampling(settings: Settings, outline: Outline) -> list[str]:
+    """What is worth a line of how a model of this outline is sampled."""
+    return list(outline.family.sampling_notes(outline.denoiser.config, settings.sampling.guidance))
 
 
 def notices(settings: Settings, chosen: Selection) -> list[str]:

@@ -82,7 +82,8 @@ def scan(params: ScanRun) -> Scanned:
     enough_nulls(nulls, params.scan.alpha)
     different = scanning.different(nulls)
     with shown_progress("scan"):
-        register_model(subject, SamplingParams(scheduler="ddim"))  # a scan samples nothing, so any will do
+        # A scan samples nothing, so any scheduler will do.
+        register_model(subject, SamplingParams(scheduler=subject.load().schedule.always))
         for detector in params.scan.chosen():
             score_prompts(subject, [*prompts, *different], detector, params.scan.of(detector), params.scan.batch)
         scan_id = write_findings(subject, _file(params, folder).stem, prompts, different, params.scan)

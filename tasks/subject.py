@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 
 from storage import Store, sha256_of
-from tasks.diffusion.families import Model, layers_of
+from tasks.diffusion.families import Model, family_in, layers_of
+from tasks.diffusion.files import INDEX, read_json
 from tasks.diffusion.hub import source_of
 from tasks.diffusion.masks import Members, is_changed, with_tensors, without_neurons, without_weights
 from tasks.diffusion.model import identity, load_model
@@ -59,6 +60,13 @@ class Subject(BaseModel):
     @property
     def model_id(self) -> str:
         return identity(Path(self.model), self.precision, sha256_of)
+
+    @property
+    def family(self) -> type[Model]:
+        """The family of the model, which is not loaded."""
+        family = family_in(read_json(Path(self.model) / INDEX))
+        assert family is not None  # whoever made a subject has looked
+        return family
 
     def load(self) -> Model:
         """The original model.

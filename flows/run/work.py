@@ -19,7 +19,7 @@ from tasks.attack import task as attacking
 from tasks.collect import task as collecting
 from tasks.conditions import PROMPT
 from tasks.diffusion.families import Model
-from tasks.diffusion.sampling import image_size
+from tasks.diffusion.sampling import guided, image_size
 from tasks.diffusion.sites import Site
 from tasks.evaluate import task as evaluating
 from tasks.keys import detection_id, norms_id, values_id
@@ -241,7 +241,7 @@ def _readings(spec: Spec, stage: Stage, asked: Mapping[Localizer, Sequence[Promp
                 cost=collecting.cost_of_values(subject, site),
                 bytes=partial(_bytes_of_values, site),
             )
-    halves = ("cond", "uncond") if sampling.guidance > 1 else ("cond",)
+    halves = ("cond", "uncond") if guided(subject.family, sampling) else ("cond",)
     for (site, tau), every in norms.items():
         key, cost = norms_id(sampling, tau), tau * len(halves)
         for number, some in _sharded([*every], cost):
@@ -583,7 +583,8 @@ def _compared_with(spec: Spec, trial: evaluating.Trial) -> Iterator[str]:
 
 def _steps(spec: Spec) -> int:
     """Evaluations of the denoiser that an image takes."""
-    return spec.settings.sampling.steps * (2 if spec.settings.sampling.guidance > 1 else 1)
+    sampling = spec.settings.sampling
+    return sampling.steps * (2 if guided(spec.subject.family, sampling) else 1)
 
 
 def _bytes_of_values(site: Site, model: Model) -> float:

@@ -15,7 +15,7 @@ from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families import Model
 from tasks.diffusion.hooks import observed
 from tasks.diffusion.noise import Key, initial_noise
-from tasks.diffusion.sampling import SamplingParams, denoise, trajectories
+from tasks.diffusion.sampling import SamplingParams, denoise, guided, trajectories
 from tasks.diffusion.sites import Layer
 from tasks.errors import InputError
 
@@ -116,7 +116,7 @@ def norms_by_prompt(
     empty = model.unconditional()
 
     def trajectory(rows: slice) -> FeatureNorms:
-        sums = _Sums(layers, guided=params.guidance > 1)
+        sums = _Sums(layers, guided=guided(model, params))
         with observed(layers, sums.see):
             text = embeddings[rows].to(model.device, model.dtype)
             denoise(model, text, empty, initial_noise(model, keys[rows]), params, steps, sums.step)

@@ -70,7 +70,7 @@ def value_activations(
 def seen_activations(
     model: Model, layers: tuple[Layer, ...], embeddings: torch.Tensor, noises: Sequence[str], batch: int = 16
 ) -> list[torch.Tensor]:
-    """The same of layers that see step and latent, too: the mean over tokens and initial noises of |output|.
+    """The same of layers that see step and latent, too: the mean over the text's tokens and initial noises of |output|.
 
     Args:
         layers: linear layers that read (n, tokens, inputs).
@@ -88,7 +88,7 @@ def seen_activations(
         seen: dict[int, torch.Tensor] = {}
 
         def see(layer: Layer, inputs: torch.Tensor, output: torch.Tensor) -> None:
-            seen[layer.index] = output.float().abs().mean(1)
+            seen[layer.index] = model.of_text(output).float().abs().mean(1)
 
         with observed(layers, see):
             model.output(initial_noise(model, keys[rows]), timestep, embeddings[owners[rows]].to(model.dtype))

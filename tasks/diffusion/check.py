@@ -93,13 +93,13 @@ def _of_pipeline(model: Model, start: torch.Tensor, params: SamplingParams) -> t
             width=width * model.pixels_of_latent,
             num_inference_steps=params.steps,
             guidance_scale=params.guidance,
-            latents=start,
+            latents=model.packed(start),
             output_type="pt" if decoded else "latent",
             **model.asked_of_pipeline,
         ).images
     except Exception as error:  # of code that is not ours, about a config that nobody foresaw
         raise InputError(f"the pipeline of {model.source} cannot sample by itself: {first_line(error)}") from error
-    return last[0], made.float().cpu() if decoded else None
+    return model.unpacked(last[0]), made.float().cpu() if decoded else None
 
 
 def _pipeline(model: Model, params: SamplingParams) -> Any:

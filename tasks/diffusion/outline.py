@@ -22,7 +22,7 @@ class Outline:
     """The shapes of a model."""
 
     family: type[Model]
-    denoiser: nn.Module
+    denoiser: Any
     """On the meta device: layers with their shapes, and no numbers."""
     latent: tuple[int, int] | None
     """Height and width of a latent, where the configuration says so."""
@@ -51,11 +51,8 @@ def outline_of(folder: Path) -> Outline:
             denoiser = family.denoiser_class.from_config(config)
     except Exception as error:  # whatever a layer makes of a number that does not fit
         raise InputError(f"{file} describes no {family.denoiser_class.__name__}: {first_line(error)}") from error
-    size = config.get("sample_size")
-    latent = (
-        (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) and len(size) == 2 else None
-    )
-    blocks = _read(folder / "vae" / "config.json").get("block_out_channels")
+    vae = _read(folder / "vae" / "config.json")
+    latent, blocks = family.latent_size(config, vae), vae.get("block_out_channels")
     scale = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else None
     trained = _read(folder / "scheduler" / "scheduler_config.json").get("num_train_timesteps")
     return Outline(

@@ -28,7 +28,13 @@ class SamplingParams(BaseModel):
 
     steps: Annotated[int, Field(ge=1, le=1000, description="Number of denoising steps.")] = 50
     guidance: Annotated[
-        float, Field(ge=0, le=30, description="Strength of classifier-free guidance; 1 or less is none.")
+        float,
+        Field(
+            ge=0,
+            le=30,
+            description="Strength of guidance: classifier-free, of which 1 or less is none, or the number that a model"
+            " it was distilled into reads.",
+        ),
     ] = 7.5
     scheduler: Annotated[
         Choice, Field(description="The sampler: the model's own scheduler, DDIM, or DPM-Solver++.")
@@ -77,9 +83,14 @@ def generate(
     return np.concatenate(out) if out else np.zeros((0, 0, 0, 3), np.uint8)
 
 
+def guided(model: Model | type[Model], params: SamplingParams) -> bool:
+    """Whether each step asks the denoiser twice, with text and without."""
+    return params.guidance > 1 and not model.distilled
+
+
 def trajectories(model: Model, params: SamplingParams) -> int:
     """How many images are denoised at a time: guidance asks the denoiser twice for each."""
-    passes = 2 if params.guidance > 1 else 1
+    passes = 2 if guided(model, params) else 1
     return max(1, fitting(model, "evaluation", passes * params.batch) // passes)
 
 
@@ -93,7 +104,8 @@ def denoise(
     steps: int | None = None,
     on_step: Callable[[int], None] = lambda timestep: None,
 ) -> torch.Tensor:
-    """Denoises latents (n, c, h, w) under embeddings (n, rows, width), with classifier-free guidance.
+    """Denoises latents (n, c, h, w) under embeddings (n, rows, width), with classifier-free guidance, or with the
+    guidance that was distilled into the denoiser.
 
     Args:
         empty: of the half without text, (1, rows, width); see `Model.unconditional`.
@@ -105,11 +117,11 @@ def denoise(
     """
     scheduler = _scheduler(model, params)
     latents = started(scheduler, latents)
-    guided = params.guidance > 1
+    model, twice = model.with_guidance(params.guidance), guided(model, params)
     for step in scheduler.timesteps[:steps]:
         on_step(int(step))
         scaled = as_input(scheduler, latents, step)
-        if guided:
+        if twice:
             both = torch.cat([empty.expand_as(text), text])
             without, with_text = model.output(torch.cat([scaled, scaled]), step, both).chunk(2)
             output = without + params.guidance * (with_text - without)
@@ -194,7 +206,7 @@ def from_bytes(data: bytes) -> np.ndarray:
 
 def _scheduler(model: Model, params: SamplingParams) -> Any:
     scheduler = model.schedule.sampler(params.scheduler, params.steps)
-    scheduler.set_timesteps(params.steps, device=model.device)
+    scheduler.set_timesteps(params.steps, device=model.device, **model.schedule.timing(params.steps))
     if model.from_first_step and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     return scheduler

@@ -9,7 +9,7 @@ import transformers
 
 from tasks.diffusion.families import family_in
 from tasks.diffusion.families.tokenizers import Tokenizers
-from tasks.diffusion.files import INDEX
+from tasks.diffusion.files import INDEX, read_json
 from tasks.errors import InputError, first_line
 
 LongPrompts = Literal["truncate", "refuse", "skip"]
@@ -22,7 +22,8 @@ def tokenizers_of(folder: Path) -> Tokenizers:
     Raises:
         InputError: a tokenizer is missing, cannot be loaded, or is of a class that transformers does not have.
     """
-    files = [folder / INDEX, folder / "text_encoder" / "config.json", *sorted(folder.glob("tokenizer*/*"))]
+    configs = [folder / INDEX, *sorted(folder.glob("*/config.json"))]
+    files = [*configs, *sorted(folder.glob("tokenizer*/*"))]
     return _loaded(folder, tuple((str(path), path.stat().st_mtime_ns) for path in files if path.is_file()))
 
 
@@ -50,5 +51,6 @@ def _loaded(folder: Path, files: tuple[tuple[str, int], ...]) -> Tokenizers:
         raise InputError(f"cannot load the tokenizer of {folder}: {first_line(error)}") from error
     if not each:
         raise InputError(f"the pipeline at {folder} has no tokenizer: audits need all of a base model")
-    most = family.most_tokens(each[0], config)
+    path = folder / family.denoiser_name / "config.json"
+    most = family.most_tokens(each[0], config, read_json(path) if path.is_file() else {})
     return Tokenizers(tuple(each), most, family.as_read, family.token_limits(each, most))

@@ -23,7 +23,7 @@ from tasks.diffusion.precision import Precision
 from tasks.diffusion.sampling import SamplingParams, decode, denoise, encode
 from tasks.errors import InputError
 from tasks.subject import Subject
-from tests.diffusion.test_folder import config
+from tests.support.folders import config
 from tests.support.pipelines import KEYS, PROMPTS
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference" / "model"

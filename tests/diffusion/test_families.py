@@ -29,7 +29,7 @@ def test_the_page_lists_every_family(family: type[Model]) -> None:
     assert f"| `{family.pipeline_class.__name__}` |" in PAGE.read_text()
 
 
-@pytest.mark.parametrize("name", ["FluxPipeline", None, ["mine", "Pipeline"]])
+@pytest.mark.parametrize("name", ["SanaPipeline", None, ["mine", "Pipeline"]])
 def test_a_pipeline_of_no_family_has_none(name: object) -> None:
     assert family_in({"_class_name": name}) is None
 

@@ -62,6 +62,7 @@ def test_it_is_sampled_by_its_own_scheduler_alone() -> None:
     flow = schedule()
     made = flow.sampler("model", 7)
     assert isinstance(made, FlowMatchEulerDiscreteScheduler) and made is not flow.own
+    assert flow.always == "model"  # as a scan asks, too
     for choice in ("ddim", "dpm"):
         with pytest.raises(InputError, match=f"not by {choice}: --set sampling.scheduler=model"):
             flow.sampler(choice, 7)

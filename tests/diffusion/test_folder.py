@@ -8,7 +8,6 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,26 +19,7 @@ from tasks.diffusion.folder import problems_of
 from tasks.diffusion.model import load_model
 from tasks.errors import InputError
 from tasks.mitigate.prune import Card, save_pipeline
-
-Change = Callable[[Path], object]
-
-
-def config(part: str, **values: Any) -> Change:
-    """Sets values in a component's config."""
-
-    def change(folder: Path) -> None:
-        path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
-
-
-def index(**values: Any) -> Change:
-    def change(folder: Path) -> None:
-        path = folder / "model_index.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
+from tests.support.folders import Change, config, index
 
 
 def weights(name: str, *tensors: str) -> Change:
@@ -143,7 +123,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "learned variance": (config("unet", out_channels=8), "takes 4 channels and gives 8"),
     "no size": (config("unet", sample_size=None), "has no sample_size: write the height"),
     "widths": (config("unet", cross_attention_dim=24), "reads 24 values a token, its text encoders give 16"),
-    "class": (index(_class_name="FluxPipeline"), "holds a FluxPipeline; audits need a StableDiffusionPipeline or"),
+    "class": (index(_class_name="SanaPipeline"), "holds a SanaPipeline; audits need a StableDiffusionPipeline or"),
     "inpainting class": (index(_class_name="StableDiffusionInpaintPipeline"), "no text-to-image model by itself"),
     "own pipeline": (index(_class_name=["pipeline", "Mine"]), "pipeline of its own code .Mine., and no code"),
     "no class": (index(_class_name=None), "no index of a pipeline"),

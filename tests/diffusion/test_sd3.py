@@ -9,26 +9,21 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from tasks.collect.values import SEEDS, seen_activations
 from tasks.diffusion.check import check_sampling
-from tasks.diffusion.detection import detection_timestep, noise_differences
+from tasks.diffusion.detection import detection_timestep
 from tasks.diffusion.folder import problems_of
-from tasks.diffusion.hooks import observed, scaled
-from tasks.diffusion.masks import without_neurons
+from tasks.diffusion.hooks import observed
 from tasks.diffusion.model import load_model
 from tasks.diffusion.noise import initial_noise
 from tasks.diffusion.outline import outline_of
-from tasks.diffusion.sampling import SamplingParams, denoise, encode, generate
-from tasks.diffusion.sites import Layer, Site
-from tasks.diffusion.ssim import to_unit_range
+from tasks.diffusion.sampling import SamplingParams, denoise
+from tasks.diffusion.sites import Site
 from tasks.diffusion.tokens import tokenizers_of
-from tasks.dori import DoriParams, attack, start_embeddings
 from tasks.errors import InputError
 from tasks.mitigate.prune import Card, save_pipeline
-from tasks.scan.noise import pull
+from tests.support.folders import config, index
 from tests.support.pipelines import KEYS, PROMPTS, WORDS, write_sd3
 
-ATTACK = DoriParams(steps=3, batch=2)
 POOLED, CLIP = 18, 28
 """Values of the pooled vectors, and of a token of both CLIPs, in the small model; 32 are read."""
 
@@ -62,6 +57,9 @@ def test_it_samples_and_reads_prompts_as_its_own_pipeline(which: str, request: p
         torch.testing.assert_close(ours[:, :-1], theirs, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(ours[:, -1, :POOLED], beside, atol=1e-5, rtol=1e-5)
     assert model.encode(PROMPTS)[:, -257:-1].any() == (which == "folder")
+    assert not model.encode(PROMPTS)[:, : model.tokens, CLIP:].any()
+    assert [rows.stop - rows.start for rows in model.row_groups] == [model.tokens, 256, 1]
+    assert detection_timestep(model, 50) == pytest.approx(993.124, abs=1e-3)
     for guidance in (7.0, 1.0):
         params, start = SamplingParams(steps=5, guidance=guidance), initial_noise(model, KEYS)
         found = denoise(model, model.encode(PROMPTS), model.unconditional(), start, params)
@@ -94,17 +92,6 @@ def test_pooled_vectors_are_read_and_their_filling_is_not(folder: Path) -> None:
             check_sampling(model, SamplingParams())
 
 
-def test_latents_are_shifted_and_scaled_both_ways(folder: Path) -> None:
-    model = load_model(folder, "cpu")
-    latents = initial_noise(model, KEYS)
-    assert model.vae.config.shift_factor == 0.0609
-    expected = model.vae.decode(latents / 1.5305 + 0.0609, return_dict=False)[0]
-    torch.testing.assert_close(model.decode(latents), expected)
-    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
-    mean = model.vae.encode(pixels).latent_dist.mean
-    torch.testing.assert_close(model.encode_images(pixels), (mean - 0.0609) * 1.5305)
-
-
 def test_sites_are_those_of_its_blocks_and_none_follows_from_the_text_alone(folder: Path) -> None:
     outline, model = outline_of(folder), load_model(folder, "cpu")
     assert outline.latent == (8, 8) and outline.image == (32, 32)
@@ -126,97 +113,6 @@ def test_sites_are_those_of_its_blocks_and_none_follows_from_the_text_alone(fold
         model.text_input(Site.VALUE, model.encode(PROMPTS))
 
 
-def test_values_are_means_over_tokens_and_noises_at_the_step_that_is_searched(folder: Path) -> None:
-    model = load_model(folder, "cpu")
-    layers, text = model.layers(Site.VALUE), model.encode(PROMPTS)
-    found = seen_activations(model, layers, text, PROMPTS)
-    step = detection_timestep(model, 50)
-    assert step == pytest.approx(993.124, abs=1e-3)
-    seen: list[list[torch.Tensor]] = [[] for _ in layers]
-
-    def see(layer: Layer, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        assert output.shape[1] == model.tokens + 256
-        seen[layer.index].append(output.abs().mean(1))
-
-    with observed(layers, see):
-        for prompt, one in zip(PROMPTS, text, strict=True):
-            noise = initial_noise(model, [(prompt, seed) for seed in range(SEEDS)])
-            model.output(noise, step, one.expand(SEEDS, -1, -1))
-    for values, each in zip(found, seen, strict=True):
-        torch.testing.assert_close(values, torch.stack([some.mean(0) for some in each]))
-    for batch in (1, 3):
-        for values, same in zip(found, seen_activations(model, layers, text, PROMPTS, batch), strict=True):
-            torch.testing.assert_close(values, same)
-    # The first block's values see the step, those behind it the latent, too.
-    again = seen_activations(model, layers, text, [f"{name} again" for name in PROMPTS])
-    torch.testing.assert_close(again[0], found[0])
-    assert not torch.allclose(again[1], found[1], atol=1e-7, rtol=1e-6)
-    with pytest.raises(InputError, match=r"add_v_proj are not finite"):
-        seen_activations(model, layers, text * float("nan"), PROMPTS)
-
-
-def test_a_neuron_is_blocked_as_it_is_pruned(folder: Path) -> None:
-    model = load_model(folder, "cpu")
-    layers, text, noise = model.layers(Site.VALUE), model.encode(PROMPTS), initial_noise(model, KEYS)
-    plain = model.output(noise, 900.0, text)
-    keep = torch.ones(layers[1].outputs)
-    keep[[3, 5]] = 0
-    with scaled(layers, {1: keep}):
-        blocked = model.output(noise, 900.0, text)
-    with without_neurons(model.denoiser, layers, {1: torch.tensor([3, 5])}):
-        torch.testing.assert_close(model.output(noise, 900.0, text), blocked)
-    assert not blocked.equal(plain) and model.output(noise, 900.0, text).equal(plain)
-
-
-def test_signals_are_predicted_images_and_velocities(folder: Path) -> None:
-    model = load_model(folder, "cpu")
-    text, noise = model.encode(PROMPTS), initial_noise(model, [("a", 0)] * 2)
-    found, output = model.predict(noise, 1000.0, text), model.output(noise, 1000.0, text)
-    assert found.noise.equal(noise)  # whatever the prompt
-    torch.testing.assert_close(model.memory_signal(found, noise), output - noise)
-    differences = noise_differences(model, text, noise, 1000.0)
-    torch.testing.assert_close(differences, to_unit_range(output - noise))
-    null = model.unconditional()
-    expected = output - model.output(noise, 1000.0, null.expand_as(text))
-    torch.testing.assert_close(pull(model, text, null, noise, 1000.0), expected)
-    assert (expected.flatten(1).norm(dim=1) > 1e-4).all()
-
-
-def test_losses_are_on_velocity(folder: Path) -> None:
-    model = load_model(folder, "cpu")
-    text, noise, clean = model.encode(PROMPTS), initial_noise(model, KEYS), initial_noise(model, [("x", 0), ("y", 0)])
-    times = torch.tensor([250.0, 1000.0])
-    sigma = (times / 1000).view(-1, 1, 1, 1)
-    output = model.output((1 - sigma) * clean + sigma * noise, times, text)
-    expected = (output - (noise - clean)).square().mean((1, 2, 3))
-    torch.testing.assert_close(model.training_loss(clean, noise, times, text), expected)
-
-
-@pytest.mark.parametrize("start", ["prompt", "noise", "other"])
-def test_attacks_move_tokens_and_pooled_vectors_and_no_filling(start: Any, folder: Path) -> None:
-    model = load_model(folder, "cpu")
-    latents = encode(model, generate(model, model.encode(PROMPTS), KEYS, SamplingParams(steps=1)))
-    for trigger in attack(model, latents, PROMPTS, KEYS, ATTACK.model_copy(update={"start": start})):
-        moved = (trigger.embedding - trigger.start).abs() > 0
-        assert moved[:-1].all(1).all() and moved[-1, :POOLED].all()
-        assert not moved[-1, POOLED:].any()
-        if start == "noise":  # matched: what fills up is nothing, as in prompts
-            assert not trigger.start[: model.tokens, CLIP:].any() and not trigger.start[-1, POOLED:].any()
-            assert trigger.start[model.tokens : -1].all()
-
-
-def test_noise_is_matched_to_each_kind_of_row(folder: Path) -> None:
-    model = load_model(folder, "cpu")
-    keys = [("a", seed) for seed in range(100)]
-    found = start_embeddings(model, "noise", ["a cat"] * 100, keys, ATTACK, PROMPTS)
-    real = model.encode(PROMPTS)
-    assert [rows.stop - rows.start for rows in model.row_groups] == [model.tokens, 256, 1]
-    for rows in model.row_groups[:2]:
-        ours, theirs = (some[:, rows].flatten(0, 1) for some in (found, real))
-        torch.testing.assert_close(ours.mean(0), theirs.mean(0), atol=0.1, rtol=0.1)
-        torch.testing.assert_close(ours.std(0), theirs.std(0), atol=0.1, rtol=0.1)
-
-
 def test_prompts_are_counted_by_clip_and_told_apart_by_t5(folder: Path, without_t5: Path) -> None:
     long = "x" * (WORDS.model_max_length + 5)
     for where in (folder, without_t5):
@@ -233,37 +129,13 @@ def test_prompts_are_counted_by_clip_and_told_apart_by_t5(folder: Path, without_
 def test_a_pipeline_without_t5_is_exported_without(listed: bool, without_t5: Path, tmp_path: Path) -> None:
     base = shutil.copytree(without_t5, tmp_path / "base")
     path = base / "model_index.json"
-    index = {key: value for key, value in json.loads(path.read_text()).items() if listed or value != [None, None]}
-    path.write_text(json.dumps(index))
-    assert ("text_encoder_3" in index) == listed
+    words = {key: value for key, value in json.loads(path.read_text()).items() if listed or value != [None, None]}
+    path.write_text(json.dumps(words))
+    assert ("text_encoder_3" in words) == listed
     model = load_model(base, "cpu")
     card = Card(title="x", base=str(base), base_id="0", method="m", audit_id="a", site="s", pruned=0, total=1)
     save_pipeline(base, model.denoiser, tmp_path / "whole", card)
     check_sampling(load_model(tmp_path / "whole", "cpu"), SamplingParams())
-
-
-def test_mixed_precision_is_nearly_the_same(folder: Path) -> None:
-    exact, mixed = load_model(folder, "cpu"), load_model(folder, "cpu", "mixed")
-    embeddings, noise = exact.encode(PROMPTS), initial_noise(exact, KEYS)
-    expected, found = (model.predict(noise, 500.0, embeddings).clean for model in (exact, mixed))
-    assert not found.equal(expected)
-    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
-
-
-def config(part: str, **values: Any) -> Any:
-    def change(folder: Path) -> None:
-        path = folder / part / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
-
-
-def index(**values: Any) -> Any:
-    def change(folder: Path) -> None:
-        path = folder / "model_index.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
 
 
 BAD = {

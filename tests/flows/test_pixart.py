@@ -1,19 +1,17 @@
 """The whole audit on a transformer of random weights: nothing but its family knows that it is no UNet."""
 
-import json
 from pathlib import Path
 
 import pytest
-from diffusers import DiffusionPipeline
 
 from flows.audit import AuditParams, audit
 from flows.check import check
 from flows.settings import Settings
 from storage import Store, run_sql, verify
 from tasks.errors import InputError
-from tasks.mitigate import task as mitigating
 from tasks.subject import Subject
 from tests.flows.test_audit import RIVALS, SETTINGS
+from tests.support.exported import check_exported
 from tests.support.pipelines import write_pixart
 from tests.support.world import tiny_world
 
@@ -51,15 +49,7 @@ def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
     assert layers == {f"{block}.{layer}" for block in blocks for layer in ("attn2.to_v", "ff.net.2")}
     # A variant leaves the store as a pipeline of the same family.
     subject = Subject(store=store.url, model=str(model), prompt_set="", device="cpu")
-    mitigating.export_variant(subject, audited.variants["wanda"], tmp_path / "whole")
-    pruned = DiffusionPipeline.from_pretrained(tmp_path / "whole").transformer
-    with subject.loaded(audited.variants["wanda"]) as expected:
-        pairs = zip(pruned.parameters(), expected.denoiser.parameters(), strict=True)
-        assert all(one.equal(two) for one, two in pairs)
-    assert json.loads((tmp_path / "whole" / "model_index.json").read_text())["_class_name"] == "PixArtAlphaPipeline"
-    mitigating.export_variant(subject, audited.variants["wanda"], tmp_path / "changed", changed_only=True)
-    card = (tmp_path / "changed" / "README.md").read_text()
-    assert 'transformer = PixArtTransformer2DModel.from_pretrained("path/to/this/folder")' in card
+    check_exported(subject, audited.variants["wanda"], tmp_path)
 
 
 def test_what_the_family_cannot_do_is_refused_before_any_work(model: Path, tmp_path: Path) -> None:

@@ -1,21 +1,19 @@
 """The whole audit of a model whose text and image attend to both, trained by flow matching; its weights are random."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
-from diffusers import DiffusionPipeline
 
 from flows.audit import AuditParams, audit
 from flows.check import check
 from flows.settings import Settings
 from storage import Store, run_sql, verify
 from tasks.errors import InputError
-from tasks.mitigate import task as mitigating
 from tasks.report.task.pages import page_here
 from tasks.subject import Subject
 from tests.flows.test_audit import RIVALS, SETTINGS
+from tests.support.exported import check_exported
 from tests.support.pipelines import write_sd3
 from tests.support.world import tiny_world
 
@@ -62,16 +60,7 @@ def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
     assert "flow matching" in page_here(store, audited.audit_id).read_text()
     # A variant leaves the store as a pipeline of the same family.
     subject = Subject(store=store.url, model=str(model), prompt_set="", device="cpu")
-    mitigating.export_variant(subject, audited.variants["wanda"], tmp_path / "whole")
-    pruned = DiffusionPipeline.from_pretrained(tmp_path / "whole").transformer
-    with subject.loaded(audited.variants["wanda"]) as expected:
-        pairs = zip(pruned.parameters(), expected.denoiser.parameters(), strict=True)
-        assert all(one.equal(two) for one, two in pairs)
-    index = json.loads((tmp_path / "whole" / "model_index.json").read_text())
-    assert index["_class_name"] == "StableDiffusion3Pipeline"
-    mitigating.export_variant(subject, audited.variants["wanda"], tmp_path / "changed", changed_only=True)
-    card = (tmp_path / "changed" / "README.md").read_text()
-    assert 'transformer = SD3Transformer2DModel.from_pretrained("path/to/this/folder")' in card
+    check_exported(subject, audited.variants["wanda"], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
@@ -180,6 +182,41 @@ def write_sd3(folder: Path, t5: bool = True, **config: Any) -> Path:
         else None,
         tokenizer_3=words if t5 else None,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def write_flux(folder: Path, guidance: bool = True, **config: Any) -> Path:
+    """FLUX.1 dev in little, or schnell, which reads no guidance and whose steps are not shifted: two double blocks, two
+    single ones, images of 32 pixels."""
+    torch.manual_seed(0)
+    words = t5_tokenizer()
+    shape: dict[str, Any] = {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2}
+    shape |= {"attention_head_dim": 12, "axes_dims_rope": (4, 4, 4), "joint_attention_dim": 32}
+    FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            **(shape | config), in_channels=16, pooled_projection_dim=16, guidance_embeds=guidance
+        ),
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            norm_num_groups=4,
+            sample_size=32,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=CLIPTextModel(text_config(16, 16)),
+        tokenizer=WORDS,
+        text_encoder_2=T5EncoderModel(
+            T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=16, num_layers=2, num_heads=2, is_decoder=False)
+        ),
+        tokenizer_2=words,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+        if guidance
+        else FlowMatchEulerDiscreteScheduler(shift=1.0),
     ).save_pretrained(folder, safe_serialization=True)
     return folder
 

@@ -5,7 +5,6 @@ Work is kept prompt by prompt, so that a larger audit adds to a smaller one and 
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +15,8 @@ from tasks.collect.values import SEEDS, STEPS, seen_activations, value_activatio
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.check import check_sampling
 from tasks.diffusion.detection import detection_timestep
-from tasks.diffusion.families import family_in
-from tasks.diffusion.files import INDEX, read_json
 from tasks.diffusion.footprint import fitting
-from tasks.diffusion.sampling import SamplingParams
+from tasks.diffusion.sampling import SamplingParams, guided
 from tasks.diffusion.sites import Layer, Site
 from tasks.keys import SEED, norms_id, prompt_id, values_id
 from tasks.progress import progress
@@ -98,9 +95,7 @@ def collect_values(subject: Subject, prompts: Sequence[Prompt], site: Site) -> N
 
 def cost_of_values(subject: Subject, site: Site) -> float:
     """Evaluations of the denoiser that the value activations of a prompt take; the model is not loaded."""
-    family = family_in(read_json(Path(subject.model) / INDEX))
-    assert family is not None
-    return 0.0 if site in family.text_alone else float(SEEDS)
+    return 0.0 if site in subject.family.text_alone else float(SEEDS)
 
 
 def collect_norms(
@@ -120,7 +115,7 @@ def collect_norms(
     model, store = subject.load(), subject.open()
     layers = model.layers(site)
     params_id = norms_id(sampling, steps)
-    halves = ("cond", "uncond") if sampling.guidance > 1 else ("cond",)
+    halves = ("cond", "uncond") if guided(model, sampling) else ("cond",)
     known = {half: _known(store, subject, site, f"{params_id}-{half}") for half in halves}
 
     def lacking(prompt: Prompt) -> bool:

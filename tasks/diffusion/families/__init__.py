@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from tasks.diffusion.families.flux import Flux
 from tasks.diffusion.families.model import Model
 from tasks.diffusion.families.pixart import PixArtAlpha, PixArtSigma
 from tasks.diffusion.families.sd3 import StableDiffusion3
@@ -16,7 +17,7 @@ __all__ = ["FAMILIES", "Model", "StableDiffusion", "family_in", "family_of", "la
 
 FAMILIES: Mapping[str, type[Model]] = {
     family.pipeline_class.__name__: family
-    for family in (StableDiffusion, StableDiffusionXL, PixArtAlpha, PixArtSigma, StableDiffusion3)
+    for family in (StableDiffusion, StableDiffusionXL, PixArtAlpha, PixArtSigma, StableDiffusion3, Flux)
 }
 """By pipeline, its family."""
 

@@ -5,9 +5,10 @@ eps - x. At the first step sigma is 1: what follows as predicted noise is the la
 so predicted images and velocities are looked at in its place, see `Schedule.ends_in_noise`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -32,6 +33,8 @@ _REFUSED = {
 @dataclass(frozen=True)
 class FlowSchedule(Schedule):
     """The noise that a model was trained by, and its own scheduler, which alone samples it."""
+
+    always: ClassVar[Choice] = "model"
 
     @property
     def trained(self) -> int:
@@ -82,8 +85,11 @@ class FlowSchedule(Schedule):
         return (times.float() / self.trained).view(-1, 1, 1, 1)
 
 
-def read_flow(folder: Path, name: str) -> FlowSchedule:
+def read_flow(folder: Path, name: str, followed: Collection[str] = ()) -> FlowSchedule:
     """The schedule of a pipeline that is trained by flow matching; see `read_schedule`.
+
+    Args:
+        followed: settings that are refused otherwise, and that the family follows as its pipeline does.
 
     Raises:
         InputError: the scheduler is another than that of flow matching, its config is none, or one that audits cannot
@@ -97,7 +103,7 @@ def read_flow(folder: Path, name: str) -> FlowSchedule:
             "model there, and name it in model_index.json"
         )
     for setting, meaning in _REFUSED.items():
-        if config.get(setting):
+        if config.get(setting) and setting not in followed:
             raise InputError(f"{path} has {setting}: such a scheduler {meaning}, which audits cannot follow")
     try:
         own = kind.from_pretrained(folder)

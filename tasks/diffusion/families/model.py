@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -66,8 +65,8 @@ class Model(ABC):
     """Components that a pipeline may lack, all of them together."""
     joint: ClassVar[bool] = False
     """Whether text and image attend to both at once, so that no attention is to the text alone."""
-    asked_of_pipeline: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """What the pipeline's call has to be given to sample as audits do."""
+    distilled: ClassVar[bool] = False
+    """Whether guidance was distilled into the denoiser: no step asks it a second time, without text."""
 
     # Before any weights are loaded
 
@@ -88,12 +87,13 @@ class Model(ABC):
 
     @classmethod
     @abstractmethod
-    def most_tokens(cls, tokenizer: Any, config: Any) -> int:
+    def most_tokens(cls, tokenizer: Any, config: Any, denoiser: Mapping[str, Any]) -> int:
         """Tokens of a prompt that are read, with those that begin and end it.
 
         Args:
             tokenizer: the first one.
             config: of the first text encoder.
+            denoiser: its config.
         """
 
     @classmethod
@@ -120,6 +120,24 @@ class Model(ABC):
     def of(cls, index: Mapping[str, Any], **fields: Any) -> Self:
         """The model of these fields, and of what model_index.json says beside."""
         return cls(**fields)
+
+    @classmethod
+    def latent_size(cls, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Height and width of a latent by the configs of denoiser and autoencoder; None where they do not say."""
+        size = denoiser.get("sample_size")
+        if isinstance(size, int):
+            return size, size
+        return (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None
+
+    @classmethod
+    def sampling_notes(cls, denoiser: Mapping[str, Any], guidance: float) -> Iterable[str]:
+        """What is worth a line of how models of this family are sampled.
+
+        Args:
+            denoiser: its config.
+            guidance: that is asked for.
+        """
+        return ()
 
     @classmethod
     def decodes_in_float32(cls, vae: Any) -> bool:
@@ -155,7 +173,7 @@ class Model(ABC):
     @property
     def tokens(self) -> int:
         """Tokens of a prompt that are read, with those that begin and end it."""
-        return self.most_tokens(self.tokenizer, self.text_encoder.config)
+        return self.most_tokens(self.tokenizer, self.text_encoder.config, self.denoiser.config)
 
     @property
     def tokenizers(self) -> Tokenizers:
@@ -200,6 +218,10 @@ class Model(ABC):
     def _text(self, embeddings: torch.Tensor) -> torch.Tensor:
         """What the denoiser's cross-attention reads, (n, tokens, inputs)."""
 
+    def of_text(self, output: torch.Tensor) -> torch.Tensor:
+        """What a layer of values or keys gives of the text, (n, tokens, outputs), where the image passes it, too."""
+        return output
+
     # Predictions
 
     @property
@@ -217,6 +239,10 @@ class Model(ABC):
     def pixels_of_latent(self) -> int:
         """Height of what a latent's one row shows, in pixels; as the pipeline counts it."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def with_guidance(self, guidance: float) -> Self:
+        """The same model as it samples at this guidance, where that is a number which the denoiser reads."""
+        return self
 
     def output(self, latents: torch.Tensor, timestep: torch.Tensor | float, embeddings: torch.Tensor) -> torch.Tensor:
         """What the denoiser says of latents, in its own terms, which are those of its scheduler.
@@ -322,6 +348,19 @@ class Model(ABC):
     def with_denoiser(self, denoiser: nn.Module) -> Self:
         """The same model with another denoiser of the same shape."""
         return replace(self, denoiser=settled(denoiser, self.device, self.mixed and not self.joint))
+
+    @property
+    def asked_of_pipeline(self) -> Mapping[str, Any]:
+        """What the pipeline's call has to be given to sample as audits do."""
+        return {}
+
+    def packed(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (n, channels, height, width) as the pipeline passes them on."""
+        return latents
+
+    def unpacked(self, packed: torch.Tensor) -> torch.Tensor:
+        """The other way."""
+        return packed
 
     def pipeline(self, scheduler: Any) -> Any:
         """The pipeline of diffusers of the same components."""

@@ -38,8 +38,6 @@ class PixArtAlpha(Model):
     start_token: ClassVar[bool] = False
     from_first_step: ClassVar[bool] = True
     trained_tokens: ClassVar[int] = 120
-    # Images of the model's own size, and captions as they are: to clean them takes packages that may not be there.
-    asked_of_pipeline: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False, "clean_caption": False}
 
     @classmethod
     def problems(cls, folder: Path, index: Mapping[str, Any], configs: Parts) -> Iterator[str]:
@@ -55,7 +53,7 @@ class PixArtAlpha(Model):
             yield from transformer_layers(site, f"transformer_blocks.{number}", block)
 
     @classmethod
-    def most_tokens(cls, tokenizer: Any, config: Any) -> int:
+    def most_tokens(cls, tokenizer: Any, config: Any, denoiser: Mapping[str, Any]) -> int:
         return cls.trained_tokens
 
     @staticmethod
@@ -81,6 +79,11 @@ class PixArtAlpha(Model):
     def token_width(self) -> int:
         width: int = self.denoiser.config.caption_channels
         return width
+
+    @property
+    def asked_of_pipeline(self) -> Mapping[str, Any]:
+        # Images of the model's own size, and captions as they are: to clean them takes packages that may not be there.
+        return {"use_resolution_binning": False, "clean_caption": False}
 
     def mask(self, embeddings: torch.Tensor) -> torch.Tensor:
         return embeddings[:, :, -1] > 0.5

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import diffusers
 import torch
@@ -74,6 +74,8 @@ class Schedule:
     """The model's own scheduler; DDIM of the same training noise where that cannot sample."""
     unsampled: str | None = None
     """Why the model's own cannot sample; None where it can."""
+    always: ClassVar[Choice] = "ddim"
+    """What samples every model of such a schedule, whether or not its own scheduler can."""
 
     @property
     def trained(self) -> int:
@@ -99,6 +101,10 @@ class Schedule:
         """Timesteps int64 (n,), uniform over all of training, on the CPU."""
         return torch.randint(self.trained, (n,), generator=draw)
 
+    def timing(self, steps: int) -> dict[str, Hashable]:
+        """What a scheduler's `set_timesteps` is given beside the number of steps, as by the model's pipeline."""
+        return {}
+
     def timestep(self, steps: int, number: int) -> float:
         """A timestep of the model's own way of so many steps, by its number; negative ones count from the end.
 
@@ -107,7 +113,7 @@ class Schedule:
         """
         scheduler = copy.deepcopy(self.own)
         try:
-            scheduler.set_timesteps(steps)
+            scheduler.set_timesteps(steps, **self.timing(steps))
             return self.as_timestep(scheduler.timesteps[number])
         except Exception as error:
             raise InputError(
@@ -182,9 +188,13 @@ class Schedule:
             )
         kind = cast(Hashable, type(made))
         words = made.to_json_string()
-        if problem := _walk(kind, words, steps):
+
+        def problem_of(n: int) -> str | None:
+            return _walk(kind, words, n, tuple(self.timing(n).items()))
+
+        if problem := problem_of(steps):
             if problem != _NOISE:
-                fits = next((n for n in range(steps + 1, steps + 33) if _walk(kind, words, n) is None), None)
+                fits = next((n for n in range(steps + 1, steps + 33) if problem_of(n) is None), None)
                 ways = [f"--set sampling.steps={fits}"] if fits else []
                 ways += [ELSE] if choice != "ddim" else []  # which is what was just tried
                 problem += f": sample with {', or '.join(ways)}" if ways else ": mend the model's scheduler_config.json"
@@ -303,7 +313,7 @@ def _options(kind: Any) -> frozenset[str]:
 
 
 @lru_cache(maxsize=64)
-def _walk(kind: Any, config: str, steps: int) -> str | None:
+def _walk(kind: Any, config: str, steps: int, timing: tuple[tuple[str, Hashable], ...]) -> str | None:
     """What is wrong with such a scheduler's way through so many steps: it fails, or two walks from the same latents
     part. None where nothing is."""
     scheduler, ends = kind.from_config(json.loads(config)), []
@@ -312,7 +322,7 @@ def _walk(kind: Any, config: str, steps: int) -> str | None:
             torch.manual_seed(seed)
             latents = torch.ones(1, 1, 2, 2)
             try:
-                scheduler.set_timesteps(steps)
+                scheduler.set_timesteps(steps, **dict(timing))
                 for step in scheduler.timesteps:
                     scaled = as_input(scheduler, latents, step)
                     latents = stepped(scheduler, torch.zeros_like(scaled), step, latents)

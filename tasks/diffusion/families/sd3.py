@@ -77,7 +77,7 @@ class StableDiffusion3(Model):
             yield from _of_block(site, f"transformer_blocks.{number}", block)
 
     @classmethod
-    def most_tokens(cls, tokenizer: Any, config: Any) -> int:
+    def most_tokens(cls, tokenizer: Any, config: Any, denoiser: Mapping[str, Any]) -> int:
         return int(min(tokenizer.model_max_length, config.max_position_embeddings))
 
     @classmethod

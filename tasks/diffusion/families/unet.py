@@ -54,7 +54,7 @@ class StableDiffusion(Model):
             yield from _of_block(site, part, prefix, block)
 
     @classmethod
-    def most_tokens(cls, tokenizer: Any, config: Any) -> int:
+    def most_tokens(cls, tokenizer: Any, config: Any, denoiser: Mapping[str, Any]) -> int:
         return int(min(tokenizer.model_max_length, config.max_position_embeddings))
 
     @classmethod
