@@ -31,6 +31,9 @@ FULL = "MPS backend out of memory (MPS allocated: 5.56 GB, other allocations: 1.
 class LikeMps(TorchDispatchMode):
     """Within, the meta device has no float64, as MPS has none; what is brought to the processor is ones."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         to = kwargs.get("device")

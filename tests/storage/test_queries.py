@@ -284,11 +284,11 @@ def test_copies_count_images_as_figures_do(
     scores = [{"generation_id": f"p{n}", "reference_id": "x", "value": 0.9 * (n == 0)} for n in range(len(rows))]
     store.write("scores", "k", scores, metric="sscd")
     links = ((row["prompt_id"], row["text"], row["image_ids"]) for row in rows)
-    of = units(links, [pair for _, *pair in near])
+    of = units(links, [(one, other) for _, one, other in near])
     (found,) = query(store, "copies").to_pylist()
     assert (found["prompts"], found["asked"], found["copied"]) == (len(rows), len(set(of.values())), 1)
-    alike = [name for name in of if of[name] == of["p0"]]
-    assert found["share_of_generations"] == pytest.approx(1 / len(alike) / len(set(of.values())))
+    first = [name for name in of if of[name] == of["p0"]]
+    assert found["share_of_generations"] == pytest.approx(1 / len(first) / len(set(of.values())))
 
 
 def test_memorization_left_carries_short_curves_on(local: Store) -> None:

@@ -79,7 +79,11 @@ def parts(width: int, **config: Any) -> dict[str, Any]:
     }
 
 
-ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+ZERO_SNR: dict[str, Any] = {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
 """Of a scheduler whose last timestep is pure noise, as models are trained to zero terminal SNR."""
 
 
