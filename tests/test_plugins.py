@@ -152,7 +152,7 @@ def test_an_audit_has_a_method_of_each_kind(engram: Any, model: Path, tmp_path: 
     words = [word for name, value in CHOSEN.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     place = ["--store", str(tmp_path / "store"), "--model", str(model), "--device", "cpu"]
     # Of some items of work each has one prompt: what reads images goes by one id all the same.
-    sharded = "import flows.run.work as work; work.UNITS = 1; from flows.cli import main; main()"
+    sharded = "import flows.run.work.item as item; item.UNITS = 1; from flows.cli import main; main()"
     told = json.loads(engram("audit", *place, *words, "--json", code=sharded))
     store = Store.open(str(tmp_path / "store"), create=False)
     assert set(store.read("detections")["detector"].to_pylist()) == {"length"}

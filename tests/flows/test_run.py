@@ -135,7 +135,7 @@ def test_neither_shards_nor_order_nor_overlap_change_what_is_found(
     whole, apart = (resolve(params_of(model, tmp_path / name, **few)) for name in ("whole", "apart"))
     stages: tuple[work.Stage, ...] = ("confirm", "collect", "localize", "mitigate", "attack", "evaluate")
     do(whole, *stages)
-    monkeypatch.setattr(work, "UNITS", 1)
+    monkeypatch.setattr("flows.run.work.item.UNITS", 1)
     for stage in stages:
         apart = spec_of(apart.run)
         items = work.work(apart, stage, audit_id="an audit")

@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.run.work.UNITS", 2)
+    monkeypatch.setattr("flows.run.work.item.UNITS", 2)
 
 
 def resolved(model: Path, store: Path, **changed: Any) -> Spec:
@@ -58,7 +58,7 @@ def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, li
     """All tables after the work was done item by item, in its order."""
     spec = resolved(model, tmp_path_factory.mktemp("alone") / "store")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flows.run.work.UNITS", 2)
+        patch.setattr("flows.run.work.item.UNITS", 2)
         do(spec)
     return {table: rows(spec.subject.store, table) for table in TABLES}
 
