@@ -11,7 +11,7 @@ from diffusers import FluxPipeline
 from safetensors.torch import save_file
 
 from tasks.diffusion.check import check_sampling
-from tasks.diffusion.families.flux import FluxSchedule
+from tasks.diffusion.families.flux import Flux, FluxSchedule
 from tasks.diffusion.families.pieces.assembly import Pieces, assembled
 from tasks.diffusion.folder import problems_of, signals_of
 from tasks.diffusion.hooks import observed
@@ -75,11 +75,12 @@ def test_it_samples_and_reads_prompts_as_its_own_pipeline(
 
 def test_latents_are_packed_as_by_its_pipeline_and_come_back(dev: Path) -> None:
     model = load_model(dev, "cpu")
+    assert isinstance(model, Flux)
     latents = torch.arange(2 * 4 * 8 * 8.0).view(2, *model.latent_shape)
     packed = model.packed(latents)
     assert packed.equal(FluxPipeline._pack_latents(latents, 2, 4, 8, 8)) and packed.shape == (2, 16, 16)
     assert model.unpacked(packed).equal(latents)
-    assert model._places(latents).equal(FluxPipeline._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32))
+    assert model.places(latents).equal(FluxPipeline._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32))
 
 
 def test_guidance_is_a_number_that_dev_reads_and_schnell_does_not(dev: Path, schnell: Path) -> None:
@@ -136,6 +137,7 @@ def test_sites_are_those_of_its_blocks_and_none_follows_from_the_text_alone(dev:
     values = [f"{block}.attn.add_v_proj" for block in double]
     first = [f"{block}.{part}.net.0.proj" for block in double for part in ("ff", "ff_context")]
     hidden = [f"{block}.{part}.net.2" for block in double for part in ("ff", "ff_context")]
+    order: list[int] = []
     for site, names in (
         (Site.VALUE, values),
         (Site.VALUE_ALL, [*values, *(f"{block}.attn.to_v" for block in single)]),
@@ -144,8 +146,8 @@ def test_sites_are_those_of_its_blocks_and_none_follows_from_the_text_alone(dev:
         (Site.FEED_FORWARD_INPUT, [*first, *(f"{block}.proj_mlp" for block in single)]),
     ):
         assert [layer.name for layer in outline.layers(site)] == names
-        order: list[int] = []
-        with observed(model.layers(site), lambda layer, inputs, output, seen=order: seen.append(layer.index)):
+        order.clear()
+        with observed(model.layers(site), lambda layer, inputs, output: order.append(layer.index)):
             model.output(initial_noise(model, KEYS), 500.0, model.encode(PROMPTS))
         assert order == [*range(len(names))]
     assert {(layer.inputs, layer.outputs) for layer in outline.layers(Site.FEED_FORWARD_HIDDEN)} == {(96, 24)}

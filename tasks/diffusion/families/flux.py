@@ -206,12 +206,12 @@ class Flux(Model):
             timestep=timesteps.to(latents.dtype) / 1000,  # by which the transformer multiplies it
             guidance=strength if self.denoiser.config.guidance_embeds else None,
             txt_ids=text.new_zeros(text.shape[1], 3),
-            img_ids=self._places(latents),
+            img_ids=self.places(latents),
             return_dict=False,
         )[0]
         return self.unpacked(output)
 
-    def _places(self, latents: torch.Tensor) -> torch.Tensor:
+    def places(self, latents: torch.Tensor) -> torch.Tensor:
         """Where each token of an image lies in it, (tokens, 3): 0, row and column."""
         sizes = 1, *(size // PATCH for size in latents.shape[2:])
         return torch.cartesian_prod(*(torch.arange(size, device=latents.device).to(latents) for size in sizes))
