@@ -74,7 +74,7 @@ def test_a_step_is_counted_as_one_evaluation(model: Path, tmp_path: Path) -> Non
     spec = resolve(params(model, tmp_path / "store", seeds=3, sampling={"steps": 7}))
     costs = {item.method: item.cost for item in work(spec, "confirm", "collect")}
     assert costs["ask the model"] == 3 * 7
-    assert costs["feature norms at ff-hidden"] == spec.settings.wanda.tau
+    assert costs["feature norms at ff-hidden"] == SMALL["wanda"]["tau"]
 
 
 @pytest.mark.parametrize(

@@ -180,13 +180,13 @@ def test_near_duplicates_count_once_by_what_either_audit_found(store: Store) -> 
     apart = compare(store, "a", "b", CLAIMS)
     assert (apart.prompts, apart.images) == (6, 6) and apart.regressions[0][1] <= 0.05
     assert "of 6 attacked images 6 come back" in apart.regressions[0][0]
-    near(store, "p", "one audit", p0="p0", p1="p0", p2="p2", p3="p3", p4="p4", p5="p5")
-    near(store, "q", "the other", p1="p1", p2="p1", p3="p3", p4="p3", q="q")
+    near(store, "p", "one-audit", p0="p0", p1="p0", p2="p2", p3="p3", p4="p4", p5="p5")
+    near(store, "q", "the-other", p1="p1", p2="p1", p3="p3", p4="p3", q="q")
     together = compare(store, "a", "b", CLAIMS)
     # 0, 1 and 2 by both audits, 3 and 4 by one: three coins that fell so are no proof.
     assert (together.prompts, together.images) == (6, 3) and together.regressions == []
     assert "over 6 prompts of 3 images" in together.verdict
-    near(store, "elsewhere", "another set", p0="p0", p5="p0")
+    near(store, "elsewhere", "another-set", p0="p0", p5="p0")
     assert compare(store, "a", "b", CLAIMS).images == 3
 
 

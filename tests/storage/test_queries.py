@@ -277,8 +277,8 @@ def test_copies_count_images_as_figures_do(
     store.write("prompts", "k", rows, prompt_set="p")
     near = {(by, f"p{max(pair)}", f"p{min(pair)}") for by, *pair in alike if max(pair) < len(rows)}
     for number, (by, *pair) in enumerate(sorted(near)):
-        found = [{"prompt_id": name, "cluster": pair[-1], "params_id": f"{by} {number}"} for name in {*pair}]
-        store.write("clusters", f"{by} {number}", found, prompt_set=by)
+        found = [{"prompt_id": name, "cluster": pair[-1], "params_id": f"{by}-{number}"} for name in {*pair}]
+        store.write("clusters", f"{by}-{number}", found, prompt_set=by)
     made = [{"prompt_id": row["prompt_id"], "seed": 0, "generation_id": row["prompt_id"], "bytes": b""} for row in rows]
     store.write("generations", "k", made, model_id="m", variant="original", condition="prompt")
     scores = [{"generation_id": f"p{n}", "reference_id": "x", "value": 0.9 * (n == 0)} for n in range(len(rows))]
