@@ -30,6 +30,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.published import SHAPES, components, write_weights
 from flows.cli.commands import quiet
@@ -38,7 +39,8 @@ from flows.run.spec import Spec, resolve, spec_of
 from flows.run.work import STAGES, work
 from flows.settings import Settings
 from tasks.collect.norms import norms_by_prompt
-from tasks.diffusion.footprint import Work, bytes_of, bytes_of_model, bytes_of_work
+from tasks.diffusion.families import Model
+from tasks.diffusion.footprint import Unasked, Work, bytes_of, bytes_of_model, bytes_of_work
 from tasks.diffusion.model import device_of
 from tasks.diffusion.outline import weightless
 from tasks.diffusion.precision import Precision
@@ -130,6 +132,8 @@ def counted(name: str, folder: Path, precision: Precision, in_detail: bool) -> t
     one = {work: bytes_of_work(model, work) / GIB for work in WORK}
     out |= {f"{name} {work} of one GiB": size for work, size in one.items()}
     said.append("  counted, GiB for one sample: " + ", ".join(f"{work} {size:.2f}" for work, size in one.items()))
+    out[f"{name} evaluation TFLOP"] = operations(model) / 1e12
+    said.append(f"  counted, an evaluation: {out[f'{name} evaluation TFLOP']:.2f} TFLOP")
     if precision in ("float32", "mixed"):
         for training in mitigations():
             for again in (False, True) if training.memory is not None else ():
@@ -139,6 +143,18 @@ def counted(name: str, folder: Path, precision: Precision, in_detail: bool) -> t
                 out[f"{name} {row} GiB"] = training.memory(params, model) / GIB
                 said.append(f"  counted, {row}: {out[f'{name} {row} GiB']:.1f} GiB with the model")
     return out, said
+
+
+@torch.no_grad()
+def operations(model: Model) -> int:
+    """Floating-point operations of an evaluation of the denoiser for one sample, a multiplication and an addition being
+    two; of a model without weights."""
+    latents = torch.empty(1, *model.latent_shape, device=model.device, dtype=model.dtype)
+    with Unasked():
+        text = model.unconditional()
+        with FlopCounterMode(display=False) as counter:
+            model.output(latents, 500.0, text)
+    return int(counter.get_total_flops())
 
 
 def configured(name: str, folder: Path, precision: Precision) -> Path:

@@ -204,16 +204,21 @@ class Tally(TorchDispatchMode):
         self.now -= size
 
 
-class _Fused(TorchFunctionMode):
-    """Has attention computed by what takes the memory of a fused kernel; the meta device has none. Whatever is asked of
-    numbers is answered by no."""
+class Unasked(TorchFunctionMode):
+    """Answers whatever is asked of numbers by no, since the meta device has none: such as whether a mask of tokens
+    leaves nothing out, so that there is no need of it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return False if func is torch.Tensor.__bool__ else func(*args, **(kwargs or {}))
+
+
+class _Fused(Unasked):
+    """Has attention computed by what takes the memory of a fused kernel; the meta device has none."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.Tensor.__bool__:
-            return False  # such as whether a mask of tokens leaves nothing out, so that there is no need of it
         if func is not scaled_dot_product_attention:
-            return func(*args, **kwargs)
+            return super().__torch_function__(func, types, args, kwargs)
         given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
         return _Attention.apply(given["query"], given["key"], given["value"])
 

@@ -8,16 +8,13 @@ import pytest
 import torch
 
 from benchmarks import full_size
-from benchmarks.full_size import ALL_STAGES, AUDIT, LIMIT, Meter, audited, counted, read, table
+from benchmarks.full_size import ALL_STAGES, AUDIT, LIMIT, Meter, counted, measure, read, table
 from benchmarks.published import SHAPES, components, write_weights
-from flows.params import AuditParams
-from flows.settings import Settings
 from tasks.diffusion.folder import problems_of
 from tasks.diffusion.footprint import bytes_of
 from tasks.diffusion.model import load_model
 from tasks.diffusion.outline import weightless
 from tests.support.pipelines import write_v, write_xl
-from tests.support.world import tiny_world
 
 MIB = 2**20
 
@@ -79,18 +76,22 @@ def test_limits_are_kept_or_not() -> None:
     assert any("FAILED" in line for line in table({"FAILED": {"exit code": -9}}, 6.0))
 
 
-def test_every_stage_of_an_audit_is_measured_once(tmp_path: Path) -> None:
-    folder, results = tiny_world(tmp_path / "world"), tmp_path / "results.json"
-    settings = Settings.model_validate(AUDIT | {"nulls": 4, "sampling": {"steps": 1}})
-    params = AuditParams(model=str(folder), store=str(tmp_path / "store"), device="cpu", settings=settings)
-    first = audited(params, ("load", "check", "confirm", "collect"), results, "tiny")
+def test_every_stage_of_an_audit_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(folder: Path) -> None:
+        for weights in write_v(folder).rglob("*.safetensors"):
+            weights.unlink()  # a shape, whose weights the benchmark writes
+
+    monkeypatch.setitem(full_size.SHAPES, "tiny", write)
+    monkeypatch.setitem(AUDIT, "sampling", {"steps": 1})
+    monkeypatch.setenv("ENGRAM_CACHE", str(tmp_path / "cache"))
+    results = tmp_path / "results.json"
+    measure("tiny", tmp_path, "float32", "cpu", ("load", "check", "confirm", "collect"), results)
+    first = read(results)
     assert {label.split(":")[0] for label in first} == {"load", "check", "confirm", "collect"}
-    assert read(results) == first
-    rows = audited(params, ALL_STAGES, results, "tiny")
-    assert {label.split(":")[0] for label in rows} == {*ALL_STAGES} - {
-        "count",
-        "diagnose",
-    }  # this audit has no diagnosis
+    measure("tiny", tmp_path, "float32", "cpu", ALL_STAGES, results)
+    rows = read(results)
+    stages = {*ALL_STAGES} - {"count", "diagnose"}  # this audit has no diagnosis
+    assert {label.split(":")[0] for label in rows} == stages
     assert {label: rows[label] for label in first} == first
     assert {"mitigate: apply wanda", "mitigate: apply random"} <= rows.keys()
     assert any(of["MB"] > 0 for of in rows.values() if "MB" in of)
@@ -107,6 +108,7 @@ def test_what_does_not_fit_is_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert full_size.main() == 0
     found = json.loads(figures.read_text())
     assert found["sd1.4 weights GiB"] == pytest.approx(3.97, abs=0.01)
+    assert found["sd1.4 evaluation TFLOP"] == pytest.approx(0.80, abs=0.01)  # 0.40 T multiplications and as many sums
     assert found["sd1.4 adversarial-finetune GiB"] > 7 * found["sd1.4 denoiser GiB"]
     again, said = counted("sd1.4", tmp_path / "models", "bfloat16", in_detail=False)
     assert again["sd1.4 weights GiB"] == pytest.approx(found["sd1.4 weights GiB"] / 2, rel=1e-3)
