@@ -21,6 +21,7 @@ from tasks.diffusion.noise import generator
 from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import SamplingParams, encode, fitted, from_bytes, generate, image_size
 from tasks.errors import InputError
+from tasks.reference.assemble import SETTINGS
 from tasks.reference.denoiser import errors_of
 from tasks.reference.training import Checkpoint, one_cycle, steps
 from tasks.scorers.sscd import COPY_THRESHOLD, Sscd, SscdParams
@@ -145,12 +146,13 @@ def _train(model: Model, captions: list[str], images: list[np.ndarray], params: 
 
 
 def nearest(model: Model, captions: list[str], images: list[np.ndarray]) -> np.ndarray:
-    """How near each caption's generations come to its image, float (n,): SSCD, best of the seeds.
+    """How near each caption's generations come to its image, float (n,): SSCD, best of the seeds, sampled as the
+    reference model is audited.
 
     Args:
         images: uint8 (height, width, 3) of each caption.
     """
-    sscd, sampling, size = Sscd(SscdParams()), SamplingParams(steps=20), image_size(model)
+    sscd, sampling, size = Sscd(SscdParams()), SamplingParams.model_validate(SETTINGS["sampling"]), image_size(model)
     keys = [(caption, seed) for caption in captions for seed in range(SEEDS)]
     with torch.no_grad():
         made = generate(model, model.encode([caption for caption, _ in keys]), keys, sampling)

@@ -81,7 +81,7 @@ def test_every_stage_of_an_audit_is_measured_once(tmp_path: Path, monkeypatch: p
         for weights in write_v(folder).rglob("*.safetensors"):
             weights.unlink()  # a shape, whose weights the benchmark writes
 
-    monkeypatch.setitem(full_size.SHAPES, "tiny", write)
+    monkeypatch.setitem(SHAPES, "tiny", write)
     monkeypatch.setitem(AUDIT, "sampling", {"steps": 1})
     monkeypatch.setenv("ENGRAM_CACHE", str(tmp_path / "cache"))
     results = tmp_path / "results.json"
