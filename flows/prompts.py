@@ -78,7 +78,7 @@ def import_prompts(params: SetParams) -> Imported:
         refuse(found.problems)
         store, before = Store.open(params.files.store), Store.written.copy()
         name = collecting.import_inputs(store, inputs)
-    return Imported(name, len(found.prompts), len(found.files), dict(Store.written - before))
+    return Imported(name, len(found.prompts), len(found.files), dict(sorted((Store.written - before).items())))
 
 
 def rows_of(found: Described) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
 
 def test_a_step_is_counted_as_one_evaluation(model: Path, tmp_path: Path) -> None:
     spec = resolve(params(model, tmp_path / "store", seeds=3, sampling={"steps": 7}))
-    costs = {item.method: item.cost for item in work(spec, "confirm", "collect")}
+    costs = {item.method: item.cost for item in work(spec, "confirm", "collect", foreseen=True)}
     assert costs["ask the model"] == 3 * 7
     assert costs["feature norms at ff-hidden"] == SMALL["wanda"]["tau"]
 
