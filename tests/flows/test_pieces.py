@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -21,7 +20,8 @@ from flows.settings import Settings
 from storage import Store
 from tests.flows.test_run import SETTINGS
 from tests.support.adapters import Adapter
-from tests.support.world import tiny_world
+from tests.support.drawings import drawings
+from tests.support.world import DISTINCT, SIDE, tiny_world
 
 FITS = ["--set", "wanda.sparsity=0.1", "--set", "attacked=1", "--set", "controls=1"]
 """Settings that suit the small model."""
@@ -150,11 +150,11 @@ def test_a_training_set_is_audited_with_an_adapter_and_without(
     model: Path, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The one command for a fine-tune: neither null prompts nor any other file is needed."""
-    rng = np.random.default_rng(0)
+    looks = drawings(DISTINCT[3], SIDE)[list(DISTINCT[:3])]
     for number in range(3):
         path = tmp_path / "train" / "10_thing" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+        Image.fromarray(looks[number]).save(path)
         path.with_suffix(".txt").write_text(f"thing {number}")
     base = shutil.copytree(model, tmp_path / "base")
     (base / "engram.json").unlink()
