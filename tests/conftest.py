@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -32,3 +33,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread for each of the processes that share the machine: more would wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+LONGEST = ("test_gpu_script.py", "test_spread.py", "test_postgres.py", "test_serve.py", "test_audit.py")
+"""Files whose tests take minutes together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has the longest files begun first: else one process is at them in the end while the others have nothing to do."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
