@@ -1,6 +1,8 @@
 """A model whose own pipeline samples it otherwise is refused when it is first seen."""
 
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -8,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
 
 from storage import Store
 from tasks.collect import task as collecting
@@ -24,7 +26,7 @@ from tasks.diffusion.sampling import SamplingParams, decode, denoise, encode
 from tasks.errors import InputError
 from tasks.subject import Subject
 from tests.support.folders import config
-from tests.support.pipelines import KEYS, PROMPTS
+from tests.support.pipelines import KEYS, PROMPTS, write_pixart, write_sd3
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference" / "model"
 
@@ -40,6 +42,18 @@ def test_both_families_pass_with_every_scheduler(scheduler: Any, v_folder: Path,
     for folder in (v_folder, xl_folder):
         for guidance in (7.5, 1.0):
             check_sampling(load_model(folder, "cpu"), SamplingParams(scheduler=scheduler, guidance=guidance))
+
+
+@pytest.mark.parametrize("written", [write_pixart, write_sd3])
+def test_transformers_pass_with_a_tiny_autoencoder(written: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder = written(tmp_path / "pipeline")
+    blocks = {"encoder_block_out_channels": (8, 8, 8), "num_encoder_blocks": (1, 1, 1)}
+    blocks |= {"decoder_block_out_channels": (8, 8, 8), "num_decoder_blocks": (1, 1, 1)}
+    shutil.rmtree(folder / "vae")
+    AutoencoderTiny(**blocks).save_pretrained(folder / "vae")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"vae": ["diffusers", "AutoencoderTiny"]}))
+    check_sampling(load_model(folder, "cpu"), SamplingParams())
 
 
 def test_what_does_not_count_is_found_with_both_figures(v_folder: Path, xl_folder: Path) -> None:

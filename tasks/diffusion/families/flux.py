@@ -83,7 +83,7 @@ class Flux(Model):
     pipeline_class: ClassVar[Any] = FluxPipeline
     components: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "transformer": ("FluxTransformer2DModel",),
-        "vae": ("AutoencoderKL",),
+        "vae": ("AutoencoderKL", "AutoencoderTiny"),
         "text_encoder": ("CLIPTextModel",),
         "tokenizer": CLIP_TOKENIZERS,
         "text_encoder_2": ("T5EncoderModel",),

@@ -27,7 +27,7 @@ class PixArtAlpha(Model):
     components: ClassVar[Mapping[str, tuple[str, ...]]] = {
         # Published models go by the name that the transformer had at first.
         "transformer": ("PixArtTransformer2DModel", "Transformer2DModel"),
-        "vae": ("AutoencoderKL",),
+        "vae": ("AutoencoderKL", "AutoencoderTiny"),
         "text_encoder": ("T5EncoderModel",),
         "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
         "scheduler": (),

@@ -39,7 +39,7 @@ class StableDiffusion3(Model):
     pipeline_class: ClassVar[Any] = StableDiffusion3Pipeline
     components: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "transformer": ("SD3Transformer2DModel",),
-        "vae": ("AutoencoderKL",),
+        "vae": ("AutoencoderKL", "AutoencoderTiny"),
         "text_encoder": ("CLIPTextModelWithProjection",),
         "tokenizer": CLIP_TOKENIZERS,
         "text_encoder_2": ("CLIPTextModelWithProjection",),
