@@ -27,7 +27,7 @@ ORDINARY = 576
 others are trained on beside when memories are erased."""
 NULLS = 200
 """New compositions never trained on: the prompts that memorized ones are compared with."""
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "precision": "auto",
     "sampling": {"guidance": 2.0, "steps": 20},
     "contrast": "prompts",
@@ -105,9 +105,14 @@ def assemble(out: Path, made: World, texts: Texts, vae: AutoencoderTiny, denoise
     _write(out / "heldout.parquet", "prompts", list(heldout.values()))
     _write(out / "images.parquet", "images", list(images.values()))
     write_bank(out / "bank.parquet", bank, [*made.bank_captions, *made.planted_captions])
+    save_own(out / "model")
+
+
+def save_own(model: Path, settings: dict[str, Any] = SETTINGS) -> None:
+    """Writes what audits of a model do by themselves; its prompts, images and CLIP lie beside its folder."""
     own: dict[str, Any] = {"prompts": "../prompts.parquet", "images": "../images.parquet", "clip": "../clip"}
-    own |= {"settings": SETTINGS, "profiles": PROFILES}
-    (out / "model" / "engram.json").write_text(json.dumps(own, indent=1) + "\n")
+    own |= {"settings": settings, "profiles": PROFILES}
+    (model / "engram.json").write_text(json.dumps(own, indent=1) + "\n")
 
 
 def save_pipeline(folder: Path, texts: Texts, vae: AutoencoderTiny, denoiser: nn.Module) -> None:

@@ -12,7 +12,7 @@ import open_clip
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tasks.reference.training import Checkpoint, autocast, one_cycle, steps
 
@@ -168,6 +168,16 @@ def text_model(model: open_clip.CLIP) -> CLIPTextModel:
             state[f"{layer}.mlp.fc2.{kind}"] = getattr(block.mlp.c_proj, kind)
     prefix = "text_model." if any(name.startswith("text_model.") for name in target.state_dict()) else ""
     target.load_state_dict({prefix + name: value.detach().clone() for name, value in state.items()})
+    return target.eval()
+
+
+@torch.no_grad()
+def projected_text_model(model: open_clip.CLIP) -> CLIPTextModelWithProjection:
+    """The same tower, with what projects its pooled vector to where images are compared with it."""
+    tower = text_model(model)
+    target = CLIPTextModelWithProjection(tower.config)
+    target.text_model.load_state_dict(tower.state_dict())
+    target.text_projection.weight.copy_(model.text_projection.T)
     return target.eval()
 
 
