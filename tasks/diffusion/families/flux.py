@@ -19,7 +19,8 @@ from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from tasks.diffusion.batches import in_batches
 from tasks.diffusion.families.flow import FLOW, FlowSchedule, read_flow
-from tasks.diffusion.families.model import Model, Parts, autoencoder_problems
+from tasks.diffusion.families.joint import Joint, shifted_problems
+from tasks.diffusion.families.model import Parts
 from tasks.diffusion.families.schedule import Schedule
 from tasks.diffusion.families.unet import CLIP_TOKENIZERS
 from tasks.diffusion.files import read_json
@@ -67,7 +68,7 @@ class FluxSchedule(FlowSchedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flux(Model):
+class Flux(Joint):
     """Embeddings (n, tokens + 1, width): T5's tokens, and CLIP's pooled vector, filled up with zeros.
 
     All tokens are attended to, those that fill up, too. Searches move the pooled vector with the tokens. Latents are
@@ -92,11 +93,7 @@ class Flux(Model):
     }
     denoiser_name: ClassVar[str] = "transformer"
     denoiser_class: ClassVar[Any] = FluxTransformer2DModel
-    # Even before text has attended to the image, it is modulated by timestep, guidance and pooled vector.
-    text_alone: ClassVar[frozenset[Site]] = frozenset()
-    start_token: ClassVar[bool] = False
     from_first_step: ClassVar[bool] = True
-    joint: ClassVar[bool] = True
     distilled: ClassVar[bool] = True
 
     @classmethod
@@ -105,9 +102,7 @@ class Flux(Model):
             yield from _transformer_problems(folder / cls.denoiser_name / "config.json", configs)
         if "vae" in configs:
             path = folder / "vae" / "config.json"
-            yield from autoencoder_problems(path, configs["vae"], index["_class_name"], shift=True)
-            if not isinstance(configs["vae"].get("shift_factor"), int | float):
-                yield f"{path} has no shift_factor, which {index['_class_name']} adds to latents: write 0.0 for none"
+            yield from shifted_problems(path, configs["vae"], index["_class_name"])
             yield from gathered(lambda: _side(path, configs["vae"]))
 
     @staticmethod
@@ -166,22 +161,9 @@ class Flux(Model):
         tokens = self.text_encoder_2(self._ids(self.tokenizer_2, prompts, self.tokens))[0]
         return torch.cat([tokens, pad(pooled, (0, self.token_width - pooled.shape[-1]))[:, None].to(tokens)], 1)
 
-    def _ids(self, tokenizer: Any, prompts: list[str], most: int) -> torch.Tensor:
-        how = {"padding": "max_length", "truncation": True, "max_length": most, "return_tensors": "pt"}
-        ids: torch.Tensor = tokenizer(prompts, **how).input_ids
-        return ids.to(self.device)
-
-    @property
-    def token_width(self) -> int:
-        width: int = self.denoiser.config.joint_attention_dim
-        return width
-
     @property
     def row_groups(self) -> tuple[slice, ...]:
         return slice(0, self.tokens), slice(self.tokens, self.tokens + 1)
-
-    def _text(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return embeddings[:, :-1]
 
     def of_text(self, output: torch.Tensor) -> torch.Tensor:
         return output[:, : self.tokens]  # in single blocks the image's tokens follow
@@ -227,14 +209,6 @@ class Flux(Model):
     @property
     def asked_of_pipeline(self) -> Mapping[str, Any]:
         return {"max_sequence_length": self.tokens}
-
-    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
-        unscaled: torch.Tensor = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return unscaled
-
-    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
-        scaled: torch.Tensor = (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-        return scaled
 
 
 def _of_double(site: Site, name: str, block: Any) -> Iterator[tuple[str, nn.Module]]:

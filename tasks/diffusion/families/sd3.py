@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.functional import pad
 
 from tasks.diffusion.families.flow import read_flow
-from tasks.diffusion.families.model import Model, Parts, autoencoder_problems
+from tasks.diffusion.families.joint import Joint, shifted_problems
+from tasks.diffusion.families.model import Parts
 from tasks.diffusion.families.schedule import Schedule
 from tasks.diffusion.families.unet import CLIP_TOKENIZERS
 from tasks.diffusion.files import INDEX
@@ -23,7 +24,7 @@ _T5 = ("text_encoder_3", "tokenizer_3")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StableDiffusion3(Model):
+class StableDiffusion3(Joint):
     """Embeddings (n, tokens + 256 + 1, width): both CLIPs' tokens side by side, filled up with zeros; those of T5, or
     zeros in a pipeline without it; and both CLIPs' pooled vectors, filled up with zeros.
 
@@ -51,11 +52,7 @@ class StableDiffusion3(Model):
     optional: ClassVar[frozenset[str]] = frozenset(_T5)
     denoiser_name: ClassVar[str] = "transformer"
     denoiser_class: ClassVar[Any] = SD3Transformer2DModel
-    # Even before text has attended to the image, it is modulated by the timestep.
-    text_alone: ClassVar[frozenset[Site]] = frozenset()
-    start_token: ClassVar[bool] = False
     from_first_step: ClassVar[bool] = False
-    joint: ClassVar[bool] = True
 
     @classmethod
     def problems(cls, folder: Path, index: Mapping[str, Any], configs: Parts) -> Iterator[str]:
@@ -66,9 +63,7 @@ class StableDiffusion3(Model):
             yield from _transformer_problems(folder / cls.denoiser_name / "config.json", configs)
         if "vae" in configs:
             path = folder / "vae" / "config.json"
-            yield from autoencoder_problems(path, configs["vae"], index["_class_name"], shift=True)
-            if not isinstance(configs["vae"].get("shift_factor"), int | float):
-                yield f"{path} has no shift_factor, which {index['_class_name']} adds to latents: write 0.0 for none"
+            yield from shifted_problems(path, configs["vae"], index["_class_name"])
 
     @staticmethod
     def find(denoiser: nn.Module, site: Site) -> Iterator[tuple[str, nn.Module]]:
@@ -117,23 +112,10 @@ class StableDiffusion3(Model):
         states: torch.Tensor = self.text_encoder_3(self._ids(self.tokenizer_3, prompts, T5_TOKENS))[0]
         return states.to(like)
 
-    def _ids(self, tokenizer: Any, prompts: list[str], most: int) -> torch.Tensor:
-        how = {"padding": "max_length", "truncation": True, "max_length": most, "return_tensors": "pt"}
-        ids: torch.Tensor = tokenizer(prompts, **how).input_ids
-        return ids.to(self.device)
-
-    @property
-    def token_width(self) -> int:
-        width: int = self.denoiser.config.joint_attention_dim
-        return width
-
     @property
     def row_groups(self) -> tuple[slice, ...]:
         ends = self.tokens, self.tokens + T5_TOKENS
         return slice(0, ends[0]), slice(*ends), slice(ends[1], ends[1] + 1)
-
-    def _text(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return embeddings[:, :-1]
 
     def _run(self, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.denoiser(
@@ -144,14 +126,6 @@ class StableDiffusion3(Model):
             return_dict=False,
         )[0]
         return output
-
-    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
-        unscaled: torch.Tensor = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return unscaled
-
-    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
-        scaled: torch.Tensor = (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-        return scaled
 
 
 def _of_block(site: Site, name: str, block: Any) -> Iterator[tuple[str, nn.Module]]:
