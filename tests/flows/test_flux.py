@@ -6,19 +6,17 @@ from typing import Any
 
 import pytest
 
-from flows.audit import AuditParams, audit
+from flows.audit import AuditParams
 from flows.check import check
 from flows.run.spec import resolve
 from flows.run.work import work
 from flows.scan import ScanRun, scan
-from flows.settings import Settings
-from storage import Store, run_sql, verify
 from tasks.errors import InputError
 from tasks.report.task.pages import page_here
 from tasks.scan.task import ScanParams
 from tasks.subject import Subject
 from tests.support.exported import check_exported
-from tests.support.families import SMALL
+from tests.support.families import SMALL, audited_whole, small_params
 from tests.support.pipelines import write_flux
 from tests.support.world import tiny_world
 
@@ -38,22 +36,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def params(model: Path, store: Path, **changed: object) -> AuditParams:
-    settings = Settings.model_validate(SMALL | OWN | changed)
-    return AuditParams(model=str(model), store=str(store), device="cpu", settings=settings)
+    return small_params(model, store, **(OWN | changed))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect")
 def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
-    audited = audit(params(model, tmp_path / "store"))
-    store = Store.open(str(tmp_path / "store"))
-    assert verify(store) == []
+    prompted = {"original", "random-wanda", *OWN["mitigations"]}
+    attacked = {"original", "nemo", "wanda", "lora-finetune"}
+    audited, store = audited_whole(params(model, tmp_path / "store"), prompted, attacked)
     (family,) = {row["family"] for row in store.read("models").to_pylist()}
     assert family == "FluxTransformer2DModel 32"
-    rows = run_sql(store, "SELECT variant, condition FROM metrics WHERE metric = 'mr'").to_pylist()
-    found = {(row["variant"], row["condition"]) for row in rows}
-    assert found >= {(one, "prompt") for one in ("original", "random-wanda", *OWN["mitigations"])}
-    assert found >= {(variant, "dori-noise") for variant in ("original", "nemo", "wanda", "lora-finetune")}
     seen = store.read("activations").to_pylist()
     blocks = [f"transformer_blocks.{number}" for number in range(2)]
     hidden = [f"{block}.{part}.net.2" for block in blocks for part in ("ff", "ff_context")]

@@ -1,17 +1,16 @@
 """The whole audit on a transformer of random weights: nothing but its family knows that it is no UNet."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.audit import AuditParams, audit
+from flows.audit import AuditParams
 from flows.check import check
-from flows.settings import Settings
-from storage import Store, run_sql, verify
 from tasks.errors import InputError
 from tasks.subject import Subject
 from tests.support.exported import check_exported
-from tests.support.families import SMALL
+from tests.support.families import audited_whole, small_params
 from tests.support.pipelines import write_pixart
 from tests.support.world import tiny_world
 
@@ -25,22 +24,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def params(model: Path, store: Path, **changed: object) -> AuditParams:
-    settings = Settings.model_validate(SMALL | {"mitigations": MITIGATIONS} | changed)
-    return AuditParams(model=str(model), store=str(store), device="cpu", settings=settings)
+    own: dict[str, Any] = {"mitigations": MITIGATIONS}
+    return small_params(model, store, **(own | changed))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect")
 def test_every_stage_runs(model: Path, tmp_path: Path) -> None:
-    audited = audit(params(model, tmp_path / "store"))
-    store = Store.open(str(tmp_path / "store"))
-    assert verify(store) == []
+    prompted = {"original", "random-wanda", *MITIGATIONS}
+    attacked = {"original", "nemo", "wanda", "lora-finetune"}
+    audited, store = audited_whole(params(model, tmp_path / "store"), prompted, attacked)
     (family,) = {row["family"] for row in store.read("models").to_pylist()}
     assert family == "PixArtTransformer2DModel 16"
-    rows = run_sql(store, "SELECT variant, condition FROM metrics WHERE metric = 'mr'").to_pylist()
-    found = {(row["variant"], row["condition"]) for row in rows}
-    assert found >= {(one, "prompt") for one in ("original", "random-wanda", *MITIGATIONS)}
-    assert found >= {(one, "dori-noise") for one in ("original", "nemo", "wanda", "lora-finetune")}
     layers = {row["layer"] for row in store.read("activations").to_pylist()}
     blocks = [f"transformer_blocks.{number}" for number in range(3)]
     assert layers == {f"{block}.{layer}" for block in blocks for layer in ("attn2.to_v", "ff.net.2")}

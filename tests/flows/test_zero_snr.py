@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.audit import AuditParams, audit
-from flows.settings import Settings
-from storage import Store, run_sql, verify
 from tasks.report.task.pages import page_here
-from tests.support.families import SMALL
+from tests.support.families import audited_whole, small_params
 from tests.support.pipelines import ZERO_SNR, write_xl
 from tests.support.world import tiny_world
 
@@ -26,14 +23,8 @@ CHANGES = {
 @pytest.mark.usefixtures("prefect")
 def test_every_stage_runs(tmp_path: Path) -> None:
     model = tiny_world(tmp_path, partial(write_xl, **ZERO_SNR))
-    settings = Settings.model_validate(SMALL | CHANGES)
-    store = Store.open(str(tmp_path / "store"))
-    audited = audit(AuditParams(model=str(model), store=store.url, device="cpu", settings=settings))
-    assert verify(store) == []
-    rows = run_sql(store, "SELECT variant, condition FROM metrics WHERE metric = 'mr'").to_pylist()
-    found = {(row["variant"], row["condition"]) for row in rows}
-    assert found >= {(variant, "prompt") for variant in ("original", *MITIGATIONS)}
-    assert found >= {(variant, "dori-noise") for variant in ("original", "wanda", "adversarial-finetune")}
+    prompted, attacked = {"original", *MITIGATIONS}, {"original", "wanda", "adversarial-finetune"}
+    audited, store = audited_whole(small_params(model, tmp_path / "store", **CHANGES), prompted, attacked)
     # By images and velocities every prompt has a score of its own.
     for detector in CHANGES["detectors"]:
         scores = [row["score"] for row in store.read("detections", detector=detector).to_pylist()]
