@@ -20,7 +20,7 @@ from tasks.diffusion.model import load_model
 from tasks.diffusion.noise import generator
 from tasks.diffusion.precision import precision_for
 from tasks.diffusion.sampling import SamplingParams, encode, fitted, from_bytes, generate, image_size
-from tasks.errors import InputError
+from tasks.errors import InputError, refuse
 from tasks.reference.assemble import SETTINGS
 from tasks.reference.denoiser import errors_of
 from tasks.reference.training import Checkpoint, one_cycle, steps
@@ -97,15 +97,15 @@ def training_set(world: Path, many: int, folder: Path) -> tuple[list[str], list[
     Raises:
         InputError: the world has no images of that kind, or fewer.
     """
-    path = world / "heldout.parquet"
-    if not path.is_file():
-        raise InputError(f"no {path}: adapters are trained beside a world that `engram reference build` made")
+    path, files = world / "heldout.parquet", world / "images.parquet"
+    missing = [one for one in (path, files) if not one.is_file()]
+    refuse([f"no {one}: adapters are trained beside a world that `engram reference build` made" for one in missing])
     prompts = [one for one in pq.read_table(path).to_pylist() if one["kind"] != "null" and one["image_ids"]]
     if len(prompts) < many:
         raise InputError(f"{path} has {len(prompts)} images: --set images={len(prompts)} at most")
     prompts = prompts[:: len(prompts) // many][:many]
     wanted = {one["image_ids"][0] for one in prompts}
-    rows = pq.read_table(world / "images.parquet", columns=["image_id", "bytes"]).to_pylist()
+    rows = pq.read_table(files, columns=["image_id", "bytes"]).to_pylist()
     data = {row["image_id"]: row["bytes"] for row in rows if row["image_id"] in wanted}
     place = folder / f"{REPEATS}_emoji"
     place.mkdir(parents=True, exist_ok=True)

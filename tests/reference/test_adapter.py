@@ -75,9 +75,12 @@ def test_one_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path, monkeypatc
         train_adapter(WORLD, tmp_path / "part", PARAMS.model_copy(update={"rank": 2}))
 
 
-def test_no_more_images_than_there_are(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no .*heldout.parquet: adapters are trained beside a world"):
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no .*heldout.parquet: adapters are trained beside a world") as refused:
         train_adapter(tmp_path, tmp_path / "out", PARAMS)
+    assert len(refused.value.problems) == 2  # nor are there images
+    with pytest.raises(InputError, match=r"--set images=[0-9]+ at most"):
+        train_adapter(WORLD, tmp_path / "out", PARAMS.model_copy(update={"images": 100_000}))
 
 
 def test_it_says_how_many_come_back() -> None:
